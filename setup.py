@@ -1,0 +1,134 @@
+"""Build the extension modules: one kernel module for each instruction set and storage type.
+
+Everything else about the project is in pyproject.toml.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+KERNELS = Path("softce_fast/_kernels")
+STORAGES = ("float32", "float64", "float16", "bfloat16")
+
+
+class Variant(NamedTuple):
+    """One build of the kernels: its name, its compiler flags, the CPU features they rely on."""
+
+    name: str
+    flags: tuple[str, ...]
+    features: tuple[str, ...]
+
+
+# The features are looked up at import (softce_fast/_kernels/probe.pyx), best build first.
+X86_VARIANTS = (
+    Variant(
+        "avx512",
+        (
+            *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+            "-mprefer-vector-width=512",
+        ),
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"),
+    ),
+    Variant("avx2", ("-mavx2", "-mfma", "-mf16c"), ("avx2", "fma", "f16c")),
+)
+BASELINE = Variant("baseline", (), ())
+
+# Strict IEEE meaning: no -ffast-math. A multiply-add is fused where the source says so
+# (-ffp-contract=off), so that every build with fused multiply-adds gives the same bits.
+COMPILE_FLAGS = (
+    *("-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fvisibility=hidden", "-Wno-unused-function", "-Wno-psabi"),
+)
+
+
+def variants() -> tuple[Variant, ...]:
+    """Return the variants for the machine that is built for."""
+    target = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).lower()
+    if any(name in target for name in ("x86_64", "amd64")):
+        return (*X86_VARIANTS, BASELINE)
+    return (BASELINE,)
+
+
+def openmp_flags() -> tuple[list[str], list[str]]:
+    """Return the compile and link flags for OpenMP, found by building a small module with them."""
+    candidates = [(["-fopenmp"], ["-fopenmp"])]
+    if sys.platform == "darwin":
+        candidates = [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), *candidates]
+    for compile_flags, link_flags in candidates:
+        if builds_with(compile_flags, link_flags):
+            return compile_flags, link_flags
+    print(
+        "softce_fast: WARNING: the compiler has no OpenMP (omp.h or its runtime is missing): "
+        "building for one thread only.",
+        file=sys.stderr,
+    )
+    return [], []
+
+
+def builds_with(compile_flags: list[str], link_flags: list[str]) -> bool:
+    """Tell whether a program that opens a parallel region compiles and links."""
+    source = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+    compiler = (os.environ.get("CC") or shutil.which("cc") or "gcc").split()
+    flags = os.environ.get("CFLAGS", "").split(), os.environ.get("LDFLAGS", "").split()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.c")
+        path.write_text(source)
+        command = [
+            *(*compiler, *flags[0], *compile_flags, str(path)),
+            *("-o", str(path.with_suffix("")), *flags[1], *link_flags),
+        ]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+def extensions() -> list[Extension]:
+    """Return every extension module, its C source freshly made from Cython."""
+    compile_openmp, link_openmp = openmp_flags()
+    modules: list[Extension] = []
+    probe = Extension(
+        "softce_fast._kernels.probe",
+        [str(KERNELS / "probe.pyx")],
+        extra_compile_args=[*COMPILE_FLAGS, *compile_openmp],
+        extra_link_args=link_openmp,
+        depends=[str(KERNELS / "probe.h")],
+        define_macros=[("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in variants()) + '"')],
+    )
+    modules += cythonize([probe], build_dir="build/cython", show_all_warnings=False)
+    sources = [str(path) for path in sorted(KERNELS.glob("*.pxi"))]
+    for variant in variants():
+        kernels = [
+            Extension(
+                f"softce_fast._kernels.{variant.name}_{storage}",
+                [str(KERNELS / f"{storage}.pyx")],
+                include_dirs=[str(KERNELS)],
+                define_macros=[
+                    (f"STORAGE_{storage.upper()}", None),
+                    # The kernels are written as many small functions that must melt together.
+                    ("CYTHON_INLINE", "inline __attribute__((always_inline))"),
+                ],
+                extra_compile_args=[*COMPILE_FLAGS, *variant.flags, *compile_openmp],
+                extra_link_args=link_openmp,
+                depends=[str(KERNELS / "vector.h"), *sources],
+            )
+            for storage in STORAGES
+        ]
+        # A folder for each variant: the same .pyx becomes modules of different names.
+        modules += cythonize(kernels, build_dir=f"build/cython/{variant.name}")
+    return modules
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=extensions(),
+        options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    )

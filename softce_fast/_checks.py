@@ -1,0 +1,324 @@
+"""Checks of arguments, and the wording of every error about them.
+
+Shared by the compiled path and :mod:`softce_fast.reference`, so that both accept and refuse the
+same calls in the same words. Nothing here needs more than NumPy and the standard library.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.exceptions import AxisError
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Array = NDArray[Any]
+DType = np.dtype[Any]
+
+REDUCTIONS = ("none", "mean", "sum")
+EMPTY_VALUES = ("nan", "zero")
+
+_FLOAT_CHARS = "efdg"
+_FLOAT_NAMES = "float16, bfloat16, float32, float64 or longdouble"
+
+
+# Data types and arrays
+
+
+def is_bfloat16(dtype: DType) -> bool:
+    """Tell whether `dtype` is the bfloat16 of ml_dtypes, without importing ml_dtypes."""
+    return dtype.name == "bfloat16"
+
+
+def is_floating(dtype: DType) -> bool:
+    """Tell whether `dtype` is one of the supported floating types, in any byte order."""
+    return dtype.char in _FLOAT_CHARS or is_bfloat16(dtype)
+
+
+def real_array(value: ArrayLike, name: str) -> Array:
+    """Return `value` as a plain array of real numbers, copying nothing that is already one."""
+    if type(value) is np.ndarray:
+        array = value
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, which is not supported: pass its data, with where=~mask to "
+            "softmax, log_softmax and logsumexp, or ignore_index= or sample_weight= to a loss"
+        )
+    else:
+        array = np.asarray(value)
+    dtype = array.dtype
+    if dtype.kind in "biu" or is_floating(dtype):
+        return array
+    raise TypeError(
+        f"{name} must hold real numbers (booleans, integers, {_FLOAT_NAMES}), got dtype {dtype}"
+    )
+
+
+def result_dtype(dtype: DType, requested: DTypeLike | None = None) -> DType:
+    """Return the dtype of the result for real input of `dtype`, in native byte order."""
+    if requested is not None:
+        return _requested_dtype(requested)
+    if dtype.kind in "biu":
+        return np.dtype(np.float64)
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def _requested_dtype(requested: DTypeLike) -> DType:
+    try:
+        dtype = np.dtype(requested)
+    except TypeError:
+        dtype = None
+    if dtype is None or not is_floating(dtype):
+        raise TypeError(f"dtype must be {_FLOAT_NAMES}, got {requested!r}")
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def compute_dtype(dtype: DType) -> DType:
+    """Return the dtype to compute a result of `dtype` in: float32 for the half types."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def promote(first: DType, second: DType) -> DType:
+    """Return the dtype of a result of two arrays whose results alone have these dtypes."""
+    if first == second:
+        return first
+    return np.promote_types(compute_dtype(first), compute_dtype(second))
+
+
+# Axes
+
+
+def normalize_axis(axis: int, ndim: int) -> int:
+    """Return the one axis of a loss, counted from the front."""
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+    if not -ndim <= index < ndim:
+        raise AxisError(index, ndim, "axis")
+    return index % ndim
+
+
+def normalize_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    """Return the reduced axes in rising order, counted from the front.
+
+    A 0-d array takes axis 0 and -1, as NumPy's reductions do; its one element is then the row, as
+    it is for no axes at all.
+    """
+    if axis is None:
+        return tuple(range(ndim))
+    if isinstance(axis, tuple):
+        axes = sorted(normalize_axis(item, ndim) for item in axis)
+        if len(set(axes)) != len(axes):
+            raise ValueError(
+                f"axis must not name an axis twice, got {axis!r} for {ndim} dimensions"
+            )
+        return tuple(axes)
+    if not hasattr(axis, "__index__"):
+        raise TypeError(f"axis must be an integer, a tuple of integers or None, got {axis!r}")
+    if ndim == 0 and operator.index(axis) in (0, -1):
+        return ()
+    return (normalize_axis(axis, ndim),)
+
+
+# Options
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse a reduction other than none, mean and sum."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def check_empty(empty: str) -> None:
+    """Refuse a value of empty other than nan and zero."""
+    if empty not in EMPTY_VALUES:
+        raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
+
+
+def check_label_smoothing(label_smoothing: float) -> float:
+    """Return label_smoothing as a float in [0, 1]."""
+    value = _number(label_smoothing, "label_smoothing", "a number in [0, 1]")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}")
+    return value
+
+
+def check_temperature(temperature: float) -> float:
+    """Return temperature as a finite float above 0."""
+    value = _number(temperature, "temperature", "a finite number > 0")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"temperature must be finite and > 0, got {temperature!r}")
+    return value
+
+
+def check_z_loss(z_loss: float) -> float:
+    """Return z_loss as a finite float."""
+    value = _number(z_loss, "z_loss", "a finite number")
+    if not math.isfinite(value):
+        raise ValueError(f"z_loss must be finite, got {z_loss!r}")
+    return value
+
+
+def check_denominator(denominator: float | None) -> float | None:
+    """Return denominator as a finite float, or None."""
+    if denominator is None:
+        return None
+    value = _number(denominator, "denominator", "a finite number or None")
+    if not math.isfinite(value):
+        raise ValueError(f"denominator must be finite, got {denominator!r}")
+    return value
+
+
+def check_ignore_index(ignore_index: int) -> int:
+    """Return ignore_index as an int."""
+    try:
+        return operator.index(ignore_index)
+    except TypeError:
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
+
+
+def check_num_threads(n: int) -> int:
+    """Return a number of threads as an int of 1 or more."""
+    try:
+        value = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an integer >= 1 (a number of threads), got {n!r}") from None
+    if value < 1:
+        raise ValueError(f"n must be >= 1 (a number of threads), got {n!r}")
+    return value
+
+
+def _number(value: Any, name: str, takes: str) -> float:
+    if type(value) is float:
+        return value
+    try:
+        if isinstance(value, (str, bytes)) or getattr(value, "ndim", 0) != 0:
+            raise TypeError
+        return float(value)
+    except OverflowError:  # an int beyond the largest float
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {takes}, got {value!r}") from None
+
+
+# Arrays that go with an input of a given shape
+
+
+def check_same_shape(array: Array, shape: tuple[int, ...], name: str, other: str) -> None:
+    """Refuse an array of another shape than that of the argument called `other`."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape of {other}, {shape}, got {array.shape}")
+
+
+def check_broadcast(array: Array, shape: tuple[int, ...], name: str, other: str) -> Array:
+    """Return `array` broadcast to `shape`, that of the argument called `other`."""
+    if array.shape == shape:
+        return array
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to the shape of {other}, {shape}, got shape {array.shape}"
+        ) from None
+
+
+def check_where(where: ArrayLike, shape: tuple[int, ...], other: str = "x") -> NDArray[np.bool_]:
+    """Return `where` as a boolean array of `shape`, that of the argument called `other`."""
+    mask = real_array(where, "where")
+    if mask.dtype.kind != "b":
+        raise TypeError(f"where must hold booleans, got dtype {mask.dtype}")
+    return check_broadcast(mask, shape, "where", other)
+
+
+def check_class_weight(weight: ArrayLike, classes: int) -> Array:
+    """Return the class weights as an array of shape (classes,)."""
+    array = real_array(weight, "weight")
+    if array.shape != (classes,):
+        raise ValueError(
+            f"weight must have one value for each class, shape ({classes},), got {array.shape}"
+        )
+    return array
+
+
+def check_sample_weight(
+    sample_weight: ArrayLike, row_shape: tuple[int, ...], other: str = "logits"
+) -> Array:
+    """Return the row weights as an array of `row_shape`."""
+    array = real_array(sample_weight, "sample_weight")
+    if array.shape != row_shape:
+        raise ValueError(
+            f"sample_weight must have the shape of {other} without the class axis, {row_shape}, "
+            f"got {array.shape}"
+        )
+    return array
+
+
+def check_out(out: object, shape: tuple[int, ...], dtype: DType, name: str = "out") -> None:
+    """Refuse an output array that a result of `shape` and `dtype` cannot be written to."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
+    if out.dtype != dtype and (out.dtype.isnative or out.dtype.newbyteorder("=") != dtype):
+        raise TypeError(f"{name} must have dtype {dtype}, that of the result, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, that of the result, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name} must be writable, got a read-only array")
+
+
+# Targets
+
+
+def check_target(
+    target: ArrayLike, shape: tuple[int, ...], axis: int, other: str = "logits"
+) -> tuple[Array, bool]:
+    """Return the target as an array, and whether it holds class indices (not probabilities).
+
+    `shape` is that of the argument called `other`; `axis` is its class axis, counted from the
+    front. Labels are not compared with the number of classes here: `check_labels` does that.
+    """
+    array = real_array(target, "target")
+    row_shape = shape[:axis] + shape[axis + 1 :]
+    kind = array.dtype.kind
+    if kind == "b":
+        raise TypeError(
+            "target must hold class indices (integers) or class probabilities (floating), "
+            "got booleans"
+        )
+    if kind in "iu":
+        if array.shape != row_shape:
+            raise ValueError(
+                f"target of class indices must have the shape of {other} without the class axis, "
+                f"{row_shape}, got {array.shape}"
+            )
+        return array, True
+    if array.shape != shape:
+        if array.size == 0 and array.shape == row_shape and not isinstance(target, np.ndarray):
+            return array.astype(np.intp), True  # an empty list has no integers to show its kind
+        raise ValueError(
+            f"target of class probabilities (dtype {array.dtype}) must have the shape of {other}, "
+            f"{shape}, got {array.shape}; class indices need an integer dtype"
+        )
+    return array, False
+
+
+def check_labels(labels: Array, classes: int, ignore_index: int) -> None:
+    """Refuse labels outside [0, classes) other than `ignore_index`."""
+    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        outside = (labels < 0) | (labels >= classes)
+        outside &= labels != ignore_index
+        if outside.any():
+            raise_bad_label(labels, int(outside.argmax()), classes, ignore_index)
+
+
+def raise_bad_label(labels: Array, position: int, classes: int, ignore_index: int) -> NoReturn:
+    """Raise the IndexError for the bad label at flat C-order `position`."""
+    index = tuple(int(item) for item in np.unravel_index(position, labels.shape))
+    place = "target" + (str(list(index)) if index else "")
+    valid = f"in [0, {classes})" if classes else "in [0, 0), which is empty (there are no classes),"
+    raise IndexError(
+        f"{place} is {int(labels[index])}: labels must be {valid} or equal ignore_index, "
+        f"{ignore_index}"
+    )

@@ -1,0 +1,699 @@
+# The way of a batch through a kernel.
+#
+# rows -> tasks (a fixed number of rows, whatever the number of threads) -> groups of up to LANES rows
+# -> chunks of CHUNK classes. A group goes through three steps:
+#
+#   forward   maximum, reference and sum of exponentials of each chunk; the chunks merged
+#   finish    what the operation makes of a row's sums: a loss, a factor, a constant (vectors: one
+#             row in each lane)
+#   write     the output, if there is one
+#
+# Forward and write exist twice: for single rows (rows.pxi) and for tiles (tile.pxi). Both give the same
+# bits, so which one serves a group is a matter of speed alone. Few long rows are shared out by
+# chunks instead of rows; the chunks are the same ones.
+
+cdef enum Operation:
+    SOFTMAX
+    LOG_SOFTMAX
+    LOGSUMEXP
+    CROSS_ENTROPY
+
+
+cdef struct Array:
+    # A 3-d array (outer, class, inner) seen as rows; strides in bytes. `data` is NULL for none.
+    char *data
+    Py_ssize_t inner_length
+    Py_ssize_t outer_stride
+    Py_ssize_t class_stride
+    Py_ssize_t inner_stride
+    Py_ssize_t row_stride     # from one row to the next where that is always the same, else 0
+
+
+cdef extern from *:
+    """
+    /* A factor this small could underflow; see chunk_output. */
+    #define CHUNK_FACTOR_LIMIT ((real)0x1p-32)
+    """
+    const real CHUNK_FACTOR_LIMIT
+
+
+cdef struct Problem:
+    Operation operation
+    Py_ssize_t rows
+    Py_ssize_t classes
+    Py_ssize_t chunks
+    Py_ssize_t rows_per_task
+    Py_ssize_t rows_per_group
+    Array logits
+    Array target            # class indices, int64
+    Array output            # probabilities, log-probabilities or gradient
+    Array result            # logsumexp or loss of each row, in `real`
+    Scale scale
+    double *task_losses     # the sum of the losses of each task
+    real gradient_scale     # weight of a row's loss in the reduced one
+    int64_t ignore_index
+    bint empty_is_zero      # rows without a finite logit give 0 instead of NaN
+    bint by_tiles
+    bint stream             # write the output past the caches
+    bint keep               # exponentials of all chunks are kept from forward to write
+    size_t kept_stride      # numbers between the kept rows of a group
+
+
+cdef struct ChunkState:
+    # One chunk of a group's rows, a row in each lane.
+    vector maximum
+    Reference reference
+    Pair others             # sum of the exponentials but the pivot's
+    Pair factor             # from the chunk's reference to the row's
+
+
+cdef struct Group:
+    # Up to LANES rows, a row in each lane.
+    Py_ssize_t first
+    Py_ssize_t rows
+    Py_ssize_t row_stride         # in the logits; 0 if uneven
+    Py_ssize_t output_row_stride
+    Py_ssize_t[16] offsets
+    Py_ssize_t[16] output_offsets
+    int64_t[16] labels
+    vector active                 # 0 where the label is ignored, else 1
+    vector maximum
+    Reference reference
+    Pair others
+    vector minus                  # see output_vector
+    Pair factor
+    vector at_label               # the gradient at the label
+    vector result
+
+
+cdef struct Scratch:
+    # Of one thread.
+    ChunkState *states            # of all chunks of a group
+    real *kept                    # exponentials: rows of a group, or its tile
+    real *unpacked                # rows of a tile, one behind the other
+    Py_ssize_t pending            # numbers in `unpacked` that wait for their cache line to fill,
+    storage *pending_at           # and where they go
+    storage *staged               # rows copied together
+    real *results                 # of the rows of a task
+    void *memory
+
+
+cdef inline Py_ssize_t row_offset(const Array *array, Py_ssize_t row) noexcept nogil:
+    if array.row_stride != 0:
+        return row * array.row_stride
+    return (
+        row // array.inner_length * array.outer_stride
+        + row % array.inner_length * array.inner_stride)
+
+
+cdef inline Py_ssize_t offsets_of_rows(
+    const Array *array, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t *offsets
+) noexcept nogil:
+    """Fill in the offsets of rows; return the stride if they are LANES rows at even steps, else 0."""
+    cdef Py_ssize_t k
+    cdef Py_ssize_t stride = array.row_stride
+    if stride == 0 and first // array.inner_length == (first + rows - 1) // array.inner_length:
+        stride = array.inner_stride
+    if stride != 0:
+        offsets[0] = row_offset(array, first)
+        for k in range(1, rows):
+            offsets[k] = offsets[k - 1] + stride
+        return stride if rows == LANES else 0
+    for k in range(rows):
+        offsets[k] = row_offset(array, first + k)
+    return 0
+
+
+cdef inline Py_ssize_t chunk_length(const Problem *problem, Py_ssize_t chunk) noexcept nogil:
+    return min(<Py_ssize_t>CHUNK, problem.classes - chunk * CHUNK)
+
+
+cdef inline const storage *contiguous_row(
+    const char *x, Py_ssize_t class_stride, Py_ssize_t n, storage *staged
+) noexcept nogil:
+    """The row itself where its classes are neighbours, else a copy of it."""
+    cdef Py_ssize_t c
+    if class_stride == sizeof(storage):
+        return <const storage *>x
+    for c in range(n):
+        memcpy(staged + c, x + c * class_stride, sizeof(storage))
+    return staged
+
+
+# ---- forward ---------------------------------------------------------------------------------
+
+
+cdef inline void group_open(
+    Group *group, const Problem *problem, Py_ssize_t first, Py_ssize_t rows
+) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef int64_t label
+    cdef real[16] active
+    group.first = first
+    group.rows = rows
+    group.minus = vector_set(0.0)
+    group.at_label = group.minus
+    group.active = vector_set(1.0)
+    group.row_stride = offsets_of_rows(&problem.logits, first, rows, group.offsets)
+    if problem.output.data != NULL:
+        group.output_row_stride = offsets_of_rows(
+            &problem.output, first, rows, group.output_offsets)
+    if problem.operation == CROSS_ENTROPY:
+        for k in range(LANES):
+            label = 0
+            active[k] = 1
+            if k < rows:
+                memcpy(&label, problem.target.data + row_offset(&problem.target, first + k),
+                       sizeof(label))
+                if label == problem.ignore_index:
+                    label = 0
+                    active[k] = 0
+            group.labels[k] = label
+        group.active = vector_get(active)
+
+
+cdef inline void rows_forward(
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+) noexcept nogil:
+    """Fill the state of one chunk of the group, row by row."""
+    cdef Py_ssize_t start = chunk * CHUNK
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k, pivot
+    cdef const storage *x[16]
+    cdef real[16] maximum
+    cdef real[16] others
+    cdef real[16] rest
+    cdef real[16] shift
+    cdef real[16] exponent
+    cdef Reference reference
+    for k in range(LANES):
+        maximum[k] = 0
+        others[k] = 1
+        rest[k] = 0
+    for k in range(group.rows):
+        x[k] = contiguous_row(
+            problem.logits.data + group.offsets[k] + start * problem.logits.class_stride,
+            problem.logits.class_stride, n, scratch.staged + k * min(CHUNK, problem.classes))
+        maximum[k] = row_maximum(x[k], n)
+    state.maximum = vector_get(maximum)
+    state.reference = reference_for(state.maximum, &problem.scale)
+    vector_put(shift, state.reference.shift)
+    vector_put(exponent, state.reference.exponent)
+    for k in range(group.rows):
+        pivot = -1
+        if problem.operation == CROSS_ENTROPY:
+            pivot = group.labels[k] - start
+            if pivot < 0 or pivot >= n:
+                pivot = -1
+        elif problem.operation == LOG_SOFTMAX:
+            pivot = row_find(x[k], n, maximum[k])
+        reference.shift = vector_set(shift[k])
+        reference.exponent = vector_set(exponent[k])
+        if problem.keep:
+            others[k] = row_exponentials(
+                x[k], n, pivot, reference, &problem.scale,
+                scratch.kept + k * problem.kept_stride + start, True, rest + k)
+        else:
+            others[k] = row_exponentials(
+                x[k], n, pivot, reference, &problem.scale, scratch.kept, False, rest + k)
+    state.others.high = vector_get(others)
+    state.others.low = vector_get(rest)
+
+
+cdef inline void tile_fill(
+    real *tile, const Group *group, const Problem *problem, Py_ssize_t chunk
+) noexcept nogil:
+    tile_load(
+        tile, problem.logits.data + chunk * CHUNK * problem.logits.class_stride,
+        problem.logits.class_stride, group.row_stride, group.offsets,
+        chunk_length(problem, chunk), group.rows)
+
+
+cdef inline vector labels_in_chunk(const Group *group, Py_ssize_t chunk) noexcept nogil:
+    """The labels counted from the start of the chunk; outside [0, CHUNK) where elsewhere."""
+    cdef real[16] label
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        label[k] = <real>(group.labels[k] - chunk * CHUNK)
+    return vector_get(label)
+
+
+cdef inline void tile_forward(
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+) noexcept nogil:
+    """Fill the state of one chunk of the group, all rows side by side."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef real *tile = scratch.kept
+    cdef vector pivot = vector_set(-1.0)
+    cdef bint keep = problem.output.data != NULL and problem.operation != LOG_SOFTMAX
+    cdef bint use_pivot = (
+        problem.operation == CROSS_ENTROPY or problem.operation == LOG_SOFTMAX)
+    tile_fill(tile, group, problem, chunk)
+    state.maximum = tile_maximum(tile, n)
+    state.reference = reference_for(state.maximum, &problem.scale)
+    if problem.operation == CROSS_ENTROPY:
+        pivot = labels_in_chunk(group, chunk)
+    elif problem.operation == LOG_SOFTMAX:
+        pivot = tile_find(tile, n, state.maximum)
+    if problem.classes <= LANES:
+        state.others = tile_exponentials_few(
+            tile, n, pivot, use_pivot, state.reference, &problem.scale, keep)
+    else:
+        state.others = tile_exponentials(
+            tile, n, pivot, use_pivot, state.reference, &problem.scale, keep)
+
+
+cdef inline void group_merge(
+    Group *group, const Problem *problem, ChunkState *states
+) noexcept nogil:
+    """Bring the sums of the chunks to one reference, that of the whole row."""
+    cdef Py_ssize_t chunk
+    cdef Reference between
+    cdef vector top, is_top
+    cdef vector zero = vector_set(0.0)
+    cdef vector one = vector_set(1.0)
+    cdef vector lowest = vector_set(NEGATIVE_INFINITY)
+    cdef mask occupied
+    cdef Pair total, part
+    group.maximum = states[0].maximum
+    if problem.chunks == 1:
+        group.reference = states[0].reference
+        group.others = states[0].others
+        return
+    for chunk in range(1, problem.chunks):
+        group.maximum = vector_maximum(states[chunk].maximum, group.maximum)
+    group.reference = reference_for(group.maximum, &problem.scale)
+    total = pair_from(zero)
+    top = one
+    for chunk in range(problem.chunks):
+        occupied = vector_greater(states[chunk].maximum, lowest)
+        # The chunk's reference as seen from the row's: a power of two where neither is shifted.
+        between.shift = zero
+        between.exponent = vector_select(occupied, vector_subtract(
+            group.reference.exponent, states[chunk].reference.exponent), zero)
+        states[chunk].factor = exponential_pair(
+            vector_select(occupied, vector_subtract(
+                states[chunk].reference.shift, group.reference.shift), zero),
+            between, &problem.scale)
+        part = states[chunk].others
+        if problem.operation == LOG_SOFTMAX:
+            # Each chunk left its own maximum out; only the row's is to stay out.
+            is_top = vector_select(
+                vector_equal(states[chunk].maximum, group.maximum), top, zero)
+            top = vector_subtract(top, is_top)
+            part = pair_add(part, vector_select(vector_greater(is_top, zero), zero, exponential(
+                states[chunk].maximum, states[chunk].reference, &problem.scale)))
+        total = pair_merge(total, pair_product(part, states[chunk].factor))
+    group.others = total
+
+
+# ---- finish ----------------------------------------------------------------------------------
+
+
+cdef inline void group_finish(Group *group, const Problem *problem) noexcept nogil:
+    """What the operation makes of the sums: results, and what group_write needs."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector one = vector_set(1.0)
+    cdef vector lowest = vector_set(NEGATIVE_INFINITY)
+    cdef vector own_logit
+    cdef Pair own, total
+    cdef mask empty, active
+    cdef real[16] logit
+    cdef Py_ssize_t k
+    if problem.operation == SOFTMAX:
+        total = with_exact_maximum(group.others, group, problem, vector_equal(one, one))
+        group.factor = pair_quotient(vector_set(OUTPUT_SCALE), total)
+        if problem.empty_is_zero:
+            empty = vector_equal(group.maximum, lowest)
+            group.factor = pair_select(empty, pair_from(zero), group.factor)
+    elif problem.operation == LOGSUMEXP:
+        group.result = log_total(group.others, group.reference, &problem.scale)
+    elif problem.operation == LOG_SOFTMAX:
+        group.minus = group.maximum
+        own = exponential_pair(group.maximum, group.reference, &problem.scale)
+        group.factor = pair_from(negative_log_share(
+            group.others, own, group.maximum, group.reference, &problem.scale))
+        if problem.empty_is_zero:
+            empty = vector_equal(vector_add(group.others.high, group.maximum), lowest)
+            group.minus = vector_select(empty, zero, group.minus)
+            group.factor = pair_select(empty, pair_from(zero), group.factor)
+    else:
+        for k in range(LANES):
+            logit[k] = 0
+        for k in range(group.rows):
+            logit[k] = storage_read(
+                problem.logits.data + group.offsets[k]
+                + group.labels[k] * problem.logits.class_stride)
+        own_logit = vector_get(logit)
+        own = exponential_pair(own_logit, group.reference, &problem.scale)
+        active = vector_greater(group.active, zero)
+        group.result = vector_select(active, negative_log_share(
+            group.others, own, own_logit, group.reference, &problem.scale), zero)
+        if problem.output.data != NULL:
+            total = with_exact_maximum(
+                pair_merge(group.others, own), group, problem,
+                vector_greater(group.maximum, own_logit))
+            group.factor = pair_quotient(
+                vector_set(problem.gradient_scale * <real>OUTPUT_SCALE), total)
+            if problem.scale.tempered:
+                group.factor = pair_multiply(group.factor, vector_set(problem.scale.inverse))
+            group.at_label = output_product(vector_subtract(
+                zero, vector_add(group.others.high, group.others.low)), group.factor)
+
+
+cdef inline Pair with_exact_maximum(
+    Pair total, const Group *group, const Problem *problem, mask where_
+) noexcept nogil:
+    """Add what the exponential of the maximum lost: in a confident row it is all the error there is."""
+    cdef Pair top = exponential_pair(group.maximum, group.reference, &problem.scale)
+    total.low = vector_add(total.low, vector_select(where_, top.low, vector_set(0.0)))
+    return total
+
+
+cdef inline void group_results(Group *group, const Problem *problem, real *results) noexcept nogil:
+    """Hand the results of the group's rows over: to an array of rows, or to the task's sum."""
+    cdef real[16] result
+    cdef real[16] maximum
+    cdef Py_ssize_t k
+    vector_put(result, group.result)
+    if problem.operation == LOGSUMEXP:
+        vector_put(maximum, group.maximum)
+        for k in range(group.rows):
+            if maximum[k] == -NEGATIVE_INFINITY and not row_has_nan(problem, group.offsets[k]):
+                result[k] = maximum[k]
+    if problem.task_losses != NULL:
+        for k in range(group.rows):
+            results[k] = result[k]
+    if problem.result.data != NULL:
+        for k in range(group.rows):
+            storage_write(problem.result.data + row_offset(&problem.result, group.first + k), result[k])
+
+
+cdef bint row_has_nan(const Problem *problem, Py_ssize_t offset) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef real x
+    for c in range(problem.classes):
+        x = storage_read(problem.logits.data + offset + c * problem.logits.class_stride)
+        if x != x:
+            return True
+    return False
+
+
+# ---- write -----------------------------------------------------------------------------------
+
+
+cdef inline OutputKind output_kind(const Problem *problem) noexcept nogil:
+    if problem.operation == LOG_SOFTMAX:
+        return LOGARITHMS
+    return FROM_KEPT if problem.keep else FROM_LOGITS
+
+
+cdef inline Pair chunk_output(
+    const Group *group, const Problem *problem, const ChunkState *state, Reference *reference
+) noexcept nogil:
+    """Return the factor, and set the reference, of the exponentials of a chunk.
+
+    Far below the row's maximum a chunk's factor could underflow where its product with an
+    exponential does not: such a chunk starts again from the row's reference.
+    """
+    cdef mask low
+    reference[0] = state.reference
+    if problem.chunks == 1 or problem.operation == LOG_SOFTMAX:
+        return group.factor
+    low = chunk_is_low(state)
+    reference.shift = vector_select(low, group.reference.shift, reference.shift)
+    reference.exponent = vector_select(low, group.reference.exponent, reference.exponent)
+    return pair_select(low, group.factor, pair_product(group.factor, state.factor))
+
+
+cdef inline mask chunk_is_low(const ChunkState *state) noexcept nogil:
+    return vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high)
+
+
+cdef inline void rows_write(
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+) noexcept nogil:
+    """Write one chunk of the group's rows, one after the other."""
+    cdef Py_ssize_t start = chunk * CHUNK
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k, c
+    cdef bint direct = problem.output.class_stride == sizeof(storage)
+    cdef Reference references
+    cdef Pair factors = chunk_output(group, problem, state, &references)
+    cdef RowOutput row
+    cdef char *out
+    cdef real[16] active
+    cdef real[16] minus
+    cdef real[16] at_label
+    cdef real[16] factor
+    cdef real[16] factor_rest
+    cdef real[16] low
+    cdef real[16] shift
+    cdef real[16] exponent
+    vector_put(factor, factors.high)
+    vector_put(factor_rest, factors.low)
+    vector_put(shift, references.shift)
+    vector_put(exponent, references.exponent)
+    vector_put(minus, group.minus)
+    vector_put(active, group.active)
+    vector_put(at_label, group.at_label)
+    if problem.chunks > 1 and problem.keep:
+        vector_put(low, vector_select(chunk_is_low(state), vector_set(1.0), vector_set(0.0)))
+    for k in range(group.rows):
+        out = problem.output.data + group.output_offsets[k] + start * problem.output.class_stride
+        row.kind = output_kind(problem)
+        row.label = -1
+        if problem.operation == CROSS_ENTROPY:
+            if active[k] == 0:
+                for c in range(n):
+                    storage_write(out + c * problem.output.class_stride, 0)
+                continue
+            row.label = group.labels[k] - start
+            row.at_label = at_label[k]
+        if row.kind == FROM_KEPT and problem.chunks > 1 and low[k] != 0:
+            row.kind = FROM_LOGITS
+        if row.kind == FROM_KEPT:
+            row.x = NULL
+            row.kept = scratch.kept + k * problem.kept_stride + start
+        else:
+            row.x = contiguous_row(
+                problem.logits.data + group.offsets[k] + start * problem.logits.class_stride,
+                problem.logits.class_stride, n, scratch.staged)
+            row.kept = NULL
+        row.reference.shift = vector_set(shift[k])
+        row.reference.exponent = vector_set(exponent[k])
+        row.minus = vector_set(minus[k])
+        row.factor.high = vector_set(factor[k])
+        row.factor.low = vector_set(factor_rest[k])
+        if direct:
+            row_write(&row, n, &problem.scale, <storage *>out, problem.stream)
+        else:
+            row_write(&row, n, &problem.scale, scratch.staged, False)
+            for c in range(n):
+                memcpy(out + c * problem.output.class_stride, scratch.staged + c, sizeof(storage))
+
+
+cdef inline void tile_write(
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+) noexcept nogil:
+    """Write one chunk of the group's rows, all side by side."""
+    cdef Py_ssize_t start = chunk * CHUNK
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t c
+    cdef OutputKind kind = FROM_KEPT
+    cdef real *tile = scratch.kept
+    cdef Reference reference
+    cdef Pair factor = chunk_output(group, problem, state, &reference)
+    cdef vector zero = vector_set(0.0)
+    cdef vector label = zero
+    cdef vector v
+    cdef char *out = problem.output.data + start * problem.output.class_stride
+    if problem.operation == LOG_SOFTMAX:
+        kind = LOGARITHMS
+    elif problem.chunks > 1:
+        kind = FROM_LOGITS
+    if problem.chunks > 1:
+        tile_fill(tile, group, problem, chunk)
+    if problem.operation == CROSS_ENTROPY:
+        label = labels_in_chunk(group, chunk)
+    for c in range(n):
+        v = output_vector(
+            vector_get(tile + c * LANES), group.minus, factor, reference, &problem.scale, kind)
+        if problem.operation == CROSS_ENTROPY:
+            v = vector_select(vector_equal(label, vector_set(<real>c)), group.at_label, v)
+            v = vector_select(vector_greater(group.active, zero), v, zero)
+        vector_put(tile + c * LANES, v)
+    if problem.chunks == 1 and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage) \
+            and problem.output.class_stride == sizeof(storage) and group.rows == LANES:
+        tile_unpack(tile, n, scratch.unpacked + scratch.pending)
+        lines_write(scratch, <storage *>(out + group.output_offsets[0]), n * LANES, problem.stream)
+    else:
+        lines_flush(scratch)
+        tile_store(
+            tile, n, out, problem.output.class_stride, group.output_row_stride,
+            group.output_offsets, group.rows)
+
+
+cdef inline void lines_write(
+    Scratch *scratch, storage *out, Py_ssize_t n, bint stream
+) noexcept nogil:
+    """Write n numbers of `unpacked`, behind those pending, in whole cache lines; keep the rest."""
+    cdef Py_ssize_t i = 0, head
+    out = out - scratch.pending
+    n += scratch.pending
+    if scratch.pending == 0:
+        head = stream_head(out)
+        if head > 0:
+            vector_store_first(out, vector_get(scratch.unpacked), head)
+            i = head
+        elif head < 0:
+            stream = False
+    while i + LANES <= n:
+        if stream:
+            vector_stream(out + i, vector_get(scratch.unpacked + i))
+        else:
+            vector_store(out + i, vector_get(scratch.unpacked + i))
+        i += LANES
+    scratch.pending = n - i
+    scratch.pending_at = out + i
+    vector_put(scratch.unpacked, vector_get(scratch.unpacked + i))
+
+
+cdef inline void lines_flush(Scratch *scratch) noexcept nogil:
+    if scratch.pending > 0:
+        vector_store_first(scratch.pending_at, vector_get(scratch.unpacked), scratch.pending)
+        scratch.pending = 0
+
+
+# ---- tasks -------------------------------------------------------------------------------------
+
+
+cdef size_t scratch_size(const Problem *problem) noexcept nogil:
+    return scratch_place(problem, NULL, NULL)
+
+
+cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
+    """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
+    cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
+    cdef size_t states = problem.chunks * sizeof(ChunkState)
+    cdef size_t kept = 0, unpacked = 0, staged = 0, results = 0
+    if problem.by_tiles:
+        kept = (columns + 1) * LANES * sizeof(real)
+        unpacked = (columns + 3) * LANES * sizeof(real)
+    else:
+        if problem.keep:
+            kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
+        staged = problem.rows_per_group * columns * sizeof(storage)
+    if problem.task_losses != NULL:
+        results = (problem.rows_per_task + LANES) * sizeof(real)
+    kept = round_up(kept)
+    unpacked = round_up(unpacked)
+    staged = round_up(staged)
+    if scratch != NULL:
+        scratch.states = <ChunkState *>memory
+        scratch.kept = <real *>(memory + states)
+        scratch.unpacked = <real *>(memory + states + kept)
+        scratch.staged = <storage *>(memory + states + kept + unpacked)
+        scratch.results = <real *>(memory + states + kept + unpacked + staged)
+        scratch.pending = 0
+    return round_up(states + kept + unpacked + staged + results)
+
+
+cdef inline size_t round_up(size_t size) noexcept nogil:
+    return (size + 63) // 64 * 64
+
+
+cdef void run_task(const Problem *problem, Py_ssize_t task, char *memory) noexcept nogil:
+    """Work through the rows of one task."""
+    cdef Py_ssize_t first = task * problem.rows_per_task
+    cdef Py_ssize_t stop = min(first + problem.rows_per_task, problem.rows)
+    cdef Py_ssize_t row = first, rows, chunk
+    cdef Scratch scratch
+    cdef Group group
+    cdef environment before = environment_enter()
+    scratch_place(problem, memory, &scratch)
+    while row < stop:
+        rows = min(problem.rows_per_group, stop - row)
+        group_open(&group, problem, row, rows)
+        if problem.by_tiles:
+            for chunk in range(problem.chunks):
+                tile_forward(&group, problem, chunk, scratch.states + chunk, &scratch)
+        else:
+            for chunk in range(problem.chunks):
+                rows_forward(&group, problem, chunk, scratch.states + chunk, &scratch)
+        group_merge(&group, problem, scratch.states)
+        group_finish(&group, problem)
+        group_results(&group, problem, scratch.results + (row - first))
+        if problem.output.data != NULL:
+            if problem.by_tiles:
+                for chunk in range(problem.chunks):
+                    tile_write(&group, problem, chunk, scratch.states + chunk, &scratch)
+            else:
+                for chunk in range(problem.chunks):
+                    rows_write(&group, problem, chunk, scratch.states + chunk, &scratch)
+        row += rows
+    lines_flush(&scratch)
+    if problem.task_losses != NULL:
+        problem.task_losses[task] = sum_in_double(scratch.results, stop - first)
+    if problem.stream:
+        stores_finish()
+    environment_leave(before)
+
+
+cdef double sum_in_double(const real *x, Py_ssize_t n) noexcept nogil:
+    """The sum in an order fixed by n alone: eight lanes, then one after the other."""
+    cdef double[8] lane
+    cdef double total = 0
+    cdef Py_ssize_t i, k
+    for k in range(8):
+        lane[k] = 0
+    for i in range(0, n - 7, 8):
+        for k in range(8):
+            lane[k] += x[i + k]
+    for i in range(n // 8 * 8, n):
+        lane[i % 8] += x[i]
+    for k in range(8):
+        total += lane[k]
+    return total
+
+
+# Few long rows: a task is one chunk of one row.
+
+
+cdef void forward_chunk_task(
+    const Problem *problem, Py_ssize_t task, ChunkState *states, char *memory
+) noexcept nogil:
+    cdef Scratch scratch
+    cdef Group group
+    cdef environment before = environment_enter()
+    scratch_place(problem, memory, &scratch)
+    group_open(&group, problem, task // problem.chunks, 1)
+    rows_forward(&group, problem, task % problem.chunks, states + task, &scratch)
+    environment_leave(before)
+
+
+cdef void merge_row(
+    const Problem *problem, Py_ssize_t row, ChunkState *states, Group *group
+) noexcept nogil:
+    cdef environment before = environment_enter()
+    cdef real[16] result
+    group_open(group, problem, row, 1)
+    group_merge(group, problem, states + row * problem.chunks)
+    group_finish(group, problem)
+    group_results(group, problem, result)
+    if problem.task_losses != NULL:
+        problem.task_losses[row] = result[0]
+    environment_leave(before)
+
+
+cdef void write_chunk_task(
+    const Problem *problem, Py_ssize_t task, ChunkState *states, Group *groups, char *memory
+) noexcept nogil:
+    cdef Scratch scratch
+    cdef environment before = environment_enter()
+    scratch_place(problem, memory, &scratch)
+    rows_write(
+        groups + task // problem.chunks, problem, task % problem.chunks, states + task, &scratch)
+    if problem.stream:
+        stores_finish()
+    environment_leave(before)

@@ -1,0 +1,18 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+cdef extern from "vector.h":
+    ctypedef double storage     # of the arrays; vector.h knows its size
+    ctypedef double real    # of the arithmetic
+    void *memory_take(size_t size)
+
+include "vector.pxi"
+include "elementary.pxi"
+include "rows.pxi"
+include "tile.pxi"
+include "engine.pxi"
+include "entry.pxi"

@@ -1,0 +1,187 @@
+# Row passes: one row at a time, the lanes of a vector on neighbouring classes.
+#
+# `x` is contiguous in all of these (see contiguous_row). A row is worked on in chunks of CHUNK
+# classes, which stay in the first-level cache from one pass to the next.
+
+cdef enum:
+    CHUNK = 4096
+    # Vectors whose exponentials are added up plainly, two by two, before the sum goes into a
+    # compensated one: an element meets two roundings, however long the row.
+    RUN = 4
+
+
+cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
+    """The greatest element that is a number; -inf if there is none."""
+    cdef vector a = vector_set(NEGATIVE_INFINITY)
+    cdef vector b = a, c = a, d = a
+    cdef Py_ssize_t i = 0
+    while i + 4 * LANES <= n:
+        a = vector_maximum(vector_load(x + i), a)
+        b = vector_maximum(vector_load(x + i + LANES), b)
+        c = vector_maximum(vector_load(x + i + 2 * LANES), c)
+        d = vector_maximum(vector_load(x + i + 3 * LANES), d)
+        i += 4 * LANES
+    while i + LANES <= n:
+        a = vector_maximum(vector_load(x + i), a)
+        i += LANES
+    if i < n:
+        b = vector_maximum(vector_load_first(x + i, n - i), b)
+    return vector_reduce_maximum(vector_maximum(vector_maximum(a, b), vector_maximum(c, d)))
+
+
+cdef inline Py_ssize_t row_find(const storage *x, Py_ssize_t n, real value) noexcept nogil:
+    """The first position of `value`; -1 if it is nowhere."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if storage_read(<const char *>(x + i)) == value:
+            return i
+    return -1
+
+
+cdef inline vector row_vector(const storage *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """The vector from class i on; -inf past the end."""
+    if i + LANES <= n:
+        return vector_load(x + i)
+    if i < n:
+        return vector_load_first(x + i, n - i)
+    return vector_set(NEGATIVE_INFINITY)
+
+
+cdef inline real row_exponentials(
+    const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale,
+    real *kept, bint keep, real *rest,
+) noexcept nogil:
+    """Return the sum of the exponentials but the pivot's, and what it lost; keep them if asked to."""
+    cdef Pair total = pair_from(vector_set(0.0))
+    cdef vector[RUN] e
+    cdef vector counting = vector_counting()
+    cdef vector zero = vector_set(0.0)
+    cdef Py_ssize_t i = 0, k
+    if n <= LANES:
+        e[0] = exponential(row_vector(x, 0, n), reference, scale)
+        if keep:
+            vector_put(kept, e[0])
+        if pivot >= 0:
+            e[0] = vector_select(
+                vector_equal(counting, vector_set(<real>pivot)), zero, e[0])
+        rest[0] = 0
+        return vector_reduce_sum(e[0])
+    while i + RUN * LANES <= n:
+        for k in range(RUN):
+            e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
+            if keep:
+                vector_put(kept + i + k * LANES, e[k])
+        if i <= pivot < i + RUN * LANES:
+            row_drop(e, pivot - i, counting)
+        total = pair_add(total, run_sum(e))
+        i += RUN * LANES
+    if i < n:
+        for k in range(RUN):
+            e[k] = zero
+            if i + k * LANES < n:
+                e[k] = exponential(row_vector(x, i + k * LANES, n), reference, scale)
+                if keep:
+                    vector_put(kept + i + k * LANES, e[k])
+        if i <= pivot:
+            row_drop(e, pivot - i, counting)
+        total = pair_add(total, run_sum(e))
+    return vector_reduce_compensated(total.high, total.low, rest)
+
+
+cdef inline vector run_sum(const vector *e) noexcept nogil:
+    return vector_add(vector_add(e[0], e[1]), vector_add(e[2], e[3]))
+
+
+cdef inline void row_drop(vector *e, Py_ssize_t place, vector counting) noexcept nogil:
+    """Set one element of a run to 0."""
+    cdef Py_ssize_t k
+    for k in range(RUN):
+        e[k] = vector_select(
+            vector_equal(counting, vector_set(<real>(place - k * LANES))), vector_set(0.0), e[k])
+
+
+cdef enum OutputKind:
+    FROM_KEPT      # kept exponential * factor
+    FROM_LOGITS    # the same, the exponential computed again
+    LOGARITHMS     # (x - minus) / T - factor
+
+
+cdef struct RowOutput:
+    # What to write for n classes of a row.
+    OutputKind kind
+    const storage *x
+    const real *kept
+    vector minus
+    Pair factor
+    Reference reference
+    Py_ssize_t label       # the class that gets at_label instead; outside [0, n) for none
+    real at_label
+
+
+cdef inline vector output_vector(
+    vector v, vector minus, Pair factor, Reference reference, const Scale *scale,
+    OutputKind kind,
+) noexcept nogil:
+    """Make output of kept exponentials (FROM_KEPT) or of logits (the others)."""
+    if kind == FROM_KEPT:
+        return output_product(v, factor)
+    if kind == FROM_LOGITS:
+        return output_product(exponential(v, reference, scale), factor)
+    v = vector_subtract(v, minus)
+    if scale.tempered:
+        v = vector_multiply(v, vector_set(scale.inverse))
+    return vector_subtract(v, factor.high)
+
+
+cdef inline vector row_output(
+    const RowOutput *row, OutputKind kind, Py_ssize_t i, Py_ssize_t n, vector counting,
+    const Scale *scale,
+) noexcept nogil:
+    """The output from class i on, a vector of it."""
+    cdef vector v
+    if kind == FROM_KEPT:
+        v = vector_get(row.kept + i)
+    elif i + LANES <= n:
+        v = vector_load(row.x + i)
+    else:
+        v = vector_load_first(row.x + i, n - i)
+    v = output_vector(v, row.minus, row.factor, row.reference, scale, kind)
+    if i <= row.label < i + LANES:
+        v = vector_select(
+            vector_equal(counting, vector_set(<real>(row.label - i))), vector_set(row.at_label), v)
+    return v
+
+
+cdef inline void row_write_kind(
+    const RowOutput *row, OutputKind kind, Py_ssize_t n, const Scale *scale, storage *out,
+    bint stream,
+) noexcept nogil:
+    cdef vector counting = vector_counting()
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t head = stream_head(out) if stream else 0
+    if 0 < head < n:
+        # Up to the first whole cache line.
+        vector_store_first(out, row_output(row, kind, 0, n, counting, scale), head)
+        i = head
+    if stream and 0 <= head < n:
+        while i + LANES <= n:
+            vector_stream(out + i, row_output(row, kind, i, n, counting, scale))
+            i += LANES
+    else:
+        while i + LANES <= n:
+            vector_store(out + i, row_output(row, kind, i, n, counting, scale))
+            i += LANES
+    if i < n:
+        vector_store_first(out + i, row_output(row, kind, i, n, counting, scale), n - i)
+
+
+cdef inline void row_write(
+    const RowOutput *row, Py_ssize_t n, const Scale *scale, storage *out, bint stream
+) noexcept nogil:
+    """Write n classes of a row."""
+    if row.kind == FROM_KEPT:
+        row_write_kind(row, FROM_KEPT, n, scale, out, stream)
+    elif row.kind == FROM_LOGITS:
+        row_write_kind(row, FROM_LOGITS, n, scale, out, stream)
+    else:
+        row_write_kind(row, LOGARITHMS, n, scale, out, stream)

@@ -1,0 +1,764 @@
+/* vector.h: the one place that knows instruction sets and storage types.
+ *
+ * A `vector` is 64 bytes of `real` numbers on every CPU: one AVX-512 register, two of AVX2, four of
+ * SSE2 or NEON. The algorithms are written once on this logical vector, so lane k of a sum holds the
+ * same numbers in every build, and builds with a fused multiply-add agree bit for bit.
+ *
+ * The file is compiled once per module with one of
+ *     STORAGE_FLOAT32  STORAGE_FLOAT64  STORAGE_FLOAT16  STORAGE_BFLOAT16
+ * defined. `storage` is what arrays hold, `real` is what is computed in; loading and storing
+ * convert. Below, a "part" is one hardware register of a vector.
+ *
+ * Plain arithmetic uses the vector extension of GCC and Clang. Intrinsics appear only where the
+ * extension has no word for the instruction. Contraction must be off (-ffp-contract=off): a
+ * multiply-add is fused where vector_fma is called and nowhere else.
+ */
+#ifndef SOFTCE_FAST_VECTOR_H
+#define SOFTCE_FAST_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define PASTE_EXPANDED(a, b) a##b
+#define PASTE(a, b) PASTE_EXPANDED(a, b)
+
+/* ---- types ------------------------------------------------------------------------------- */
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define PART_BYTES 64
+#define X86(name) _mm512_##name
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define PART_BYTES 32
+#define X86(name) _mm256_##name
+#else
+#define PART_BYTES 16
+#if defined(__SSE2__)
+#define X86(name) _mm_##name
+#endif
+#endif
+
+#if defined(STORAGE_FLOAT64)
+typedef double real;
+typedef int64_t bits;
+typedef double storage;
+#define SUFFIXED(name) PASTE(name, _pd)
+#define MANTISSA_BITS 52
+#define EXPONENT_BIAS 1023
+#define STORAGE_NEGATIVE_INFINITY (-(storage)__builtin_inf())
+#else
+typedef float real;
+typedef int32_t bits;
+#define SUFFIXED(name) PASTE(name, _ps)
+#define MANTISSA_BITS 23
+#define EXPONENT_BIAS 127
+#if defined(STORAGE_FLOAT16)
+typedef uint16_t storage;
+#define STORAGE_NEGATIVE_INFINITY ((storage)0xfc00)
+#elif defined(STORAGE_BFLOAT16)
+typedef uint16_t storage;
+#define STORAGE_NEGATIVE_INFINITY ((storage)0xff80)
+#elif defined(STORAGE_FLOAT32)
+typedef float storage;
+#define STORAGE_NEGATIVE_INFINITY (-(storage)__builtin_inff())
+#else
+#error "define one of STORAGE_FLOAT32, STORAGE_FLOAT64, STORAGE_FLOAT16, STORAGE_BFLOAT16"
+#endif
+#endif
+
+#define VECTOR_BYTES 64
+enum {
+    LANES = VECTOR_BYTES / sizeof(real),
+    PARTS = VECTOR_BYTES / PART_BYTES,
+    PART_LANES = PART_BYTES / sizeof(real),
+    QUARTER_LANES = 16 / sizeof(real),
+    QUARTERS = LANES / QUARTER_LANES,
+    STORAGE_IS_REAL = sizeof(storage) == sizeof(real)
+};
+
+typedef real part __attribute__((vector_size(PART_BYTES)));
+typedef bits part_bits __attribute__((vector_size(PART_BYTES)));
+typedef real quarter __attribute__((vector_size(16)));
+typedef struct { part p[PARTS]; } vector;
+
+#if PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+typedef __mmask8 part_mask;
+#elif PART_BYTES == 64
+typedef __mmask16 part_mask;
+#else
+typedef part_bits part_mask;
+#endif
+typedef struct { part_mask p[PARTS]; } mask; /* true where all bits are set */
+
+#if defined(__FMA__) || defined(__aarch64__)
+enum { HAS_FMA = 1 };
+#else
+enum { HAS_FMA = 0 };
+#endif
+
+/* ln(2) = LN2 + LN2_REST; a whole number times LN2 is exact where multiply-adds are not fused. */
+#if defined(STORAGE_FLOAT64)
+#define NEGATIVE_INFINITY (-__builtin_inf())
+#define LN2 (HAS_FMA ? 0.693147180559945286 : 0x1.62e42fefa4p-1)
+#define LN2_REST (HAS_FMA ? 2.31904681384629956e-17 : -1.72394445256148357e-13)
+#else
+#define NEGATIVE_INFINITY (-__builtin_inff())
+#define LN2 (HAS_FMA ? 0.693147182f : 0x1.62e8p-1f)
+#define LN2_REST (HAS_FMA ? -1.90465421e-9f : -2.90889301e-5f)
+#endif
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+#if PART_BYTES == 64
+#define EACH_PART(e) {{e(0)}}
+#elif PART_BYTES == 32
+#define EACH_PART(e) {{e(0), e(1)}}
+#else
+#define EACH_PART(e) {{e(0), e(1), e(2), e(3)}}
+#endif
+
+/* See elementary.pxi. */
+#define TWO_TO_MINUS_HEADROOM ((real)0x1p-48)
+
+/* ---- one part ---------------------------------------------------------------------------- */
+
+INLINE part part_set(real x) {
+    return x - (part){0};
+}
+
+INLINE part part_load(const real *p) {
+    part v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void part_store(real *p, part v) {
+    memcpy(p, &v, sizeof v);
+}
+
+INLINE part part_fma(part a, part b, part c) {
+#if defined(X86) && defined(__FMA__)
+    return SUFFIXED(X86(fmadd))(a, b, c);
+#elif defined(__aarch64__) && defined(STORAGE_FLOAT64)
+    return vfmaq_f64(c, a, b);
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE part_mask part_greater(part a, part b) {
+#if PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+#elif PART_BYTES == 64
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+#else
+    return (part_mask)(a > b);
+#endif
+}
+
+INLINE part_mask part_equal(part a, part b) {
+#if PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+    return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ);
+#elif PART_BYTES == 64
+    return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+#else
+    return (part_mask)(a == b);
+#endif
+}
+
+INLINE part part_select(part_mask m, part a, part b) {
+#if PART_BYTES == 64
+    return SUFFIXED(_mm512_mask_blend)(m, b, a);
+#elif PART_BYTES == 32
+    return SUFFIXED(_mm256_blendv)(b, a, (part)m);
+#else
+    return (part)((m & (part_bits)a) | (~m & (part_bits)b));
+#endif
+}
+
+/* The greater one; b where either is not a number, so that NaN in b survives. */
+INLINE part part_maximum(part a, part b) {
+#if defined(X86)
+    return SUFFIXED(X86(max))(a, b);
+#else
+    return part_select(part_greater(a, b), a, b);
+#endif
+}
+
+INLINE void part_stream(real *p, part v) {
+#if defined(X86)
+    SUFFIXED(X86(stream))(p, v);
+#else
+    part_store(p, v);
+#endif
+}
+
+/* ---- vectors: arithmetic ------------------------------------------------------------------ */
+
+INLINE vector vector_set(real x) {
+#define E(i) part_set(x)
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE vector vector_add(vector a, vector b) {
+#define E(i) a.p[i] + b.p[i]
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE vector vector_subtract(vector a, vector b) {
+#define E(i) a.p[i] - b.p[i]
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE vector vector_multiply(vector a, vector b) {
+#define E(i) a.p[i] * b.p[i]
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE vector vector_divide(vector a, vector b) {
+#define E(i) a.p[i] / b.p[i]
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+/* a*b + c, one rounding where HAS_FMA. */
+INLINE vector vector_fma(vector a, vector b, vector c) {
+#define E(i) part_fma(a.p[i], b.p[i], c.p[i])
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+/* c - a*b, one rounding where HAS_FMA. */
+INLINE vector vector_fnma(vector a, vector b, vector c) {
+#define E(i) part_fma(-a.p[i], b.p[i], c.p[i])
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+/* The greater one; b where either is NaN. */
+INLINE vector vector_maximum(vector a, vector b) {
+#define E(i) part_maximum(a.p[i], b.p[i])
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE mask vector_greater(vector a, vector b) {
+#define E(i) part_greater(a.p[i], b.p[i])
+    return (mask)EACH_PART(E);
+#undef E
+}
+
+INLINE mask vector_equal(vector a, vector b) {
+#define E(i) part_equal(a.p[i], b.p[i])
+    return (mask)EACH_PART(E);
+#undef E
+}
+
+INLINE vector vector_select(mask m, vector a, vector b) {
+#define E(i) part_select(m.p[i], a.p[i], b.p[i])
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE vector vector_absolute(vector a) {
+    const part_bits keep = ~((bits)1 << (8 * sizeof(real) - 1)) - (part_bits){0};
+#define E(i) (part)((part_bits)a.p[i] & keep)
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+/* ---- vectors: exponent fields -------------------------------------------------------------- */
+
+/* 2**(n - base) for whole numbers given as ROUNDER + n and ROUNDER + base: adding ROUNDER rounds to
+ * a whole number and leaves it in the low bits. n - base = -EXPONENT_BIAS gives 0. */
+#define ROUNDER ((real)1.5 * (real)((bits)1 << MANTISSA_BITS))
+
+INLINE vector vector_power_of_two(vector n, vector base) {
+#define E(i) \
+    (part)(((part_bits)n.p[i] - (part_bits)base.p[i] + EXPONENT_BIAS) << MANTISSA_BITS)
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+/* Split a positive normal number into 2**exponent * fraction, sqrt(1/2) <= fraction < sqrt(2). */
+#if defined(STORAGE_FLOAT64)
+#define SQRT_HALF_BITS INT64_C(0x3fe6a09e667f3bcd)
+#else
+#define SQRT_HALF_BITS 0x3f3504f3
+#endif
+#define ONE_BITS ((bits)EXPONENT_BIAS << MANTISSA_BITS)
+
+INLINE part part_exponent(part a) {
+    const real whole = (real)((bits)1 << MANTISSA_BITS);
+    const part_bits raised = (part_bits)a + (ONE_BITS - SQRT_HALF_BITS);
+    const part_bits field = (raised >> MANTISSA_BITS) | (part_bits)part_set(whole);
+    return (part)field - (whole + EXPONENT_BIAS);
+}
+
+INLINE part part_fraction(part a) {
+    const part_bits raised = (part_bits)a + (ONE_BITS - SQRT_HALF_BITS);
+    const part_bits fraction_field = raised & (((bits)1 << MANTISSA_BITS) - 1);
+    return (part)(fraction_field + SQRT_HALF_BITS);
+}
+
+INLINE vector vector_exponent(vector a) {
+#define E(i) part_exponent(a.p[i])
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE vector vector_fraction(vector a) {
+#define E(i) part_fraction(a.p[i])
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+/* ---- memory: real ------------------------------------------------------------------------- */
+
+INLINE vector vector_get(const real *p) {
+#define E(i) part_load(p + i * PART_LANES)
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE void vector_put(real *p, vector v) {
+    for (int i = 0; i < PARTS; i++) part_store(p + i * PART_LANES, v.p[i]);
+}
+
+/* ---- memory: storage ------------------------------------------------------------------------ */
+
+#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+
+typedef uint16_t part_halves __attribute__((vector_size(PART_BYTES / 2)));
+
+INLINE part part_widen(const storage *p) {
+    part_halves h;
+    memcpy(&h, p, sizeof h);
+#if defined(STORAGE_BFLOAT16)
+    return (part)(__builtin_convertvector(h, part_bits) << 16);
+#elif PART_BYTES > 16
+    typedef part_halves packed;
+#if PART_BYTES == 64
+    return _mm512_cvtph_ps((__m256i)(packed)h);
+#else
+    return _mm256_cvtph_ps((__m128i)(packed)h);
+#endif
+#else
+    /* Shift the fields into place and correct the exponent's bias by a multiplication, which
+     * also normalises subnormal halves; infinity and NaN get the full exponent. */
+    const part_bits wide = __builtin_convertvector(h, part_bits);
+    const part_bits magnitude = (wide & 0x7fff) << 13;
+    const part scaled = (part)magnitude * (real)0x1p112;
+    const part_bits special = (magnitude >= 0x0f800000) & 0x7f800000;
+    return (part)((part_bits)scaled | special | ((wide & 0x8000) << 16));
+#endif
+}
+
+/* Round to nearest, ties to even. */
+INLINE void part_narrow(storage *p, part v) {
+#if defined(STORAGE_BFLOAT16)
+    const part_bits word = (part_bits)v;
+    const part_bits rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+    const part_bits is_nan = (part_bits)(v != v);
+    const part_bits chosen = (is_nan & 0x7fc0) | (~is_nan & rounded);
+    const part_halves h = __builtin_convertvector(chosen, part_halves);
+#elif PART_BYTES == 64
+    const part_halves h = (part_halves)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#elif PART_BYTES == 32
+    const part_halves h = (part_halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const part_bits word = (part_bits)v, sign = (word >> 16) & 0x8000, size = word & 0x7fffffff;
+    const part_bits normal = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+    /* Adding 1/2 rounds at a half's smallest step, 2**-24. */
+    const part_bits small = (part_bits)((part)size + (real)0.5) - 0x3f000000;
+    const part_bits is_small = (size < 0x38800000), is_large = (size >= 0x47800000);
+    const part_bits is_nan = (size > 0x7f800000);
+    const part_bits finite = (is_small & small) | (~is_small & normal);
+    const part_bits chosen =
+        (is_large & 0x7c00) | (is_nan & 0x0200) | (~is_large & finite) | sign;
+    const part_halves h = __builtin_convertvector(chosen, part_halves);
+#endif
+    memcpy(p, &h, sizeof h);
+}
+
+INLINE vector vector_load(const storage *p) {
+#define E(i) part_widen(p + i * PART_LANES)
+    return (vector)EACH_PART(E);
+#undef E
+}
+
+INLINE void vector_store(storage *p, vector v) {
+    for (int i = 0; i < PARTS; i++) part_narrow(p + i * PART_LANES, v.p[i]);
+}
+
+/* Non-temporal; p on a 32-byte boundary. */
+INLINE void vector_stream(storage *p, vector v) {
+    storage line[LANES] __attribute__((aligned(32)));
+    vector_store(line, v);
+#if PART_BYTES > 16
+    _mm256_stream_si256((__m256i *)p, _mm256_load_si256((const __m256i *)line));
+#elif defined(__SSE2__)
+    _mm_stream_si128((__m128i *)p, _mm_load_si128((const __m128i *)line));
+    _mm_stream_si128((__m128i *)(p + LANES / 2), _mm_load_si128((const __m128i *)(line + LANES / 2)));
+#else
+    memcpy(p, line, sizeof line);
+#endif
+}
+
+#else
+
+INLINE vector vector_load(const storage *p) {
+    return vector_get(p);
+}
+
+INLINE void vector_store(storage *p, vector v) {
+    vector_put(p, v);
+}
+
+/* Non-temporal; p on a 64-byte boundary. */
+INLINE void vector_stream(storage *p, vector v) {
+    for (int i = 0; i < PARTS; i++) part_stream(p + i * PART_LANES, v.p[i]);
+}
+
+#endif
+
+/* The first `count` (1 to LANES - 1) elements; the other lanes are -infinity. Reads no further. */
+INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
+    vector v;
+#if PART_BYTES == 64 && defined(STORAGE_FLOAT32)
+    const __mmask16 m = (__mmask16)((1u << count) - 1);
+    v.p[0] = _mm512_mask_loadu_ps(_mm512_set1_ps(STORAGE_NEGATIVE_INFINITY), m, p);
+#elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+    const __mmask8 m = (__mmask8)((1u << count) - 1);
+    v.p[0] = _mm512_mask_loadu_pd(_mm512_set1_pd(STORAGE_NEGATIVE_INFINITY), m, p);
+#else
+    storage line[LANES];
+    for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
+    for (ptrdiff_t i = 0; i < count; i++) line[i] = p[i];
+    v = vector_load(line);
+#endif
+    return v;
+}
+
+INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
+#if PART_BYTES == 64 && defined(STORAGE_FLOAT32)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), v.p[0]);
+#elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), v.p[0]);
+#else
+    storage line[LANES];
+    vector_store(line, v);
+    for (ptrdiff_t i = 0; i < count; i++) p[i] = line[i];
+#endif
+}
+
+/* One element, at any address. */
+INLINE real storage_read(const char *p) {
+    storage line[PART_LANES] = {0};
+    memcpy(line, p, sizeof(storage));
+#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+    return part_widen(line)[0];
+#else
+    return line[0];
+#endif
+}
+
+INLINE void storage_write(char *p, real x) {
+    storage line[PART_LANES] = {0};
+#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+    part_narrow(line, part_set(x));
+#else
+    line[0] = x;
+#endif
+    memcpy(p, line, sizeof(storage));
+}
+
+/* Memory on a cache line's boundary; free() gives it back. */
+INLINE void *memory_take(size_t size) {
+#if defined(_WIN32)
+#error "write me"
+#else
+    void *memory = NULL;
+    return posix_memalign(&memory, 64, size ? size : 64) == 0 ? memory : NULL;
+#endif
+}
+
+INLINE void prefetch(const char *p) {
+    __builtin_prefetch(p);
+}
+
+/* ---- quarters: 16 bytes of a vector ------------------------------------------------------- */
+
+#if defined(STORAGE_FLOAT64)
+#define QUARTER_TO_256(q) _mm256_castpd128_pd256(q)
+#define QUARTER_TO_512(q) _mm512_castpd128_pd512(q)
+#define INSERT_QUARTER _mm512_insertf64x2
+#define EXTRACT_QUARTER _mm512_extractf64x2_pd
+#define LOWER_HALF(v) _mm512_castpd512_pd256(v)
+#define UPPER_HALF(v) _mm512_extractf64x4_pd(v, 1)
+#define LOWER_QUARTER(v) _mm256_castpd256_pd128(v)
+#else
+#define QUARTER_TO_256(q) _mm256_castps128_ps256(q)
+#define QUARTER_TO_512(q) _mm512_castps128_ps512(q)
+#define INSERT_QUARTER _mm512_insertf32x4
+#define EXTRACT_QUARTER _mm512_extractf32x4_ps
+#define LOWER_HALF(v) _mm512_castps512_ps256(v)
+#define UPPER_HALF(v) _mm512_extractf32x8_ps(v, 1)
+#define LOWER_QUARTER(v) _mm256_castps256_ps128(v)
+#endif
+
+/* The first `count` (1 to QUARTER_LANES) elements of a row; other lanes repeat the first. */
+INLINE quarter quarter_load(const char *p, ptrdiff_t count) {
+    quarter q;
+    if (STORAGE_IS_REAL && count == QUARTER_LANES) {
+        memcpy(&q, p, sizeof q);
+        return q;
+    }
+    for (int i = 0; i < QUARTER_LANES; i++)
+        q[i] = storage_read(p + (i < count ? i : 0) * (ptrdiff_t)sizeof(storage));
+    return q;
+}
+
+INLINE void quarter_put(real *p, quarter q) {
+    memcpy(p, &q, sizeof q);
+}
+
+INLINE vector vector_from_quarters(quarter a, quarter b, quarter c, quarter d) {
+#if PART_BYTES == 64
+    part v = QUARTER_TO_512(a);
+    v = INSERT_QUARTER(v, b, 1);
+    v = INSERT_QUARTER(v, c, 2);
+    v = INSERT_QUARTER(v, d, 3);
+    return (vector){{v}};
+#elif PART_BYTES == 32
+    return (vector){{SUFFIXED(_mm256_insertf128)(QUARTER_TO_256(a), b, 1),
+                     SUFFIXED(_mm256_insertf128)(QUARTER_TO_256(c), d, 1)}};
+#else
+    return (vector){{a, b, c, d}};
+#endif
+}
+
+#if PART_BYTES == 64
+#define QUARTER(v, i) EXTRACT_QUARTER((v).p[0], i)
+#elif PART_BYTES == 32
+#define QUARTER(v, i) \
+    ((i) % 2 ? SUFFIXED(_mm256_extractf128)((v).p[(i) / 2], 1) : LOWER_QUARTER((v).p[(i) / 2]))
+#else
+#define QUARTER(v, i) ((v).p[i])
+#endif
+
+/* Interleave the low or the high halves of each 16 bytes, by single numbers or by 8 bytes. */
+#if defined(X86) && PART_BYTES == 64
+typedef __m512 floats;
+typedef __m512d doubles;
+#elif defined(X86) && PART_BYTES == 32
+typedef __m256 floats;
+typedef __m256d doubles;
+#elif defined(X86)
+typedef __m128 floats;
+typedef __m128d doubles;
+#endif
+#if defined(X86)
+#define ZIP_LOW_4(a, b) ((part)X86(unpacklo_ps)((floats)(a), (floats)(b)))
+#define ZIP_HIGH_4(a, b) ((part)X86(unpackhi_ps)((floats)(a), (floats)(b)))
+#define ZIP_LOW_8(a, b) ((part)X86(unpacklo_pd)((doubles)(a), (doubles)(b)))
+#define ZIP_HIGH_8(a, b) ((part)X86(unpackhi_pd)((doubles)(a), (doubles)(b)))
+#else
+typedef int64_t pair_bits __attribute__((vector_size(16)));
+INLINE part zip_8(part a, part b, int high) {
+    const pair_bits x = (pair_bits)a, y = (pair_bits)b;
+    return (part)(pair_bits){x[high], y[high]};
+}
+#define ZIP_LOW_8(a, b) zip_8(a, b, 0)
+#define ZIP_HIGH_8(a, b) zip_8(a, b, 1)
+#if defined(__aarch64__) && !defined(STORAGE_FLOAT64)
+#define ZIP_LOW_4(a, b) vzip1q_f32(a, b)
+#define ZIP_HIGH_4(a, b) vzip2q_f32(a, b)
+#else
+#define ZIP_LOW_4(a, b) ((part){(a)[0], (b)[0], (a)[1], (b)[1]})
+#define ZIP_HIGH_4(a, b) ((part){(a)[2], (b)[2], (a)[3], (b)[3]})
+#endif
+#endif
+
+/* Transpose QUARTER_LANES vectors within each quarter, in place: lane j of quarter q of vector k
+ * changes places with lane k of quarter q of vector j. */
+INLINE void vectors_transpose_quarters(vector *v) {
+    for (int i = 0; i < PARTS; i++) {
+#if defined(STORAGE_FLOAT64)
+        const part a = v[0].p[i], b = v[1].p[i];
+        v[0].p[i] = ZIP_LOW_8(a, b);
+        v[1].p[i] = ZIP_HIGH_8(a, b);
+#else
+        const part a = ZIP_LOW_4(v[0].p[i], v[1].p[i]), b = ZIP_HIGH_4(v[0].p[i], v[1].p[i]);
+        const part c = ZIP_LOW_4(v[2].p[i], v[3].p[i]), d = ZIP_HIGH_4(v[2].p[i], v[3].p[i]);
+        v[0].p[i] = ZIP_LOW_8(a, c);
+        v[1].p[i] = ZIP_HIGH_8(a, c);
+        v[2].p[i] = ZIP_LOW_8(b, d);
+        v[3].p[i] = ZIP_HIGH_8(b, d);
+#endif
+    }
+}
+
+/* `count` (1 to QUARTER_LANES) classes of LANES rows: columns[c] gets class c, lane k is row k. */
+INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride,
+                              ptrdiff_t count) {
+    for (int k = 0; k < QUARTER_LANES; k++) {
+        const char *p = rows + k * row_stride;
+        const ptrdiff_t step = QUARTER_LANES * row_stride;
+        columns[k] =
+            vector_from_quarters(quarter_load(p, count), quarter_load(p + step, count),
+                                 quarter_load(p + 2 * step, count), quarter_load(p + 3 * step, count));
+    }
+    vectors_transpose_quarters(columns);
+}
+
+/* The inverse. Writes QUARTER_LANES numbers a row whatever is wanted of them, in the order of the
+ * rows: what a row writes too much, the next one overwrites; after the last, room is needed. */
+INLINE void vectors_put_rows(real *rows, ptrdiff_t row_stride, vector *columns) {
+    vectors_transpose_quarters(columns);
+#define PUT_QUARTER(q) \
+    for (int k = 0; k < QUARTER_LANES; k++) \
+        quarter_put(rows + ((q) * QUARTER_LANES + k) * row_stride, QUARTER(columns[k], q));
+    PUT_QUARTER(0)
+    PUT_QUARTER(1)
+    PUT_QUARTER(2)
+    PUT_QUARTER(3)
+#undef PUT_QUARTER
+}
+
+/* ---- across the lanes ----------------------------------------------------------------------
+ * The order is part of the contract: halves onto each other, 16 lanes to 8, 4, 2, 1, so that
+ * one row alone and sixteen rows side by side add up the same way. */
+
+#if PART_BYTES == 64
+#define FOLD(v, combine_256, combine_128) \
+    const __typeof__(LOWER_HALF(v.p[0])) half = combine_256(LOWER_HALF(v.p[0]), UPPER_HALF(v.p[0])); \
+    const quarter q = combine_128(LOWER_QUARTER(half), SUFFIXED(_mm256_extractf128)(half, 1));
+#elif PART_BYTES == 32
+#define FOLD(v, combine_256, combine_128) \
+    const part half = combine_256(v.p[0], v.p[1]); \
+    const quarter q = combine_128(LOWER_QUARTER(half), SUFFIXED(_mm256_extractf128)(half, 1));
+#else
+#define FOLD(v, combine_256, combine_128) \
+    const quarter q = combine_128(combine_128(v.p[0], v.p[2]), combine_128(v.p[1], v.p[3]));
+#endif
+
+#define PLUS(a, b) ((a) + (b))
+#if defined(X86)
+#define GREATER_256(a, b) SUFFIXED(_mm256_max)(a, b)
+#define GREATER_128(a, b) SUFFIXED(_mm_max)(a, b)
+#else
+#define GREATER_128(a, b) part_maximum(a, b)
+#endif
+#define GREATER(a, b) ((a) > (b) ? (a) : (b))
+
+INLINE real vector_reduce_sum(vector v) {
+    FOLD(v, PLUS, PLUS)
+#if defined(STORAGE_FLOAT64)
+    return q[0] + q[1];
+#else
+    return (q[0] + q[2]) + (q[1] + q[3]);
+#endif
+}
+
+/* The same for a compensated sum: `high` plus what it lost, `low`. Each step keeps its own rounding
+ * error (two-sum), operation by operation as sum_merge in rows.pxi. */
+#define MERGE(type, a_high, a_low, b_high, b_low, high, low) \
+    const type high = (a_high) + (b_high), low##_kept = high - (a_high); \
+    const type low = ((a_low) + (b_low)) + (((a_high) - (high - low##_kept)) + ((b_high)-low##_kept));
+
+INLINE real vector_reduce_compensated(vector high, vector low, real *rest) {
+#if PART_BYTES == 64
+    typedef __typeof__(LOWER_HALF(high.p[0])) half;
+    MERGE(half, LOWER_HALF(high.p[0]), LOWER_HALF(low.p[0]), UPPER_HALF(high.p[0]),
+          UPPER_HALF(low.p[0]), h8, l8)
+    MERGE(quarter, LOWER_QUARTER(h8), LOWER_QUARTER(l8), SUFFIXED(_mm256_extractf128)(h8, 1),
+          SUFFIXED(_mm256_extractf128)(l8, 1), h4, l4)
+#elif PART_BYTES == 32
+    MERGE(part, high.p[0], low.p[0], high.p[1], low.p[1], h8, l8)
+    MERGE(quarter, LOWER_QUARTER(h8), LOWER_QUARTER(l8), SUFFIXED(_mm256_extractf128)(h8, 1),
+          SUFFIXED(_mm256_extractf128)(l8, 1), h4, l4)
+#else
+    MERGE(quarter, high.p[0], low.p[0], high.p[2], low.p[2], h8, l8)
+    MERGE(quarter, high.p[1], low.p[1], high.p[3], low.p[3], h9, l9)
+    MERGE(quarter, h8, l8, h9, l9, h4, l4)
+#endif
+#if defined(STORAGE_FLOAT64)
+    MERGE(real, h4[0], l4[0], h4[1], l4[1], h1, l1)
+#else
+    MERGE(real, h4[0], l4[0], h4[2], l4[2], h2, l2)
+    MERGE(real, h4[1], l4[1], h4[3], l4[3], h3, l3)
+    MERGE(real, h2, l2, h3, l3, h1, l1)
+#endif
+    *rest = l1;
+    return h1;
+}
+
+INLINE real vector_reduce_maximum(vector v) {
+    FOLD(v, GREATER_256, GREATER_128)
+#if defined(STORAGE_FLOAT64)
+    return GREATER(q[0], q[1]);
+#else
+    const real even = GREATER(q[0], q[2]), odd = GREATER(q[1], q[3]);
+    return GREATER(even, odd);
+#endif
+}
+
+/* ---- the floating-point environment of a thread ----------------------------------------------
+ * Results below the smallest normal number become 0 in hardware while a kernel runs, so that they are
+ * never slow. Leaving restores the thread's own mode. */
+
+#if defined(__SSE2__)
+typedef unsigned environment;
+INLINE environment environment_enter(void) {
+    const environment before = _mm_getcsr();
+    _mm_setcsr(0x9f80); /* round to nearest, all exceptions masked, flush results to zero */
+    return before;
+}
+INLINE void environment_leave(environment before) {
+    _mm_setcsr(before);
+}
+#elif defined(__aarch64__)
+typedef uint64_t environment;
+INLINE environment environment_enter(void) {
+    environment before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"((environment)1 << 24));
+    return before;
+}
+INLINE void environment_leave(environment before) {
+    __asm__ volatile("msr fpcr, %0" : : "r"(before));
+}
+#else
+typedef int environment;
+INLINE environment environment_enter(void) { return 0; }
+INLINE void environment_leave(environment before) { (void)before; }
+#endif
+
+/* How many numbers come before the first boundary that vector_stream can write to; -1: none ever. */
+INLINE ptrdiff_t stream_head(const storage *p) {
+    const size_t line = LANES * sizeof(storage), past = (uintptr_t)p % line;
+    if (past % sizeof(storage) != 0) return -1;
+    return past == 0 ? 0 : (ptrdiff_t)((line - past) / sizeof(storage));
+}
+
+INLINE void stores_finish(void) {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+#endif

@@ -1,0 +1,67 @@
+# What the kernels see of vector.h: a vector of numbers, opaque, and the words to work on it.
+
+cdef extern from "vector.h" nogil:
+    ctypedef struct vector:
+        pass
+    ctypedef struct mask:
+        pass
+    ctypedef unsigned int environment
+
+    enum:
+        LANES            # numbers in a vector: 16 of 4 bytes or 8 of 8
+        QUARTER_LANES    # numbers in 16 bytes
+        EXPONENT_BIAS
+        HAS_FMA          # a*b + c rounds once
+    const real NEGATIVE_INFINITY
+    const real LN2       # LN2 + LN2_REST is ln(2)
+    const real LN2_REST
+    const real TWO_TO_MINUS_HEADROOM
+    const real ROUNDER   # adding it rounds to a whole number, kept in the low bits
+    const storage STORAGE_NEGATIVE_INFINITY
+
+    vector vector_set(real x)
+    vector vector_add(vector a, vector b)
+    vector vector_subtract(vector a, vector b)
+    vector vector_multiply(vector a, vector b)
+    vector vector_divide(vector a, vector b)
+    vector vector_fma(vector a, vector b, vector c)       # a*b + c
+    vector vector_fnma(vector a, vector b, vector c)      # c - a*b
+    vector vector_maximum(vector a, vector b)             # b where either is NaN
+    vector vector_absolute(vector a)
+    mask vector_greater(vector a, vector b)
+    mask vector_equal(vector a, vector b)
+    vector vector_select(mask m, vector a, vector b)      # m ? a : b
+    vector vector_power_of_two(vector n, vector base)     # 2**(n - base), both with ROUNDER added
+    vector vector_exponent(vector a)
+    vector vector_fraction(vector a)
+    real vector_reduce_sum(vector a)
+    real vector_reduce_compensated(vector high, vector low, real *rest)
+    real vector_reduce_maximum(vector a)
+
+    vector vector_get(const real *p)
+    void vector_put(real *p, vector v)
+    vector vector_load(const storage *p)
+    vector vector_load_first(const storage *p, Py_ssize_t count)
+    void vector_store(storage *p, vector v)
+    void vector_store_first(storage *p, vector v, Py_ssize_t count)
+    void vector_stream(storage *p, vector v)
+    void vectors_load_rows(vector *columns, const char *rows, Py_ssize_t row_stride,
+                           Py_ssize_t count)
+    void vectors_put_rows(real *rows, Py_ssize_t row_stride, vector *columns)
+    real storage_read(const char *p)
+    void storage_write(char *p, real x)
+
+    environment environment_enter()
+    void environment_leave(environment before)
+    Py_ssize_t stream_head(const storage *p)
+    void stores_finish()
+    void prefetch(const char *p)
+
+
+cdef inline vector vector_counting() noexcept nogil:
+    """Lane k holds k."""
+    cdef real[16] lane
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        lane[k] = <real>k
+    return vector_get(lane)

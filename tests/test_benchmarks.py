@@ -1,0 +1,214 @@
+"""Smoke tests of the benchmarks: the list of shapes, the registry of peers, the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("the benchmarks are not part of this checkout", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+import compare
+import peers
+import report
+import shapes
+from shapes import CASES, Case
+
+
+def test_cases_are_distinct_and_cover_every_target() -> None:
+    identifiers = [case.identifier for case in CASES]
+    assert len(set(identifiers)) == len(identifiers)
+    float32 = {(case.operation, case.column) for case in CASES if case.dtype == "float32"}
+    for operation, targets in shapes.FLOAT32_TARGETS.items():
+        assert {(operation, column) for column in targets} <= float32
+    assert {case.dtype for case in CASES} == set(shapes.ITEM_SIZES)
+    half = [case for case in CASES if case.dtype in shapes.HALF_DTYPES]
+    assert min(case.array_bytes for case in half) >= 64 * shapes.MEBIBYTE
+
+
+def test_minimum_bytes_count_each_array_once() -> None:
+    case = Case("cross_entropy_with_grad_out", (4, 3, 5), "float32", "middle", axis=1)
+    assert (case.classes, case.rows, case.elements) == (3, 20, 60)
+    assert case.minimum_bytes_per_element == 8
+    assert case.minimum_bytes == 60 * 8 + 20 * 8
+
+
+def test_bench_and_quick_cases_are_part_of_the_list() -> None:
+    assert set(shapes.bench_cases()) <= set(CASES)
+    assert {case.column for case in shapes.quick_cases()} == set(shapes.COLUMNS) - {"half"}
+    assert len(shapes.select(CASES, ["cross_entropy"], ["16384x1000"], ["float32"])) == 1
+    assert {c.column for c in shapes.select(CASES, shapes=["few"])} == {"few"}
+
+
+def test_inputs_are_reproducible() -> None:
+    case = Case("cross_entropy", (6, 4, 5), "float32", "middle", axis=1)
+    logits, labels = shapes.inputs(case)
+    assert logits.shape == (6, 4, 5)
+    assert labels.shape == (6, 5)
+    assert labels.max() < 4
+    shapes._inputs.cache_clear()
+    np.testing.assert_array_equal(shapes.inputs(case)[0], logits)
+
+
+class Absent(peers.Peer):
+    name = "absent"
+    title = "Absent"
+    modules = ("no_such_module_anywhere",)
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.PEERS, "absent", Absent)
+    runnable, skipped = peers.available_peers(["numpy", "absent"])
+    assert runnable == ["numpy"]
+    assert skipped == {"absent": "no_such_module_anywhere not installed"}
+
+
+def test_every_peer_has_a_title_in_the_report() -> None:
+    assert set(peers.PEERS) - {"softce_fast"} <= set(report.PEER_TITLES)
+
+
+@pytest.mark.parametrize("operation", shapes.OPERATIONS)
+@pytest.mark.parametrize(("shape", "axis"), [((300, 7), -1), ((4, 5, 6), 1)])
+def test_all_ways_of_the_numpy_peer_agree(
+    operation: str, shape: tuple[int, ...], axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers.NumPy, "block_bytes", 500)  # so that there are several blocks
+    case = Case(operation, shape, "float64", "few", axis)
+    ways = peers.NumPy(threads=2).variants(case)
+    assert len(ways) == 3
+    samples = {}
+    for way in ways:
+        found = compare.sample(way.collect(way.run()))
+        samples[way.name] = {name: values.copy() for name, values in found.items()}
+    assert compare.disagreeing(samples, case) == {}
+
+
+def test_a_wrong_result_is_found() -> None:
+    case = Case("softmax_out", (10, 3), "float32", "few")
+    right = np.linspace(0.1, 1, 30)
+    samples = {"one": {"array": right}, "two": {"array": right}, "three": {"array": right + 0.1}}
+    assert list(compare.disagreeing(samples, case)) == ["three"]
+    assert list(compare.disagreeing({**samples, "four": {"array": right[:4]}}, case)) == [
+        "three",
+        "four",
+    ]
+    poisoned = {"one": {"loss": np.array([1.0])}, "two": {"loss": np.array([np.nan])}}
+    assert compare.disagreeing(poisoned, case)
+
+
+HEAD: dict[str, Any] = {
+    "date": "2000-01-01 00:00 UTC",
+    "machine": {"cpu": "A CPU", "cores": 2, "system": "Linux"},
+    "versions": {"python": "3.12", "numpy": "2.0"},
+}
+
+
+def compare_document() -> dict[str, Any]:
+    case = shapes.select(CASES, ["softmax_out"], ["16384x1000"], ["float32"])[0]
+    blocks = {
+        "softce_fast": [[1e-3, 1.1e-3], [0.9e-3]],
+        "numpy": [[3e-3], [3e-3]],
+        "torch": [[2e-3], [2e-3]],
+        "memory_limit": [[0.8e-3], [0.8e-3]],
+    }
+    entry = compare.summarise(case, blocks, dict.fromkeys(blocks, ""), {"jax": "failed: no reason"})
+    return {"kind": "compare", **HEAD, "skipped": {"numba": "not installed"}, "cases": [entry]}
+
+
+def test_compare_summary_and_table() -> None:
+    document = compare_document()
+    (entry,) = document["cases"]
+    ours = (1.05e-3 + 0.9e-3) / 2
+    assert entry["best_peer"] == "torch"
+    assert entry["ratio"] == pytest.approx(2e-3 / ours)
+    assert entry["limit_share"] == pytest.approx(0.8e-3 / ours)
+    table = report.compare_table(document)
+    assert "16384x1000" in table
+    assert "2.05" in table
+    assert "skipped Numba: not installed" in table
+    assert "JAX: failed: no reason" in table
+    assert "1 of 1 speed targets reached; 1 of 1 cases" in table
+    assert "2.05 (1.5)" in report.targets_markdown(document)
+
+
+def test_a_missed_target_is_told() -> None:
+    document = compare_document()
+    document["cases"][0]["ratio"] = 1.2
+    assert "0 of 1 speed targets reached" in report.compare_table(document)
+    assert report.bar_color(document["cases"][0]) == report.SHORT
+
+
+def raw_speed_document() -> dict[str, Any]:
+    case = shapes.select(CASES, ["cross_entropy"], ["32x1000"], ["float32"])[0]
+    info = {
+        "operation": case.operation,
+        "shape": case.shape_name,
+        "column": case.column,
+        "dtype": case.dtype,
+        "minimum_bytes": case.minimum_bytes,
+    }
+    benchmarks = [
+        {
+            "group": case.identifier,
+            "extra_info": {**info, "implementation": name},
+            "stats": {"median": median, "min": median, "iqr": 0.0, "rounds": 3},
+        }
+        for name, median in (("softce_fast", 1e-5), ("reference", 3e-4))
+    ]
+    return {"machine_info": {"node": "a-host"}, "benchmarks": benchmarks}
+
+
+def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(report.machine, "describe", lambda: HEAD)
+    document = report.condense(raw_speed_document())
+    assert "a-host" not in json.dumps(document)
+    assert document["cases"][0]["ratio"] == pytest.approx(30)
+    table = report.speed_table(document)
+    assert "10 us" in table
+    assert "300 us" in table
+    assert "12.8" in table  # GB/s of 128,256 bytes in 10 us
+
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
+    (tmp_path / "speed.json").write_text(json.dumps(document))
+    assert report.update_readme(readme, tmp_path) == ["speed"]
+    text = readme.read_text()
+    assert "old" not in text
+    assert "| 32x1000 | 10 us, 30.0x |" in text
+    assert text.startswith("before\n<!-- speed:begin -->\n")
+    assert text.endswith("<!-- speed:end -->\nafter\n")
+    with pytest.raises(ValueError, match="accuracy:begin"):
+        report.between_markers(text, "accuracy", "")
+
+
+def test_accuracy_report() -> None:
+    document = {
+        "kind": "accuracy",
+        **HEAD,
+        "targets": {"softmax": 4},
+        "results": [
+            {"function": "softmax", "dtype": "float32", "implementation": name, "ulp": ulp}
+            for name, ulp in (("softce_fast", 2.5), ("torch", 232.0), ("scipy", None))
+        ],
+    }
+    table = report.accuracy_table(document)
+    assert "2.50" in table
+    assert "232" in table
+    assert "not finite" in table
+
+
+def test_times_and_ratios_read_well() -> None:
+    assert [report.time_text(s) for s in (2.0, 0.0123, 4.56e-5, 7e-9)] == [
+        "2 s",
+        "12.3 ms",
+        "45.6 us",
+        "7 ns",
+    ]
+    assert [report.ratio_text(r) for r in (None, 1.234, 12.34, 123.4)] == ["", "1.23", "12.3", "123"]

@@ -1,0 +1,169 @@
+"""The truth in long double, the error of a result against it, and the inputs to measure it on.
+
+Independent of softce_fast: only NumPy. Inputs are rows of logits, the last axis holds the classes.
+Logits of any dtype convert exactly to long double. On x86-64 that is the 80-bit format, with 11
+bits more than float64; where long double is no wider than float64 (``HAS_EXTENDED`` is False) the
+truth still serves float32 and the half types.
+
+No formula here subtracts two numbers that are close: sums leave out the element that would cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+HAS_EXTENDED = bool(np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The parts of a batch of rows from which each truth is put together, in long double."""
+
+    shifted: Array  # logits - largest
+    exponentials: Array  # exp(shifted)
+    largest: Array  # per row, axis kept
+    others: Array  # sum of the exponentials without the largest one, axis kept
+
+
+def _parts(logits: Array) -> _Row:
+    wide = np.asarray(logits).astype(np.longdouble)
+    largest = wide.max(axis=-1, keepdims=True)
+    shifted = wide - largest
+    exponentials = np.exp(shifted)
+    without_top = exponentials.copy()
+    np.put_along_axis(without_top, wide.argmax(axis=-1, keepdims=True), 0, axis=-1)
+    return _Row(shifted, exponentials, largest, without_top.sum(axis=-1, keepdims=True))
+
+
+def softmax(logits: Array) -> Array:
+    parts = _parts(logits)
+    return parts.exponentials / (1 + parts.others)
+
+
+def log_softmax(logits: Array) -> Array:
+    # Both terms are <= 0 or the first is exactly 0: nothing cancels, also on confident rows.
+    parts = _parts(logits)
+    return parts.shifted - np.log1p(parts.others)
+
+
+def logsumexp(logits: Array) -> Array:
+    parts = _parts(logits)
+    return (parts.largest + np.log1p(parts.others))[..., 0]
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Loss of each row, with class indices as labels."""
+    parts = _parts(logits)
+    at_label = np.take_along_axis(parts.shifted, np.asarray(labels)[..., None], axis=-1)
+    return (np.log1p(parts.others) - at_label)[..., 0]
+
+
+def gradient(logits: Array, labels: Array) -> Array:
+    """Gradient of the sum of the losses; at the label it is -(sum of the others) / total."""
+    parts = _parts(logits)
+    total = 1 + parts.others
+    result = parts.exponentials / total
+    index = np.asarray(labels)[..., None]
+    others = parts.exponentials.copy()
+    np.put_along_axis(others, index, 0, axis=-1)
+    np.put_along_axis(result, index, -others.sum(axis=-1, keepdims=True) / total, axis=-1)
+    return result
+
+
+@dataclass(frozen=True)
+class _Format:
+    precision: int  # bits of the significand, the leading one included
+    smallest_normal: float
+
+
+_FORMATS = {
+    "float16": _Format(11, 2.0**-14),
+    "bfloat16": _Format(8, 2.0**-126),
+    "float32": _Format(24, 2.0**-126),
+    "float64": _Format(53, 2.0**-1022),
+}
+
+
+def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: float = 0.0) -> Array:
+    """Error of each result in units in the last place that ``dtype`` has at the truth.
+
+    ``floor``: the spacing is taken at max(|truth|, floor); logsumexp is measured with 1. A truth
+    under the smallest normal number counts as 0 error, unless the result strays above that number.
+    A result that is not finite where the truth is counts as infinitely wrong.
+    """
+    form = _FORMATS[np.dtype(dtype).name]
+    wide_result = np.asarray(result).astype(np.longdouble)
+    wide_truth = np.asarray(truth).astype(np.longdouble)
+    if wide_result.shape != wide_truth.shape:
+        raise ValueError(f"result has shape {wide_result.shape}, truth {wide_truth.shape}")
+    magnitude = np.maximum(np.abs(wide_truth), floor)
+    _, exponent = np.frexp(np.maximum(magnitude, form.smallest_normal))
+    spacing = np.ldexp(np.longdouble(1), exponent - form.precision)
+    error = np.abs(wide_result - wide_truth) / spacing
+    under = (magnitude < form.smallest_normal) & (np.abs(wide_result) <= form.smallest_normal)
+    error = np.where(under, 0, error)
+    return np.where(np.isfinite(wide_result) | ~np.isfinite(wide_truth), error, np.inf).astype(
+        np.float64
+    )
+
+
+@dataclass(frozen=True)
+class AccuracyInput:
+    """Logits (rows, classes) and labels (rows,) of one kind."""
+
+    kind: str
+    logits: Array
+    labels: Array
+
+    @property
+    def classes(self) -> int:
+        return int(self.logits.shape[-1])
+
+
+SCALES = (1.0, 3.0, 10.0, 30.0)
+OFFSETS = (0.0, 1e4, -3e5)
+CLASS_COUNTS = (2, 3, 5, 10, 16, 17, 64, 100, 1000, 4097, 32_768, 131_072)
+
+
+def accuracy_inputs(
+    dtype: Any,
+    *,
+    class_counts: Iterable[int] = CLASS_COUNTS,
+    elements: int = 65_536,
+    seed: int = 0,
+    scales: Sequence[float] = SCALES,
+    offsets: Sequence[float] = OFFSETS,
+) -> Iterator[AccuracyInput]:
+    """The inputs of the accuracy targets, about ``elements`` logits each, at most 2048 rows.
+
+    Normal logits of each scale and offset, confident rows (one logit 5 to 60 above the rest, in a
+    random place, the label on it in half the rows), and uniform rows (all logits equal).
+    """
+    generator = np.random.default_rng(seed)
+    for classes in class_counts:
+        rows = min(max(elements // classes, 1), 2048)
+        labels = generator.integers(0, classes, size=rows)
+        for scale in scales:
+            for offset in offsets:
+                logits = generator.standard_normal((rows, classes)) * scale + offset
+                yield AccuracyInput(f"normal {scale:g} {offset:+g}", logits.astype(dtype), labels)
+
+        # At least two rows, so that one has its label on the confident class and one has not.
+        rows = max(rows, 2)
+        logits = generator.standard_normal((rows, classes))
+        confident = generator.integers(0, classes, size=(rows, 1))
+        above = generator.uniform(5, 60, size=(rows, 1))
+        np.put_along_axis(logits, confident, logits.max(axis=1, keepdims=True) + above, axis=1)
+        elsewhere = generator.integers(0, classes, size=rows)
+        labels = np.where(np.arange(rows) % 2 == 0, confident[:, 0], elsewhere)
+        yield AccuracyInput("confident", logits.astype(dtype), labels)
+
+        levels = generator.standard_normal((rows, 1)) * 10
+        logits = np.broadcast_to(levels, (rows, classes))
+        yield AccuracyInput("uniform", logits.astype(dtype), elsewhere)
