@@ -27,9 +27,8 @@ from typing import Any
 import machine
 import numpy as np
 import shapes
-from peers import PACKAGES, PEERS, Result, Unsupported, Variant, available_peers, make_peer
+from peers import PACKAGES, PEERS, Result, UnsupportedError, Variant, available_peers, make_peer
 from shapes import CASES, Case
-from tqdm import tqdm
 
 RESULTS = Path(__file__).with_name("results")
 SETTLE_SECONDS = 0.03
@@ -141,7 +140,7 @@ def serve(name: str, pipe: Connection) -> None:
             return
         try:
             pipe.send(("done", getattr(worker, request)(*arguments)))
-        except Unsupported as error:
+        except UnsupportedError as error:
             pipe.send(("unsupported", str(error)))
         except Exception as error:
             pipe.send(("failed", describe_error(error)))
@@ -263,7 +262,7 @@ def summarise(
     missing: dict[str, str],
 ) -> dict[str, Any]:
     """One entry of the results file."""
-    times = {}
+    times: dict[str, dict[str, Any]] = {}
     for name, found in blocks.items():
         medians = [statistics.median(block) for block in found]
         times[name] = {
@@ -307,6 +306,8 @@ def run(
     cases: Sequence[Case], names: Iterable[str], settings: Settings
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Measures the cases; returns the entries and the peers that could not start."""
+    from tqdm import tqdm
+
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     processes = {name: PeerProcess(name) for name in names}
     failed = {}
@@ -329,10 +330,10 @@ def run(
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one float32 shape per column, briefly")
+    parser.add_argument("--quick", action="store_true", help="one float32 shape per column")
     parser.add_argument("--operation", nargs="+", choices=sorted(shapes.OPERATIONS))
     parser.add_argument(
-        "--shape", nargs="+", metavar="SHAPE", help="16384x1000, or a column: few, medium, many, ..."
+        "--shape", nargs="+", metavar="SHAPE", help="16384x1000, or a column: few, medium, ..."
     )
     parser.add_argument("--dtype", nargs="+", choices=sorted(shapes.ITEM_SIZES))
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: all installed")

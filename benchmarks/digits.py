@@ -14,11 +14,12 @@ from typing import Any
 
 import machine
 import numpy as np
-import softce_fast
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
+
+import softce_fast
 
 CLASSES = 10
 LEARNING_RATE = 0.5

@@ -21,18 +21,20 @@ WIDTH = 256  # inner elements that one step of the column kernels keeps in the f
 
 def polynomial(dtype: str) -> Any:
     """exp(v) for v <= 0: 2**n times a Taylor polynomial, short for float32, long for float64."""
+    real: Any
+    whole: Any
     if dtype == "float32":
         real, whole = np.float32, np.int32
-        mantissa_bits, bias, degree, smallest = 23, 127, 7, -87.0
-        high = 0.693359375  # 10 bits of log(2), so that n * high is exact
+        mantissa_bits, bias, degree, underflow = 23, 127, 7, -87.0
+        log_2_head = 0.693359375  # 9 bits of log(2): n * head is exact
+        log_2_tail = math.log(2) - log_2_head
     else:
         real, whole = np.float64, np.int64
-        mantissa_bits, bias, degree, smallest = 52, 1023, 13, -708.0
-        high = 0.693147182464599609375  # 32 bits of log(2)
-    low = real(math.log(2) - high if dtype == "float32" else -1.904654299957768e-09)
-    high = real(high)
-    log2_e = real(1 / math.log(2))
-    smallest = real(smallest)
+        mantissa_bits, bias, degree, underflow = 52, 1023, 13, -708.0
+        log_2_head = 0.693147182464599609375  # 21 bits
+        log_2_tail = -1.904654299957768e-09
+    high, low = real(log_2_head), real(log_2_tail)
+    log2_e, smallest = real(1 / math.log(2)), real(underflow)
     coefficients = tuple(real(1 / math.factorial(k)) for k in range(degree, -1, -1))
     shift, offset = whole(mantissa_bits), whole(bias)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import math
 import os
 import shutil
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, Any]
 Work = Callable[[Array, slice, Array], float]
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The peer has no way to compute this case; the message says why."""
 
 
@@ -39,7 +40,7 @@ class Result:
     """What a call computed, for the comparison of the peers with each other."""
 
     array: Array | None = None
-    loss: Array | None = None
+    loss: Any = None  # a number, or one per row
 
 
 @dataclass
@@ -61,7 +62,7 @@ def is_fresh(case: Case) -> bool:
 
 
 def loss_reduction(case: Case) -> str:
-    """"mean", but for gradients in half types: a mean over this many rows is 0 in float16."""
+    """The mean, but for gradients in half types: over this many rows float16's would be 0."""
     half_gradient = case.dtype in HALF_DTYPES and "grad" in case.operation
     return "none" if half_gradient else "mean"
 
@@ -89,10 +90,10 @@ class Peer:
 
     def variants(self, case: Case) -> list[Variant]:
         if case.dtype not in self.dtypes:
-            raise Unsupported(f"no {case.dtype}")
+            raise UnsupportedError(f"no {case.dtype}")
         method = getattr(self, function_name(case), None)
         if method is None:
-            raise Unsupported(f"no {function_name(case)}")
+            raise UnsupportedError(f"no {function_name(case)}")
         variants: list[Variant] = method(case)
         return variants
 
@@ -105,7 +106,7 @@ class SoftceFast(Peer):
     modules = ("softce_fast",)
     packages = ("softce_fast",)
     counted = False
-    dtypes = ("float16", "bfloat16", "float32", "float64")
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -134,9 +135,7 @@ class SoftceFast(Peer):
     def cross_entropy(self, case: Case) -> list[Variant]:
         logits, labels = inputs(case)
         function, axis = self.module.cross_entropy, case.axis
-        return [
-            Variant("", lambda: function(logits, labels, axis), lambda loss: Result(loss=loss))
-        ]
+        return [Variant("", lambda: function(logits, labels, axis), lambda loss: Result(loss=loss))]
 
     def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
         logits, labels = inputs(case)
@@ -170,11 +169,11 @@ class SoftceFastFloat32(SoftceFast):
 
     name = "softce_fast_float32"
     title = "softce_fast in float32"
-    dtypes = HALF_DTYPES
+    dtypes: tuple[str, ...] = HALF_DTYPES
 
     def variants(self, case: Case) -> list[Variant]:
         if case.dtype not in self.dtypes:
-            raise Unsupported("only beside half types")
+            raise UnsupportedError("only beside half types")
         wide = Case(case.operation, case.shape, "float32", case.column, case.axis)
         # The same reduction as the half type has, so that both do the same work.
         reduction = loss_reduction(case)
@@ -199,7 +198,7 @@ class MemoryLimit(Peer):
     name = "memory_limit"
     title = "memory"
     counted = False
-    dtypes = ("float16", "bfloat16", "float32", "float64")
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
 
     @classmethod
     def missing_modules(cls) -> list[str]:
@@ -284,13 +283,13 @@ class NumPy(Peer):
             return total
 
         edges = np.linspace(0, length, self.threads + 1).astype(int).tolist()
-        parts = list(zip(edges[:-1], edges[1:]))
+        parts = list(itertools.pairwise(edges))
         scratches = [np.empty((rows_per_block, *case.shape[1:]), logits.dtype) for _ in parts]
 
         def threaded(output: Array) -> float:
             jobs = [
                 self.pool.submit(blocks, output, first, last, scratch)
-                for (first, last), scratch in zip(parts, scratches)
+                for (first, last), scratch in zip(parts, scratches, strict=True)
             ]
             return sum(job.result() for job in jobs)
 
@@ -300,9 +299,7 @@ class NumPy(Peer):
             (f"blocks on {self.threads} threads", threaded),
         ]
 
-    def _variants(
-        self, case: Case, work: Work, *, writes: bool, has_loss: bool
-    ) -> list[Variant]:
+    def _variants(self, case: Case, work: Work, *, writes: bool, has_loss: bool) -> list[Variant]:
         """``work`` under each schedule, on a bound or a fresh output."""
         logits, _ = inputs(case)
         # Work that writes no full-size array is handed the logits and leaves them alone.
@@ -473,7 +470,7 @@ class ScikitLearn(Peer):
 
     def variants(self, case: Case) -> list[Variant]:
         if len(case.shape) != 2:
-            raise Unsupported("only two dimensions")
+            raise UnsupportedError("only two dimensions")
         return super().variants(case)
 
     def softmax(self, case: Case) -> list[Variant]:
@@ -514,11 +511,7 @@ class ScikitLearn(Peer):
             return loss_out.mean(), gradient
 
         # Its gradient is that of the sum; the division is left out of its time.
-        return [
-            Variant(
-                "loss_gradient", run, lambda r: Result(loss=r[0], array=r[1] / case.rows)
-            )
-        ]
+        return [Variant("loss_gradient", run, lambda r: Result(loss=r[0], array=r[1] / case.rows))]
 
 
 class Torch(Peer):
@@ -528,7 +521,7 @@ class Torch(Peer):
     title = "PyTorch"
     modules = ("torch",)
     packages = ("torch",)
-    dtypes = ("float16", "bfloat16", "float32", "float64")
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -581,15 +574,13 @@ class Torch(Peer):
         """Logits and labels as F.cross_entropy takes them: the classes are axis 1."""
         logits, labels = inputs(case)
         if case.axis % len(case.shape) != 1:
-            raise Unsupported("class axis must be axis 1")
+            raise UnsupportedError("class axis must be axis 1")
         return self.tensor(logits), self.tensor(labels)
 
     def cross_entropy(self, case: Case) -> list[Variant]:
         logits, labels = self._class_axis_second(case)
         function = self.torch.nn.functional.cross_entropy
-        return [
-            Variant("", lambda: (function(logits, labels), None), self.as_loss),
-        ]
+        return [Variant("", lambda: (function(logits, labels), None), self.as_loss)]
 
     def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
         logits, labels = self._class_axis_second(case)
@@ -601,7 +592,7 @@ class Torch(Peer):
         def backward() -> tuple[Any, Any]:
             logits.grad = None
             loss = function(logits, labels, reduction=reduction)
-            loss.backward(ones)
+            loss.backward(ones)  # type: ignore[no-untyped-call]
             gradient, logits.grad = logits.grad, None
             return loss, gradient
 
@@ -713,14 +704,14 @@ class Jax(Peer):
     title = "JAX"
     modules = ("jax",)
     packages = ("jax", "jaxlib")
-    dtypes = ("float16", "bfloat16", "float32", "float64")
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import jax
 
-        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
         self.jax = jax
 
     def _arrays(self, case: Case) -> tuple[Any, Any]:
@@ -738,9 +729,7 @@ class Jax(Peer):
         """``output`` picks the full-size array of a result, which the next call may overwrite."""
         jax = self.jax
         compiled = jax.jit(function)
-        variants = [
-            Variant("fresh", lambda: jax.block_until_ready(compiled(*arguments)), collect)
-        ]
+        variants = [Variant("fresh", lambda: jax.block_until_ready(compiled(*arguments)), collect)]
         if output is not None and not is_fresh(case):
             donating = jax.jit(
                 lambda previous, *arguments: function(*arguments),
@@ -889,7 +878,7 @@ class OnnxRuntime(Peer):
             )
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error):
-                raise Unsupported(f"no kernel for {np.dtype(dtype).name}") from error
+                raise UnsupportedError(f"no kernel for {np.dtype(dtype).name}") from error
             raise
 
     def _variants(
@@ -1054,7 +1043,7 @@ class Numba(Peer):
         import numba
         import numba_kernels
 
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, numba.get_num_threads()))
         self.kernels = {
             dtype: numba_kernels.build(self._exponential(numba_kernels, dtype))
             for dtype in self.dtypes
@@ -1079,10 +1068,7 @@ class Numba(Peer):
             # A block of rows seen with the classes first, so that the loops run across the rows.
             block = max(width for width in range(1, 513) if case.rows % width == 0)
             layouts.append(
-                (
-                    "columns",
-                    lambda array: array.reshape(-1, block, case.classes).transpose(0, 2, 1),
-                )
+                ("columns", lambda array: array.reshape(-1, block, case.classes).transpose(0, 2, 1))
             )
         return layouts
 
@@ -1111,7 +1097,7 @@ class Numba(Peer):
 
     def _by_row(self, name: str, case: Case, output: Array) -> list[Variant]:
         if len(case.shape) != 2:
-            raise Unsupported("only written for rows")
+            raise UnsupportedError("only written for rows")
         logits, _ = inputs(case)
         kernel = getattr(self.kernels[case.dtype], f"{name}_rows")
 

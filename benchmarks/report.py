@@ -1,13 +1,14 @@
 """Tables, plots and the README's figures from the JSON files of the benchmarks.
 
-    report.py speed pytest.json        condense pytest-benchmark's file; table and plot
-    report.py show FILE ...            tables and plots of results files
-    report.py readme README.md         put the recorded results between the README's markers
+- ``report.py speed pytest.json`` condenses pytest-benchmark's file; table and plot.
+- ``report.py show FILE ...`` gives tables and plots of results files.
+- ``report.py readme README.md`` puts the recorded results between the README's markers.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ RESULTS = Path(__file__).with_name("results")
 PEER_TITLES = {
     "softce_fast_float32": "float32",
     "memory_limit": "memory",
+    "reference": "NumPy reference",
     "numpy": "NumPy",
     "scipy": "SciPy",
     "sklearn": "scikit-learn",
@@ -62,7 +64,7 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 3)
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths))
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
@@ -88,10 +90,7 @@ def condense(raw: Document) -> Document:
         info = benchmark["extra_info"]
         entry = cases.setdefault(
             benchmark["group"],
-            {
-                key: info[key]
-                for key in ("operation", "shape", "column", "dtype", "minimum_bytes")
-            }
+            {key: info[key] for key in ("operation", "shape", "column", "dtype", "minimum_bytes")}
             | {"seconds": {}},
         )
         statistics = benchmark["stats"]
@@ -152,7 +151,7 @@ def plot_speed(document: Document, directory: Path) -> list[Path]:
     widest = max(entry["ratio"] for entry in entries)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    for name, axis in zip(names, axes.flat):
+    for name, axis in zip(names, axes.flat, strict=False):
         bars = per_name[name]
         axis.barh(range(len(bars)), [e["ratio"] for e in bars], color=REACHED, height=0.72)
         for position, entry in enumerate(bars):
@@ -258,7 +257,7 @@ def plot_compare(document: Document, directory: Path) -> list[Path]:
         ratios = [judged_ratio(entry) or 0.0 for entry in bars]
         figure, axis = pyplot.subplots(figsize=(11, 0.34 * len(bars) + 1.9), layout="constrained")
         axis.barh(range(len(bars)), ratios, color=[bar_color(e) for e in bars], height=0.72)
-        for position, (entry, ratio) in enumerate(zip(bars, ratios)):
+        for position, (entry, ratio) in enumerate(zip(bars, ratios, strict=True)):
             target = entry["target"]
             if target is not None:
                 axis.plot([target] * 2, [position - 0.44, position + 0.44], "k-", linewidth=2.2)
@@ -280,7 +279,7 @@ def plot_compare(document: Document, directory: Path) -> list[Path]:
                 fontsize=8,
             )
         axis.set_yticks(range(len(bars)), [bar_label(entry) for entry in bars], fontsize=8)
-        for position, (entry, following) in enumerate(zip(bars, bars[1:])):
+        for position, (entry, following) in enumerate(itertools.pairwise(bars)):
             if entry["dtype"] != following["dtype"]:
                 axis.axhline(position + 0.5, color="#cccccc", linewidth=0.8)
         widest = max([*ratios, *(entry["target"] or 0 for entry in bars)])
@@ -300,8 +299,7 @@ def plot_compare(document: Document, directory: Path) -> list[Path]:
             frameon=False,
         )
         axis.set_title(
-            f"{operation.title}: best peer's time over softce_fast's\n"
-            f"{machine.one_line(document)}",
+            f"{operation.title}: best peer's time over softce_fast's\n{machine.one_line(document)}",
             fontsize=10,
             loc="left",
         )
@@ -378,12 +376,14 @@ def plot_accuracy(document: Document, directory: Path) -> list[Path]:
     names = list(dict.fromkeys(entry["implementation"] for entry in results))
     functions = list(dict.fromkeys(entry["function"] for entry in results))
     figure, axes = pyplot.subplots(
-        1, len(dtypes), figsize=(5.4 * len(dtypes), 3.8), squeeze=False, sharey=True,
+        1, len(dtypes), figsize=(5.4 * len(dtypes), 4.6), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip
-    styles = ["o", "s", "^", "D", "v", "P", "X"]
-    for axis, dtype in zip(axes.flat, dtypes):
-        for name, style in zip(names, styles):
+    # Ours blue and large; the others in the order of the file, each on a line of its own.
+    colors = itertools.cycle(["#9a9a9a", "#e07b1a", "#4c9a4c", "#b5403a", "#7a5aa8"])
+    looks = {name: REACHED if name == "softce_fast" else next(colors) for name in names}
+    for axis, dtype in zip(axes.flat, dtypes, strict=True):
+        for place, name in enumerate(names):
             points = {
                 entry["function"]: max(entry["ulp"], 0.1)
                 for entry in results
@@ -391,19 +391,18 @@ def plot_accuracy(document: Document, directory: Path) -> list[Path]:
                 and entry["implementation"] == name
                 and entry["ulp"] is not None
             }
-            ours = name == "softce_fast"
+            shift = 0.6 * (place / max(len(names) - 1, 1) - 0.5)
             axis.scatter(
                 list(points.values()),
-                [functions.index(function) for function in points],
-                marker=style,
-                s=80 if ours else 40,
-                color=REACHED if ours else None,
-                zorder=3 if ours else 2,
+                [functions.index(function) + shift for function in points],
+                s=70 if name == "softce_fast" else 30,
+                color=looks[name],
+                zorder=3,
                 label=PEER_TITLES.get(name, name),
             )
         for position, function in enumerate(functions):
             axis.plot(
-                [document["targets"][function]] * 2, [position - 0.35, position + 0.35], "k-",
+                [document["targets"][function]] * 2, [position - 0.42, position + 0.42], "k-",
                 linewidth=2.2, label="target" if position == 0 else None,
             )  # fmt: skip
         axis.set_xscale("log")
@@ -421,7 +420,7 @@ def plot_accuracy(document: Document, directory: Path) -> list[Path]:
     return [save(figure, directory / "accuracy.png")]
 
 
-# -------------------------------------------------------------------------------------------- README
+# ------------------------------------------------------------------------------------------ README
 
 
 def targets_markdown(document: Document) -> str:
@@ -494,9 +493,7 @@ def reference_markdown(document: Document) -> str:
 
 def accuracy_markdown(document: Document) -> str:
     header, rows = accuracy_rows(document)
-    return (
-        f"{markdown(header, rows, left=2)}\n\nAgainst long double. {machine.one_line(document)}."
-    )
+    return f"{markdown(header, rows, left=2)}\n\nAgainst long double. {machine.one_line(document)}."
 
 
 def between_markers(text: str, name: str, content: str) -> str:

@@ -7,6 +7,7 @@ A cliff shows as a jump of the time per element.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -16,8 +17,9 @@ from typing import Any
 
 import machine
 import numpy as np
-import softce_fast
 from tqdm import tqdm
+
+import softce_fast
 
 RESULTS = Path(__file__).with_name("results")
 Array = np.ndarray[Any, Any]
@@ -128,7 +130,7 @@ def cliffs(found: list[dict[str, Any]], factor: float = 1.5) -> list[str]:
     for function in FUNCTIONS:
         for study in dict.fromkeys(point["study"] for point in found):
             line = [p for p in found if p["function"] == function and p["study"] == study]
-            for before, after in zip(line, line[1:]):
+            for before, after in itertools.pairwise(line):
                 jump = after["nanoseconds_per_element"] / before["nanoseconds_per_element"]
                 if jump > factor:
                     jumps.append(
@@ -153,9 +155,14 @@ def plot(document: dict[str, Any], path: Path) -> None:
         panels = [(study, [p for p in found if p["study"] == study]) for study in studies]
         vertical = "nanoseconds_per_element"
     figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5 * len(panels), 4.2), squeeze=False, layout="constrained"
+        1,
+        len(panels),
+        figsize=(5 * len(panels), 4.2),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
-    for axis, (title, chosen) in zip(axes.flat, panels):
+    for axis, (title, chosen) in zip(axes.flat, panels, strict=True):
         if vertical == "nanoseconds_per_element":
             horizontal = "classes" if title == "classes" else "rows"
         for function in FUNCTIONS:
@@ -183,9 +190,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
     )
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(
-        f"softce_fast, {found[0]['dtype']}: {machine.one_line(document)}", fontsize=10
-    )
+    figure.suptitle(f"softce_fast, {found[0]['dtype']}: {machine.one_line(document)}", fontsize=10)
     report.save(figure, path)
 
 

@@ -56,7 +56,7 @@ COLUMNS = {
 }
 
 # Best peer's time over ours, float32.
-FLOAT32_TARGETS = {
+FLOAT32_TARGETS: dict[str, dict[str, float]] = {
     "softmax_out": {
         "few": 4, "medium": 1.5, "many": 1.5, "one_row": 1.8, "one_call": 1, "batch": 1.5,
         "middle": 1.5,
@@ -231,7 +231,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
     return np.dtype(name)
 
 

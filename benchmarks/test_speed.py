@@ -18,8 +18,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import softce_fast
 from shapes import HALF_DTYPES, OPERATIONS, Case, bench_cases, faulted_output, inputs
+
+import softce_fast
 
 SECONDS = 0.35  # spent on each implementation of each case, about
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
@@ -35,7 +36,8 @@ def make_call(module: Any, case: Case) -> Callable[[], Any]:
     axis = case.axis
     name = case.operation.removesuffix("_out").removesuffix("_fresh")
     function = getattr(module, name)
-    arguments = (logits, labels, axis) if OPERATIONS[case.operation].takes_labels else (logits, axis)
+    takes_labels = OPERATIONS[case.operation].takes_labels
+    arguments = (logits, labels, axis) if takes_labels else (logits, axis)
     if not case.operation.endswith("_out"):
         return lambda: function(*arguments)
     output = faulted_output(case)

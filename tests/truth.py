@@ -43,7 +43,8 @@ def _parts(logits: Array) -> _Row:
 
 def softmax(logits: Array) -> Array:
     parts = _parts(logits)
-    return parts.exponentials / (1 + parts.others)
+    result: Array = parts.exponentials / (1 + parts.others)
+    return result
 
 
 def log_softmax(logits: Array) -> Array:
@@ -54,21 +55,23 @@ def log_softmax(logits: Array) -> Array:
 
 def logsumexp(logits: Array) -> Array:
     parts = _parts(logits)
-    return (parts.largest + np.log1p(parts.others))[..., 0]
+    result: Array = (parts.largest + np.log1p(parts.others))[..., 0]
+    return result
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Loss of each row, with class indices as labels."""
     parts = _parts(logits)
     at_label = np.take_along_axis(parts.shifted, np.asarray(labels)[..., None], axis=-1)
-    return (np.log1p(parts.others) - at_label)[..., 0]
+    result: Array = (np.log1p(parts.others) - at_label)[..., 0]
+    return result
 
 
 def gradient(logits: Array, labels: Array) -> Array:
     """Gradient of the sum of the losses; at the label it is -(sum of the others) / total."""
     parts = _parts(logits)
     total = 1 + parts.others
-    result = parts.exponentials / total
+    result: Array = parts.exponentials / total
     index = np.asarray(labels)[..., None]
     others = parts.exponentials.copy()
     np.put_along_axis(others, index, 0, axis=-1)

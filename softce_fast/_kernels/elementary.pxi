@@ -1,8 +1,8 @@
 # exp and log on vectors, and the reference point of a row.
 #
 # Subtracting the maximum of a row and rounding the difference is where a softmax usually loses its
-# digits. Here each exponential is split, exp(x/T) = exp(r/T) * 2**n with |r/T| <= ln(2)/2, and a power
-# of two common to the row, 2**exponent, is taken out exactly. Only where |maximum| is so large that
+# digits. Here each exponential is split, exp(x/T) = exp(r/T) * 2**(n/STEPS), |r/T| <= ln(2)/(2*STEPS),
+# and a power of two common to the row, 2**exponent, is taken out exactly. Only where |maximum| is so large that
 # subtracting it is exact for every element that matters is it subtracted: the row's `shift`.
 #
 # The coefficients come from tools/coefficients.py.
@@ -17,9 +17,9 @@ cdef enum:
 cdef struct Scale:
     # Constants of exp(x / temperature), in the units of x.
     real inverse         # 1 / temperature
-    real log2e           # log2(e) / temperature
-    real ln2_high        # ln(2) * temperature in pieces, cut so that n * ln2_high is exact or fused
-    real ln2_middle      # used without fused multiply-adds only
+    real log2e           # log2(e) * STEPS / temperature
+    real ln2_high        # ln(2) / STEPS * temperature in pieces, so that n * ln2_high is exact or
+    real ln2_middle      # fused; the middle one is used without fused multiply-adds only
     real ln2_low
     real shift_limit     # Largest |maximum| served without a shift. An element in exp's range of a
                          # larger one is within a factor of 2 of it: the subtraction is exact.
@@ -124,13 +124,14 @@ cdef inline vector output_product(vector a, Pair factor) noexcept nogil:
 cdef Scale scale_for(double temperature) noexcept nogil:
     cdef Scale scale
     # ln(2) in 106 bits, so that temperature * ln(2) can be cut anew.
-    cdef double ln2 = 0.693147180559945286 * temperature
+    cdef double step = 0.693147180559945286 / STEPS    # exact: STEPS is a power of two
+    cdef double ln2 = step * temperature
     cdef double ln2_rest = (
-        product_error(0.693147180559945286, temperature) + 2.31904681384629956e-17 * temperature)
+        product_error(step, temperature) + 2.31904681384629956e-17 / STEPS * temperature)
     cdef double high, low
     scale.tempered = temperature != 1.0
     scale.inverse = <real>(1.0 / temperature)
-    scale.log2e = <real>(1.44269504088896341 / temperature)
+    scale.log2e = <real>(1.44269504088896341 * STEPS / temperature)
     scale.shift_limit = <real>((256.0 if sizeof(real) == 4 else 2048.0) * temperature)
     if HAS_FMA:
         high = <double>(<real>ln2)
@@ -163,8 +164,8 @@ cdef double product_error(double a, double b) noexcept nogil:
 
 
 cdef struct Split:
-    # exp(x/T) = (1 + r*p) * 2**n
-    vector n      # with ROUNDER added
+    # exp(x/T) = (1 + r*p) * power, relative to the reference
+    vector power
     vector r
     vector p
 
@@ -174,13 +175,17 @@ cdef inline Split exponential_split(
 ) noexcept nogil:
     cdef Split s
     cdef vector rounder = vector_set(ROUNDER)
-    cdef vector z, r, p
+    cdef vector base = vector_fma(reference.exponent, vector_set(STEPS), rounder)
+    cdef vector z, n, r, p
     z = vector_maximum(exponential_floor(reference, scale), vector_subtract(x, reference.shift))
-    s.n = vector_fma(z, vector_set(scale.log2e), rounder)
-    r = split(z, vector_subtract(s.n, rounder), scale)
+    n = vector_fma(z, vector_set(scale.log2e), rounder)
+    s.power = vector_power_of_two(n, base)
+    r = split(z, vector_subtract(n, rounder), scale)
     if scale.tempered:
         r = vector_multiply(r, vector_set(scale.inverse))
-    if sizeof(real) == 4:
+    if STEPS == 16:
+        p = vector_fma(vector_set(1.66668367e-1), r, vector_set(5.00016217e-1))
+    elif sizeof(real) == 4:
         p = vector_fma(vector_set(1.38145352e-3), r, vector_set(8.36874558e-3))
         p = vector_fma(p, r, vector_set(4.16683909e-2))
         p = vector_fma(p, r, vector_set(1.66665204e-1))
@@ -203,26 +208,21 @@ cdef inline Split exponential_split(
 cdef inline vector exponential(vector x, Reference reference, const Scale *scale) noexcept nogil:
     """exp(x/T) relative to the reference; 0 below the smallest normal number, NaN for NaN."""
     cdef Split s = exponential_split(x, reference, scale)
-    cdef vector base = vector_add(vector_set(ROUNDER), reference.exponent)
-    return vector_multiply(
-        vector_fma(s.p, s.r, vector_set(1.0)), vector_power_of_two(s.n, base))
+    return vector_fma(vector_multiply(s.power, s.r), s.p, s.power)
 
 
 cdef inline Pair exponential_pair(vector x, Reference reference, const Scale *scale) noexcept nogil:
     """exponential(), with what its last addition lost."""
     cdef Split s = exponential_split(x, reference, scale)
-    cdef vector base = vector_add(vector_set(ROUNDER), reference.exponent)
-    cdef vector power = vector_power_of_two(s.n, base)
-    cdef vector one = vector_set(1.0)
-    cdef vector high = vector_fma(s.p, s.r, one)
+    cdef vector change = vector_multiply(s.power, s.r)
     cdef Pair result
-    result.high = vector_multiply(high, power)
-    result.low = vector_multiply(vector_fma(s.p, s.r, vector_subtract(one, high)), power)
+    result.high = vector_fma(change, s.p, s.power)
+    result.low = vector_fma(change, s.p, vector_subtract(s.power, result.high))
     return result
 
 
 cdef inline vector split(vector z, vector n, const Scale *scale) noexcept nogil:
-    """z - n * ln(2) * T, without rounding but the last."""
+    """z - n * ln(2) / STEPS * T, without rounding but the last."""
     cdef vector r = vector_fnma(n, vector_set(scale.ln2_high), z)
     if not HAS_FMA:
         r = vector_fnma(n, vector_set(scale.ln2_middle), r)
@@ -230,9 +230,13 @@ cdef inline vector split(vector z, vector n, const Scale *scale) noexcept nogil:
 
 
 cdef inline vector exponential_floor(Reference reference, const Scale *scale) noexcept nogil:
-    """The argument below which exponential() gives 0: 2**(exponent - EXPONENT_BIAS), with a margin."""
-    cdef vector n = vector_subtract(reference.exponent, vector_set(EXPONENT_BIAS - 0.25))
-    return vector_multiply(n, vector_set(scale.ln2_high))
+    """The argument for which exponential() first gives 0: that of 2**(exponent - EXPONENT_BIAS).
+
+    In the middle of its step, lest it round to the next one down. With one step, a quarter up.
+    """
+    cdef vector n = vector_subtract(
+        reference.exponent, vector_set(EXPONENT_BIAS - (0.25 if STEPS == 1 else 0.0)))
+    return vector_multiply(n, vector_set(scale.ln2_high * STEPS))
 
 
 cdef inline Reference reference_for(vector maximum, const Scale *scale) noexcept nogil:
@@ -250,7 +254,7 @@ cdef inline Reference reference_for(vector maximum, const Scale *scale) noexcept
     reference.shift = vector_select(
         vector_greater(vector_absolute(finite), vector_set(scale.shift_limit)), finite, zero)
     n = vector_fma(
-        vector_subtract(finite, reference.shift), vector_set(scale.log2e), rounder)
+        vector_subtract(finite, reference.shift), vector_set(scale.log2e / STEPS), rounder)
     reference.exponent = vector_subtract(
         vector_subtract(n, rounder), vector_set(HEADROOM))
     return reference
@@ -319,7 +323,8 @@ cdef inline vector negative_log_share(
     # split() is own_logit - exponent*ln(2)*T: the logarithm of own / 2**exponent.
     cdef vector log_own = split(
         vector_subtract(own_logit, reference.shift),
-        vector_add(reference.exponent, vector_set(HEADROOM)), scale)
+        vector_multiply(
+            vector_add(reference.exponent, vector_set(HEADROOM)), vector_set(STEPS)), scale)
     if scale.tempered:
         log_own = vector_multiply(log_own, vector_set(scale.inverse))
     return vector_subtract(

@@ -29,15 +29,6 @@ cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
     return vector_reduce_maximum(vector_maximum(vector_maximum(a, b), vector_maximum(c, d)))
 
 
-cdef inline Py_ssize_t row_find(const storage *x, Py_ssize_t n, real value) noexcept nogil:
-    """The first position of `value`; -1 if it is nowhere."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        if storage_read(<const char *>(x + i)) == value:
-            return i
-    return -1
-
-
 cdef inline vector row_vector(const storage *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
     """The vector from class i on; -inf past the end."""
     if i + LANES <= n:
@@ -47,11 +38,28 @@ cdef inline vector row_vector(const storage *x, Py_ssize_t i, Py_ssize_t n) noex
     return vector_set(NEGATIVE_INFINITY)
 
 
+cdef inline Py_ssize_t row_find(const storage *x, Py_ssize_t n, real value) noexcept nogil:
+    """The first position of `value`; -1 if it is nowhere."""
+    cdef vector wanted = vector_set(value)
+    cdef Py_ssize_t i = 0, k
+    cdef unsigned int found
+    while i < n:
+        found = vector_mask_bits(vector_equal(row_vector(x, i, n), wanted))
+        if found != 0:
+            for k in range(min(<Py_ssize_t>LANES, n - i)):
+                if found >> k & 1:
+                    return i + k
+        i += LANES
+    return -1
+
+
 cdef inline real row_exponentials(
-    const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale,
+    const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale_,
     real *kept, bint keep, real *rest,
 ) noexcept nogil:
     """Return the sum of the exponentials but the pivot's, and what it lost; keep them if asked to."""
+    cdef Scale local = scale_[0]
+    cdef Scale *scale = &local
     cdef Pair total = pair_from(vector_set(0.0))
     cdef vector[RUN] e
     cdef vector counting = vector_counting()

@@ -155,6 +155,18 @@ INLINE part part_fma(part a, part b, part c) {
 #endif
 }
 
+INLINE part part_fnma(part a, part b, part c) {
+#if defined(X86) && defined(__FMA__)
+    return SUFFIXED(X86(fnmadd))(a, b, c);
+#elif defined(__aarch64__) && defined(STORAGE_FLOAT64)
+    return vfmsq_f64(c, a, b);
+#elif defined(__aarch64__)
+    return vfmsq_f32(c, a, b);
+#else
+    return c - a * b;
+#endif
+}
+
 INLINE part_mask part_greater(part a, part b) {
 #if PART_BYTES == 64 && defined(STORAGE_FLOAT64)
     return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
@@ -243,7 +255,7 @@ INLINE vector vector_fma(vector a, vector b, vector c) {
 
 /* c - a*b, one rounding where HAS_FMA. */
 INLINE vector vector_fnma(vector a, vector b, vector c) {
-#define E(i) part_fma(-a.p[i], b.p[i], c.p[i])
+#define E(i) part_fnma(a.p[i], b.p[i], c.p[i])
     return (vector)EACH_PART(E);
 #undef E
 }
@@ -273,6 +285,21 @@ INLINE vector vector_select(mask m, vector a, vector b) {
 #undef E
 }
 
+/* Bit k is lane k. */
+INLINE unsigned vector_mask_bits(mask m) {
+    unsigned word = 0;
+#if PART_BYTES == 64
+    word = m.p[0];
+#elif PART_BYTES == 32
+    for (int i = 0; i < PARTS; i++)
+        word |= (unsigned)SUFFIXED(_mm256_movemask)((part)m.p[i]) << (i * PART_LANES);
+#else
+    for (int i = 0; i < LANES; i++)
+        word |= (unsigned)(m.p[i / PART_LANES][i % PART_LANES] & 1) << i;
+#endif
+    return word;
+}
+
 INLINE vector vector_absolute(vector a) {
     const part_bits keep = ~((bits)1 << (8 * sizeof(real) - 1)) - (part_bits){0};
 #define E(i) (part)((part_bits)a.p[i] & keep)
@@ -282,13 +309,49 @@ INLINE vector vector_absolute(vector a) {
 
 /* ---- vectors: exponent fields -------------------------------------------------------------- */
 
-/* 2**(n - base) for whole numbers given as ROUNDER + n and ROUNDER + base: adding ROUNDER rounds to
- * a whole number and leaves it in the low bits. n - base = -EXPONENT_BIAS gives 0. */
+/* Exponentials are split at every STEPS-th part of a power of two. With 16 steps, looked up in a
+ * register, a polynomial of degree 3 does where 1 step takes degree 6. */
+#if !defined(STORAGE_FLOAT64) && PART_BYTES > 16
+enum { STEPS = 16 };
+#else
+enum { STEPS = 1 };
+#endif
+
+/* 2**((n - base) / STEPS) for whole numbers given as ROUNDER + n and ROUNDER + base: adding ROUNDER
+ * rounds to a whole number and leaves it in the low bits. At n - base = -EXPONENT_BIAS * STEPS the result
+ * is 0; n may not be less. */
 #define ROUNDER ((real)1.5 * (real)((bits)1 << MANTISSA_BITS))
 
+#if !defined(STORAGE_FLOAT64) && PART_BYTES > 16
+/* Entry j: the bits of 2**(j/16), less j << 19, which shifting the whole of n brings back. */
+static const int32_t STEP_TABLE[16] = {
+    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3,
+    0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+    0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d,
+};
+INLINE part part_power_of_two(part n, part base) {
+    const part_bits shifted = ((part_bits)n - (part_bits)base) << 19;
+#if PART_BYTES == 64
+    const part_bits step = (part_bits)_mm512_permutexvar_epi32(
+        (__m512i)n, _mm512_loadu_si512(STEP_TABLE));
+#else
+    const __m256 low = _mm256_loadu_ps((const float *)STEP_TABLE);
+    const __m256 high = _mm256_loadu_ps((const float *)STEP_TABLE + 8);
+    const part_bits step = (part_bits)_mm256_blendv_ps(
+        _mm256_permutevar8x32_ps(low, (__m256i)n), _mm256_permutevar8x32_ps(high, (__m256i)n),
+        (part)((part_bits)n << 28));
+#endif
+    return (part)(shifted + step);
+}
+#else
+INLINE part part_power_of_two(part n, part base) {
+    return (part)(((part_bits)n - ((part_bits)base - EXPONENT_BIAS)) << MANTISSA_BITS);
+}
+#endif
+
 INLINE vector vector_power_of_two(vector n, vector base) {
-#define E(i) \
-    (part)(((part_bits)n.p[i] - (part_bits)base.p[i] + EXPONENT_BIAS) << MANTISSA_BITS)
+#define E(i) part_power_of_two(n.p[i], base.p[i])
     return (vector)EACH_PART(E);
 #undef E
 }
@@ -725,7 +788,7 @@ INLINE real vector_reduce_maximum(vector v) {
 typedef unsigned environment;
 INLINE environment environment_enter(void) {
     const environment before = _mm_getcsr();
-    _mm_setcsr(0x9f80); /* round to nearest, all exceptions masked, flush results to zero */
+    _mm_setcsr(0x9fc0); /* round to nearest, no traps, subnormal operands and results are zero */
     return before;
 }
 INLINE void environment_leave(environment before) {

@@ -11,6 +11,7 @@ cdef extern from "vector.h" nogil:
         LANES            # numbers in a vector: 16 of 4 bytes or 8 of 8
         QUARTER_LANES    # numbers in 16 bytes
         EXPONENT_BIAS
+        STEPS            # of exponential() in a power of two
         HAS_FMA          # a*b + c rounds once
     const real NEGATIVE_INFINITY
     const real LN2       # LN2 + LN2_REST is ln(2)
@@ -30,8 +31,9 @@ cdef extern from "vector.h" nogil:
     vector vector_absolute(vector a)
     mask vector_greater(vector a, vector b)
     mask vector_equal(vector a, vector b)
+    unsigned int vector_mask_bits(mask m)
     vector vector_select(mask m, vector a, vector b)      # m ? a : b
-    vector vector_power_of_two(vector n, vector base)     # 2**(n - base), both with ROUNDER added
+    vector vector_power_of_two(vector n, vector base)     # 2**((n - base) / STEPS)
     vector vector_exponent(vector a)
     vector vector_fraction(vector a)
     real vector_reduce_sum(vector a)
