@@ -10,6 +10,7 @@ environment below bounds the spinning of those that would go on for longer. Bloc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
@@ -27,7 +28,17 @@ from typing import Any
 import machine
 import numpy as np
 import shapes
-from peers import PACKAGES, PEERS, Result, UnsupportedError, Variant, available_peers, make_peer
+from peers import (
+    PACKAGES,
+    PEERS,
+    Result,
+    UnsupportedError,
+    Variant,
+    available_peers,
+    function_name,
+    loss_reduction,
+    make_peer,
+)
 from shapes import CASES, Case
 
 RESULTS = Path(__file__).with_name("results")
@@ -41,7 +52,7 @@ MEMORY_LIMIT = "memory_limit"
 # 10 ms spans the gaps between the calls of a block, so no peer has to wake its threads up.
 ENVIRONMENT = {"KMP_BLOCKTIME": "10"}
 
-# Disagreement of the peers' results that is still rounding, by dtype.
+# Distance from the right result that is still rounding, by dtype.
 TOLERANCES = {"float16": 1e-2, "bfloat16": 6e-2, "float32": 1e-4, "float64": 1e-10}
 SAMPLES = 20_011  # entries of each result that are compared; a prime, so strides meet all columns
 
@@ -168,7 +179,9 @@ class PeerProcess:
         other.close()  # or a process that died would never show as the end of the pipe
 
     def send(self, request: str, *arguments: Any) -> None:
-        self.pipe.send((request, arguments))
+        # Where the process has died, ``receive`` tells.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.pipe.send((request, arguments))
 
     def receive(self) -> tuple[str, Any]:
         try:
@@ -188,25 +201,61 @@ class PeerProcess:
             self.process.terminate()
 
 
-def disagreeing(samples: dict[str, dict[str, np.ndarray[Any, Any]]], case: Case) -> dict[str, str]:
-    """Peers whose result is not the one that most have (the median of all, entry by entry)."""
+def expected(case: Case) -> dict[str, np.ndarray[Any, Any]]:
+    """The sample of the case's result, from the textbook's formulas in float64."""
+    logits, labels = shapes.inputs(case)
+    function, axis = function_name(case), case.axis
+    index = np.expand_dims(labels, axis)
+    whole = Result()
+    arrays, losses = [], []
+    # By parts of the first axis, so that the float64 copies stay small.
+    for rows in np.array_split(np.arange(case.shape[0]), min(case.shape[0], 64)):
+        part = logits[rows[0] : rows[-1] + 1].astype(np.float64)
+        shifted = part - part.max(axis, keepdims=True)
+        exponentials = np.exp(shifted)
+        total = exponentials.sum(axis, keepdims=True)
+        if function == "logsumexp":
+            arrays.append((part - shifted + np.log(total)).take(0, axis).reshape(-1))
+            continue
+        if function == "log_softmax":
+            arrays.append((shifted - np.log(total)).reshape(-1))
+            continue
+        if function != "cross_entropy":
+            result = exponentials / total
+        if function != "softmax":
+            at_label = index[rows[0] : rows[-1] + 1]
+            losses.append((np.log(total) - np.take_along_axis(shifted, at_label, axis)).reshape(-1))
+        if function == "cross_entropy_with_grad":
+            less_one = np.take_along_axis(result, at_label, axis) - 1
+            np.put_along_axis(result, at_label, less_one, axis)
+            if loss_reduction(case) == "mean":
+                result /= case.rows
+        if function != "cross_entropy":
+            arrays.append(result.reshape(-1))
+    if losses:
+        rows_losses = np.concatenate(losses)
+        whole.loss = rows_losses.mean() if loss_reduction(case) == "mean" else rows_losses
+    if arrays:
+        whole.array = np.concatenate(arrays)
+    return sample(whole)
+
+
+def wrong_results(
+    samples: dict[str, dict[str, np.ndarray[Any, Any]]],
+    right: dict[str, np.ndarray[Any, Any]],
+    case: Case,
+) -> dict[str, str]:
+    """Peers whose results are not those, but for rounding; what they lack does not count."""
     reasons = {}
     tolerance = TOLERANCES[case.dtype]
-    for part in ("loss", "array"):
-        present = {name: found[part] for name, found in samples.items() if part in found}
-        if len(present) < 2:
-            continue
-        lengths = [values.size for values in present.values()]
-        usual = statistics.mode(lengths)
-        same = [values for values in present.values() if values.size == usual]
-        consensus = np.median(same, axis=0)
-        # Gradients at the label are differences; what counts is their size beside the largest.
-        allowed = tolerance * (np.abs(consensus) + 0.01 * np.abs(consensus).max())
-        for name, values in present.items():
-            if values.size != usual:
-                reasons[name] = f"{part} has another size"
-            elif not np.all(np.abs(values - consensus) <= allowed):
-                reasons[name] = f"{part} disagrees with the other peers"
+    for name, found in samples.items():
+        for part, values in found.items():
+            # Gradients at the label are differences; what counts is their size beside the largest.
+            allowed = tolerance * (np.abs(right[part]) + 0.01 * np.abs(right[part]).max())
+            if values.shape != right[part].shape:
+                reasons[name] = f"wrong result: {part} has another size"
+            elif not np.all(np.abs(values - right[part]) <= allowed):
+                reasons[name] = f"wrong result: {part}"
     return reasons
 
 
@@ -221,6 +270,7 @@ def measure(
     # All at once: compilers take their time, and nothing is measured yet.
     for process in processes.values():
         process.send("prepare", case)
+    right = expected(case)
     for name, process in processes.items():
         status, answer = process.receive()
         if status != "done":
@@ -234,7 +284,7 @@ def measure(
             variants[name], samples[name] = answer
         else:
             missing[name] = f"{status}: {answer}"
-    missing.update(disagreeing(samples, case))
+    missing.update(wrong_results(samples, right, case))
     if case.dtype not in shapes.HALF_DTYPES:
         missing.pop(OURS_FLOAT32, None)  # it is there for the half types only
 

@@ -86,7 +86,7 @@ def train(steps: int, progress: bool = True) -> dict[str, Any]:
     for step in bar:
         for classifier in classifiers.values():
             classifier.step()
-        if step % 20 == 0:
+        if step % 100 == 0:
             bar.set_postfix({name: f"{c.loss:.4f}" for name, c in classifiers.items()})
 
     results: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def check(results: dict[str, Any], test_images: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--json", type=Path, help="where to save the results")
     options = parser.parse_args()
 

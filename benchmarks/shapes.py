@@ -139,10 +139,12 @@ class Case:
 
     @property
     def limit_share_applies(self) -> bool:
+        """Large rows and arrays; a fresh output is bound by page faults before it is by memory."""
         return (
             self.array_bytes >= LIMIT_SHARE_SMALLEST_ARRAY
             and self.classes >= LIMIT_SHARE_FEWEST_CLASSES
             and self.axis == -1
+            and not OPERATIONS[self.operation].fresh
         )
 
 

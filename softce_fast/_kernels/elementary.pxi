@@ -147,6 +147,13 @@ cdef Scale scale_for(double temperature) noexcept nogil:
     return scale
 
 
+cdef inline Scale scale_with(const Scale *scale, bint tempered) noexcept nogil:
+    """A copy for a loop, with the flag as a constant that the compiler sees."""
+    cdef Scale local = scale[0]
+    local.tempered = tempered
+    return local
+
+
 cdef double leading_bits(double x, int count) noexcept nogil:
     """Return x rounded to its first `count` bits."""
     cdef double factor = <double>((<long long>1 << (53 - count)) + 1)

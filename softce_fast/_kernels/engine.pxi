@@ -179,6 +179,7 @@ cdef inline void rows_forward(
     cdef Py_ssize_t start = chunk * CHUNK
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, pivot
+    cdef real *kept
     cdef const storage *x[16]
     cdef real[16] maximum
     cdef real[16] others
@@ -209,13 +210,16 @@ cdef inline void rows_forward(
             pivot = row_find(x[k], n, maximum[k])
         reference.shift = vector_set(shift[k])
         reference.exponent = vector_set(exponent[k])
-        if problem.keep:
+        kept = scratch.kept + k * problem.kept_stride + start
+        if problem.scale.tempered:
             others[k] = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale,
-                scratch.kept + k * problem.kept_stride + start, True, rest + k)
+                x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True, rest + k)
+        elif problem.keep:
+            others[k] = row_exponentials(
+                x[k], n, pivot, reference, &problem.scale, kept, True, False, rest + k)
         else:
             others[k] = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, scratch.kept, False, rest + k)
+                x[k], n, pivot, reference, &problem.scale, NULL, False, False, rest + k)
     state.others.high = vector_get(others)
     state.others.low = vector_get(rest)
 
@@ -255,12 +259,15 @@ cdef inline void tile_forward(
         pivot = labels_in_chunk(group, chunk)
     elif problem.operation == LOG_SOFTMAX:
         pivot = tile_find(tile, n, state.maximum)
-    if problem.classes <= LANES:
-        state.others = tile_exponentials_few(
-            tile, n, pivot, use_pivot, state.reference, &problem.scale, keep)
+    if problem.scale.tempered:
+        state.others = tile_sums(
+            tile, n, pivot, use_pivot, state.reference, &problem.scale, keep, True)
+    elif keep:
+        state.others = tile_sums(
+            tile, n, pivot, use_pivot, state.reference, &problem.scale, True, False)
     else:
-        state.others = tile_exponentials(
-            tile, n, pivot, use_pivot, state.reference, &problem.scale, keep)
+        state.others = tile_sums(
+            tile, n, pivot, use_pivot, state.reference, &problem.scale, False, False)
 
 
 cdef inline void group_merge(

@@ -15,6 +15,8 @@ cdef enum:
     KEPT_CLASSES = 131072
     # Outputs from this size on are written past the caches.
     STREAM_BYTES = 16777216
+    # Labels of a task that checks them.
+    SCAN_PER_TASK = 65536
 
 
 cdef Array array_from(const char *data, const Py_ssize_t *shape, const Py_ssize_t *strides) noexcept:
@@ -178,18 +180,67 @@ def logsumexp(const storage[:, :, :] logits, storage[:, :] result, int n_threads
     run(&problem, n_threads, False)
 
 
+cdef int scan_task(
+    const Array *target, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t classes,
+    int64_t ignore_index, Py_ssize_t *active,
+) noexcept nogil:
+    """Count the labels that are not ignored; return whether one of them is not a class."""
+    cdef Py_ssize_t row, count = 0
+    cdef int bad = 0
+    cdef int64_t label
+    for row in range(first, stop):
+        memcpy(&label, target.data + row_offset(target, row), sizeof(label))
+        count += label != ignore_index
+        bad |= (label < 0 or label >= classes) and label != ignore_index
+    active[0] = count
+    return bad
+
+
+cdef Py_ssize_t scan_labels(
+    const Problem *problem, int n_threads, int *bad
+) noexcept nogil:
+    """Return how many labels are not ignored; set `bad` if one of them is not a class."""
+    cdef Py_ssize_t tasks = (problem.rows + SCAN_PER_TASK - 1) // SCAN_PER_TASK
+    cdef Py_ssize_t task, active = 0, count
+    cdef int found = 0
+    if tasks == 1 or n_threads == 1:
+        bad[0] = scan_task(
+            &problem.target, 0, problem.rows, problem.classes, problem.ignore_index, &active)
+        return active
+    for task in prange(tasks, num_threads=n_threads, schedule="static"):
+        count = 0
+        found += scan_task(
+            &problem.target, task * SCAN_PER_TASK, min((task + 1) * SCAN_PER_TASK, problem.rows),
+            problem.classes, problem.ignore_index, &count)
+        active += count
+    bad[0] = found
+    return active
+
+
 def cross_entropy(
     const storage[:, :, :] logits, const int64_t[:, :] target, storage[:, :] losses,
-    storage[:, :, :] gradient, double gradient_scale, int64_t ignore_index, double temperature,
-    int n_threads,
+    storage[:, :, :] gradient, bint mean, double denominator, int64_t ignore_index,
+    double temperature, int n_threads,
 ):
-    """Return the sum of the losses; write them and the gradient where arrays are given."""
+    """Return the sum of the losses and what their mean divides by; None if a label is no class.
+
+    `losses` and `gradient` are written where they are given, but not if a label is no class. The
+    gradient is that of the sum, or with `mean` that of the mean; `denominator` is what the mean
+    divides by, 0 for the number of labels that are not ignored.
+    """
     cdef Problem problem = problem_for(CROSS_ENTROPY, logits, temperature, False)
+    cdef Py_ssize_t active
+    cdef int bad = 0
     problem.target = rows_from(<const char *>&target[0, 0], target.shape, target.strides)
     problem.ignore_index = ignore_index
-    problem.gradient_scale = <real>gradient_scale
+    active = scan_labels(&problem, n_threads, &bad)
+    if bad:
+        return None
+    if denominator == 0:
+        denominator = active
+    problem.gradient_scale = <real>(1.0 / denominator) if mean else 1
     if losses is not None:
         problem.result = rows_from(<const char *>&losses[0, 0], losses.shape, losses.strides)
     if gradient is not None:
         set_output(&problem, gradient)
-    return run(&problem, n_threads, True)
+    return run(&problem, n_threads, True), denominator

@@ -55,12 +55,16 @@ cdef inline Py_ssize_t row_find(const storage *x, Py_ssize_t n, real value) noex
 
 cdef inline real row_exponentials(
     const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale_,
-    real *kept, bint keep, real *rest,
+    real *kept, bint keep, bint tempered, real *rest,
 ) noexcept nogil:
-    """Return the sum of the exponentials but the pivot's, and what it lost; keep them if asked to."""
-    cdef Scale local = scale_[0]
+    """Return the sum of the exponentials but the pivot's, and what it lost; keep them if asked to.
+
+    `keep` and `tempered` are constants where this is called, to keep branches out of the loop.
+    """
+    cdef Scale local = scale_with(scale_, tempered)
     cdef Scale *scale = &local
     cdef Pair total = pair_from(vector_set(0.0))
+    cdef vector run = vector_set(0.0)
     cdef vector[RUN] e
     cdef vector counting = vector_counting()
     cdef vector zero = vector_set(0.0)
@@ -81,8 +85,11 @@ cdef inline real row_exponentials(
                 vector_put(kept + i + k * LANES, e[k])
         if i <= pivot < i + RUN * LANES:
             row_drop(e, pivot - i, counting)
-        total = pair_add(total, run_sum(e))
+        # One run late: the additions need not wait for the exponentials above.
+        total = pair_add(total, run)
+        run = run_sum(e)
         i += RUN * LANES
+    total = pair_add(total, run)
     if i < n:
         for k in range(RUN):
             e[k] = zero

@@ -60,9 +60,14 @@ cdef inline vector tile_find(const real *tile, Py_ssize_t n, vector value) noexc
 
 cdef inline Pair tile_exponentials(
     real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale, bint keep,
+    const Scale *scale_, bint keep, bint tempered,
 ) noexcept nogil:
-    """Return the sums of the exponentials but the pivots'; keep them, in place, if asked to."""
+    """Return the sums of the exponentials but the pivots'; keep them, in place, if asked to.
+
+    The flags are constants where this is called, to keep branches out of the loop.
+    """
+    cdef Scale local = scale_with(scale_, tempered)
+    cdef Scale *scale = &local
     cdef Pair[16] lane
     cdef vector[RUN] e
     cdef Py_ssize_t c = 0, k, j, width = LANES // 2
@@ -85,9 +90,11 @@ cdef inline Pair tile_exponentials(
 
 cdef inline Pair tile_exponentials_few(
     real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale, bint keep,
+    const Scale *scale_, bint keep, bint tempered,
 ) noexcept nogil:
     """tile_exponentials for at most LANES classes: each is a lane of its own, added up plainly."""
+    cdef Scale local = scale_with(scale_, tempered)
+    cdef Scale *scale = &local
     cdef vector[16] lane
     cdef Py_ssize_t k, width = LANES // 2
     for k in range(n):
@@ -98,6 +105,16 @@ cdef inline Pair tile_exponentials_few(
             lane[k] = vector_add(lane[k], lane[k + width])
         width = width // 2
     return pair_from(lane[0])
+
+
+cdef inline Pair tile_sums(
+    real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
+    const Scale *scale, bint keep, bint tempered,
+) noexcept nogil:
+    if n <= LANES:
+        return tile_exponentials_few(
+            tile, n, pivot, use_pivot, reference, scale, keep, tempered)
+    return tile_exponentials(tile, n, pivot, use_pivot, reference, scale, keep, tempered)
 
 
 cdef inline vector tile_exponential(

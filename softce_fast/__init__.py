@@ -1,0 +1,50 @@
+"""Softmax and cross-entropy on CPUs, for NumPy arrays: fast, accurate, reproducible.
+
+A call goes one way: a public function (_softmax.py, _losses.py, _binary.py) checks its arguments
+(_checks.py), sees the arrays as (outer, class, inner) (_layout.py), and calls the kernels for its
+dtype (_dispatch.py), which share the rows out over threads (_threads.py says how many).
+"""
+
+from . import reference
+from ._binary import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_with_grad,
+)
+from ._config import show_config
+from ._losses import (
+    cross_entropy,
+    cross_entropy_from_probs,
+    cross_entropy_with_grad,
+    nll_loss,
+)
+from ._softmax import (
+    log_softmax,
+    log_softmax_backward,
+    logsumexp,
+    softmax,
+    softmax_backward,
+)
+from ._threads import get_num_threads, num_threads, set_num_threads
+from ._version import __version__
+
+__all__ = [
+    "__version__",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_with_grad",
+    "cross_entropy",
+    "cross_entropy_from_probs",
+    "cross_entropy_with_grad",
+    "get_num_threads",
+    "log_softmax",
+    "log_softmax_backward",
+    "logsumexp",
+    "nll_loss",
+    "num_threads",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_backward",
+]

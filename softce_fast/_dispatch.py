@@ -1,0 +1,79 @@
+"""Which build of the kernels serves this machine, and which of its modules a dtype."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ._kernels import probe
+
+Kernels = Any  # a module with the functions of _kernels/entry.pxi
+ENVIRONMENT_VARIABLE = "SOFTCE_FAST_ISA"
+
+
+def available() -> tuple[str, ...]:
+    """Return the builds that are in this package and that the machine can run, best first."""
+    return tuple(name for name in probe.variants() if probe.supported(name))
+
+
+def choose(request: str | None) -> str:
+    """Return the build to use: the best one, or the one asked for.
+
+    Raises
+    ------
+    ImportError
+        If a build was asked for that does not exist, is not in this package, or that this machine
+        cannot run. A choice made by name is never replaced by another one.
+    """
+    usable = available()
+    if not request:
+        return usable[0]
+    if request in usable:
+        return request
+    problem = (
+        "this CPU cannot run it" if request in probe.variants() else "this package has no such build"
+    )
+    raise ImportError(
+        f"{ENVIRONMENT_VARIABLE}={request}: {problem}; it takes one of {', '.join(usable)}, or unset"
+    )
+
+
+isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
+_modules: dict[np.dtype[Any], ModuleType] = {}
+
+
+def kernels_for(dtype: np.dtype[Any]) -> Kernels:
+    """Return the kernels for a dtype in native byte order, None if there are none.
+
+    They are imported when first asked for.
+    """
+    module = _modules.get(dtype)
+    if module is None and dtype.isnative and dtype.name in (
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+    ):
+        module = importlib.import_module(f"._kernels.{isa}_{dtype.name}", __package__)
+        _modules[dtype] = module
+    return module
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Use another build in the body. For tests: it is not meant for several threads."""
+    global isa
+    before = isa
+    isa = choose(name)
+    _modules.clear()
+    try:
+        yield
+    finally:
+        isa = before
+        _modules.clear()

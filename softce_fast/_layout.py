@@ -1,0 +1,108 @@
+"""Arrays as the kernels take them: three axes (outer, class, inner), without a copy.
+
+Any strides will do; a row is one (outer, inner) pair. Where an array cannot be seen that way, or
+must be converted, the rows are staged: copied together block by block (:func:`row_blocks`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# Elements of a block of staged rows: it stays in the second-level cache.
+BLOCK_SIZE = 1 << 17
+
+
+def three_axes(array: Array, axis: int) -> Array | None:
+    """Return `array` as (outer, class, inner), None if its strides do not allow it."""
+    ndim = array.ndim
+    if ndim == 2:
+        return array[:, :, None] if axis == 1 else array[None]
+    if ndim == 3:
+        return array if axis == 1 else array.transpose(0, 2, 1) if axis else array.transpose(1, 0, 2)
+    if ndim == 1:
+        return array[None, :, None]
+    if array.flags.c_contiguous:
+        shape = array.shape
+        return array.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+    return None
+
+
+def three_axes_together(arrays: tuple[Array, ...], axis: int) -> tuple[Array, ...] | None:
+    """Return arrays of one shape as (outer, class, inner), all with the same outer and inner."""
+    if arrays[0].ndim <= 3 or all(array.flags.c_contiguous for array in arrays):
+        return tuple(three_axes(array, axis) for array in arrays)  # type: ignore[return-value]
+    shape = arrays[0].shape
+    groups: list[list[int]] = []
+    for dimension in range(len(shape)):
+        if dimension == axis or shape[dimension] == 1:
+            continue
+        if groups and all(
+            array.strides[groups[-1][-1]] == shape[dimension] * array.strides[dimension]
+            for array in arrays
+        ):
+            groups[-1].append(dimension)
+        else:
+            groups.append([dimension])
+    if len(groups) > 2:
+        return None
+    lengths = [math.prod(shape[dimension] for dimension in group) for group in groups]
+    lengths += [1] * (2 - len(groups))
+    views = []
+    for array in arrays:
+        strides = [array.strides[group[-1]] for group in groups] + [0] * (2 - len(groups))
+        views.append(
+            as_strided(
+                array,
+                (lengths[0], shape[axis], lengths[1]),
+                (strides[0], array.strides[axis], strides[1]),
+                writeable=array.flags.writeable,
+            )
+        )
+    return tuple(views)
+
+
+def overlaps(output: Array, inputs: tuple[Array, ...]) -> bool:
+    """Tell whether `output` shares memory with an input without being that very array."""
+    for array in inputs:
+        if array is output or not np.may_share_memory(array, output):
+            continue
+        same = (
+            array.ctypes.data == output.ctypes.data
+            and array.strides == output.strides
+            and array.shape == output.shape
+            and array.dtype == output.dtype
+        )
+        if not same and _shares_memory(array, output):
+            return True
+    return False
+
+
+def _shares_memory(first: Array, second: Array) -> bool:
+    try:
+        return np.shares_memory(first, second, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def row_blocks(shape: tuple[int, ...], row_size: int) -> Iterator[tuple[slice, ...]]:
+    """Yield slices that cover an array of rows, at most BLOCK_SIZE elements (or one row) each."""
+    if not shape:
+        yield ()
+        return
+    step_size = math.prod(shape[1:]) * row_size
+    if step_size <= BLOCK_SIZE:
+        step = BLOCK_SIZE // max(1, step_size)
+        for start in range(0, shape[0], step):
+            yield (slice(start, start + step),)
+    else:
+        for start in range(shape[0]):
+            for rest in row_blocks(shape[1:], row_size):
+                yield (slice(start, start + 1), *rest)

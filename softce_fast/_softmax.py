@@ -1,0 +1,429 @@
+"""softmax, log_softmax and logsumexp, and the gradients of the first two."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from . import _checks, _layout, reference
+from ._dispatch import kernels_for
+from ._threads import threads_for
+
+Array = NDArray[Any]
+Axis = int | tuple[int, ...] | None
+
+
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    temperature: float = 1.0,
+    empty: str = "nan",
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    r"""Return the softmax of `x` along an axis.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., C, ...)
+        Real numbers of any dtype and any strides.
+    axis : int, tuple of int, or None, default -1
+        The axis or axes of a row. None takes all of them.
+    where : array_like of bool, optional
+        Elements to include; broadcast to the shape of `x`. The others get probability 0 and are
+        not read into any sum.
+    temperature : float, default 1.0
+        Divides `x`. Finite and above 0.
+    empty : {"nan", "zero"}, default "nan"
+        What a row gets that has no finite element: NaN or 0.
+    dtype : dtype, optional
+        Floating type to compute in and to return. By default that of `x`; float64 for booleans and
+        integers. float16 and bfloat16 are computed in float32.
+    out : ndarray, optional
+        Where to put the result: of the shape of `x` and the dtype of the result, any strides.
+        It may be `x` itself.
+
+    Returns
+    -------
+    ndarray
+        Probabilities, in `out` if it was given. A scalar for 0-d `x`.
+
+    Raises
+    ------
+    AxisError
+        If `axis` is out of range.
+    TypeError
+        If `x` is complex, masked or not numeric, `where` is not boolean, or `out` is not an array
+        of the result's dtype.
+    ValueError
+        If a shape does not fit, an option is out of range, an axis is repeated, or `out` is
+        read-only or overlaps `x` without being `x`. Nothing has been written then.
+
+    See Also
+    --------
+    log_softmax : The logarithm, accurate where the probability is near 1 or 0.
+    cross_entropy : The loss straight from logits.
+
+    Notes
+    -----
+    .. math:: S_i = \frac{\exp(x_i / T)}{\sum_j \exp(x_j / T)}
+
+    The exponentials are split into a power of two and a remainder instead of being shifted by a
+    rounded maximum, so the result is within 4 units in the last place [1]_. A row's bits depend on
+    that row alone. Results below the smallest normal number are 0.
+
+    References
+    ----------
+    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax
+       functions", IMA Journal of Numerical Analysis 41 (2021), describe the shifted form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softce_fast as sf
+    >>> sf.softmax(np.array([2.0, 1.0, 0.1])).round(3)
+    array([0.659, 0.242, 0.099])
+    """
+    return _normalize(x, axis, where, temperature, empty, dtype, out, False)
+
+
+def log_softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    temperature: float = 1.0,
+    empty: str = "nan",
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    r"""Return the logarithm of the softmax of `x` along an axis.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., C, ...)
+        Real numbers of any dtype and any strides.
+    axis : int, tuple of int, or None, default -1
+        The axis or axes of a row. None takes all of them.
+    where : array_like of bool, optional
+        Elements to include; broadcast to the shape of `x`. The others get -inf and are not read
+        into any sum.
+    temperature : float, default 1.0
+        Divides `x`. Finite and above 0.
+    empty : {"nan", "zero"}, default "nan"
+        What a row gets that has no finite element: NaN, or the logarithm of 0, -inf.
+    dtype : dtype, optional
+        Floating type to compute in and to return; see :func:`softmax`.
+    out : ndarray, optional
+        Where to put the result; see :func:`softmax`.
+
+    Returns
+    -------
+    ndarray
+        Log-probabilities, in `out` if it was given. A scalar for 0-d `x`.
+
+    Raises
+    ------
+    AxisError, TypeError, ValueError
+        As :func:`softmax`.
+
+    Notes
+    -----
+    .. math:: \log S_i = (x_i - m) / T - \log \sum_j \exp((x_j - m) / T), \quad m = \max_j x_j
+
+    The sum is kept without its largest term and the logarithm taken as log1p, so that a confident
+    row keeps all digits: the largest log-probability is -4.12e-9 where other libraries give 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softce_fast as sf
+    >>> sf.log_softmax(np.array([20.0, 0.0, 0.0], dtype=np.float32)).tolist()[0]
+    -4.122307...e-09
+    """
+    return _normalize(x, axis, where, temperature, empty, dtype, out, True)
+
+
+def logsumexp(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    b: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Any:
+    r"""Return the logarithm of the sum of exponentials of `x` along an axis.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., C, ...)
+        Real numbers of any dtype and any strides.
+    axis : int, tuple of int, or None, default -1
+        The axis or axes of a row. None takes all of them.
+    b : array_like, optional
+        Weights of the exponentials, broadcast to the shape of `x`; they may be negative.
+    where : array_like of bool, optional
+        Elements to include; broadcast to the shape of `x`.
+    keepdims : bool, default False
+        Keep the reduced axes with length 1.
+    return_sign : bool, default False
+        Also return the sign of the sum; the first result is then the logarithm of its magnitude.
+    dtype : dtype, optional
+        Floating type to compute in and to return; see :func:`softmax`.
+    out : ndarray, optional
+        Where to put the first result.
+
+    Returns
+    -------
+    ndarray or scalar
+        One number for each row; -inf for a row without a finite element or without classes.
+    sign : ndarray or scalar
+        With `return_sign`: -1, 0, 1 or NaN.
+
+    Raises
+    ------
+    AxisError, TypeError, ValueError
+        As :func:`softmax`.
+
+    Notes
+    -----
+    .. math:: \log \sum_j b_j \exp(x_j)
+
+    Calls with `b` or `return_sign` are served by plain NumPy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softce_fast as sf
+    >>> float(sf.logsumexp(np.array([1000.0, 1000.0])))
+    1000.693147...
+    """
+    array = _checks.real_array(x, "x")
+    result_dtype = _checks.result_dtype(array.dtype, dtype)
+    axes = _checks.normalize_axes(axis, array.ndim)
+    mask = None if where is None else _checks.check_where(where, array.shape)
+    kept_shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape))
+    shape = kept_shape if keepdims else tuple(n for i, n in enumerate(array.shape) if i not in axes)
+    if out is not None:
+        _checks.check_out(out, shape, result_dtype)
+    kernels = kernels_for(_checks.compute_dtype(result_dtype))
+    if b is not None or return_sign or kernels is None or array.size == 0:
+        return reference.logsumexp(
+            array,
+            axes,
+            b=b,
+            where=mask,
+            keepdims=keepdims,
+            return_sign=return_sign,
+            dtype=dtype,
+            out=out,
+        )
+    result = np.empty(kept_shape, result_dtype)
+    direct = None
+    if len(axes) == 1 and mask is None and array.dtype == result_dtype:
+        direct = _layout.three_axes_together((array,), axes[0])
+    if direct is not None:
+        storage = kernels_for(result_dtype)
+        view = direct[0]
+        storage.logsumexp(
+            _as_storage(view),
+            _as_storage(result.reshape(view.shape[0], view.shape[2])),
+            threads_for(array.size),
+        )
+    else:
+        buffer_dtype = _checks.compute_dtype(result_dtype)
+        for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
+            buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
+            sums = np.empty((len(buffer), 1), buffer_dtype)
+            kernels.logsumexp(buffer[:, :, None], sums, threads_for(buffer.size))
+            result_rows[...] = sums.reshape(result_rows.shape)
+    result = result.reshape(shape)
+    if out is not None:
+        out[...] = result
+        return out
+    return result if shape else result[()]
+
+
+def softmax_backward(
+    grad_output: ArrayLike, output: ArrayLike, axis: Axis = -1, *, out: Array | None = None
+) -> Array:
+    r"""Return the gradient of a softmax by its input: a vector-Jacobian product.
+
+    Parameters
+    ----------
+    grad_output : array_like, shape (..., C, ...)
+        Gradient by the output of :func:`softmax`.
+    output : array_like, of the same shape
+        What :func:`softmax` returned, for temperature 1.
+    axis : int, tuple of int, or None, default -1
+        The axis or axes that it was taken along.
+    out : ndarray, optional
+        Where to put the result; `grad_output` or `output` itself may be given.
+
+    Returns
+    -------
+    ndarray
+        Gradient by the input, of the wider of the two dtypes.
+
+    Raises
+    ------
+    AxisError, TypeError, ValueError
+        As :func:`softmax`; also if the shapes differ.
+
+    Notes
+    -----
+    .. math:: g_i = S_i \left(h_i - \sum_j h_j S_j\right)
+
+    with :math:`h` for `grad_output`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softce_fast as sf
+    >>> probabilities = sf.softmax(np.array([0.0, 0.0]))
+    >>> sf.softmax_backward(np.array([1.0, 0.0]), probabilities)
+    array([ 0.25, -0.25])
+    """
+    return reference.softmax_backward(grad_output, output, axis, out=out)
+
+
+def log_softmax_backward(
+    grad_output: ArrayLike, output: ArrayLike, axis: Axis = -1, *, out: Array | None = None
+) -> Array:
+    r"""Return the gradient of a log_softmax by its input: a vector-Jacobian product.
+
+    Parameters
+    ----------
+    grad_output : array_like, shape (..., C, ...)
+        Gradient by the output of :func:`log_softmax`.
+    output : array_like, of the same shape
+        What :func:`log_softmax` returned, for temperature 1.
+    axis : int, tuple of int, or None, default -1
+        The axis or axes that it was taken along.
+    out : ndarray, optional
+        Where to put the result; `grad_output` or `output` itself may be given.
+
+    Returns
+    -------
+    ndarray
+        Gradient by the input, of the wider of the two dtypes.
+
+    Raises
+    ------
+    AxisError, TypeError, ValueError
+        As :func:`softmax`; also if the shapes differ.
+
+    Notes
+    -----
+    .. math:: g_i = h_i - S_i \sum_j h_j, \quad S = \exp(\mathrm{output})
+
+    with :math:`h` for `grad_output`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softce_fast as sf
+    >>> log_probabilities = sf.log_softmax(np.array([0.0, 0.0]))
+    >>> sf.log_softmax_backward(np.array([1.0, 0.0]), log_probabilities)
+    array([ 0.5, -0.5])
+    """
+    return reference.log_softmax_backward(grad_output, output, axis, out=out)
+
+
+def _normalize(
+    x: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    temperature: float,
+    empty: str,
+    dtype: DTypeLike | None,
+    out: Array | None,
+    log: bool,
+) -> Array:
+    array = _checks.real_array(x, "x")
+    result_dtype = array.dtype if dtype is None else None
+    kernels = None if result_dtype is None else kernels_for(result_dtype)
+    if result_dtype is None or kernels is None:
+        result_dtype = _checks.result_dtype(array.dtype, dtype)
+    ndim = array.ndim
+    axes = (ndim - 1,) if axis == -1 and ndim else _checks.normalize_axes(axis, ndim)
+    mask = None if where is None else _checks.check_where(where, array.shape)
+    if temperature != 1.0:
+        temperature = _checks.check_temperature(temperature)
+    if empty != "nan":
+        _checks.check_empty(empty)
+    if out is None:
+        result = np.empty(array.shape, result_dtype)
+    else:
+        _checks.check_out(out, array.shape, result_dtype)
+        if out is not array and _layout.overlaps(
+            out, (array,) if mask is None else (array, mask)
+        ):
+            raise ValueError("out overlaps the input without being the same array")
+        result = out
+    if array.size == 0:
+        return result
+    if kernels is not None and mask is None and len(axes) == 1 and result.dtype == array.dtype:
+        views = _layout.three_axes_together((array, result), axes[0])
+        if views is not None:
+            kernels.softmax(
+                _as_storage(views[0]),
+                _as_storage(views[1]),
+                log,
+                temperature,
+                empty == "zero",
+                threads_for(array.size),
+            )
+            return result
+    kernels = kernels_for(_checks.compute_dtype(result_dtype))
+    if kernels is None:
+        function = reference.log_softmax if log else reference.softmax
+        result[...] = function(
+            array, axes, where=mask, temperature=temperature, empty=empty, dtype=result_dtype
+        )
+    else:
+        buffer_dtype = _checks.compute_dtype(result_dtype)
+        for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
+            buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
+            view = buffer[:, :, None]
+            kernels.softmax(
+                view, view, log, temperature, empty == "zero", threads_for(buffer.size)
+            )
+            result_rows[...] = buffer.reshape(result_rows.shape)
+    return result if result.ndim or out is not None else result[()]
+
+
+def _as_storage(view: Array) -> Array:
+    """Return half types as the 16-bit integers that the kernels take them as."""
+    return view if view.itemsize > 2 else view.view(np.uint16)
+
+
+def _staged(array: Array, result: Array, mask: Array | None, axes: tuple[int, ...]) -> Any:
+    """Yield blocks of rows of the input, the result and the mask, the row axes first."""
+    order = tuple(i for i in range(array.ndim) if i not in axes) + axes
+    array, result = array.transpose(order), result.transpose(order)
+    mask = None if mask is None else mask.transpose(order)
+    row_axes = array.ndim - len(axes)
+    for block in _layout.row_blocks(
+        array.shape[:row_axes], math.prod(array.shape[row_axes:])
+    ):
+        yield array[block], result[block], None if mask is None else mask[block]
+
+
+def _gathered(
+    rows: Array, mask: Array | None, class_axes: int, dtype: np.dtype[Any]
+) -> Array:
+    """Return a contiguous copy of a block as (rows, classes), -inf where the mask is False."""
+    buffer = np.empty(rows.shape, dtype)
+    buffer[...] = rows
+    if mask is not None:
+        np.copyto(buffer, -np.inf, where=~mask)
+    return buffer.reshape(-1, math.prod(rows.shape[rows.ndim - class_axes :]))

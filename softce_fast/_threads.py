@@ -1,0 +1,182 @@
+"""How many threads a call may use, and what happens around a fork.
+
+No setting of OpenMP is ever changed: kernels are told their number of threads call by call.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import _checks
+from ._kernels import probe
+
+# Elements below which no kernel would share its work: the number of threads is not looked up.
+SERIAL_SIZE = 65536
+
+_local = threading.local()  # what num_threads() asked for in this thread
+_requested: int | None = None  # what set_num_threads() asked for
+_quota: int | None = None  # of the control group; None: not read yet
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads every later call may use, in all Python threads.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. More than the CPUs at hand is allowed, but of no use.
+
+    Raises
+    ------
+    ValueError
+        If `n` is below 1.
+    TypeError
+        If `n` is not an integer.
+
+    Examples
+    --------
+    >>> import softce_fast as sf
+    >>> before = sf.get_num_threads()
+    >>> sf.set_num_threads(1)
+    >>> sf.get_num_threads()
+    1
+    >>> sf.set_num_threads(before)
+    """
+    global _requested
+    _requested = _checks.check_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a large call from this Python thread would use now.
+
+    Returns
+    -------
+    int
+        What :func:`num_threads` or :func:`set_num_threads` asked for. Without either, the least of
+        ``omp_get_max_threads()`` (which heeds OMP_NUM_THREADS and threadpoolctl), the CPUs of the
+        thread's affinity mask, and the CPU quota of the control group. 1 in a serial build.
+
+    Examples
+    --------
+    >>> import softce_fast as sf
+    >>> sf.get_num_threads() >= 1
+    True
+    """
+    if not probe.openmp():
+        return 1
+    asked = getattr(_local, "count", None) or _requested
+    return asked if asked else max(1, min(probe.max_threads(), _affinity(), _group_quota()))
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Use up to `n` threads for the calls in the body, in this Python thread alone.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If `n` is below 1.
+    TypeError
+        If `n` is not an integer.
+
+    Examples
+    --------
+    >>> import softce_fast as sf
+    >>> with sf.num_threads(1):
+    ...     sf.get_num_threads()
+    1
+    """
+    count = _checks.check_num_threads(n)
+    before = getattr(_local, "count", None)
+    _local.count = count
+    try:
+        yield
+    finally:
+        _local.count = before
+
+
+def threads_for(size: int) -> int:
+    """Return how many threads a call on `size` elements may use."""
+    return 1 if size < SERIAL_SIZE else get_num_threads()
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _group_quota() -> int:
+    global _quota
+    if _quota is None:
+        _quota = read_group_quota(Path("/"))
+    return _quota
+
+
+def read_group_quota(root: Path) -> int:
+    """Return the CPUs that the control group may use, rounded up; a large number for no limit.
+
+    Both layouts are read below `root`: version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``),
+    in the group of this process and in every group above it.
+    """
+    limits: list[float] = []
+    for folder in _group_folders(root):
+        limits += _quota_of(folder)
+    return max(1, math.ceil(min(limits))) if limits else 1 << 30
+
+
+def _group_folders(root: Path) -> Iterator[Path]:
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount = root / "sys/fs/cgroup"
+        elif "cpu" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/cpu"
+        else:
+            continue
+        # Inside a container the path may be the host's: the mount point is then the group.
+        group = Path(path.lstrip("/"))
+        for folder in (group, *group.parents):
+            yield mount / folder
+        yield mount
+
+
+def _quota_of(folder: Path) -> list[float]:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return [] if quota == "max" or int(quota) <= 0 else [int(quota) / int(period)]
+    except (OSError, ValueError, ZeroDivisionError):
+        return []
+
+
+def _before_fork() -> None:
+    # A child inherits none of OpenMP's threads but would wait for them. Given back before the
+    # fork, they are started anew when needed, on both sides.
+    probe.pause()
+
+
+def _after_fork_in_child() -> None:
+    global _quota
+    _quota = None
+
+
+if hasattr(os, "register_at_fork") and probe.openmp():
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
