@@ -45,7 +45,7 @@ def choose(request: str | None) -> str:
 
 
 isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
-_modules: dict[np.dtype[Any], ModuleType] = {}
+loaded_kernels: dict[np.dtype[Any], ModuleType] = {}
 
 
 def kernels_for(dtype: np.dtype[Any]) -> Kernels:
@@ -53,7 +53,7 @@ def kernels_for(dtype: np.dtype[Any]) -> Kernels:
 
     They are imported when first asked for.
     """
-    module = _modules.get(dtype)
+    module = loaded_kernels.get(dtype)
     if module is None and dtype.isnative and dtype.name in (
         "float16",
         "bfloat16",
@@ -61,7 +61,7 @@ def kernels_for(dtype: np.dtype[Any]) -> Kernels:
         "float64",
     ):
         module = importlib.import_module(f"._kernels.{isa}_{dtype.name}", __package__)
-        _modules[dtype] = module
+        loaded_kernels[dtype] = module
     return module
 
 
@@ -71,9 +71,9 @@ def using(name: str) -> Iterator[None]:
     global isa
     before = isa
     isa = choose(name)
-    _modules.clear()
+    loaded_kernels.clear()
     try:
         yield
     finally:
         isa = before
-        _modules.clear()
+        loaded_kernels.clear()

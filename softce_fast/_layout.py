@@ -69,6 +69,11 @@ def three_axes_together(arrays: tuple[Array, ...], axis: int) -> tuple[Array, ..
     return tuple(views)
 
 
+def as_storage(view: Array) -> Array:
+    """Return half types as the 16-bit integers that the kernels take them as."""
+    return view if view.itemsize > 2 else view.view(np.uint16)
+
+
 def overlaps(output: Array, inputs: tuple[Array, ...]) -> bool:
     """Tell whether `output` shares memory with an input without being that very array."""
     for array in inputs:

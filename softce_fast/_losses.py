@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks, _layout, reference
-from ._dispatch import kernels_for
-from ._threads import threads_for
+from ._dispatch import kernels_for, loaded_kernels
+from ._threads import SERIAL_SIZE, threads_for
 
 Array = NDArray[Any]
 DType = np.dtype[Any]
@@ -103,6 +104,17 @@ def cross_entropy(
     >>> round(float(loss), 3)
     0.417
     """
+    if (
+        axis == -1
+        and reduction == "mean"
+        and weight is sample_weight is denominator is dtype is None
+        and label_smoothing == 0
+        and z_loss == 0
+        and temperature == 1
+    ):
+        loss = _small_mean(logits, target, ignore_index, None)
+        if loss is not None:
+            return loss
     loss, _ = _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
         temperature, reduction, denominator, empty, dtype, False, None,
@@ -167,10 +179,56 @@ reduction, denominator, empty, dtype
     >>> grad.round(3)
     array([[-0.341,  0.242,  0.099]])
     """
+    if (
+        axis == -1
+        and reduction == "mean"
+        and weight is sample_weight is denominator is dtype is None
+        and label_smoothing == 0
+        and z_loss == 0
+        and temperature == 1
+        and type(logits) is np.ndarray
+    ):
+        grad = np.empty_like(logits) if grad_out is None else grad_out
+        loss = _small_mean(logits, target, ignore_index, grad)
+        if loss is not None:
+            return loss, grad
     return _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
         temperature, reduction, denominator, empty, dtype, True, grad_out,
     )  # fmt: skip
+
+
+def _small_mean(logits: Any, target: Any, ignore_index: int, grad: Any) -> Any:
+    """Return the loss of an ordinary small call, None (nothing done) for any other.
+
+    What is not ordinary, errors included, is left to the general way.
+    """
+    if type(logits) is np.ndarray and logits.ndim == 2 and logits.size < SERIAL_SIZE:
+        dtype = logits.dtype
+        kernels = loaded_kernels.get(dtype)
+        if kernels is not None:
+            try:
+                loss = kernels.cross_entropy_small(logits, target, grad, ignore_index)
+            except (BufferError, OverflowError, TypeError, ValueError):
+                return None
+            return None if loss is None else dtype.type(loss)
+    return None
+
+
+class _Call(NamedTuple):
+    """Checked arguments of a cross-entropy, as the kernels take them."""
+
+    labels: Array | None  # int64
+    probabilities: Array | None
+    class_weight: Array | None
+    sample_weight: Array | None
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    temperature: float
+    mean: bool
+    denominator: float | None
+    empty_is_zero: bool
 
 
 def _cross_entropy(
@@ -191,92 +249,195 @@ def _cross_entropy(
     grad_out: Array | None,
 ) -> tuple[Any, Any]:
     array = _checks.real_array(logits, "logits")
-    result_dtype = array.dtype
-    kernels = None if dtype is not None else kernels_for(result_dtype)
-    axis = array.ndim - 1 if axis == -1 and array.ndim else _checks.normalize_axis(axis, array.ndim)
-    labels, is_labels = _checks.check_target(target, array.shape, axis)
-    plain = (
-        kernels is not None
-        and is_labels
-        and weight is None
-        and sample_weight is None
-        and array.size != 0
-        and label_smoothing == 0
-        and z_loss == 0
-        and labels.dtype != np.uint64
-    )
-    views = None
-    if plain:
-        if temperature != 1.0:
-            temperature = _checks.check_temperature(temperature)
-        if denominator is not None:
-            denominator = _checks.check_denominator(denominator)
-        if type(ignore_index) is not int:
-            ignore_index = _checks.check_ignore_index(ignore_index)
-        _checks.check_reduction(reduction)
-        _checks.check_empty(empty)
-        grad = None
-        if with_grad:
-            if grad_out is None:
-                grad = np.empty(array.shape, result_dtype)
-            else:
-                _checks.check_out(grad_out, array.shape, result_dtype, "grad_out")
-                if grad_out is not array and _layout.overlaps(grad_out, (array, labels)):
-                    raise ValueError("grad_out overlaps the input without being the same array")
-                grad = grad_out
-        if grad is None:
-            views = _layout.three_axes_together((array,), axis)
-        elif grad.dtype == array.dtype:
-            views = _layout.three_axes_together((array, grad), axis)
-    if not plain or views is None:
-        options = {
-            "weight": weight,
-            "sample_weight": sample_weight,
-            "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing,
-            "z_loss": z_loss,
-            "temperature": temperature,
-            "reduction": reduction,
-            "denominator": denominator,
-            "empty": empty,
-            "dtype": dtype,
-        }
-        if with_grad:
-            return reference.cross_entropy_with_grad(
-                array, labels, axis, grad_out=grad_out, **options
-            )
-        return reference.cross_entropy(array, labels, axis, **options), None
-    view = views[0]
-    if labels.dtype != np.int64:
-        labels = labels.astype(np.int64)
-    losses = None
-    if reduction == "none":
-        losses = np.empty(labels.shape, result_dtype)
-    total = kernels.cross_entropy(
-        _as_storage(view),
-        labels.reshape(view.shape[0], view.shape[2]),
-        None if losses is None else _as_storage(losses.reshape(view.shape[0], view.shape[2])),
-        None if grad is None else _as_storage(views[1]),
-        reduction == "mean",
-        denominator or 0.0,
+    result_dtype = _checks.result_dtype(array.dtype, dtype)
+    compute_dtype = _checks.compute_dtype(result_dtype)
+    axis = _checks.normalize_axis(axis, array.ndim)
+    classes = array.shape[axis]
+    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
+    given, is_labels = _checks.check_target(target, array.shape, axis)
+    _checks.check_reduction(reduction)
+    _checks.check_empty(empty)
+    ignore_index = _checks.check_ignore_index(ignore_index)
+    labels = given
+    if is_labels:
+        labels, ignore_index = _int64_labels(given, classes, ignore_index)
+    call = _Call(
+        labels if is_labels else None,
+        None if is_labels else given,
+        _as_real(weight, compute_dtype, lambda item: _checks.check_class_weight(item, classes)),
+        _as_real(
+            sample_weight, compute_dtype, lambda item: _checks.check_sample_weight(item, row_shape)
+        ),
         ignore_index,
-        temperature,
-        threads_for(array.size),
+        _checks.check_label_smoothing(label_smoothing),
+        _checks.check_z_loss(z_loss),
+        _checks.check_temperature(temperature),
+        reduction == "mean",
+        _checks.check_denominator(denominator),
+        empty == "zero",
     )
-    if total is None:
-        _checks.check_labels(_checks.real_array(target, "target"), array.shape[axis], ignore_index)
+    if grad_out is not None:
+        _checks.check_out(grad_out, array.shape, result_dtype, "grad_out")
+        if grad_out is not array and _layout.overlaps(grad_out, (array, given)):
+            raise ValueError("grad_out overlaps an input without being the same array")
+    kernels = kernels_for(compute_dtype)
+    if kernels is None or array.size == 0:
+        loss, grad = reference.cross_entropy_with_grad(
+            array, given, axis, weight=weight, sample_weight=sample_weight,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
+            dtype=result_dtype, grad_out=grad_out,
+        )  # fmt: skip
+        return loss, grad
+    grad = grad_out
+    if with_grad and grad is None:
+        grad = np.empty(array.shape, result_dtype)
+    losses = np.empty(row_shape, result_dtype) if reduction == "none" else None
+    summed = _direct(array, axis, call, losses, grad)
+    if summed is None:
+        summed = _staged(array, axis, call, losses, grad, compute_dtype)
+    if summed is False:
+        _checks.check_labels(given, classes, ignore_index)
     if losses is not None:
-        return (losses if losses.ndim else losses[()]), grad
-    loss, count = total
-    if reduction == "mean":
-        if denominator is not None:
-            count = denominator
-        loss = loss / count if count else (0.0 if empty == "zero" and loss == 0 else math.nan)
-    return result_dtype.type(loss), grad
+        return (losses if row_shape else losses[()]), grad
+    loss, divisor = summed
+    if call.mean:
+        if divisor != 0:
+            loss /= divisor
+        elif loss != 0:
+            loss = math.copysign(math.inf, loss) if loss == loss else math.nan
+        else:
+            loss = 0.0 if call.empty_is_zero else math.nan
+    with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
+        return np.float64(loss).astype(result_dtype), grad
 
 
-def _as_storage(view: Array) -> Array:
-    return view if view.itemsize > 2 else view.view(np.uint16)
+def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array, int]:
+    """Return labels and the ignored one as the kernels take them."""
+    if labels.dtype == np.uint64:
+        # Beyond int64 a label could turn into another one.
+        _checks.check_labels(labels, classes, ignore_index)
+        labels = np.where(labels == ignore_index, 0, labels + 1).astype(np.int64) - 1
+        return labels, -1
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        ignore_index = -(1 << 63)
+    return np.ascontiguousarray(labels, np.int64).reshape(labels.shape), ignore_index
+
+
+def _as_real(value: Any, dtype: DType, check: Callable[[Any], Array]) -> Array | None:
+    return None if value is None else np.ascontiguousarray(check(value), dtype)
+
+
+def _direct(
+    array: Array, axis: int, call: _Call, losses: Array | None, grad: Array | None
+) -> Any:
+    """Run the kernels on the arrays themselves; None if they cannot be seen in three axes."""
+    kernels = kernels_for(array.dtype)
+    arrays = [item for item in (array, call.probabilities, grad) if item is not None]
+    if kernels is None or any(item.dtype != array.dtype for item in arrays):
+        return None
+    views = _layout.three_axes_together(tuple(arrays), axis)
+    if views is None:
+        return None
+    probabilities = None if call.probabilities is None else views[1]
+    return _run(
+        kernels, views[0], call, probabilities, losses, None if grad is None else views[-1]
+    )
+
+
+def _run(
+    kernels: Any,
+    view: Array,
+    call: _Call,
+    probabilities: Array | None,
+    losses: Array | None,
+    grad: Array | None,
+) -> Any:
+    """Call the kernels on (outer, class, inner) views; False if a label is no class."""
+    row_shape = view.shape[0], view.shape[2]
+    summed = kernels.cross_entropy(
+        _layout.as_storage(view),
+        None if call.labels is None else call.labels.reshape(row_shape),
+        None if probabilities is None else _layout.as_storage(probabilities),
+        None if losses is None else _layout.as_storage(losses.reshape(row_shape)),
+        None if grad is None else _layout.as_storage(grad),
+        call.class_weight,
+        None if call.sample_weight is None else call.sample_weight.reshape(row_shape),
+        call.label_smoothing,
+        call.z_loss,
+        call.mean,
+        call.denominator,
+        call.empty_is_zero,
+        call.ignore_index,
+        call.temperature,
+        threads_for(view.size),
+    )
+    return False if summed is None else summed
+
+
+def _staged(
+    array: Array,
+    axis: int,
+    call: _Call,
+    losses: Array | None,
+    grad: Array | None,
+    dtype: DType,
+) -> Any:
+    """Run the kernels on copies of blocks of rows, in the dtype to compute in."""
+    kernels = kernels_for(dtype)
+    classes = array.shape[axis]
+    array = np.moveaxis(array, axis, -1)
+    probabilities = call.probabilities
+    if probabilities is not None:
+        probabilities = np.moveaxis(probabilities, axis, -1)
+    if grad is not None:
+        grad = np.moveaxis(grad, axis, -1)
+    if call.labels is not None and _any_bad(call.labels, classes, call.ignore_index):
+        return False
+    divisor = _divisor(call, array.shape[:-1]) if call.mean else 1.0
+    total = 0.0
+    for block in _layout.row_blocks(array.shape[:-1], classes):
+        buffer = np.empty(array[block].shape, dtype)
+        buffer[...] = array[block]
+        rows = buffer.shape[:-1]
+        part = call._replace(
+            labels=None if call.labels is None else call.labels[block],
+            sample_weight=None
+            if call.sample_weight is None
+            else np.ascontiguousarray(call.sample_weight[block]),
+            denominator=divisor,
+        )
+        block_losses = np.empty(rows, dtype) if losses is not None else None
+        view = buffer.reshape(-1, classes, 1)
+        target = None
+        if probabilities is not None:
+            target = np.ascontiguousarray(probabilities[block], dtype).reshape(-1, classes, 1)
+        summed, _ = _run(
+            kernels, view, part, target, block_losses, None if grad is None else view
+        )
+        total += summed
+        if losses is not None:
+            losses[block] = block_losses
+        if grad is not None:
+            grad[block] = buffer
+    return total, divisor
+
+
+def _any_bad(labels: Array, classes: int, ignore_index: int) -> bool:
+    return bool((((labels < 0) | (labels >= classes)) & (labels != ignore_index)).any())
+
+
+def _divisor(call: _Call, row_shape: tuple[int, ...]) -> float:
+    """Return what the mean divides by."""
+    if call.denominator is not None:
+        return call.denominator
+    weights = np.ones(row_shape) if call.sample_weight is None else call.sample_weight
+    if call.labels is not None:
+        valid = call.labels != call.ignore_index
+        if call.class_weight is not None:
+            weights = weights * call.class_weight[np.where(valid, call.labels, 0)]
+        return float(weights.sum(dtype=np.float64, where=valid))
+    return float(weights.sum(dtype=np.float64))
 
 
 def nll_loss(

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks, _layout, reference
-from ._dispatch import kernels_for
-from ._threads import threads_for
+from ._dispatch import kernels_for, loaded_kernels
+from ._threads import SERIAL_SIZE, threads_for
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...] | None
@@ -89,6 +89,10 @@ def softmax(
     >>> sf.softmax(np.array([2.0, 1.0, 0.1])).round(3)
     array([0.659, 0.242, 0.099])
     """
+    if axis == -1 and where is dtype is None and temperature == 1 and empty == "nan":
+        result = _small(x, out, False)
+        if result is not None:
+            return result
     return _normalize(x, axis, where, temperature, empty, dtype, out, False)
 
 
@@ -146,6 +150,10 @@ def log_softmax(
     >>> sf.log_softmax(np.array([20.0, 0.0, 0.0], dtype=np.float32)).tolist()[0]
     -4.122307...e-09
     """
+    if axis == -1 and where is dtype is None and temperature == 1 and empty == "nan":
+        result = _small(x, out, True)
+        if result is not None:
+            return result
     return _normalize(x, axis, where, temperature, empty, dtype, out, True)
 
 
@@ -234,8 +242,8 @@ def logsumexp(
         storage = kernels_for(result_dtype)
         view = direct[0]
         storage.logsumexp(
-            _as_storage(view),
-            _as_storage(result.reshape(view.shape[0], view.shape[2])),
+            _layout.as_storage(view),
+            _layout.as_storage(result.reshape(view.shape[0], view.shape[2])),
             threads_for(array.size),
         )
     else:
@@ -338,6 +346,23 @@ def log_softmax_backward(
     return reference.log_softmax_backward(grad_output, output, axis, out=out)
 
 
+def _small(x: Any, out: Any, log: bool) -> Array | None:
+    """Return the result of an ordinary small call, None (nothing done) for any other.
+
+    What is not ordinary, errors included, is left to the general way.
+    """
+    if type(x) is np.ndarray and x.ndim == 2 and x.size < SERIAL_SIZE:
+        kernels = loaded_kernels.get(x.dtype)
+        if kernels is not None:
+            result = np.empty(x.shape, x.dtype) if out is None else out
+            try:
+                if kernels.softmax_small(x, result, log):
+                    return result
+            except (BufferError, TypeError, ValueError):
+                return None
+    return None
+
+
 def _normalize(
     x: ArrayLike,
     axis: Axis,
@@ -375,8 +400,8 @@ def _normalize(
         views = _layout.three_axes_together((array, result), axes[0])
         if views is not None:
             kernels.softmax(
-                _as_storage(views[0]),
-                _as_storage(views[1]),
+                _layout.as_storage(views[0]),
+                _layout.as_storage(views[1]),
                 log,
                 temperature,
                 empty == "zero",
@@ -399,11 +424,6 @@ def _normalize(
             )
             result_rows[...] = buffer.reshape(result_rows.shape)
     return result if result.ndim or out is not None else result[()]
-
-
-def _as_storage(view: Array) -> Array:
-    """Return half types as the 16-bit integers that the kernels take them as."""
-    return view if view.itemsize > 2 else view.view(np.uint16)
 
 
 def _staged(array: Array, result: Array, mask: Array | None, axes: tuple[int, ...]) -> Any:

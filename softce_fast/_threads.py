@@ -137,11 +137,15 @@ def read_group_quota(root: Path) -> int:
 
 def _group_folders(root: Path) -> Iterator[Path]:
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        # Names of groups are paths: any bytes.
+        text = (root / "proc/self/cgroup").read_text(errors="surrogateescape")
     except OSError:
         return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for line in text.splitlines():
+        _, separator, rest = line.partition(":")
+        controllers, second_separator, path = rest.partition(":")
+        if not (separator and second_separator):
+            continue
         if controllers == "":
             mount = root / "sys/fs/cgroup"
         elif "cpu" in controllers.split(","):

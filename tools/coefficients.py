@@ -11,7 +11,19 @@ Run ``python tools/coefficients.py``; it needs mpmath alone.
 """
 
 from mpmath import (
-    atanh, chebyfit, cos, exp, log, lu_solve, matrix, mp, mpf, nstr, pi, polyval, sqrt,
+    atanh,
+    chebyfit,
+    cos,
+    exp,
+    log,
+    lu_solve,
+    matrix,
+    mp,
+    mpf,
+    nstr,
+    pi,
+    polyval,
+    sqrt,
 )
 
 mp.dps = 60

@@ -16,7 +16,8 @@ cdef enum Operation:
     SOFTMAX
     LOG_SOFTMAX
     LOGSUMEXP
-    CROSS_ENTROPY
+    CROSS_ENTROPY         # of class indices
+    SOFT_CROSS_ENTROPY    # of class probabilities
 
 
 cdef struct Array:
@@ -45,12 +46,18 @@ cdef struct Problem:
     Py_ssize_t rows_per_task
     Py_ssize_t rows_per_group
     Array logits
-    Array target            # class indices, int64
+    Array target            # class indices (int64) or class probabilities
     Array output            # probabilities, log-probabilities or gradient
-    Array result            # logsumexp or loss of each row, in `real`
+    Array result            # logsumexp or loss of each row
+    Array sample_weight     # of each row, in `real`
+    const real *class_weight
+    double class_weight_sum
     Scale scale
     double *task_losses     # the sum of the losses of each task
     real gradient_scale     # weight of a row's loss in the reduced one
+    real label_smoothing
+    real z_loss
+    bint dense              # the target has a coefficient for every class
     int64_t ignore_index
     bint empty_is_zero      # rows without a finite logit give 0 instead of NaN
     bint by_tiles
@@ -65,6 +72,8 @@ cdef struct ChunkState:
     Reference reference
     Pair others             # sum of the exponentials but the pivot's
     Pair factor             # from the chunk's reference to the row's
+    vector coefficients     # dense targets: the sum of the coefficients,
+    vector spread           # and that of coefficient * (maximum - x)
 
 
 cdef struct Group:
@@ -77,12 +86,17 @@ cdef struct Group:
     Py_ssize_t[16] output_offsets
     int64_t[16] labels
     vector active                 # 0 where the label is ignored, else 1
+    vector label_weight           # class weight at the label, without what smoothing takes
+    vector sample_weight
+    vector coefficients           # as in ChunkState, for whole rows
+    vector spread
     vector maximum
     Reference reference
     Pair others
     vector minus                  # see output_vector
     Pair factor
     vector at_label               # the gradient at the label
+    vector dense_factor           # dense targets: what a coefficient takes off the gradient
     vector result
 
 
@@ -95,6 +109,7 @@ cdef struct Scratch:
     storage *pending_at           # and where they go
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
+    storage *target               # a row of class probabilities copied together
     void *memory
 
 
@@ -147,29 +162,64 @@ cdef inline void group_open(
     Group *group, const Problem *problem, Py_ssize_t first, Py_ssize_t rows
 ) noexcept nogil:
     cdef Py_ssize_t k
-    cdef int64_t label
-    cdef real[16] active
     group.first = first
     group.rows = rows
     group.minus = vector_set(0.0)
     group.at_label = group.minus
+    group.dense_factor = group.minus
     group.active = vector_set(1.0)
     group.row_stride = offsets_of_rows(&problem.logits, first, rows, group.offsets)
     if problem.output.data != NULL:
         group.output_row_stride = offsets_of_rows(
             &problem.output, first, rows, group.output_offsets)
+    for k in range(LANES):
+        group.labels[k] = -1
     if problem.operation == CROSS_ENTROPY:
-        for k in range(LANES):
-            label = 0
-            active[k] = 1
-            if k < rows:
-                memcpy(&label, problem.target.data + row_offset(&problem.target, first + k),
-                       sizeof(label))
-                if label == problem.ignore_index:
-                    label = 0
-                    active[k] = 0
-            group.labels[k] = label
-        group.active = vector_get(active)
+        group_labels(group, problem)
+    if problem.sample_weight.data != NULL:
+        group_sample_weights(group, problem)
+
+
+cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
+    """Read the labels, and the weights of their classes."""
+    cdef Py_ssize_t k
+    cdef int64_t label
+    cdef real[16] active
+    cdef real[16] weight
+    for k in range(LANES):
+        label = 0
+        active[k] = 1
+        weight[k] = 1
+        if k < group.rows:
+            memcpy(&label, problem.target.data + row_offset(&problem.target, group.first + k),
+                   sizeof(label))
+            if label == problem.ignore_index:
+                label = 0
+                active[k] = 0
+            if problem.class_weight != NULL:
+                weight[k] = problem.class_weight[label]
+        group.labels[k] = label
+    group.active = vector_get(active)
+    group.label_weight = vector_get(weight)
+    if problem.label_smoothing != 0:
+        group.label_weight = vector_multiply(
+            group.label_weight, vector_set(<real>1 - problem.label_smoothing))
+
+
+cdef inline void group_sample_weights(Group *group, const Problem *problem) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef real[16] weight
+    for k in range(LANES):
+        weight[k] = 1
+    for k in range(group.rows):
+        memcpy(weight + k, problem.sample_weight.data
+               + row_offset(&problem.sample_weight, group.first + k), sizeof(real))
+    group.sample_weight = vector_get(weight)
+
+
+cdef inline bint pivots_at_maximum(const Problem *problem) noexcept nogil:
+    """Whether the element left out of a row's sum is its maximum; else it is the label, or none."""
+    return problem.operation == LOG_SOFTMAX or problem.operation == SOFT_CROSS_ENTROPY
 
 
 cdef inline void rows_forward(
@@ -206,7 +256,7 @@ cdef inline void rows_forward(
             pivot = group.labels[k] - start
             if pivot < 0 or pivot >= n:
                 pivot = -1
-        elif problem.operation == LOG_SOFTMAX:
+        elif pivots_at_maximum(problem):
             pivot = row_find(x[k], n, maximum[k])
         reference.shift = vector_set(shift[k])
         reference.exponent = vector_set(exponent[k])
@@ -222,6 +272,47 @@ cdef inline void rows_forward(
                 x[k], n, pivot, reference, &problem.scale, NULL, False, False, rest + k)
     state.others.high = vector_get(others)
     state.others.low = vector_get(rest)
+    if problem.dense:
+        rows_spread(group, problem, chunk, x, maximum, state, scratch)
+
+
+cdef inline Coefficients coefficients_of(
+    const Group *group, const Problem *problem, Py_ssize_t row, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Describe the coefficients of a chunk of a row."""
+    cdef Coefficients coefficients
+    cdef Py_ssize_t start = chunk * CHUNK
+    coefficients.weight = NULL
+    coefficients.probabilities = NULL
+    coefficients.even = vector_set(problem.label_smoothing / <real>problem.classes)
+    coefficients.share = vector_set(<real>1 - problem.label_smoothing)
+    if problem.class_weight != NULL:
+        coefficients.weight = problem.class_weight + start
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        coefficients.probabilities = contiguous_row(
+            problem.target.data + row_offset(&problem.target, group.first + row)
+            + start * problem.target.class_stride,
+            problem.target.class_stride, chunk_length(problem, chunk), scratch.target)
+    return coefficients
+
+
+cdef inline void rows_spread(
+    Group *group, const Problem *problem, Py_ssize_t chunk, const storage **x,
+    const real *maximum, ChunkState *state, Scratch *scratch
+) noexcept nogil:
+    """Sum the coefficients of dense targets over one chunk."""
+    cdef Py_ssize_t k
+    cdef real[16] total
+    cdef real[16] spread
+    for k in range(LANES):
+        total[k] = 0
+        spread[k] = 0
+    for k in range(group.rows):
+        row_spread(
+            x[k], chunk_length(problem, chunk), maximum[k],
+            coefficients_of(group, problem, k, chunk, scratch), total + k, spread + k)
+    state.coefficients = vector_get(total)
+    state.spread = vector_get(spread)
 
 
 cdef inline void tile_fill(
@@ -251,13 +342,13 @@ cdef inline void tile_forward(
     cdef vector pivot = vector_set(-1.0)
     cdef bint keep = problem.output.data != NULL and problem.operation != LOG_SOFTMAX
     cdef bint use_pivot = (
-        problem.operation == CROSS_ENTROPY or problem.operation == LOG_SOFTMAX)
+        problem.operation == CROSS_ENTROPY or pivots_at_maximum(problem))
     tile_fill(tile, group, problem, chunk)
     state.maximum = tile_maximum(tile, n)
     state.reference = reference_for(state.maximum, &problem.scale)
     if problem.operation == CROSS_ENTROPY:
         pivot = labels_in_chunk(group, chunk)
-    elif problem.operation == LOG_SOFTMAX:
+    elif pivots_at_maximum(problem):
         pivot = tile_find(tile, n, state.maximum)
     if problem.scale.tempered:
         state.others = tile_sums(
@@ -286,11 +377,15 @@ cdef inline void group_merge(
     if problem.chunks == 1:
         group.reference = states[0].reference
         group.others = states[0].others
+        group.coefficients = states[0].coefficients
+        group.spread = states[0].spread
         return
     for chunk in range(1, problem.chunks):
         group.maximum = vector_maximum(states[chunk].maximum, group.maximum)
     group.reference = reference_for(group.maximum, &problem.scale)
     total = pair_from(zero)
+    group.coefficients = zero
+    group.spread = zero
     top = one
     for chunk in range(problem.chunks):
         occupied = vector_greater(states[chunk].maximum, lowest)
@@ -303,7 +398,7 @@ cdef inline void group_merge(
                 states[chunk].reference.shift, group.reference.shift), zero),
             between, &problem.scale)
         part = states[chunk].others
-        if problem.operation == LOG_SOFTMAX:
+        if pivots_at_maximum(problem):
             # Each chunk left its own maximum out; only the row's is to stay out.
             is_top = vector_select(
                 vector_equal(states[chunk].maximum, group.maximum), top, zero)
@@ -311,6 +406,14 @@ cdef inline void group_merge(
             part = pair_add(part, vector_select(vector_greater(is_top, zero), zero, exponential(
                 states[chunk].maximum, states[chunk].reference, &problem.scale)))
         total = pair_merge(total, pair_product(part, states[chunk].factor))
+        if problem.dense:
+            # The chunk's spread is counted from its own maximum.
+            group.coefficients = vector_add(group.coefficients, states[chunk].coefficients)
+            group.spread = vector_add(group.spread, vector_fma(
+                states[chunk].coefficients,
+                vector_select(
+                    occupied, vector_subtract(group.maximum, states[chunk].maximum), zero),
+                states[chunk].spread))
     group.others = total
 
 
@@ -318,54 +421,157 @@ cdef inline void group_merge(
 
 
 cdef inline void group_finish(Group *group, const Problem *problem) noexcept nogil:
-    """What the operation makes of the sums: results, and what group_write needs."""
-    cdef vector zero = vector_set(0.0)
-    cdef vector one = vector_set(1.0)
-    cdef vector lowest = vector_set(NEGATIVE_INFINITY)
-    cdef vector own_logit
-    cdef Pair own, total
-    cdef mask empty, active
-    cdef real[16] logit
-    cdef Py_ssize_t k
+    """What the operation makes of the sums: results, and what the writing needs."""
     if problem.operation == SOFTMAX:
-        total = with_exact_maximum(group.others, group, problem, vector_equal(one, one))
-        group.factor = pair_quotient(vector_set(OUTPUT_SCALE), total)
-        if problem.empty_is_zero:
-            empty = vector_equal(group.maximum, lowest)
-            group.factor = pair_select(empty, pair_from(zero), group.factor)
+        finish_softmax(group, problem)
+    elif problem.operation == LOG_SOFTMAX:
+        finish_log_softmax(group, problem)
     elif problem.operation == LOGSUMEXP:
         group.result = log_total(group.others, group.reference, &problem.scale)
-    elif problem.operation == LOG_SOFTMAX:
-        group.minus = group.maximum
-        own = exponential_pair(group.maximum, group.reference, &problem.scale)
-        group.factor = pair_from(negative_log_share(
-            group.others, own, group.maximum, group.reference, &problem.scale))
-        if problem.empty_is_zero:
-            empty = vector_equal(vector_add(group.others.high, group.maximum), lowest)
-            group.minus = vector_select(empty, zero, group.minus)
-            group.factor = pair_select(empty, pair_from(zero), group.factor)
     else:
-        for k in range(LANES):
-            logit[k] = 0
-        for k in range(group.rows):
-            logit[k] = storage_read(
-                problem.logits.data + group.offsets[k]
-                + group.labels[k] * problem.logits.class_stride)
-        own_logit = vector_get(logit)
+        finish_cross_entropy(group, problem)
+
+
+cdef inline void finish_softmax(Group *group, const Problem *problem) noexcept nogil:
+    cdef vector zero = vector_set(0.0)
+    cdef Pair total = with_exact_maximum(
+        group.others, group, problem, vector_equal(zero, zero))
+    group.factor = pair_quotient(vector_set(OUTPUT_SCALE), total)
+    if problem.empty_is_zero:
+        group.factor = pair_select(
+            vector_equal(group.maximum, vector_set(NEGATIVE_INFINITY)), pair_from(zero),
+            group.factor)
+
+
+cdef inline void finish_log_softmax(Group *group, const Problem *problem) noexcept nogil:
+    cdef vector zero = vector_set(0.0)
+    cdef mask empty
+    group.minus = group.maximum
+    group.factor = pair_from(log_total_over_maximum(group, problem))
+    if problem.empty_is_zero:
+        # A NaN in the row would be in the sum.
+        empty = vector_equal(
+            vector_add(group.others.high, group.maximum), vector_set(NEGATIVE_INFINITY))
+        group.minus = vector_select(empty, zero, group.minus)
+        group.factor = pair_select(empty, pair_from(zero), group.factor)
+
+
+cdef inline vector log_total_over_maximum(const Group *group, const Problem *problem) noexcept nogil:
+    """log(sum(exp((x - maximum) / T))), where the pivot is the maximum."""
+    cdef Pair own = exponential_pair(group.maximum, group.reference, &problem.scale)
+    return negative_log_share(
+        group.others, own, group.maximum, group.reference, &problem.scale)
+
+
+cdef inline vector product_or_zero(vector coefficient, vector x) noexcept nogil:
+    """coefficient * x, with 0 * inf = 0."""
+    cdef vector zero = vector_set(0.0)
+    return vector_select(
+        vector_equal(coefficient, zero), zero, vector_multiply(coefficient, x))
+
+
+cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noexcept nogil:
+    """The losses, and the factors of the gradient.
+
+    With coefficients a_c that sum to A, and z = z_loss * logsumexp:
+    loss = sum_c a_c (logsumexp - x_c / T) + z * logsumexp, times the row's weight;
+    gradient_c = (p_c (A + 2 z) - a_c) / T, times the row's weight and share in the reduced loss.
+    """
+    cdef vector zero = vector_set(0.0)
+    cdef bint by_label = problem.operation == CROSS_ENTROPY
+    cdef bint weighted = problem.class_weight != NULL or problem.label_smoothing != 0
+    cdef vector own_logit, top, loss, from_z, share, even, row_scale
+    cdef Pair own, total
+    cdef mask active = vector_greater(group.active, zero)
+    if by_label:
+        own_logit = label_logits(group, problem)
         own = exponential_pair(own_logit, group.reference, &problem.scale)
-        active = vector_greater(group.active, zero)
-        group.result = vector_select(active, negative_log_share(
-            group.others, own, own_logit, group.reference, &problem.scale), zero)
-        if problem.output.data != NULL:
-            total = with_exact_maximum(
-                pair_merge(group.others, own), group, problem,
-                vector_greater(group.maximum, own_logit))
-            group.factor = pair_quotient(
-                vector_set(problem.gradient_scale * <real>OUTPUT_SCALE), total)
-            if problem.scale.tempered:
-                group.factor = pair_multiply(group.factor, vector_set(problem.scale.inverse))
-            group.at_label = output_product(vector_subtract(
-                zero, vector_add(group.others.high, group.others.low)), group.factor)
+        loss = negative_log_share(
+            group.others, own, own_logit, group.reference, &problem.scale)
+        if weighted:
+            loss = product_or_zero(group.label_weight, loss)
+        share = group.label_weight
+    else:
+        own_logit = group.maximum
+        own = exponential_pair(own_logit, group.reference, &problem.scale)
+        loss = zero
+        share = zero
+    total = pair_merge(group.others, own)
+    if problem.dense:
+        if by_label:
+            top = log_excess(total, group, problem)
+        else:
+            top = log_total_over_maximum(group, problem)
+        loss = vector_add(loss, vector_fma(
+            group.coefficients, top,
+            vector_multiply(group.spread, vector_set(problem.scale.inverse))))
+        share = vector_add(share, group.coefficients)
+    from_z = zero
+    if problem.z_loss != 0:
+        from_z = log_total(total, group.reference, &problem.scale)
+        top = vector_multiply(from_z, vector_set(problem.z_loss))
+        loss = vector_fma(top, from_z, loss)
+        from_z = vector_add(top, top)
+    if problem.sample_weight.data != NULL:
+        loss = product_or_zero(group.sample_weight, loss)
+    group.result = vector_select(active, loss, zero)
+    if problem.output.data == NULL:
+        return
+    row_scale = vector_set(problem.gradient_scale * <real>OUTPUT_SCALE * problem.scale.inverse)
+    if problem.sample_weight.data != NULL:
+        row_scale = vector_multiply(row_scale, group.sample_weight)
+    total = with_exact_maximum(total, group, problem, vector_greater(group.maximum, own_logit))
+    group.factor = pair_quotient(
+        vector_multiply(row_scale, vector_add(share, from_z)), total)
+    if by_label:
+        # Minus the sum of the others, where subtracting from 1 would lose the digits.
+        group.at_label = output_product(
+            vector_subtract(zero, vector_add(group.others.high, group.others.low)),
+            pair_quotient(vector_multiply(row_scale, group.label_weight), total))
+        if problem.dense or problem.z_loss != 0:
+            group.at_label = vector_add(group.at_label, output_product(own.high, pair_quotient(
+                vector_multiply(
+                    row_scale, vector_add(vector_subtract(share, group.label_weight), from_z)),
+                total)))
+    group.dense_factor = vector_multiply(row_scale, vector_set(1.0 / OUTPUT_SCALE))
+    if by_label and problem.dense:
+        even = vector_set(problem.label_smoothing / <real>problem.classes)
+        if problem.class_weight != NULL:
+            even = vector_multiply(even, label_class_weights(group, problem))
+        group.at_label = vector_fnma(group.dense_factor, even, group.at_label)
+
+
+cdef inline vector label_logits(const Group *group, const Problem *problem) noexcept nogil:
+    cdef real[16] logit
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        logit[k] = 0
+    for k in range(group.rows):
+        logit[k] = storage_read(
+            problem.logits.data + group.offsets[k]
+            + group.labels[k] * problem.logits.class_stride)
+    return vector_get(logit)
+
+
+cdef inline vector label_class_weights(const Group *group, const Problem *problem) noexcept nogil:
+    cdef real[16] weight
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        weight[k] = problem.class_weight[max(<int64_t>0, group.labels[k])]
+    return vector_get(weight)
+
+
+cdef inline vector log_excess(Pair total, const Group *group, const Problem *problem) noexcept nogil:
+    """log(sum(exp((x - maximum) / T))), where the pivot is not the maximum."""
+    cdef Pair own = exponential_pair(group.maximum, group.reference, &problem.scale)
+    cdef vector zero = vector_set(0.0)
+    cdef Pair minus_own, others
+    minus_own.high = vector_subtract(zero, own.high)
+    minus_own.low = vector_subtract(zero, own.low)
+    others = pair_merge(total, minus_own)
+    others.high = vector_maximum(zero, vector_add(others.high, others.low))
+    others.low = zero
+    return negative_log_share(others, own, group.maximum, group.reference, &problem.scale)
 
 
 cdef inline Pair with_exact_maximum(
@@ -454,6 +660,7 @@ cdef inline void rows_write(
     cdef real[16] at_label
     cdef real[16] factor
     cdef real[16] factor_rest
+    cdef real[16] dense_factor
     cdef real[16] low
     cdef real[16] shift
     cdef real[16] exponent
@@ -464,6 +671,7 @@ cdef inline void rows_write(
     vector_put(minus, group.minus)
     vector_put(active, group.active)
     vector_put(at_label, group.at_label)
+    vector_put(dense_factor, group.dense_factor)
     if problem.chunks > 1 and problem.keep:
         vector_put(low, vector_select(chunk_is_low(state), vector_set(1.0), vector_set(0.0)))
     for k in range(group.rows):
@@ -477,6 +685,10 @@ cdef inline void rows_write(
                 continue
             row.label = group.labels[k] - start
             row.at_label = at_label[k]
+        row.dense = problem.dense
+        if problem.dense:
+            row.coefficients = coefficients_of(group, problem, k, chunk, scratch)
+            row.dense_factor = vector_set(dense_factor[k])
         if row.kind == FROM_KEPT and problem.chunks > 1 and low[k] != 0:
             row.kind = FROM_LOGITS
         if row.kind == FROM_KEPT:
@@ -583,7 +795,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
     cdef size_t states = problem.chunks * sizeof(ChunkState)
-    cdef size_t kept = 0, unpacked = 0, staged = 0, results = 0
+    cdef size_t kept = 0, unpacked = 0, staged = 0, results = 0, target = 0
     if problem.by_tiles:
         kept = (columns + 1) * LANES * sizeof(real)
         unpacked = (columns + 3) * LANES * sizeof(real)
@@ -593,17 +805,21 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         staged = problem.rows_per_group * columns * sizeof(storage)
     if problem.task_losses != NULL:
         results = (problem.rows_per_task + LANES) * sizeof(real)
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        target = columns * sizeof(storage)
     kept = round_up(kept)
     unpacked = round_up(unpacked)
     staged = round_up(staged)
+    results = round_up(results)
     if scratch != NULL:
         scratch.states = <ChunkState *>memory
         scratch.kept = <real *>(memory + states)
         scratch.unpacked = <real *>(memory + states + kept)
         scratch.staged = <storage *>(memory + states + kept + unpacked)
         scratch.results = <real *>(memory + states + kept + unpacked + staged)
+        scratch.target = <storage *>(memory + states + kept + unpacked + staged + results)
         scratch.pending = 0
-    return round_up(states + kept + unpacked + staged + results)
+    return round_up(states + kept + unpacked + staged + results + target)
 
 
 cdef inline size_t round_up(size_t size) noexcept nogil:

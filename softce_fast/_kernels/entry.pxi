@@ -44,27 +44,46 @@ cdef Array rows_from(const char *data, const Py_ssize_t *shape, const Py_ssize_t
     return array_from(data, shape_3, strides_3)
 
 
-cdef Problem problem_for(
-    Operation operation, const storage[:, :, :] logits, double temperature, bint empty_is_zero
-) noexcept:
+cdef Problem problem_for(Operation operation, Array logits, Py_ssize_t classes, Py_ssize_t rows,
+                         double temperature) noexcept:
     cdef Problem problem
     memset(&problem, 0, sizeof(problem))
     problem.operation = operation
-    problem.rows = logits.shape[0] * logits.shape[2]
-    problem.classes = logits.shape[1]
-    problem.chunks = (problem.classes + CHUNK - 1) // CHUNK
+    problem.logits = logits
+    problem.rows = rows
+    problem.classes = classes
+    problem.chunks = (classes + CHUNK - 1) // CHUNK
     problem.scale = scale_for(temperature)
-    problem.empty_is_zero = empty_is_zero
-    problem.logits = array_from(
-        <const char *>&logits[0, 0, 0], logits.shape, logits.strides)
     return problem
 
 
-cdef void set_output(Problem *problem, storage[:, :, :] output) noexcept:
-    problem.output = array_from(<const char *>&output[0, 0, 0], output.shape, output.strides)
+cdef Problem problem_3d(
+    Operation operation, const storage[:, :, :] logits, double temperature
+) noexcept:
+    return problem_for(
+        operation,
+        array_from(<const char *>&logits[0, 0, 0], logits.shape, logits.strides),
+        logits.shape[1], logits.shape[0] * logits.shape[2], temperature)
+
+
+cdef Array array_2d(const char *data, const Py_ssize_t *shape, const Py_ssize_t *strides) noexcept:
+    """Describe a 2-d array (row, class)."""
+    cdef Py_ssize_t[3] shape_3
+    cdef Py_ssize_t[3] strides_3
+    shape_3[0], shape_3[1], shape_3[2] = shape[0], shape[1], 1
+    strides_3[0], strides_3[1], strides_3[2] = strides[0], strides[1], 0
+    return array_from(data, shape_3, strides_3)
+
+
+cdef void set_output(Problem *problem, Array output) noexcept:
+    problem.output = output
     problem.stream = (
-        problem.output.data != problem.logits.data
+        output.data != problem.logits.data
         and problem.rows * problem.classes * <Py_ssize_t>sizeof(storage) >= STREAM_BYTES)
+
+
+cdef void set_output_3d(Problem *problem, storage[:, :, :] output) noexcept:
+    set_output(problem, array_from(<const char *>&output[0, 0, 0], output.shape, output.strides))
 
 
 cdef void choose_plan(Problem *problem) noexcept:
@@ -73,7 +92,7 @@ cdef void choose_plan(Problem *problem) noexcept:
     cdef bint neighbours = (
         problem.logits.row_stride == sizeof(storage)
         or problem.logits.inner_stride == sizeof(storage))
-    problem.by_tiles = problem.rows >= 4 and (
+    problem.by_tiles = not problem.dense and problem.rows >= 4 and (
         problem.classes <= TILE_CLASSES or (neighbours and not contiguous))
     problem.keep = (
         not problem.by_tiles and problem.output.data != NULL
@@ -167,80 +186,211 @@ def softmax(
     bint empty_is_zero, int n_threads,
 ):
     """Write softmax or log_softmax along axis 1 to `output`."""
-    cdef Problem problem = problem_for(
-        LOG_SOFTMAX if log else SOFTMAX, logits, temperature, empty_is_zero)
-    set_output(&problem, output)
+    cdef Problem problem = problem_3d(LOG_SOFTMAX if log else SOFTMAX, logits, temperature)
+    problem.empty_is_zero = empty_is_zero
+    set_output_3d(&problem, output)
     run(&problem, n_threads, False)
+
+
+def softmax_small(const storage[:, :] logits, storage[:, :] output, bint log):
+    """Write softmax or log_softmax along the last axis on one thread, if the call is an ordinary one.
+
+    Returns False, with nothing done, if shapes differ, the arrays overlap in part, or are empty.
+    """
+    cdef Problem problem
+    if (
+        logits.shape[0] != output.shape[0] or logits.shape[1] != output.shape[1]
+        or logits.shape[0] == 0 or logits.shape[1] == 0
+        or overlap_in_part(logits, output)
+    ):
+        return False
+    problem = problem_for(
+        LOG_SOFTMAX if log else SOFTMAX,
+        array_2d(<const char *>&logits[0, 0], logits.shape, logits.strides),
+        logits.shape[1], logits.shape[0], 1.0)
+    set_output(&problem, array_2d(<const char *>&output[0, 0], output.shape, output.strides))
+    run(&problem, 1, False)
+    return True
+
+
+cdef bint overlap_in_part(const storage[:, :] a, const storage[:, :] b) noexcept:
+    """Whether the memory of two arrays of one shape may overlap, unless they are the same array."""
+    cdef Py_ssize_t a_low, a_high, b_low, b_high
+    if (
+        &a[0, 0] == &b[0, 0] and a.strides[0] == b.strides[0] and a.strides[1] == b.strides[1]
+    ):
+        return False
+    extent(<Py_ssize_t>&a[0, 0], a.shape, a.strides, &a_low, &a_high)
+    extent(<Py_ssize_t>&b[0, 0], b.shape, b.strides, &b_low, &b_high)
+    return a_low < b_high and b_low < a_high
+
+
+cdef void extent(
+    Py_ssize_t data, const Py_ssize_t *shape, const Py_ssize_t *strides, Py_ssize_t *low,
+    Py_ssize_t *high,
+) noexcept:
+    """The addresses between which a 2-d array lies."""
+    cdef Py_ssize_t axis, reach
+    low[0] = data
+    high[0] = data + <Py_ssize_t>sizeof(storage)
+    for axis in range(2):
+        reach = (shape[axis] - 1) * strides[axis]
+        if reach < 0:
+            low[0] += reach
+        else:
+            high[0] += reach
 
 
 def logsumexp(const storage[:, :, :] logits, storage[:, :] result, int n_threads):
     """Write the logsumexp along axis 1 to `result`."""
-    cdef Problem problem = problem_for(LOGSUMEXP, logits, 1.0, False)
+    cdef Problem problem = problem_3d(LOGSUMEXP, logits, 1.0)
     problem.result = rows_from(<const char *>&result[0, 0], result.shape, result.strides)
     run(&problem, n_threads, False)
 
 
-cdef int scan_task(
-    const Array *target, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t classes,
-    int64_t ignore_index, Py_ssize_t *active,
+cdef double scan_task(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, int *bad
 ) noexcept nogil:
-    """Count the labels that are not ignored; return whether one of them is not a class."""
+    """Return the weight of the rows that count; set `bad` if a label is no class."""
     cdef Py_ssize_t row, count = 0
-    cdef int bad = 0
-    cdef int64_t label
-    for row in range(first, stop):
-        memcpy(&label, target.data + row_offset(target, row), sizeof(label))
-        count += label != ignore_index
-        bad |= (label < 0 or label >= classes) and label != ignore_index
-    active[0] = count
-    return bad
-
-
-cdef Py_ssize_t scan_labels(
-    const Problem *problem, int n_threads, int *bad
-) noexcept nogil:
-    """Return how many labels are not ignored; set `bad` if one of them is not a class."""
-    cdef Py_ssize_t tasks = (problem.rows + SCAN_PER_TASK - 1) // SCAN_PER_TASK
-    cdef Py_ssize_t task, active = 0, count
+    cdef double total = 0, weight
     cdef int found = 0
-    if tasks == 1 or n_threads == 1:
-        bad[0] = scan_task(
-            &problem.target, 0, problem.rows, problem.classes, problem.ignore_index, &active)
-        return active
-    for task in prange(tasks, num_threads=n_threads, schedule="static"):
-        count = 0
-        found += scan_task(
-            &problem.target, task * SCAN_PER_TASK, min((task + 1) * SCAN_PER_TASK, problem.rows),
-            problem.classes, problem.ignore_index, &count)
-        active += count
-    bad[0] = found
-    return active
+    cdef int64_t label
+    cdef real sample_weight = 1
+    cdef bint weighted = problem.class_weight != NULL or problem.sample_weight.data != NULL
+    for row in range(first, stop):
+        memcpy(&label, problem.target.data + row_offset(&problem.target, row), sizeof(label))
+        if label == problem.ignore_index:
+            continue
+        count += 1
+        if label < 0 or label >= problem.classes:
+            found = 1
+        elif weighted:
+            weight = problem.class_weight[label] if problem.class_weight != NULL else 1
+            if problem.sample_weight.data != NULL:
+                memcpy(&sample_weight, problem.sample_weight.data
+                       + row_offset(&problem.sample_weight, row), sizeof(real))
+                weight *= sample_weight
+            total += weight
+    bad[0] |= found
+    return total if weighted else <double>count
+
+
+cdef double scan_labels(const Problem *problem, int n_threads, int *bad) except? -1.0:
+    """Return what the mean over labels divides by; set `bad` if a label is no class."""
+    cdef Py_ssize_t tasks = (problem.rows + SCAN_PER_TASK - 1) // SCAN_PER_TASK
+    cdef Py_ssize_t task
+    cdef double total = 0
+    cdef double *sums
+    if tasks == 1:
+        return scan_task(problem, 0, problem.rows, bad)
+    sums = <double *>aligned_memory(tasks * (sizeof(double) + sizeof(int)))
+    cdef int *flags = <int *>(sums + tasks)
+    for task in range(tasks):
+        flags[task] = 0
+    for task in prange(tasks, num_threads=n_threads, schedule="static", nogil=True):
+        sums[task] = scan_task(
+            problem, task * SCAN_PER_TASK, min((task + 1) * SCAN_PER_TASK, problem.rows),
+            flags + task)
+    for task in range(tasks):
+        total += sums[task]
+        bad[0] |= flags[task]
+    free(sums)
+    return total
+
+
+cdef double sum_of_weights(const Problem *problem) noexcept:
+    """What the mean over class probabilities divides by."""
+    cdef Py_ssize_t row
+    cdef double total = 0
+    cdef real weight = 1
+    if problem.sample_weight.data == NULL:
+        return <double>problem.rows
+    for row in range(problem.rows):
+        memcpy(&weight, problem.sample_weight.data
+               + row_offset(&problem.sample_weight, row), sizeof(real))
+        total += weight
+    return total
 
 
 def cross_entropy(
-    const storage[:, :, :] logits, const int64_t[:, :] target, storage[:, :] losses,
-    storage[:, :, :] gradient, bint mean, double denominator, int64_t ignore_index,
+    const storage[:, :, :] logits, const int64_t[:, :] labels,
+    const storage[:, :, :] probabilities, storage[:, :] losses, storage[:, :, :] gradient,
+    const real[:] class_weight, const real[:, :] sample_weight, double label_smoothing,
+    double z_loss, bint mean, denominator, bint empty_is_zero, ignore_index,
     double temperature, int n_threads,
 ):
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
-    `losses` and `gradient` are written where they are given, but not if a label is no class. The
-    gradient is that of the sum, or with `mean` that of the mean; `denominator` is what the mean
-    divides by, 0 for the number of labels that are not ignored.
+    Of `labels` and `probabilities` one is None. `losses` and `gradient` are written where they are
+    given, but not if a label is no class. The gradient is that of the sum, or with `mean` that of
+    the mean, which divides by `denominator` if that is not None.
     """
-    cdef Problem problem = problem_for(CROSS_ENTROPY, logits, temperature, False)
-    cdef Py_ssize_t active
+    cdef Problem problem = problem_3d(
+        CROSS_ENTROPY if labels is not None else SOFT_CROSS_ENTROPY, logits, temperature)
     cdef int bad = 0
-    problem.target = rows_from(<const char *>&target[0, 0], target.shape, target.strides)
-    problem.ignore_index = ignore_index
-    active = scan_labels(&problem, n_threads, &bad)
-    if bad:
-        return None
-    if denominator == 0:
-        denominator = active
-    problem.gradient_scale = <real>(1.0 / denominator) if mean else 1
+    cdef double divisor
+    problem.label_smoothing = <real>label_smoothing
+    problem.z_loss = <real>z_loss
+    problem.dense = labels is None or label_smoothing != 0
+    if class_weight is not None:
+        problem.class_weight = &class_weight[0]
+    if sample_weight is not None:
+        problem.sample_weight = rows_from(
+            <const char *>&sample_weight[0, 0], sample_weight.shape, sample_weight.strides)
+    if labels is not None:
+        problem.target = rows_from(<const char *>&labels[0, 0], labels.shape, labels.strides)
+        problem.ignore_index = ignore_index
+        divisor = scan_labels(&problem, n_threads, &bad)
+        if bad:
+            return None
+    else:
+        problem.target = array_from(
+            <const char *>&probabilities[0, 0, 0], probabilities.shape, probabilities.strides)
+        divisor = sum_of_weights(&problem)
+    if denominator is not None:
+        divisor = denominator
+    problem.gradient_scale = 1
+    if mean:
+        problem.gradient_scale = <real>(
+            0.0 if divisor == 0 and empty_is_zero else 1.0 / divisor)
     if losses is not None:
         problem.result = rows_from(<const char *>&losses[0, 0], losses.shape, losses.strides)
     if gradient is not None:
-        set_output(&problem, gradient)
-    return run(&problem, n_threads, True), denominator
+        set_output_3d(&problem, gradient)
+    return run(&problem, n_threads, True), divisor
+
+
+def cross_entropy_small(
+    const storage[:, :] logits, const int64_t[:] labels, storage[:, :] gradient, int64_t ignore_index
+):
+    """Return the mean loss on one thread, writing its gradient if asked to, of an ordinary call.
+
+    Returns None, with nothing done, if a shape or a label does not fit, the arrays overlap in
+    part, or no row counts.
+    """
+    cdef Problem problem
+    cdef double divisor
+    cdef int bad = 0
+    if (
+        logits.shape[0] != labels.shape[0] or logits.shape[0] == 0 or logits.shape[1] == 0
+        or (gradient is not None and (
+            logits.shape[0] != gradient.shape[0] or logits.shape[1] != gradient.shape[1]
+            or overlap_in_part(logits, gradient)))
+    ):
+        return None
+    problem = problem_for(
+        CROSS_ENTROPY, array_2d(<const char *>&logits[0, 0], logits.shape, logits.strides),
+        logits.shape[1], logits.shape[0], 1.0)
+    problem.target.data = <char *>&labels[0]
+    problem.target.row_stride = labels.strides[0]
+    problem.target.inner_length = 1
+    problem.ignore_index = ignore_index
+    divisor = scan_labels(&problem, 1, &bad)
+    if bad or divisor == 0:
+        return None
+    problem.gradient_scale = <real>(1.0 / divisor)
+    if gradient is not None:
+        set_output(
+            &problem, array_2d(<const char *>&gradient[0, 0], gradient.shape, gradient.strides))
+    return run(&problem, 1, True) / divisor

@@ -115,6 +115,66 @@ cdef inline void row_drop(vector *e, Py_ssize_t place, vector counting) noexcept
             vector_equal(counting, vector_set(<real>(place - k * LANES))), vector_set(0.0), e[k])
 
 
+cdef struct Coefficients:
+    # Of the classes in a dense target: weight * (share * probability + even).
+    const real *weight               # NULL: all 1
+    const storage *probabilities     # NULL: all 0
+    vector share
+    vector even
+
+
+cdef inline vector coefficient_vector(
+    const Coefficients *coefficients, Py_ssize_t i, Py_ssize_t n
+) noexcept nogil:
+    """The coefficients from class i on; 0 past the end."""
+    cdef vector v = coefficients.even
+    cdef vector zero = vector_set(0.0)
+    cdef real[16] lane
+    cdef Py_ssize_t k
+    if coefficients.probabilities != NULL:
+        v = vector_fma(coefficients.share, row_vector(coefficients.probabilities, i, n), v)
+    if coefficients.weight != NULL:
+        if i + LANES <= n:
+            v = vector_multiply(v, vector_get(coefficients.weight + i))
+        else:
+            for k in range(LANES):
+                lane[k] = coefficients.weight[min(i + k, n - 1)]
+            v = vector_multiply(v, vector_get(lane))
+    if i + LANES > n:
+        v = vector_select(
+            vector_greater(vector_set(<real>(n - i)), vector_counting()), v, zero)
+    return v
+
+
+cdef inline void row_spread(
+    const storage *x, Py_ssize_t n, real maximum, Coefficients coefficients, real *total,
+    real *spread,
+) noexcept nogil:
+    """Sum the coefficients, and coefficient * (maximum - x), where 0 * inf is 0."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector top = vector_set(maximum if maximum > NEGATIVE_INFINITY else <real>0)
+    cdef Pair sum_ = pair_from(zero), spread_ = pair_from(zero)
+    cdef vector a, product
+    cdef Py_ssize_t i = 0
+    while i < n:
+        a = coefficient_vector(&coefficients, i, n)
+        product = vector_multiply(a, vector_subtract(top, row_vector(x, i, n)))
+        sum_ = pair_add(sum_, a)
+        spread_ = pair_add(spread_, vector_select(vector_equal(a, zero), zero, product))
+        i += LANES
+    total[0] = vector_reduce_sum(vector_add(sum_.high, sum_.low))
+    # Infinite sums have no meaningful low part.
+    a = vector_reduce_infinite(spread_)
+    spread[0] = vector_reduce_sum(a)
+
+
+cdef inline vector vector_reduce_infinite(Pair pair) noexcept nogil:
+    """high + low, or high alone where it is not finite."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector difference = vector_subtract(pair.high, pair.high)
+    return vector_add(pair.high, vector_select(vector_equal(difference, zero), pair.low, zero))
+
+
 cdef enum OutputKind:
     FROM_KEPT      # kept exponential * factor
     FROM_LOGITS    # the same, the exponential computed again
@@ -129,6 +189,9 @@ cdef struct RowOutput:
     vector minus
     Pair factor
     Reference reference
+    bint dense             # subtract dense_factor * coefficient
+    vector dense_factor
+    Coefficients coefficients
     Py_ssize_t label       # the class that gets at_label instead; outside [0, n) for none
     real at_label
 
@@ -161,6 +224,8 @@ cdef inline vector row_output(
     else:
         v = vector_load_first(row.x + i, n - i)
     v = output_vector(v, row.minus, row.factor, row.reference, scale, kind)
+    if row.dense:
+        v = vector_fnma(row.dense_factor, coefficient_vector(&row.coefficients, i, n), v)
     if i <= row.label < i + LANES:
         v = vector_select(
             vector_equal(counting, vector_set(<real>(row.label - i))), vector_set(row.at_label), v)
