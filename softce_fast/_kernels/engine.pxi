@@ -38,6 +38,10 @@ cdef extern from *:
     const real CHUNK_FACTOR_LIMIT
 
 
+cdef enum:
+    BATCH = 4    # most tiles worked on together
+
+
 cdef struct Problem:
     Operation operation
     Py_ssize_t rows
@@ -45,6 +49,7 @@ cdef struct Problem:
     Py_ssize_t chunks
     Py_ssize_t rows_per_task
     Py_ssize_t rows_per_group
+    Py_ssize_t batch        # tiles worked on together
     Array logits
     Array target            # class indices (int64) or class probabilities
     Array output            # probabilities, log-probabilities or gradient
@@ -63,7 +68,7 @@ cdef struct Problem:
     bint by_tiles
     bint stream             # write the output past the caches
     bint keep               # exponentials of all chunks are kept from forward to write
-    size_t kept_stride      # numbers between the kept rows of a group
+    size_t kept_stride      # numbers from one kept row, or tile, to the next
 
 
 cdef struct ChunkState:
@@ -125,14 +130,14 @@ cdef inline Py_ssize_t offsets_of_rows(
     const Array *array, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t *offsets
 ) noexcept nogil:
     """Fill in the offsets of rows; return the stride if they are LANES rows at even steps, else 0."""
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, base
     cdef Py_ssize_t stride = array.row_stride
     if stride == 0 and first // array.inner_length == (first + rows - 1) // array.inner_length:
         stride = array.inner_stride
     if stride != 0:
-        offsets[0] = row_offset(array, first)
-        for k in range(1, rows):
-            offsets[k] = offsets[k - 1] + stride
+        base = row_offset(array, first)
+        for k in range(LANES):
+            offsets[k] = base + k * stride
         return stride if rows == LANES else 0
     for k in range(rows):
         offsets[k] = row_offset(array, first + k)
@@ -186,21 +191,26 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
     cdef int64_t label
     cdef real[16] active
     cdef real[16] weight
+    if group.rows == LANES and problem.target.row_stride == sizeof(int64_t):
+        memcpy(group.labels, problem.target.data + group.first * <Py_ssize_t>sizeof(int64_t),
+               LANES * sizeof(int64_t))
+    else:
+        for k in range(LANES):
+            group.labels[k] = 0
+        for k in range(group.rows):
+            memcpy(group.labels + k,
+                   problem.target.data + row_offset(&problem.target, group.first + k),
+                   sizeof(int64_t))
     for k in range(LANES):
-        label = 0
-        active[k] = 1
-        weight[k] = 1
-        if k < group.rows:
-            memcpy(&label, problem.target.data + row_offset(&problem.target, group.first + k),
-                   sizeof(label))
-            if label == problem.ignore_index:
-                label = 0
-                active[k] = 0
-            if problem.class_weight != NULL:
-                weight[k] = problem.class_weight[label]
-        group.labels[k] = label
+        label = group.labels[k]
+        active[k] = 0 if label == problem.ignore_index else 1
+        group.labels[k] = 0 if label == problem.ignore_index else label
     group.active = vector_get(active)
-    group.label_weight = vector_get(weight)
+    group.label_weight = vector_set(1.0)
+    if problem.class_weight != NULL:
+        for k in range(LANES):
+            weight[k] = problem.class_weight[group.labels[k]]
+        group.label_weight = vector_get(weight)
     if problem.label_smoothing != 0:
         group.label_weight = vector_multiply(
             group.label_weight, vector_set(<real>1 - problem.label_smoothing))
@@ -334,31 +344,31 @@ cdef inline vector labels_in_chunk(const Group *group, Py_ssize_t chunk) noexcep
 
 
 cdef inline void tile_forward(
-    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile
 ) noexcept nogil:
     """Fill the state of one chunk of the group, all rows side by side."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef real *tile = scratch.kept
     cdef vector pivot = vector_set(-1.0)
-    cdef bint keep = problem.output.data != NULL and problem.operation != LOG_SOFTMAX
-    cdef bint use_pivot = (
-        problem.operation == CROSS_ENTROPY or pivots_at_maximum(problem))
+    # The logits are still wanted for logarithms; the exponentials then go behind them.
+    cdef real *exponentials = tile
     tile_fill(tile, group, problem, chunk)
     state.maximum = tile_maximum(tile, n)
     state.reference = reference_for(state.maximum, &problem.scale)
+    if problem.operation == LOG_SOFTMAX:
+        exponentials = tile + n * LANES
     if problem.operation == CROSS_ENTROPY:
         pivot = labels_in_chunk(group, chunk)
     elif pivots_at_maximum(problem):
         pivot = tile_find(tile, n, state.maximum)
     if problem.scale.tempered:
         state.others = tile_sums(
-            tile, n, pivot, use_pivot, state.reference, &problem.scale, keep, True)
-    elif keep:
+            tile, n, pivot, True, state.reference, &problem.scale, exponentials, True)
+    elif problem.operation == CROSS_ENTROPY or pivots_at_maximum(problem):
         state.others = tile_sums(
-            tile, n, pivot, use_pivot, state.reference, &problem.scale, True, False)
+            tile, n, pivot, True, state.reference, &problem.scale, exponentials, False)
     else:
         state.others = tile_sums(
-            tile, n, pivot, use_pivot, state.reference, &problem.scale, False, False)
+            tile, n, pivot, False, state.reference, &problem.scale, exponentials, False)
 
 
 cdef inline void group_merge(
@@ -713,44 +723,41 @@ cdef inline void rows_write(
 
 
 cdef inline void tile_write(
-    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile,
+    Scratch *scratch
 ) noexcept nogil:
     """Write one chunk of the group's rows, all side by side."""
     cdef Py_ssize_t start = chunk * CHUNK
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t c
-    cdef OutputKind kind = FROM_KEPT
-    cdef real *tile = scratch.kept
-    cdef Reference reference
-    cdef Pair factor = chunk_output(group, problem, state, &reference)
-    cdef vector zero = vector_set(0.0)
-    cdef vector label = zero
-    cdef vector v
+    cdef TileOutput output
     cdef char *out = problem.output.data + start * problem.output.class_stride
+    output.kind = FROM_KEPT
     if problem.operation == LOG_SOFTMAX:
-        kind = LOGARITHMS
+        output.kind = LOGARITHMS
     elif problem.chunks > 1:
-        kind = FROM_LOGITS
+        output.kind = FROM_LOGITS
     if problem.chunks > 1:
         tile_fill(tile, group, problem, chunk)
-    if problem.operation == CROSS_ENTROPY:
-        label = labels_in_chunk(group, chunk)
-    for c in range(n):
-        v = output_vector(
-            vector_get(tile + c * LANES), group.minus, factor, reference, &problem.scale, kind)
-        if problem.operation == CROSS_ENTROPY:
-            v = vector_select(vector_equal(label, vector_set(<real>c)), group.at_label, v)
-            v = vector_select(vector_greater(group.active, zero), v, zero)
-        vector_put(tile + c * LANES, v)
-    if problem.chunks == 1 and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage) \
-            and problem.output.class_stride == sizeof(storage) and group.rows == LANES:
-        tile_unpack(tile, n, scratch.unpacked + scratch.pending)
+    output.values = tile
+    output.minus = group.minus
+    output.factor = chunk_output(group, problem, state, &output.reference)
+    output.by_label = problem.operation == CROSS_ENTROPY
+    if output.by_label:
+        output.label = labels_in_chunk(group, chunk)
+    output.at_label = group.at_label
+    output.active = group.active
+    if (
+        problem.chunks == 1 and group.rows == LANES
+        and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage)
+        and problem.output.class_stride == sizeof(storage)
+    ):
+        tile_unpack(&output, n, &problem.scale, scratch.unpacked + scratch.pending)
         lines_write(scratch, <storage *>(out + group.output_offsets[0]), n * LANES, problem.stream)
     else:
         lines_flush(scratch)
         tile_store(
-            tile, n, out, problem.output.class_stride, group.output_row_stride,
-            group.output_offsets, group.rows)
+            &output, n, &problem.scale, out, problem.output.class_stride, group.output_row_stride,
+            group.output_offsets, group.rows, problem.stream)
 
 
 cdef inline void lines_write(
@@ -797,7 +804,9 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     cdef size_t states = problem.chunks * sizeof(ChunkState)
     cdef size_t kept = 0, unpacked = 0, staged = 0, results = 0, target = 0
     if problem.by_tiles:
-        kept = (columns + 1) * LANES * sizeof(real)
+        states *= problem.batch
+        # Logits, and for logarithms the exponentials behind them.
+        kept = problem.batch * problem.kept_stride * sizeof(real)
         unpacked = (columns + 3) * LANES * sizeof(real)
     else:
         if problem.keep:
@@ -830,37 +839,68 @@ cdef void run_task(const Problem *problem, Py_ssize_t task, char *memory) noexce
     """Work through the rows of one task."""
     cdef Py_ssize_t first = task * problem.rows_per_task
     cdef Py_ssize_t stop = min(first + problem.rows_per_task, problem.rows)
-    cdef Py_ssize_t row = first, rows, chunk
     cdef Scratch scratch
-    cdef Group group
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
-    while row < stop:
-        rows = min(problem.rows_per_group, stop - row)
-        group_open(&group, problem, row, rows)
-        if problem.by_tiles:
-            for chunk in range(problem.chunks):
-                tile_forward(&group, problem, chunk, scratch.states + chunk, &scratch)
-        else:
-            for chunk in range(problem.chunks):
-                rows_forward(&group, problem, chunk, scratch.states + chunk, &scratch)
-        group_merge(&group, problem, scratch.states)
-        group_finish(&group, problem)
-        group_results(&group, problem, scratch.results + (row - first))
-        if problem.output.data != NULL:
-            if problem.by_tiles:
-                for chunk in range(problem.chunks):
-                    tile_write(&group, problem, chunk, scratch.states + chunk, &scratch)
-            else:
-                for chunk in range(problem.chunks):
-                    rows_write(&group, problem, chunk, scratch.states + chunk, &scratch)
-        row += rows
-    lines_flush(&scratch)
+    if problem.by_tiles:
+        run_tiles(problem, first, stop, &scratch)
+    else:
+        run_rows(problem, first, stop, &scratch)
     if problem.task_losses != NULL:
         problem.task_losses[task] = sum_in_double(scratch.results, stop - first)
     if problem.stream:
         stores_finish()
     environment_leave(before)
+
+
+cdef inline void run_rows(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
+) noexcept nogil:
+    cdef Py_ssize_t row = first, chunk
+    cdef Group group
+    while row < stop:
+        group_open(&group, problem, row, min(problem.rows_per_group, stop - row))
+        for chunk in range(problem.chunks):
+            rows_forward(&group, problem, chunk, scratch.states + chunk, scratch)
+        group_merge(&group, problem, scratch.states)
+        group_finish(&group, problem)
+        group_results(&group, problem, scratch.results + (row - first))
+        if problem.output.data != NULL:
+            for chunk in range(problem.chunks):
+                rows_write(&group, problem, chunk, scratch.states + chunk, scratch)
+        row += group.rows
+
+
+cdef inline void run_tiles(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
+) noexcept nogil:
+    """A batch of tiles goes through each step before the next: the tiles do not wait for each other."""
+    cdef Py_ssize_t row = first, chunk, k, tiles
+    cdef Group[BATCH] groups
+    cdef ChunkState *states
+    while row < stop:
+        tiles = 0
+        while tiles < problem.batch and row < stop:
+            group_open(groups + tiles, problem, row, min(<Py_ssize_t>LANES, stop - row))
+            states = scratch.states + tiles * problem.chunks
+            for chunk in range(problem.chunks):
+                tile_forward(
+                    groups + tiles, problem, chunk, states + chunk,
+                    scratch.kept + tiles * problem.kept_stride)
+            row += groups[tiles].rows
+            tiles += 1
+        for k in range(tiles):
+            group_merge(groups + k, problem, scratch.states + k * problem.chunks)
+            group_finish(groups + k, problem)
+            group_results(groups + k, problem, scratch.results + (groups[k].first - first))
+        if problem.output.data != NULL:
+            for k in range(tiles):
+                for chunk in range(problem.chunks):
+                    tile_write(
+                        groups + k, problem, chunk,
+                        scratch.states + k * problem.chunks + chunk,
+                        scratch.kept + k * problem.kept_stride, scratch)
+    lines_flush(scratch)
 
 
 cdef double sum_in_double(const real *x, Py_ssize_t n) noexcept nogil:

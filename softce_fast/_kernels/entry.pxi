@@ -8,7 +8,9 @@ cdef enum:
     WORK_PER_TASK = 32768
     ROWS_PER_TASK = 2048
     # Contiguous rows up to this length go by tiles.
-    TILE_CLASSES = 64
+    TILE_CLASSES = 32
+    # Classes of all tiles of a batch.
+    BATCH_CLASSES = 256
     # Elements of a group of rows: they fit the first-level cache.
     WORK_PER_GROUP = 4096
     # Longest row whose exponentials are kept for writing; they fit the second-level cache.
@@ -88,6 +90,7 @@ cdef void set_output_3d(Problem *problem, storage[:, :, :] output) noexcept:
 
 cdef void choose_plan(Problem *problem) noexcept:
     """Decide how rows are grouped. Any choice gives the same bits."""
+    cdef Py_ssize_t columns
     cdef bint contiguous = problem.logits.class_stride == sizeof(storage)
     cdef bint neighbours = (
         problem.logits.row_stride == sizeof(storage)
@@ -97,11 +100,15 @@ cdef void choose_plan(Problem *problem) noexcept:
     problem.keep = (
         not problem.by_tiles and problem.output.data != NULL
         and problem.operation != LOG_SOFTMAX and problem.classes <= KEPT_CLASSES)
-    problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
-    problem.rows_per_group = LANES
-    if not problem.by_tiles:
+    if problem.by_tiles:
+        columns = min(<Py_ssize_t>CHUNK, problem.classes)
+        problem.rows_per_group = LANES
+        problem.batch = max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
+        problem.kept_stride = (2 if problem.operation == LOG_SOFTMAX else 1) * columns * LANES
+    else:
         problem.rows_per_group = max(
             1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
+        problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
     problem.rows_per_task = max(
         <Py_ssize_t>LANES if problem.classes <= CHUNK else 1,
         min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))

@@ -58,48 +58,41 @@ cdef inline vector tile_find(const real *tile, Py_ssize_t n, vector value) noexc
     return found
 
 
-cdef inline Pair tile_exponentials(
-    real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale_, bint keep, bint tempered,
+cdef inline Pair tile_sums(
+    const real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
+    const Scale *scale_, real *exponentials, bint tempered,
 ) noexcept nogil:
-    """Return the sums of the exponentials but the pivots'; keep them, in place, if asked to.
+    """Return the sums of the exponentials but the pivots'.
 
-    The flags are constants where this is called, to keep branches out of the loop.
+    `exponentials`, which may be the tile, gets them, 0 for the pivots. The flags are constants where
+    this is called, to keep branches out of the loops.
     """
     cdef Scale local = scale_with(scale_, tempered)
-    cdef Scale *scale = &local
-    cdef Pair[16] lane
-    cdef vector[RUN] e
-    cdef Py_ssize_t c = 0, k, j, width = LANES // 2
-    for k in range(LANES):
-        lane[k] = pair_from(vector_set(0.0))
-    while c < n:
-        for k in range(min(<Py_ssize_t>LANES, n - c)):
-            for j in range(RUN):
-                e[j] = tile_exponential(
-                    tile, c + j * LANES + k, n, pivot, use_pivot, reference, scale, keep)
-            lane[k] = pair_add(lane[k], run_sum(e))
-        c += RUN * LANES
-    # As vector_reduce_compensated has it.
-    while width > 0:
-        for k in range(width):
-            lane[k] = pair_merge(lane[k], lane[k + width])
-        width = width // 2
-    return lane[0]
+    if n <= LANES:
+        return tile_sums_few(tile, n, pivot, use_pivot, reference, &local, exponentials)
+    return tile_sums_many(tile, n, pivot, use_pivot, reference, &local, exponentials)
 
 
-cdef inline Pair tile_exponentials_few(
-    real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale_, bint keep, bint tempered,
+cdef inline vector tile_exponential(
+    const real *tile, Py_ssize_t c, vector pivot, bint use_pivot, Reference reference,
+    const Scale *scale, real *exponentials,
 ) noexcept nogil:
-    """tile_exponentials for at most LANES classes: each is a lane of its own, added up plainly."""
-    cdef Scale local = scale_with(scale_, tempered)
-    cdef Scale *scale = &local
+    cdef vector e = exponential(vector_get(tile + c * LANES), reference, scale)
+    if use_pivot:
+        e = vector_select(vector_equal(vector_set(<real>c), pivot), vector_set(0.0), e)
+    vector_put(exponentials + c * LANES, e)
+    return e
+
+
+cdef inline Pair tile_sums_few(
+    const real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
+    const Scale *scale, real *exponentials,
+) noexcept nogil:
+    """At most LANES classes: each is a lane of its own, added up as vector_reduce_sum does."""
     cdef vector[16] lane
     cdef Py_ssize_t k, width = LANES // 2
     for k in range(n):
-        lane[k] = tile_exponential(tile, k, n, pivot, use_pivot, reference, scale, keep)
-    # As vector_reduce_sum has it.
+        lane[k] = tile_exponential(tile, k, pivot, use_pivot, reference, scale, exponentials)
     while width > 0:
         for k in range(min(width, n - width)):
             lane[k] = vector_add(lane[k], lane[k + width])
@@ -107,55 +100,113 @@ cdef inline Pair tile_exponentials_few(
     return pair_from(lane[0])
 
 
-cdef inline Pair tile_sums(
-    real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale, bint keep, bint tempered,
+cdef inline Pair tile_sums_many(
+    const real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
+    const Scale *scale, real *exponentials,
 ) noexcept nogil:
-    if n <= LANES:
-        return tile_exponentials_few(
-            tile, n, pivot, use_pivot, reference, scale, keep, tempered)
-    return tile_exponentials(tile, n, pivot, use_pivot, reference, scale, keep, tempered)
+    """Lane by lane as row_exponentials, added up as vector_reduce_compensated does."""
+    cdef Pair[16] lane
+    cdef vector[RUN] e
+    cdef Py_ssize_t c = 0, k, j, width = LANES // 2
+    for k in range(LANES):
+        lane[k] = pair_from(vector_set(0.0))
+    while c + RUN * LANES <= n:
+        for k in range(LANES):
+            for j in range(RUN):
+                e[j] = tile_exponential(
+                    tile, c + j * LANES + k, pivot, use_pivot, reference, scale, exponentials)
+            lane[k] = pair_add(lane[k], run_sum(e))
+        c += RUN * LANES
+    for k in range(min(<Py_ssize_t>LANES, n - c)):
+        for j in range(RUN):
+            e[j] = vector_set(0.0)
+            if c + j * LANES + k < n:
+                e[j] = tile_exponential(
+                    tile, c + j * LANES + k, pivot, use_pivot, reference, scale, exponentials)
+        lane[k] = pair_add(lane[k], run_sum(e))
+    while width > 0:
+        for k in range(width):
+            lane[k] = pair_merge(lane[k], lane[k + width])
+        width = width // 2
+    return lane[0]
 
 
-cdef inline vector tile_exponential(
-    real *tile, Py_ssize_t c, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale, bint keep,
+cdef struct TileOutput:
+    # What to write for the classes of a tile.
+    OutputKind kind
+    const real *values        # exponentials or logits
+    vector minus
+    Pair factor
+    Reference reference
+    bint by_label
+    vector label              # the class that gets at_label instead
+    vector at_label
+    vector active             # rows where this is not above 0 get 0
+
+
+cdef inline vector tile_output(
+    const TileOutput *tile, OutputKind kind, bint by_label, Py_ssize_t c, const Scale *scale
 ) noexcept nogil:
-    cdef vector e
-    if c >= n:
-        return vector_set(0.0)
-    e = exponential(vector_get(tile + c * LANES), reference, scale)
-    if keep:
-        vector_put(tile + c * LANES, e)
-    if use_pivot:
-        e = vector_select(vector_equal(vector_set(<real>c), pivot), vector_set(0.0), e)
-    return e
+    """The output for class c."""
+    cdef vector v = output_vector(
+        vector_get(tile.values + c * LANES), tile.minus, tile.factor, tile.reference, scale, kind)
+    if by_label:
+        v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
+        v = vector_select(vector_greater(tile.active, vector_set(0.0)), v, vector_set(0.0))
+    return v
 
 
-cdef inline void tile_store(
-    real *tile, Py_ssize_t n, char *out, Py_ssize_t class_stride, Py_ssize_t row_stride,
-    const Py_ssize_t *offsets, Py_ssize_t rows,
+cdef inline void tile_unpack_kind(
+    const TileOutput *tile_, OutputKind kind, bint by_label, Py_ssize_t n, const Scale *scale,
+    real *rows,
 ) noexcept nogil:
-    """Write n classes of a tile to rows of any layout."""
-    cdef Py_ssize_t c, k
-    if rows == LANES and row_stride == sizeof(storage):
-        for c in range(n):
-            vector_store(
-                <storage *>(out + offsets[0] + c * class_stride), vector_get(tile + c * LANES))
-    else:
-        for k in range(rows):
-            for c in range(n):
-                storage_write(out + offsets[k] + c * class_stride, tile[c * LANES + k])
-
-
-cdef inline void tile_unpack(const real *tile, Py_ssize_t n, real *rows) noexcept nogil:
-    """Lay the rows of a tile one behind the other; `rows` needs QUARTER_LANES numbers more."""
+    cdef TileOutput tile = tile_[0]
     cdef vector[QUARTER_LANES] columns
     cdef Py_ssize_t c = 0, k, start
     cdef Py_ssize_t count = min(n, <Py_ssize_t>QUARTER_LANES)
     while c < n:
         start = min(c, n - count)
         for k in range(QUARTER_LANES):
-            columns[k] = vector_get(tile + (start + min(k, count - 1)) * LANES)
+            columns[k] = tile_output(
+                &tile, kind, by_label, start + min(k, count - 1), scale)
         vectors_put_rows(rows + start, n, columns)
         c += QUARTER_LANES
+
+
+cdef inline void tile_unpack(
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, real *rows
+) noexcept nogil:
+    """Lay the output's rows one behind the other; `rows` needs QUARTER_LANES numbers more."""
+    if tile.by_label and tile.kind == FROM_KEPT:
+        tile_unpack_kind(tile, FROM_KEPT, True, n, scale, rows)
+    elif tile.by_label:
+        tile_unpack_kind(tile, FROM_LOGITS, True, n, scale, rows)
+    elif tile.kind == FROM_KEPT:
+        tile_unpack_kind(tile, FROM_KEPT, False, n, scale, rows)
+    elif tile.kind == FROM_LOGITS:
+        tile_unpack_kind(tile, FROM_LOGITS, False, n, scale, rows)
+    else:
+        tile_unpack_kind(tile, LOGARITHMS, False, n, scale, rows)
+
+
+cdef inline void tile_store(
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, char *out, Py_ssize_t class_stride,
+    Py_ssize_t row_stride, const Py_ssize_t *offsets, Py_ssize_t rows, bint stream,
+) noexcept nogil:
+    """Write the output to rows of any layout."""
+    cdef Py_ssize_t c, k
+    cdef vector v
+    cdef real[16] lane
+    cdef storage *line
+    for c in range(n):
+        v = tile_output(tile, tile.kind, tile.by_label, c, scale)
+        if rows == LANES and row_stride == sizeof(storage):
+            line = <storage *>(out + offsets[0] + c * class_stride)
+            if stream and stream_head(line) == 0:
+                vector_stream(line, v)
+            else:
+                vector_store(line, v)
+        else:
+            vector_put(lane, v)
+            for k in range(rows):
+                storage_write(out + offsets[k] + c * class_stride, lane[k])
