@@ -91,6 +91,7 @@ cdef struct Group:
     Py_ssize_t[16] output_offsets
     int64_t[16] labels
     vector active                 # 0 where the label is ignored, else 1
+    vector label_logit            # set by tiles of one chunk
     vector label_weight           # class weight at the label, without what smoothing takes
     vector sample_weight
     vector coefficients           # as in ChunkState, for whole rows
@@ -188,7 +189,7 @@ cdef inline void group_open(
 cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
     """Read the labels, and the weights of their classes."""
     cdef Py_ssize_t k
-    cdef int64_t label
+    cdef bint ignored
     cdef real[16] active
     cdef real[16] weight
     if group.rows == LANES and problem.target.row_stride == sizeof(int64_t):
@@ -201,11 +202,16 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
             memcpy(group.labels + k,
                    problem.target.data + row_offset(&problem.target, group.first + k),
                    sizeof(int64_t))
+    ignored = 0
     for k in range(LANES):
-        label = group.labels[k]
-        active[k] = 0 if label == problem.ignore_index else 1
-        group.labels[k] = 0 if label == problem.ignore_index else label
-    group.active = vector_get(active)
+        ignored |= group.labels[k] == problem.ignore_index
+    if ignored:
+        for k in range(LANES):
+            active[k] = 1
+            if group.labels[k] == problem.ignore_index:
+                active[k] = 0
+                group.labels[k] = 0
+        group.active = vector_get(active)
     group.label_weight = vector_set(1.0)
     if problem.class_weight != NULL:
         for k in range(LANES):
@@ -242,15 +248,14 @@ cdef inline void rows_forward(
     cdef real *kept
     cdef const storage *x[16]
     cdef real[16] maximum
-    cdef real[16] others
-    cdef real[16] rest
+    cdef real[256] high       # LANES * LANES numbers
+    cdef real[256] low
+    cdef Pair total
     cdef real[16] shift
     cdef real[16] exponent
     cdef Reference reference
     for k in range(LANES):
         maximum[k] = 0
-        others[k] = 1
-        rest[k] = 0
     for k in range(group.rows):
         x[k] = contiguous_row(
             problem.logits.data + group.offsets[k] + start * problem.logits.class_stride,
@@ -272,16 +277,17 @@ cdef inline void rows_forward(
         reference.exponent = vector_set(exponent[k])
         kept = scratch.kept + k * problem.kept_stride + start
         if problem.scale.tempered:
-            others[k] = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True, rest + k)
+            total = row_exponentials(
+                x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True)
         elif problem.keep:
-            others[k] = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, kept, True, False, rest + k)
+            total = row_exponentials(
+                x[k], n, pivot, reference, &problem.scale, kept, True, False)
         else:
-            others[k] = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, NULL, False, False, rest + k)
-    state.others.high = vector_get(others)
-    state.others.low = vector_get(rest)
+            total = row_exponentials(
+                x[k], n, pivot, reference, &problem.scale, NULL, False, False)
+        vector_put(high + k * LANES, total.high)
+        vector_put(low + k * LANES, total.low)
+    state.others = rows_reduce(high, low, group.rows, n)
     if problem.dense:
         rows_spread(group, problem, chunk, x, maximum, state, scratch)
 
@@ -348,27 +354,28 @@ cdef inline void tile_forward(
 ) noexcept nogil:
     """Fill the state of one chunk of the group, all rows side by side."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef vector pivot = vector_set(-1.0)
-    # The logits are still wanted for logarithms; the exponentials then go behind them.
-    cdef real *exponentials = tile
+    cdef TileSums sums
     tile_fill(tile, group, problem, chunk)
     state.maximum = tile_maximum(tile, n)
     state.reference = reference_for(state.maximum, &problem.scale)
+    sums.exponentials = tile
+    sums.pivot_logit = vector_set(0.0)
     if problem.operation == LOG_SOFTMAX:
-        exponentials = tile + n * LANES
+        # The logits are still wanted: the exponentials go behind them.
+        sums.exponentials = tile + n * LANES
+    sums.pivot = vector_set(-1.0)
     if problem.operation == CROSS_ENTROPY:
-        pivot = labels_in_chunk(group, chunk)
+        sums.pivot = labels_in_chunk(group, chunk)
     elif pivots_at_maximum(problem):
-        pivot = tile_find(tile, n, state.maximum)
+        sums.pivot = tile_find(tile, n, state.maximum)
     if problem.scale.tempered:
-        state.others = tile_sums(
-            tile, n, pivot, True, state.reference, &problem.scale, exponentials, True)
+        tile_sums(tile, n, &sums, state.reference, &problem.scale, True, True)
     elif problem.operation == CROSS_ENTROPY or pivots_at_maximum(problem):
-        state.others = tile_sums(
-            tile, n, pivot, True, state.reference, &problem.scale, exponentials, False)
+        tile_sums(tile, n, &sums, state.reference, &problem.scale, True, False)
     else:
-        state.others = tile_sums(
-            tile, n, pivot, False, state.reference, &problem.scale, exponentials, False)
+        tile_sums(tile, n, &sums, state.reference, &problem.scale, False, False)
+    state.others = sums.total
+    group.label_logit = sums.pivot_logit
 
 
 cdef inline void group_merge(
@@ -494,7 +501,10 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
     cdef Pair own, total
     cdef mask active = vector_greater(group.active, zero)
     if by_label:
-        own_logit = label_logits(group, problem)
+        if problem.by_tiles and problem.chunks == 1:
+            own_logit = group.label_logit
+        else:
+            own_logit = label_logits(group, problem)
         own = exponential_pair(own_logit, group.reference, &problem.scale)
         loss = negative_log_share(
             group.others, own, own_logit, group.reference, &problem.scale)

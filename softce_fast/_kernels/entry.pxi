@@ -261,10 +261,20 @@ cdef double scan_task(
     """Return the weight of the rows that count; set `bad` if a label is no class."""
     cdef Py_ssize_t row, count = 0
     cdef double total = 0, weight
-    cdef int found = 0
-    cdef int64_t label
+    cdef int64_t found = 0
+    cdef const int64_t *labels
+    cdef int64_t label, counts
     cdef real sample_weight = 1
     cdef bint weighted = problem.class_weight != NULL or problem.sample_weight.data != NULL
+    if not weighted and problem.target.row_stride == sizeof(int64_t):
+        # A loop without branches, for the compiler to make vectors of.
+        labels = <const int64_t *>problem.target.data
+        for row in range(first, stop):
+            counts = labels[row] != problem.ignore_index
+            count += counts
+            found |= counts & (<uint64_t>labels[row] >= <uint64_t>problem.classes)
+        bad[0] |= found != 0
+        return <double>count
     for row in range(first, stop):
         memcpy(&label, problem.target.data + row_offset(&problem.target, row), sizeof(label))
         if label == problem.ignore_index:
@@ -279,7 +289,7 @@ cdef double scan_task(
                        + row_offset(&problem.sample_weight, row), sizeof(real))
                 weight *= sample_weight
             total += weight
-    bad[0] |= found
+    bad[0] |= found != 0
     return total if weighted else <double>count
 
 

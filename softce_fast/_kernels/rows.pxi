@@ -53,11 +53,11 @@ cdef inline Py_ssize_t row_find(const storage *x, Py_ssize_t n, real value) noex
     return -1
 
 
-cdef inline real row_exponentials(
+cdef inline Pair row_exponentials(
     const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale_,
-    real *kept, bint keep, bint tempered, real *rest,
+    real *kept, bint keep, bint tempered,
 ) noexcept nogil:
-    """Return the sum of the exponentials but the pivot's, and what it lost; keep them if asked to.
+    """Return the sum of the exponentials but the pivot's, lane by lane; keep them if asked to.
 
     `keep` and `tempered` are constants where this is called, to keep branches out of the loop.
     """
@@ -69,15 +69,6 @@ cdef inline real row_exponentials(
     cdef vector counting = vector_counting()
     cdef vector zero = vector_set(0.0)
     cdef Py_ssize_t i = 0, k
-    if n <= LANES:
-        e[0] = exponential(row_vector(x, 0, n), reference, scale)
-        if keep:
-            vector_put(kept, e[0])
-        if pivot >= 0:
-            e[0] = vector_select(
-                vector_equal(counting, vector_set(<real>pivot)), zero, e[0])
-        rest[0] = 0
-        return vector_reduce_sum(e[0])
     while i + RUN * LANES <= n:
         for k in range(RUN):
             e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
@@ -86,10 +77,16 @@ cdef inline real row_exponentials(
         if i <= pivot < i + RUN * LANES:
             row_drop(e, pivot - i, counting)
         # One run late: the additions need not wait for the exponentials above.
-        total = pair_add(total, run)
+        if i > RUN * LANES:
+            total = pair_add(total, run)
+        else:
+            total = pair_from(run)
         run = run_sum(e)
         i += RUN * LANES
-    total = pair_add(total, run)
+    if i > RUN * LANES:
+        total = pair_add(total, run)
+    else:
+        total = pair_from(run)
     if i < n:
         for k in range(RUN):
             e[k] = zero
@@ -99,8 +96,60 @@ cdef inline real row_exponentials(
                     vector_put(kept + i + k * LANES, e[k])
         if i <= pivot:
             row_drop(e, pivot - i, counting)
-        total = pair_add(total, run_sum(e))
-    return vector_reduce_compensated(total.high, total.low, rest)
+        if i > 0:
+            total = pair_add(total, run_sum(e))
+        else:
+            total = pair_from(run_sum(e))
+    return total
+
+
+cdef inline Pair lanes_merge(Pair *lane) noexcept nogil:
+    """Add LANES pairs up as vector_reduce_compensated adds the lanes of one up."""
+    cdef Py_ssize_t k
+    if LANES == 16:
+        for k in range(8):
+            lane[k] = pair_merge(lane[k], lane[(k + 8) % LANES])
+    for k in range(4):
+        lane[k] = pair_merge(lane[k], lane[k + 4])
+    for k in range(2):
+        lane[k] = pair_merge(lane[k], lane[k + 2])
+    return pair_merge(lane[0], lane[1])
+
+
+cdef inline Pair rows_reduce(
+    const real *high, const real *low, Py_ssize_t rows, Py_ssize_t n
+) noexcept nogil:
+    """Add up, row by row, LANES partial sums each: `high` and `low` of rows of n classes.
+
+    Alone each row would wait for its own additions; many are turned over and added side by side.
+    """
+    cdef real[16] total
+    cdef real[16] rest
+    cdef Pair[16] lane
+    cdef Pair result
+    cdef vector[QUARTER_LANES] columns
+    cdef Py_ssize_t k, c
+    if n > LANES and rows > LANES // 4:
+        for c in range(QUARTERS):
+            vectors_get_rows(columns, high + c * QUARTER_LANES, LANES)
+            for k in range(QUARTER_LANES):
+                lane[c * QUARTER_LANES + k].high = columns[k]
+            vectors_get_rows(columns, low + c * QUARTER_LANES, LANES)
+            for k in range(QUARTER_LANES):
+                lane[c * QUARTER_LANES + k].low = columns[k]
+        return lanes_merge(lane)
+    for k in range(LANES):
+        total[k] = 1
+        rest[k] = 0
+    for k in range(rows):
+        if n <= LANES:
+            total[k] = vector_reduce_sum(vector_get(high + k * LANES))
+        else:
+            total[k] = vector_reduce_compensated(
+                vector_get(high + k * LANES), vector_get(low + k * LANES), rest + k)
+    result.high = vector_get(total)
+    result.low = vector_get(rest)
+    return result
 
 
 cdef inline vector run_sum(const vector *e) noexcept nogil:

@@ -11,20 +11,23 @@ cdef inline void tile_load(
 ) noexcept nogil:
     """Fill a tile with n classes; `offsets` are those of the rows, even steps of row_stride if not 0."""
     cdef vector[QUARTER_LANES] columns
-    cdef Py_ssize_t c, k, start, count
+    cdef Py_ssize_t c, k, start
     if rows == LANES and row_stride == sizeof(storage):
         for c in range(n):
             vector_put(tile + c * LANES, vector_load(
                 <const storage *>(x + offsets[0] + c * class_stride)))
     elif rows == LANES and row_stride != 0 and class_stride == sizeof(storage):
-        count = min(n, <Py_ssize_t>QUARTER_LANES)
+        if n < QUARTER_LANES:
+            vectors_load_rows_first(columns, x + offsets[0], row_stride, n)
+            for k in range(n):
+                vector_put(tile + k * LANES, columns[k])
+            return
         c = 0
         while c < n:
             # The last step is taken back so far that it is a whole one.
-            start = min(c, n - count)
-            vectors_load_rows(
-                columns, x + offsets[0] + start * class_stride, row_stride, count)
-            for k in range(count):
+            start = min(c, n - QUARTER_LANES)
+            vectors_load_rows(columns, x + offsets[0] + start * class_stride, row_stride)
+            for k in range(QUARTER_LANES):
                 vector_put(tile + (start + k) * LANES, columns[k])
             c += QUARTER_LANES
     else:
@@ -58,77 +61,95 @@ cdef inline vector tile_find(const real *tile, Py_ssize_t n, vector value) noexc
     return found
 
 
-cdef inline Pair tile_sums(
-    const real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale_, real *exponentials, bint tempered,
-) noexcept nogil:
-    """Return the sums of the exponentials but the pivots'.
+cdef struct TileSums:
+    # What is summed up over a tile, and what is found on the way.
+    vector pivot              # class to leave out of a row's sum; outside [0, n) for none
+    bint use_pivot
+    vector pivot_logit        # the logit of that class
+    real *exponentials        # gets the exponentials, 0 for the pivots; may be the tile
+    Pair total
 
-    `exponentials`, which may be the tile, gets them, 0 for the pivots. The flags are constants where
-    this is called, to keep branches out of the loops.
-    """
+
+cdef inline void tile_sums(
+    const real *tile, Py_ssize_t n, TileSums *sums, Reference reference, const Scale *scale_,
+    bint use_pivot, bint tempered,
+) noexcept nogil:
+    """Sum the exponentials. The flags are constants here, to keep branches out of the loops."""
     cdef Scale local = scale_with(scale_, tempered)
-    if n <= LANES:
-        return tile_sums_few(tile, n, pivot, use_pivot, reference, &local, exponentials)
-    return tile_sums_many(tile, n, pivot, use_pivot, reference, &local, exponentials)
+    cdef TileSums sums_ = sums[0]
+    sums_.use_pivot = use_pivot
+    if n <= 4:
+        sums_.total = tile_sums_few(tile, n, 4, &sums_, reference, &local)
+    elif n <= 8:
+        sums_.total = tile_sums_few(tile, n, 8, &sums_, reference, &local)
+    elif n <= LANES:
+        sums_.total = tile_sums_few(tile, n, LANES, &sums_, reference, &local)
+    else:
+        sums_.total = tile_sums_many(tile, n, &sums_, reference, &local)
+    sums[0] = sums_
 
 
 cdef inline vector tile_exponential(
-    const real *tile, Py_ssize_t c, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale, real *exponentials,
+    const real *tile, Py_ssize_t c, TileSums *sums, Reference reference, const Scale *scale
 ) noexcept nogil:
-    cdef vector e = exponential(vector_get(tile + c * LANES), reference, scale)
-    if use_pivot:
-        e = vector_select(vector_equal(vector_set(<real>c), pivot), vector_set(0.0), e)
-    vector_put(exponentials + c * LANES, e)
+    cdef vector x = vector_get(tile + c * LANES)
+    cdef vector e = exponential(x, reference, scale)
+    cdef mask here
+    if sums.use_pivot:
+        here = vector_equal(vector_set(<real>c), sums.pivot)
+        e = vector_select(here, vector_set(0.0), e)
+        sums.pivot_logit = vector_select(here, x, sums.pivot_logit)
+    vector_put(sums.exponentials + c * LANES, e)
     return e
 
 
 cdef inline Pair tile_sums_few(
-    const real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale, real *exponentials,
+    const real *tile, Py_ssize_t n, Py_ssize_t width, TileSums *sums, Reference reference,
+    const Scale *scale,
 ) noexcept nogil:
-    """At most LANES classes: each is a lane of its own, added up as vector_reduce_sum does."""
+    """At most LANES classes: each is a lane of its own, added up as vector_reduce_sum does.
+
+    `width`, a power of two and a constant here, is at least n.
+    """
     cdef vector[16] lane
-    cdef Py_ssize_t k, width = LANES // 2
-    for k in range(n):
-        lane[k] = tile_exponential(tile, k, pivot, use_pivot, reference, scale, exponentials)
-    while width > 0:
-        for k in range(min(width, n - width)):
-            lane[k] = vector_add(lane[k], lane[k + width])
-        width = width // 2
-    return pair_from(lane[0])
+    cdef Py_ssize_t k
+    for k in range(width):
+        lane[k] = vector_set(0.0)
+        if k < n:
+            lane[k] = tile_exponential(tile, k, sums, reference, scale)
+    if width > 8:
+        for k in range(8):
+            lane[k] = vector_add(lane[k], lane[k + 8])
+    if width > 4:
+        for k in range(4):
+            lane[k] = vector_add(lane[k], lane[k + 4])
+    for k in range(2):
+        lane[k] = vector_add(lane[k], lane[k + 2])
+    return pair_from(vector_add(lane[0], lane[1]))
 
 
 cdef inline Pair tile_sums_many(
-    const real *tile, Py_ssize_t n, vector pivot, bint use_pivot, Reference reference,
-    const Scale *scale, real *exponentials,
+    const real *tile, Py_ssize_t n, TileSums *sums, Reference reference, const Scale *scale
 ) noexcept nogil:
     """Lane by lane as row_exponentials, added up as vector_reduce_compensated does."""
     cdef Pair[16] lane
     cdef vector[RUN] e
-    cdef Py_ssize_t c = 0, k, j, width = LANES // 2
+    cdef Py_ssize_t c = 0, k, j
     for k in range(LANES):
         lane[k] = pair_from(vector_set(0.0))
     while c + RUN * LANES <= n:
         for k in range(LANES):
             for j in range(RUN):
-                e[j] = tile_exponential(
-                    tile, c + j * LANES + k, pivot, use_pivot, reference, scale, exponentials)
+                e[j] = tile_exponential(tile, c + j * LANES + k, sums, reference, scale)
             lane[k] = pair_add(lane[k], run_sum(e))
         c += RUN * LANES
     for k in range(min(<Py_ssize_t>LANES, n - c)):
         for j in range(RUN):
             e[j] = vector_set(0.0)
             if c + j * LANES + k < n:
-                e[j] = tile_exponential(
-                    tile, c + j * LANES + k, pivot, use_pivot, reference, scale, exponentials)
+                e[j] = tile_exponential(tile, c + j * LANES + k, sums, reference, scale)
         lane[k] = pair_add(lane[k], run_sum(e))
-    while width > 0:
-        for k in range(width):
-            lane[k] = pair_merge(lane[k], lane[k + width])
-        width = width // 2
-    return lane[0]
+    return lanes_merge(lane)
 
 
 cdef struct TileOutput:

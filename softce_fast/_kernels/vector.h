@@ -583,15 +583,34 @@ INLINE void prefetch(const char *p) {
 #define LOWER_QUARTER(v) _mm256_castps256_ps128(v)
 #endif
 
-/* The first `count` (1 to QUARTER_LANES) elements of a row; other lanes repeat the first. */
-INLINE quarter quarter_load(const char *p, ptrdiff_t count) {
+INLINE quarter quarter_load(const char *p) {
     quarter q;
-    if (STORAGE_IS_REAL && count == QUARTER_LANES) {
-        memcpy(&q, p, sizeof q);
-        return q;
-    }
+#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+    for (int i = 0; i < QUARTER_LANES; i++)
+        q[i] = storage_read(p + i * (ptrdiff_t)sizeof(storage));
+#else
+    memcpy(&q, p, sizeof q);
+#endif
+    return q;
+}
+
+/* The first `count` (1 to QUARTER_LANES - 1) elements; what the other lanes hold is not used. */
+INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
+#if PART_BYTES == 64 && defined(STORAGE_FLOAT32)
+    return _mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), p);
+#elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+    return _mm_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+#else
+    quarter q;
     for (int i = 0; i < QUARTER_LANES; i++)
         q[i] = storage_read(p + (i < count ? i : 0) * (ptrdiff_t)sizeof(storage));
+    return q;
+#endif
+}
+
+INLINE quarter quarter_get(const real *p) {
+    quarter q;
+    memcpy(&q, p, sizeof q);
     return q;
 }
 
@@ -675,17 +694,31 @@ INLINE void vectors_transpose_quarters(vector *v) {
     }
 }
 
-/* `count` (1 to QUARTER_LANES) classes of LANES rows: columns[c] gets class c, lane k is row k. */
-INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride,
-                              ptrdiff_t count) {
-    for (int k = 0; k < QUARTER_LANES; k++) {
-        const char *p = rows + k * row_stride;
-        const ptrdiff_t step = QUARTER_LANES * row_stride;
-        columns[k] =
-            vector_from_quarters(quarter_load(p, count), quarter_load(p + step, count),
-                                 quarter_load(p + 2 * step, count), quarter_load(p + 3 * step, count));
-    }
+/* QUARTER_LANES classes of LANES rows: columns[c] gets class c, lane k is row k. Rows are
+ * `row_stride` apart, in what `load` counts in. */
+#define LOAD_ROWS(columns, rows, row_stride, load) \
+    for (int k = 0; k < QUARTER_LANES; k++) { \
+        const ptrdiff_t step = QUARTER_LANES * (row_stride), at = k * (row_stride); \
+        (columns)[k] = vector_from_quarters(load((rows) + at), load((rows) + at + step), \
+                                            load((rows) + at + 2 * step), load((rows) + at + 3 * step)); \
+    } \
     vectors_transpose_quarters(columns);
+
+INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride) {
+    LOAD_ROWS(columns, rows, row_stride, quarter_load)
+}
+
+/* The same of `count` classes, fewer than QUARTER_LANES. */
+INLINE void vectors_load_rows_first(vector *columns, const char *rows, ptrdiff_t row_stride,
+                                    ptrdiff_t count) {
+#define LOAD_FIRST(p) quarter_load_first(p, count)
+    LOAD_ROWS(columns, rows, row_stride, LOAD_FIRST)
+#undef LOAD_FIRST
+}
+
+/* The same of numbers. */
+INLINE void vectors_get_rows(vector *columns, const real *rows, ptrdiff_t row_stride) {
+    LOAD_ROWS(columns, rows, row_stride, quarter_get)
 }
 
 /* The inverse. Writes QUARTER_LANES numbers a row whatever is wanted of them, in the order of the

@@ -10,6 +10,7 @@ cdef extern from "vector.h" nogil:
     enum:
         LANES            # numbers in a vector: 16 of 4 bytes or 8 of 8
         QUARTER_LANES    # numbers in 16 bytes
+        QUARTERS
         EXPONENT_BIAS
         STEPS            # of exponential() in a power of two
         HAS_FMA          # a*b + c rounds once
@@ -47,8 +48,10 @@ cdef extern from "vector.h" nogil:
     void vector_store(storage *p, vector v)
     void vector_store_first(storage *p, vector v, Py_ssize_t count)
     void vector_stream(storage *p, vector v)
-    void vectors_load_rows(vector *columns, const char *rows, Py_ssize_t row_stride,
-                           Py_ssize_t count)
+    void vectors_load_rows(vector *columns, const char *rows, Py_ssize_t row_stride)
+    void vectors_load_rows_first(vector *columns, const char *rows, Py_ssize_t row_stride,
+                                 Py_ssize_t count)
+    void vectors_get_rows(vector *columns, const real *rows, Py_ssize_t row_stride)
     void vectors_put_rows(real *rows, Py_ssize_t row_stride, vector *columns)
     real storage_read(const char *p)
     void storage_write(char *p, real x)
