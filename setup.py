@@ -123,7 +123,11 @@ def extensions() -> list[Extension]:
             for storage in STORAGES
         ]
         # A folder for each variant: the same .pyx becomes modules of different names.
-        modules += cythonize(kernels, build_dir=f"build/cython/{variant.name}")
+        kernels = cythonize(kernels, build_dir=f"build/cython/{variant.name}")
+        for kernel in kernels:
+            # Cython remembers the flags given for a .pyx and would add those of the variant before.
+            kernel.extra_compile_args = [*COMPILE_FLAGS, *variant.flags, *compile_openmp]
+        modules += kernels
     return modules
 
 

@@ -174,6 +174,7 @@ def logsumexp(
     keepdims: bool = False,
     return_sign: bool = False,
     dtype: DTypeLike | None = None,
+    out: Array | None = None,
 ) -> Any:
     """Logarithm of the sum of ``b * exp(x)`` along `axis`; with its sign if `return_sign`."""
     array = _checks.real_array(x, "x")
@@ -183,6 +184,11 @@ def logsumexp(
     if b is not None:
         factor = _checks.check_broadcast(_checks.real_array(b, "b"), array.shape, "b", "x")
     mask = None if where is None else _checks.check_where(where, array.shape)
+    if out is not None:
+        shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape))
+        if not keepdims:
+            shape = tuple(n for i, n in enumerate(array.shape) if i not in axes)
+        _checks.check_out(out, shape, result)
 
     with np.errstate(all="ignore"):
         values = array.astype(_checks.compute_dtype(result), copy=False)
@@ -216,8 +222,8 @@ def logsumexp(
         if not keepdims:
             log_total, sign = log_total.squeeze(axes), sign.squeeze(axes)
         if return_sign:
-            return _deliver(log_total, result), _deliver(sign, result)
-        return _deliver(log_total, result)
+            return _deliver(log_total, result, out), _deliver(sign, result)
+        return _deliver(log_total, result, out)
 
 
 def _backward_arguments(

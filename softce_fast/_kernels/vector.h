@@ -420,13 +420,15 @@ INLINE part part_widen(const storage *p) {
     return _mm256_cvtph_ps((__m128i)(packed)h);
 #endif
 #else
-    /* Shift the fields into place and correct the exponent's bias by a multiplication, which
-     * also normalises subnormal halves; infinity and NaN get the full exponent. */
+    /* Shift the fields into place and correct the exponent's bias; a subnormal half is its
+     * bits times 2**-24, infinity and NaN get the full exponent. */
     const part_bits wide = __builtin_convertvector(h, part_bits);
-    const part_bits magnitude = (wide & 0x7fff) << 13;
-    const part scaled = (part)magnitude * (real)0x1p112;
-    const part_bits special = (magnitude >= 0x0f800000) & 0x7f800000;
-    return (part)((part_bits)scaled | special | ((wide & 0x8000) << 16));
+    const part_bits size = wide & 0x7fff;
+    const part_bits special = (size >= 0x7c00) & 0x7f800000;
+    const part_bits normal = ((size << 13) + 0x38000000) | special;
+    const part_bits small = (part_bits)(__builtin_convertvector(size, part) * (real)0x1p-24);
+    const part_bits is_small = size < 0x400;
+    return (part)((is_small & small) | (~is_small & normal) | ((wide & 0x8000) << 16));
 #endif
 }
 
