@@ -258,9 +258,9 @@ def _cross_entropy(
     _checks.check_reduction(reduction)
     _checks.check_empty(empty)
     ignore_index = _checks.check_ignore_index(ignore_index)
-    labels = given
+    labels, ignored_label = given, ignore_index
     if is_labels:
-        labels, ignore_index = _int64_labels(given, classes, ignore_index)
+        labels, ignored_label = _int64_labels(given, classes, ignore_index)
     call = _Call(
         labels if is_labels else None,
         None if is_labels else given,
@@ -268,7 +268,7 @@ def _cross_entropy(
         _as_real(
             sample_weight, compute_dtype, lambda item: _checks.check_sample_weight(item, row_shape)
         ),
-        ignore_index,
+        ignored_label,
         _checks.check_label_smoothing(label_smoothing),
         _checks.check_z_loss(z_loss),
         _checks.check_temperature(temperature),
@@ -293,9 +293,12 @@ def _cross_entropy(
     if with_grad and grad is None:
         grad = np.empty(array.shape, result_dtype)
     losses = np.empty(row_shape, result_dtype) if reduction == "none" else None
-    summed = _direct(array, axis, call, losses, grad)
+    summed = None
+    if array.dtype == result_dtype:
+        summed = _direct(array, axis, call, losses, grad)
     if summed is None:
-        summed = _staged(array, axis, call, losses, grad, compute_dtype)
+        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
+            summed = _staged(array, axis, call, losses, grad, compute_dtype)
     if summed is False:
         _checks.check_labels(given, classes, ignore_index)
     if losses is not None:
@@ -320,7 +323,8 @@ def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array
         labels = np.where(labels == ignore_index, 0, labels + 1).astype(np.int64) - 1
         return labels, -1
     if not -(1 << 63) <= ignore_index < 1 << 63:
-        ignore_index = -(1 << 63)
+        _checks.check_labels(labels, classes, ignore_index)
+        ignore_index = -1
     return np.ascontiguousarray(labels, np.int64).reshape(labels.shape), ignore_index
 
 

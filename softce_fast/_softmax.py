@@ -248,11 +248,12 @@ def logsumexp(
         )
     else:
         buffer_dtype = _checks.compute_dtype(result_dtype)
-        for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
-            buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
-            sums = np.empty((len(buffer), 1), buffer_dtype)
-            kernels.logsumexp(buffer[:, :, None], sums, threads_for(buffer.size))
-            result_rows[...] = sums.reshape(result_rows.shape)
+        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
+            for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
+                buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
+                sums = np.empty((len(buffer), 1), buffer_dtype)
+                kernels.logsumexp(buffer[:, :, None], sums, threads_for(buffer.size))
+                result_rows[...] = sums.reshape(result_rows.shape)
     result = result.reshape(shape)
     if out is not None:
         out[...] = result
@@ -416,13 +417,14 @@ def _normalize(
         )
     else:
         buffer_dtype = _checks.compute_dtype(result_dtype)
-        for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
-            buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
-            view = buffer[:, :, None]
-            kernels.softmax(
-                view, view, log, temperature, empty == "zero", threads_for(buffer.size)
-            )
-            result_rows[...] = buffer.reshape(result_rows.shape)
+        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
+            for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
+                buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
+                view = buffer[:, :, None]
+                kernels.softmax(
+                    view, view, log, temperature, empty == "zero", threads_for(buffer.size)
+                )
+                result_rows[...] = buffer.reshape(result_rows.shape)
     return result if result.ndim or out is not None else result[()]
 
 
@@ -435,6 +437,7 @@ def _staged(array: Array, result: Array, mask: Array | None, axes: tuple[int, ..
     for block in _layout.row_blocks(
         array.shape[:row_axes], math.prod(array.shape[row_axes:])
     ):
+        block = (*block, ...)  # so that no axis at all gives an array, too, not a scalar
         yield array[block], result[block], None if mask is None else mask[block]
 
 

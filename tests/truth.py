@@ -10,7 +10,7 @@ No formula here subtracts two numbers that are close: sums leave out the element
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,121 @@ def gradient(logits: Array, labels: Array) -> Array:
     np.put_along_axis(others, index, 0, axis=-1)
     np.put_along_axis(result, index, -others.sum(axis=-1, keepdims=True) / total, axis=-1)
     return result
+
+
+def along(function: Callable[[Array], Array], x: Any, axes: tuple[int, ...]) -> Array:
+    """``function`` of the rows of ``x`` along several axes; in the shape of ``x`` if it keeps it."""
+    array = np.asarray(x)
+    last = tuple(range(array.ndim - len(axes), array.ndim))
+    moved = np.moveaxis(array, axes, last)
+    result = function(moved.reshape(*moved.shape[: array.ndim - len(axes)], -1))
+    if result.ndim == array.ndim - len(axes):
+        return result
+    return np.moveaxis(result.reshape(moved.shape), last, axes)
+
+
+def difference_quotient(function: Callable[[Array], Any], point: Array, step: float = 1e-6) -> Array:
+    """The gradient of a number by central differences."""
+    gradient = np.empty_like(point)
+    for index in np.ndindex(point.shape):
+        values = []
+        for sign in (1, -1):
+            moved = point.copy()
+            moved[index] += sign * step
+            values.append(function(moved))
+        gradient[index] = (values[0] - values[1]) / (2 * step)
+    return gradient
+
+
+def _one_hot(labels: Array, classes: int) -> Array:
+    result = np.zeros((*labels.shape, classes), np.longdouble)
+    np.put_along_axis(result, labels[..., None], 1, axis=-1)
+    return result
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the cross-entropy with options is, in long double; the class axis last."""
+
+    loss: Array
+    gradient: Array
+
+
+def cross_entropy_with_options(
+    logits: Any,
+    target: Any,
+    *,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    denominator: float | None = None,
+) -> Loss:
+    """Loss and gradient straight from PyTorch's formulas, finite logits, the class axis last."""
+    wide = np.asarray(logits).astype(np.longdouble) / np.longdouble(temperature)
+    classes = wide.shape[-1]
+    target = np.asarray(target)
+    class_weight = np.asarray(np.ones(classes) if weight is None else weight, np.longdouble)
+    smoothing = np.longdouble(label_smoothing)
+    counted = np.ones(wide.shape[:-1], bool)
+    row_weight = np.ones(wide.shape[:-1], np.longdouble)
+    if sample_weight is not None:
+        row_weight = np.asarray(sample_weight).astype(np.longdouble)
+    if target.dtype.kind in "iu":
+        counted = target != ignore_index
+        labels = np.where(counted, target, 0).astype(np.intp)
+        distribution = _one_hot(labels, classes)
+        divisor = (class_weight[labels] * row_weight * counted).sum()
+    else:
+        distribution = target.astype(np.longdouble)
+        divisor = row_weight.sum()
+    distribution = (1 - smoothing) * distribution + smoothing / classes
+    coefficients = class_weight * distribution
+    log_probs = log_softmax(wide)
+    log_total = logsumexp(wide)[..., None]
+    rows = -(coefficients * log_probs).sum(axis=-1) + np.longdouble(z_loss) * log_total[..., 0] ** 2
+    slope = softmax(wide) * (coefficients.sum(axis=-1, keepdims=True) + 2 * z_loss * log_total)
+    slope = (slope - coefficients) / np.longdouble(temperature)
+    factor = row_weight * counted
+    rows, slope = rows * factor, slope * factor[..., None]
+    if reduction == "none":
+        return Loss(rows, slope)
+    if reduction == "mean":
+        scale = divisor if denominator is None else np.longdouble(denominator)
+        return Loss(rows.sum() / scale, slope / scale)
+    return Loss(rows.sum(), slope)
+
+
+def negative_log_likelihood(
+    log_probs: Array,
+    target: Any,
+    *,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Array:
+    """Reduced loss straight from PyTorch's formulas, given finite log-probabilities."""
+    wide = np.asarray(log_probs).astype(np.longdouble)
+    classes = wide.shape[-1]
+    class_weight = np.asarray(np.ones(classes) if weight is None else weight, np.longdouble)
+    row_weight = np.ones(wide.shape[:-1], np.longdouble)
+    if sample_weight is not None:
+        row_weight = np.asarray(sample_weight).astype(np.longdouble)
+    target = np.asarray(target)
+    divisor = row_weight.sum()
+    if target.dtype.kind in "iu":
+        row_weight = row_weight * (target != ignore_index)
+        labels = np.where(target == ignore_index, 0, target).astype(np.intp)
+        divisor = (row_weight * class_weight[labels]).sum()
+        target = _one_hot(labels, classes)
+    rows = -row_weight * (class_weight * target.astype(np.longdouble) * wide).sum(axis=-1)
+    if reduction == "none":
+        return rows
+    return np.asarray(rows.sum() / (divisor if reduction == "mean" else 1))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+# softce_fast: everything runs in a virtual environment that is made on first use.
+#
+# The stamps in $(VENV)/stamps say what is done; a target whose sources did not change costs nothing.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+COMPARE_ARGS ?=
+WHEEL_ARGS ?=
+
+# GNU make's built-in CC is cc; unless somebody chose one, setuptools shall take Python's own.
+ifeq ($(origin CC),default)
+unexport CC
+else
+export CC
+endif
+export CFLAGS LDFLAGS
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+export PIP_USER = 0
+unexport PYTHONPATH PYTHONHOME
+
+STAMPS := $(VENV)/stamps
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet
+RESULTS := benchmarks/results/local
+
+KERNEL_SOURCES := $(wildcard softce_fast/_kernels/*.pyx softce_fast/_kernels/*.pxi \
+                             softce_fast/_kernels/*.pxd softce_fast/_kernels/*.h)
+BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCES)
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help build test test-oldest bench compare lint wheel sdist-check clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) CC, CFLAGS, LDFLAGS, PYTEST_ARGS, ..."
+
+build: $(STAMPS)/built ## build the kernels in place, into the virtual environment
+
+test: $(STAMPS)/built $(STAMPS)/extra-test $(STAMPS)/peers ## build, then run all tests
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-oldest: ## the tests with the oldest NumPy that pyproject.toml allows
+	@mkdir -p build
+	sed -n 's/^dependencies = \["numpy>=\([0-9.]*\)"\]$$/numpy==\1/p' pyproject.toml >build/oldest.txt
+	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) test VENV=$(VENV)-oldest
+
+bench: $(STAMPS)/built $(STAMPS)/extra-bench ## train on real images; softce_fast against NumPy
+	@mkdir -p $(RESULTS)
+	$(PY) benchmarks/digits.py --json $(RESULTS)/digits.json
+	$(PY) -m pytest benchmarks/test_speed.py --quiet --benchmark-quiet \
+	    --benchmark-json=$(RESULTS)/pytest-benchmark.json
+	$(PY) benchmarks/report.py speed $(RESULTS)/pytest-benchmark.json
+
+compare: $(STAMPS)/built $(STAMPS)/peers $(STAMPS)/extra-compare ## against PyTorch, JAX, Numba, ...
+	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
+
+lint: $(STAMPS)/built $(STAMPS)/extra-dev ## ruff, cython-lint, mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	PATH="$(VENV)/bin:$$PATH" cython-lint softce_fast
+	$(PY) -m mypy
+
+wheel: $(STAMPS)/built $(STAMPS)/extra-dev ## wheels for each Python here, repaired and tested
+	$(PY) tools/wheels.py $(WHEEL_ARGS)
+
+sdist-check: $(STAMPS)/built $(STAMPS)/extra-dev ## sdist, wheel from it, the tests against that
+	$(PY) tools/wheels.py --pythons $(PY) --no-repair --all-tests $(WHEEL_ARGS)
+
+clean: ## remove everything that was made here
+	rm -rf build dist wheelhouse softce_fast.egg-info $(VENV) $(VENV)-oldest
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache $(RESULTS)
+	find softce_fast benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find softce_fast -name '*.so' -exec rm -f {} +
+
+# ------------------------------------------------------------------------------ the environment
+
+# pip 23 and later can install in place from pyproject.toml; nothing is fetched if it is there.
+$(STAMPS)/venv: tools/preflight.sh
+	@sh tools/preflight.sh $(PYTHON)
+	@echo "Setting up $(VENV)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '" ' | tr , '\n' \
+	    >$(STAMPS)/build-requirements.txt
+	@$(PIP) install 'pip>=23' -r $(STAMPS)/build-requirements.txt
+	@touch $@
+
+$(STAMPS)/built: $(STAMPS)/venv $(BUILD_SOURCES)
+	@echo "Building the kernels (a minute or two)"
+	@$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+# The package is installed, so this fetches what its extra names, and builds nothing.
+$(STAMPS)/extra-%: pyproject.toml | $(STAMPS)/built
+	@echo "Installing what '$*' needs"
+	@$(PIP) install 'softce_fast[$*]'
+	@touch $@
+
+$(STAMPS)/peers: pyproject.toml | $(STAMPS)/built
+	@echo "Installing PyTorch for CPUs"
+	@$(PIP) install --only-binary=:all: 'softce_fast[peers-test]' 2>$(STAMPS)/peers-errors.txt || \
+	    echo "There is no CPU build of PyTorch for this Python here: tests against it will skip."
+	@touch $@

@@ -1,0 +1,260 @@
+"""A row's bits depend on that row alone: not on threads, neighbours, layout, axis or output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+from layouts import STRIDES, WRITABLE, Array, assert_same_bits
+from softce_fast import _dispatch
+
+CLASS_COUNTS = (1, 2, 3, 5, 10, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 129, 1000)
+CLASS_COUNTS += (4095, 4096, 4097, 10_000, 131_072)
+THREAD_COUNTS = (1, 2, 3, 5, 8)
+
+Operation = Callable[..., Array]
+
+
+def _loss(x: Array, labels: Array, axis: int) -> Array:
+    losses: Array = sf.cross_entropy(x, labels, axis, reduction="none")
+    return losses
+
+
+def _gradient(x: Array, labels: Array, axis: int, out: Array | None = None) -> Array:
+    return sf.cross_entropy_with_grad(x, labels, axis, reduction="none", grad_out=out)[1]
+
+
+OPERATIONS: dict[str, Operation] = {
+    "softmax": lambda x, labels, axis, out=None: sf.softmax(x, axis, out=out),
+    "log_softmax": lambda x, labels, axis, out=None: sf.log_softmax(x, axis, out=out),
+    "gradient": _gradient,
+    "logsumexp": lambda x, labels, axis: sf.logsumexp(x, axis),
+    "loss": _loss,
+}
+WITH_OUTPUT = ("softmax", "log_softmax", "gradient")  # results of the input's shape
+
+with_classes = pytest.mark.parametrize("classes", CLASS_COUNTS)
+HALF_CLASS_COUNTS = (2, 3, 10, 16, 17, 33, 64, 65, 100, 1000, 4097)
+with_half_classes = pytest.mark.parametrize("classes", HALF_CLASS_COUNTS)
+
+
+def batch(
+    classes: int, dtype: Any, elements: int, fewest_rows: int = 1, seed: int = 0
+) -> tuple[Array, Array]:
+    """Return logits (rows, classes) with a few special rows, and labels."""
+    generator = np.random.default_rng(seed)
+    rows = max(fewest_rows, elements // classes)
+    logits = generator.normal(scale=6.0, size=(rows, classes)).astype(dtype)
+    labels = generator.integers(0, classes, rows)
+    logits[rows // 3, classes // 2] = 60  # confident
+    logits[rows // 2] = 1  # uniform
+    logits[rows // 2, 0] = -np.inf
+    if rows > 4:
+        logits[1] += 3000  # far out
+        logits[3, :] = -200
+        logits[3, -1] = 0  # next to nothing but one
+        labels[rows // 4 :: 7] = -100
+    return logits, labels
+
+
+def fewest(classes: int, rows: int) -> int:
+    """Return a number of rows that is `rows` unless the rows are long."""
+    return rows if classes < 10_000 else 4 if classes < 100_000 else 2
+
+
+def check_thread_counts(logits: Array, labels: Array) -> None:
+    for name, operation in OPERATIONS.items():
+        with sf.num_threads(1):
+            expected = operation(logits, labels, -1)
+        for count in THREAD_COUNTS[1:]:
+            with sf.num_threads(count):
+                assert_same_bits(operation(logits, labels, -1), expected, name, count)
+
+
+@with_classes
+def test_thread_counts(isa: str, full_dtype: np.dtype, classes: int) -> None:
+    check_thread_counts(*batch(classes, full_dtype, 280_000))
+
+
+@pytest.mark.parametrize("classes", [3, 64, 1000, 10_000])
+def test_thread_counts_of_half_types(isa: str, half_dtype: np.dtype, classes: int) -> None:
+    check_thread_counts(*batch(classes, half_dtype, 280_000))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    "shape", [(150_000, 2), (70_000, 5), (3001, 100), (300, 1000), (31, 8193), (7, 40_000)]
+)
+def test_reduced_losses_on_thread_counts(
+    isa: str, full_dtype: np.dtype, shape: tuple[int, int], reduction: str
+) -> None:
+    logits, labels = batch(shape[1], full_dtype, shape[0] * shape[1])
+    with sf.num_threads(1):
+        expected = sf.cross_entropy_with_grad(logits, labels, reduction=reduction)
+    for count in THREAD_COUNTS[1:]:
+        with sf.num_threads(count):
+            loss, grad = sf.cross_entropy_with_grad(logits, labels, reduction=reduction)
+            assert_same_bits(loss, expected[0], count)
+            assert_same_bits(grad, expected[1], count)
+            assert_same_bits(sf.cross_entropy(logits, labels, reduction=reduction), expected[0])
+
+
+def check_slices(logits: Array, labels: Array) -> None:
+    rows = len(logits)
+    slices = [slice(i, i + 1) for i in (0, 1, rows // 2, rows - 1)]
+    slices += [slice(1, 3), slice(2, 5), slice(rows // 3, None), slice(1, 18), slice(0, rows, 3)]
+    shuffled = np.random.default_rng(1).permutation(rows)
+    for name, operation in OPERATIONS.items():
+        expected = operation(logits, labels, -1)
+        for chosen in [*slices, shuffled, 0, rows // 3, rows // 2]:
+            result = operation(logits[chosen], labels[chosen], -1)
+            assert_same_bits(result, expected[chosen], name, chosen)
+
+
+@with_classes
+def test_slices_of_a_batch(isa: str, full_dtype: np.dtype, classes: int) -> None:
+    check_slices(*batch(classes, full_dtype, 4000, fewest(classes, 7)))
+
+
+@with_half_classes
+def test_slices_of_a_batch_of_half_types(isa: str, half_dtype: np.dtype, classes: int) -> None:
+    check_slices(*batch(classes, half_dtype, 4000, fewest(classes, 7)))
+
+
+def check_layouts(logits: Array, labels: Array) -> None:
+    for name, operation in OPERATIONS.items():
+        expected = operation(logits, labels, -1)
+        for layout_name, layout in STRIDES.items():
+            result = operation(layout(logits), layout(labels), -1)
+            assert_same_bits(result, expected, name, layout_name)
+
+
+@with_classes
+def test_layouts(isa: str, full_dtype: np.dtype, classes: int) -> None:
+    check_layouts(*batch(classes, full_dtype, 3000, fewest(classes, 5)))
+
+
+@with_half_classes
+def test_layouts_of_half_types(isa: str, half_dtype: np.dtype, classes: int) -> None:
+    check_layouts(*batch(classes, half_dtype, 3000, fewest(classes, 5)))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_four_dimensions(isa: str, full_dtype: np.dtype, axis: int, name: str) -> None:
+    """Among them layouts whose axes cannot be merged to (outer, class, inner)."""
+    shape = [3, 4, 5, 2]
+    shape[axis] = 19
+    generator = np.random.default_rng(2)
+    logits = generator.normal(scale=4.0, size=shape).astype(full_dtype)
+    labels = generator.integers(0, 19, [n for i, n in enumerate(shape) if i != axis])
+    operation = OPERATIONS[name]
+    rows = np.moveaxis(logits, axis, -1).reshape(-1, 19)
+    expected = operation(rows, labels.reshape(-1), -1)
+    for layout_name, layout in STRIDES.items():
+        result = operation(layout(logits), layout(labels), axis)
+        if name in WITH_OUTPUT:
+            result = np.moveaxis(result, axis, -1)
+        assert_same_bits(result.reshape(expected.shape), expected, layout_name)
+
+
+def check_axes(logits: Array, labels: Array) -> None:
+    half = len(logits) // 2
+    classes = logits.shape[1]
+    logits, labels = logits[: 2 * half], labels[: 2 * half]
+    columns = np.ascontiguousarray(logits.T)
+    halves = np.ascontiguousarray(logits.reshape(2, half, classes).transpose(0, 2, 1))
+    for name, operation in OPERATIONS.items():
+        expected = operation(logits, labels, -1)
+        assert_same_bits(operation(columns, labels, 0).T, expected, name, "first axis")
+        result = operation(halves, labels.reshape(2, half), 1)
+        if name in WITH_OUTPUT:
+            result = result.transpose(0, 2, 1)
+        assert_same_bits(result.reshape(expected.shape), expected, name, "middle axis")
+
+
+@with_classes
+def test_axes(isa: str, full_dtype: np.dtype, classes: int) -> None:
+    """Classes on the last, the first, and a middle axis."""
+    check_axes(*batch(classes, full_dtype, 4000, fewest(classes, 8)))
+
+
+@with_half_classes
+def test_axes_of_half_types(isa: str, half_dtype: np.dtype, classes: int) -> None:
+    check_axes(*batch(classes, half_dtype, 4000, fewest(classes, 8)))
+
+
+def check_outputs(logits: Array, labels: Array) -> None:
+    for name in WITH_OUTPUT:
+        operation = OPERATIONS[name]
+        expected = operation(logits, labels, -1)
+        for layout_name, layout in WRITABLE.items():
+            out = layout(np.full_like(logits, 7))
+            assert operation(logits, labels, -1, out=out) is out
+            assert_same_bits(out, expected, name, layout_name)
+            in_place = layout(logits)
+            assert operation(in_place, labels, -1, out=in_place) is in_place
+            assert_same_bits(in_place, expected, name, layout_name, "in place")
+
+
+@with_classes
+def test_outputs(isa: str, full_dtype: np.dtype, classes: int) -> None:
+    """Fresh, given (in any layout), and in place."""
+    check_outputs(*batch(classes, full_dtype, 3000, fewest(classes, 5)))
+
+
+@with_half_classes
+def test_outputs_of_half_types(isa: str, half_dtype: np.dtype, classes: int) -> None:
+    check_outputs(*batch(classes, half_dtype, 3000, fewest(classes, 5)))
+
+
+@pytest.mark.parametrize("name", WITH_OUTPUT)
+@pytest.mark.parametrize("classes", [3, 10, 17, 65, 1000, 10_000])
+def test_large_outputs(isa: str, name: str, classes: int) -> None:
+    """Outputs beyond the caches, which may be written past them."""
+    rows = 4_300_000 // classes
+    part, part_labels = batch(classes, np.float32, 0, fewest_rows=min(rows, 400))
+    logits, labels = np.resize(part, (rows, classes)), np.resize(part_labels, rows)
+    operation = OPERATIONS[name]
+    expected = np.resize(operation(part, part_labels, -1), (rows, classes))
+    memory = np.empty(rows * classes + 16, np.float32)
+    for start in (0, 3):
+        out = memory[start : start + rows * classes].reshape(rows, classes)
+        assert_same_bits(operation(logits, labels, -1, out=out), expected, start)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_one_long_row(isa: str, full_dtype: np.dtype, name: str) -> None:
+    """300,000 classes: alone, shared out over threads, and among others."""
+    classes = 300_000
+    logits, labels = batch(classes, full_dtype, 0, fewest_rows=5)
+    operation = OPERATIONS[name]
+    with sf.num_threads(1):
+        expected = operation(logits, labels, -1)
+    for count in (1, 2, 8):
+        with sf.num_threads(count):
+            for row in (0, 2):
+                alone = operation(logits[row : row + 1], labels[row : row + 1], -1)
+                assert_same_bits(alone[0], expected[row], count)
+            assert_same_bits(operation(logits[:3], labels[:3], -1), expected[:3], count)
+    assert_same_bits(operation(np.asfortranarray(logits), labels, -1), expected, "columns")
+
+
+@with_classes
+@pytest.mark.parametrize("dtype_name", ["float32", "float64"])
+def test_avx2_and_avx512_agree(classes: int, dtype_name: str) -> None:
+    """Both have fused multiply-adds and vectors of the same logical length."""
+    for build in ("avx2", "avx512"):
+        if build not in _dispatch.available():
+            pytest.skip(f"the {build} build is not in this package, or this machine cannot run it")
+    logits, labels = batch(classes, dtype_name, 20_000)
+    for name, operation in OPERATIONS.items():
+        found = {}
+        for build in ("avx2", "avx512"):
+            with _dispatch.using(build):
+                found[build] = operation(logits, labels, -1)
+        assert_same_bits(found["avx2"], found["avx512"], name)

@@ -1,0 +1,174 @@
+"""Docstrings are complete, and what they and the README show is what happens."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import softce_fast as sf
+
+FUNCTIONS = [name for name in sf.__all__ if inspect.isfunction(getattr(sf, name))]
+README = Path(__file__).resolve().parent.parent / "README.md"
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def module_names() -> list[str]:
+    found = pkgutil.walk_packages(sf.__path__, "softce_fast.")
+    return ["softce_fast", *(item.name for item in found if "._kernels." not in item.name)]
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_doctests(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
+    assert not failed
+
+
+def test_there_are_doctests() -> None:
+    finder = doctest.DocTestFinder()
+    for name in FUNCTIONS:
+        function = getattr(sf, name)
+        module = inspect.getmodule(function)
+        examples = [test.examples for test in finder.find(function, name, module=module)]
+        assert any(examples), f"{name} has no example that runs"
+
+
+# numpydoc
+
+
+def sections(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the text below each underlined heading of a docstring."""
+    text = inspect.getdoc(function) or ""
+    parts = re.split(r"^(\w[\w ]+)\n-{3,}$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstring_has_every_section(name: str) -> None:
+    function = getattr(sf, name)
+    parameters = inspect.signature(function).parameters
+    required = {"Notes", "Examples"}
+    if parameters:
+        required |= {"Parameters", "Raises"}
+    if name not in ("set_num_threads", "num_threads"):
+        required.add("Returns")
+    found = sections(function)
+    assert required <= set(found), f"{name} lacks {sorted(required - set(found))}"
+    for title, text in found.items():
+        assert text.strip(), f"{title} of {name} is empty"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstring_describes_each_parameter(name: str) -> None:
+    function = getattr(sf, name)
+    parameters = list(inspect.signature(function).parameters)
+    described: list[str] = []
+    for line in sections(function).get("Parameters", "").splitlines():
+        # "a, b : type", or names alone where another function describes them
+        if line and not line.startswith(" "):
+            described += [item.strip() for item in line.partition(" :")[0].split(",")]
+    assert described == parameters
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_summary_is_one_sentence(name: str) -> None:
+    first, *rest = (inspect.getdoc(getattr(sf, name)) or "").splitlines()
+    assert first.endswith(".")
+    assert not rest or not rest[0]
+
+
+@pytest.mark.parametrize("name", sf.reference.__all__)
+def test_reference_has_the_same_signature(name: str) -> None:
+    ours, theirs = getattr(sf, name), getattr(sf.reference, name)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert inspect.getdoc(theirs)
+
+
+def test_reference_has_the_same_names() -> None:
+    threads_and_configuration = {
+        "get_num_threads", "num_threads", "set_num_threads", "show_config"
+    }  # fmt: skip
+    assert set(sf.reference.__all__) == set(FUNCTIONS) - threads_and_configuration
+
+
+def test_names_of_the_contract() -> None:
+    """The public names and the defaults that users rely on."""
+    keyword_only = {
+        "softmax": ["where=None", "temperature=1.0", "empty='nan'", "dtype=None", "out=None"],
+        "cross_entropy": [
+            "weight=None", "sample_weight=None", "ignore_index=-100", "label_smoothing=0.0",
+            "z_loss=0.0", "temperature=1.0", "reduction='mean'", "denominator=None",
+            "empty='nan'", "dtype=None",
+        ],
+        "nll_loss": [
+            "weight=None", "sample_weight=None", "ignore_index=-100", "reduction='mean'",
+            "denominator=None", "empty='nan'", "dtype=None",
+        ],
+        "binary_cross_entropy": ["weight=None", "reduction='mean'", "dtype=None"],
+    }  # fmt: skip
+    keyword_only["log_softmax"] = keyword_only["softmax"]
+    keyword_only["cross_entropy_from_probs"] = keyword_only["nll_loss"]
+    keyword_only["cross_entropy_with_grad"] = [*keyword_only["cross_entropy"], "grad_out=None"]
+    keyword_only["binary_cross_entropy_with_logits"] = [
+        "weight=None", "pos_weight=None", "reduction='mean'", "dtype=None"
+    ]  # fmt: skip
+    keyword_only["binary_cross_entropy_with_logits_with_grad"] = [
+        *keyword_only["binary_cross_entropy_with_logits"], "grad_out=None"
+    ]  # fmt: skip
+    for backward in ("softmax_backward", "log_softmax_backward"):
+        keyword_only[backward] = ["out=None"]
+    for name, expected in keyword_only.items():
+        found = [
+            f"{parameter.name}={parameter.default!r}"
+            for parameter in inspect.signature(getattr(sf, name)).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
+        assert found == expected, name
+        axis = inspect.signature(getattr(sf, name)).parameters.get("axis")
+        assert axis is None or axis.default == -1
+
+
+# The README
+
+
+def code_blocks(language: str) -> list[str]:
+    if not README.exists():
+        return []
+    text = README.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_readme_code_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Python blocks of the README, one after the other, as a reader would type them."""
+    blocks = code_blocks("python")
+    if not blocks:
+        pytest.skip("README.md is not beside the tests, or has no Python code")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "readme"}
+    runner = doctest.DocTestRunner(optionflags=OPTIONS)
+    for number, block in enumerate(blocks):
+        if ">>>" in block:
+            test = doctest.DocTestParser().get_doctest(block, names, f"block {number}", None, 0)
+            assert not runner.run(test, clear_globs=False).failed, block
+            names.update(test.globs)
+        else:
+            try:
+                exec(compile(block, f"README.md, block {number}", "exec"), names)
+            except ImportError as error:
+                pytest.skip(f"block {number} needs {error.name}, which is not installed")
+
+
+def test_readme_shows_the_first_example() -> None:
+    blocks = code_blocks("python")
+    if not blocks:
+        pytest.skip("README.md is not beside the tests, or has no Python code")
+    first = blocks[0]
+    for number in ("[2.0, 1.0, 0.1]", "0.659", "0.242", "0.099", "0.417"):
+        assert number in first

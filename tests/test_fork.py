@@ -1,0 +1,320 @@
+"""A child forked before, after or during a call computes the right bits, in parallel, never hangs.
+
+Every case runs in a process of its own, under a time limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from subprocesses import run_function, run_python, thread_count
+
+import softce_fast as sf
+from softce_fast._kernels import probe
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+
+THREADS = 4
+ROWS, CLASSES = 256, 1000  # enough for four threads
+SECONDS_OF_A_CHILD = 30
+
+
+def logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(ROWS, CLASSES)).astype(np.float32)
+
+
+def computed_bits(x: np.ndarray | None = None) -> str:
+    """Run a call of every kind; return a digest of all bits of the results."""
+    x = logits() if x is None else x
+    labels = np.arange(len(x)) % CLASSES
+    loss, gradient = sf.cross_entropy_with_grad(x, labels)
+    results = [sf.softmax(x), sf.log_softmax(x), sf.logsumexp(x), np.asarray(loss), gradient]
+    digest = hashlib.sha256()
+    for result in results:
+        digest.update(result.tobytes())
+    return digest.hexdigest()
+
+
+def serial_bits() -> str:
+    with sf.num_threads(1):
+        return computed_bits()
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Fork; do the work in the child; fail if it fails or is not done in time."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(SECONDS_OF_A_CHILD)
+            work()
+            status = 0
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise AssertionError(f"child killed by {signal.Signals(os.WTERMSIG(status)).name}")
+    assert os.WEXITSTATUS(status) == 0
+
+
+def check_bits(expected: str) -> Callable[[], None]:
+    def work() -> None:
+        assert computed_bits() == expected, "the child's bits differ"
+
+    return work
+
+
+# Cases: functions with names that do not start with test_ run in the process of their own.
+
+
+def after_call() -> None:
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    for _ in range(20):
+        assert computed_bits() == expected
+        in_child(check_bits(expected))
+    assert computed_bits() == expected
+
+
+def without_call() -> None:
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    in_child(check_bits(expected))
+    assert computed_bits() == expected
+
+
+def child_is_parallel() -> None:
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    computed_bits()
+    alone = thread_count() - (THREADS - 1)
+    assert alone == 1, "the parent should have run in parallel"
+
+    def work() -> None:
+        assert thread_count() == 1
+        assert sf.get_num_threads() == THREADS
+        assert computed_bits() == expected
+        assert thread_count() == THREADS, "the child is serial"
+
+    for _ in range(5):
+        in_child(work)
+        computed_bits()
+        assert thread_count() == THREADS, "the parent became serial"
+
+
+def grandchild() -> None:
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    computed_bits()
+
+    def work() -> None:
+        assert computed_bits() == expected
+        in_child(check_bits(expected))
+        assert computed_bits() == expected
+
+    in_child(work)
+
+
+def during_call(repetitions: str) -> None:
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    stop = threading.Event()
+    wrong: list[str] = []
+    calls = [0, 0]
+
+    def caller(index: int) -> None:
+        while not stop.is_set():
+            bits = computed_bits()
+            calls[index] += 1
+            if bits != expected:
+                wrong.append(bits)
+
+    threads = [threading.Thread(target=caller, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    random = np.random.default_rng(1)
+    try:
+        for repetition in range(int(repetitions)):
+            time.sleep(random.uniform(0, 0.01))
+            if repetition % 2:
+                computed_bits()
+            in_child(check_bits(expected))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert min(calls) > 0
+
+
+def from_another_thread() -> None:
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    problems: list[BaseException] = []
+
+    def forker() -> None:
+        try:
+            computed_bits()
+            in_child(check_bits(expected))
+        except BaseException as error:
+            problems.append(error)
+
+    computed_bits()
+    threads = [threading.Thread(target=forker) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        computed_bits()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems
+
+
+def bits_of_task(_: int) -> str:
+    return computed_bits()
+
+
+def pool(method: str) -> None:
+    import multiprocessing
+
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    computed_bits()
+    with multiprocessing.get_context(method).Pool(3) as processes:
+        asynchronous = processes.map_async(bits_of_task, range(12))
+        computed_bits()
+        results = asynchronous.get(timeout=SECONDS_OF_A_CHILD)
+    assert set(results) == {expected}
+
+
+def executor() -> None:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    computed_bits()
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(2, mp_context=context) as processes:
+        assert set(processes.map(bits_of_task, range(6))) == {expected}
+
+
+def with_torch() -> None:
+    """PyTorch works in parallel, too; then its DataLoader forks."""
+    import torch
+
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    torch.set_num_threads(3)
+    for _ in range(5):
+        torch.softmax(torch.from_numpy(logits()), -1)
+        assert computed_bits() == expected
+        in_child(check_bits(expected))
+    assert torch.get_num_threads() == 3
+    data_loader()
+
+
+def with_sklearn() -> None:
+    """scikit-learn works in parallel, too."""
+    from sklearn.cluster import KMeans
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    data = logits()
+    KMeans(3, n_init=1, random_state=0).fit(data)
+    HistGradientBoostingClassifier(max_iter=1).fit(data[:, :5], np.arange(ROWS) % 2)
+    for _ in range(5):
+        assert computed_bits() == expected
+        in_child(check_bits(expected))
+
+
+class Rows:
+    """A data set whose workers use softce_fast, as a PyTorch DataLoader sees it."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        x = logits() + index
+        return np.array(sf.cross_entropy(x, np.zeros(ROWS, np.int64), reduction="none"))
+
+
+def data_loader() -> None:
+    from torch.utils.data import DataLoader
+
+    sf.set_num_threads(THREADS)
+    expected = [Rows()[index] for index in range(8)]
+    loader = DataLoader(
+        Rows(),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context="fork",
+        timeout=SECONDS_OF_A_CHILD,
+    )
+    for _ in range(2):
+        for index, batch in enumerate(loader):
+            assert np.array_equal(batch, expected[index])
+            computed_bits()  # between batches the parent works, too
+
+
+def subprocess_works() -> None:
+    """Starting a program forks as well."""
+    import subprocess
+
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    for options in ({}, {"close_fds": False}, {"preexec_fn": os.getpid}):
+        computed_bits()
+        subprocess.run([sys.executable, "-c", ""], check=True, timeout=30, **options)  # type: ignore[call-overload]
+    assert computed_bits() == expected
+
+
+@pytest.mark.parametrize(
+    "case",
+    [after_call, without_call, grandchild, from_another_thread, executor, subprocess_works],
+    ids=lambda case: case.__name__,
+)
+def test_child_computes_the_right_bits(case):
+    run_function(case)
+
+
+@on_linux
+@pytest.mark.skipif(not probe.openmp(), reason="a serial build")
+def test_child_and_parent_stay_parallel():
+    run_function(child_is_parallel)
+
+
+def test_fork_during_calls_of_other_threads():
+    run_function(during_call, "100", timeout=100)
+
+
+@pytest.mark.slow
+def test_fork_during_calls_of_other_threads_many_times():
+    run_function(during_call, "2000", timeout=600)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing_pool(method):
+    run_function(pool, method)
+
+
+@pytest.mark.parametrize("first", ["peer", "softce_fast"])
+@pytest.mark.parametrize("peer", ["torch", "sklearn"])
+def test_with_a_peer_that_has_its_own_openmp(peer, first):
+    pytest.importorskip(peer)
+    imports = [f"import {peer}", "import softce_fast"]
+    order = imports if first == "peer" else imports[::-1]
+    run_python("\n".join([*order, f"import test_fork; test_fork.with_{peer}()"]), timeout=120)

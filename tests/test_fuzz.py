@@ -1,0 +1,79 @@
+"""A short run of tools/fuzz.py; `make fuzz SECONDS=...` runs it for longer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from subprocesses import PACKAGE
+
+FUZZ = Path(__file__).resolve().parent.parent / "tools" / "fuzz.py"
+
+pytestmark = pytest.mark.skipif(not FUZZ.exists(), reason="tools/fuzz.py is not here")
+
+
+def run_fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(FUZZ), *arguments],
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_random_calls_end_in_a_right_answer_or_a_documented_error():
+    # Where a red run must be the change's fault, the calls are always the same ones.
+    seed = ["--seed", "0"] if os.environ.get("CI") else []
+    done = run_fuzz("--seconds", "10", *seed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.splitlines()[-1].split()[0]) > 100
+
+
+SABOTAGE = """
+import sys
+import numpy as np
+import softce_fast as sf
+{fault}
+sys.argv = ["fuzz.py", "--seed", "0", "--seconds", "20", "--note", sys.argv[2]]
+exec(compile(open(sys.orig_argv[-2]).read(), "fuzz.py", "exec"))
+"""
+
+FAULTS = {
+    "a wrong answer": "right = sf.softmax\n"
+    "def wrong(*a, **k):\n"
+    "    result = right(*a, **k)\n"
+    "    if isinstance(result, np.ndarray) and result.size > 3: result.flat[3] *= 1.001\n"
+    "    return result\n",
+    "an undocumented error": "def wrong(*a, **k): raise RuntimeError('on purpose')\n",
+    "a warning": "import warnings\nright = sf.softmax\n"
+    "def wrong(*a, **k):\n"
+    "    warnings.warn('on purpose')\n"
+    "    return right(*a, **k)\n",
+    "an input that changes": "right = sf.softmax\n"
+    "def wrong(x, *a, **k):\n"
+    "    result = right(x, *a, **k)\n"
+    "    if isinstance(x, np.ndarray) and x.flags.writeable: x[...] = 1\n"
+    "    return result\n",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_fuzzer_finds(fault, tmp_path):
+    note = tmp_path / "note"
+    note.write_bytes(b" " * 20)
+    code = SABOTAGE.format(fault=FAULTS[fault] + "sf.softmax = wrong\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(FUZZ), str(note)],
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "20 failures" in done.stdout, done.stdout + done.stderr

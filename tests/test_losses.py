@@ -1,0 +1,811 @@
+"""The losses: values, gradients, options, arrays, against long double, PyTorch and quotients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+import truth
+from conftest import dtype_named
+from layouts import STRIDES, WRITABLE, Array, assert_same_bits, byte_swapped
+from tolerances import DIFFERENCE_QUOTIENT, assert_as_peer, assert_near, assert_ulp
+
+pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def normal(shape: tuple[int, ...], dtype: Any = np.float64, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(scale=4.0, size=shape).astype(dtype)
+
+
+def labels_for(shape: tuple[int, ...], axis: int, seed: int = 1) -> Array:
+    axis %= len(shape)
+    rows = shape[:axis] + shape[axis + 1 :]
+    return np.random.default_rng(seed).integers(0, shape[axis], rows)
+
+
+def probabilities_for(shape: tuple[int, ...], axis: int = -1, seed: int = 2) -> Array:
+    """Class probabilities that sum to 1, some of them 0."""
+    drawn = np.random.default_rng(seed).gamma(0.5, size=shape)
+    drawn[drawn < 0.05] = 0
+    np.moveaxis(drawn, axis, -1)[..., 0] += 0.1
+    return drawn / drawn.sum(axis=axis, keepdims=True)
+
+
+def positive(shape: tuple[int, ...], dtype: Any = np.float64, seed: int = 3) -> Array:
+    return np.random.default_rng(seed).uniform(0.2, 2.0, shape).astype(dtype)
+
+
+# Plain values
+
+SHAPES_AND_AXES = [
+    ((1,), 0),
+    ((9,), -1),
+    ((5000,), 0),
+    ((1, 2), 1),
+    ((3, 1), 1),
+    ((3, 5), -1),
+    ((3, 5), 0),
+    ((70, 33), 1),
+    ((33, 70), 0),
+    ((20, 300), 1),
+    ((300, 20), 0),
+    ((2, 5000), 1),
+    ((5000, 6), 0),
+    ((4, 6, 3), 1),
+    ((4, 6, 3), -3),
+    ((4, 100, 17), 1),
+    ((2, 3, 4, 5), 1),
+    ((2, 3, 4, 5), -2),
+    ((2, 3, 4, 5), 0),
+    ((2, 3, 2, 3, 4), 2),
+]
+
+
+def check(logits: Any, target: Array, axis: int = -1) -> None:
+    """Compare losses and gradient of a call with labels with the truth."""
+    before = np.array(logits)
+    dtype = before.dtype.newbyteorder("=")
+    kept = np.array(target)
+    losses, grad = sf.cross_entropy_with_grad(logits, target, axis, reduction="none")
+    np.testing.assert_array_equal(logits, before)
+    np.testing.assert_array_equal(target, kept)
+    rows = np.moveaxis(before, axis, -1)
+    assert_ulp(losses, truth.cross_entropy(rows, kept), "loss", dtype)
+    assert_ulp(np.moveaxis(grad, axis, -1), truth.gradient(rows, kept), "gradient", dtype)
+    assert_same_bits(sf.cross_entropy(logits, target, axis, reduction="none"), losses)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES_AND_AXES)
+def test_shapes_and_axes(dtype: np.dtype, shape: Any, axis: int) -> None:
+    check(normal(shape, dtype), labels_for(shape, axis), axis)
+
+
+@pytest.mark.parametrize("layout", [*STRIDES, "byte_swapped"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_layouts(dtype: np.dtype, axis: int, layout: str) -> None:
+    make = STRIDES.get(layout, byte_swapped)
+    if layout == "byte_swapped" and dtype.name == "bfloat16":
+        return  # ml_dtypes has it in native byte order only
+    shape = (5, 19, 20)
+    check(make(normal(shape, dtype)), make(labels_for(shape, axis)), axis)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+@pytest.mark.parametrize("order", [(3, 1, 0, 2), (1, 3, 2, 0), (2, 0, 3, 1)])
+def test_axes_that_do_not_merge(order: Any, axis: int) -> None:
+    x = normal((5, 8, 7, 6), np.float32).transpose(order)
+    check(x, labels_for(x.shape, axis), axis)
+    x = normal((5, 8, 7, 6, 2), np.float32)[:, ::2, 1:, ::-3].transpose(*order, 4)
+    check(x, labels_for(x.shape, axis), axis)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(1,), (6, 1), (6, 40), (3, 1, 40)])
+def test_broadcast_views(full_dtype: np.dtype, shape: Any, axis: int) -> None:
+    x = np.broadcast_to(normal(shape, full_dtype), (3, 6, 40))
+    check(x, labels_for(x.shape, axis), axis)
+    rows = x.shape[:axis] + x.shape[axis + 1 :]
+    check(x, np.broadcast_to(np.int64(1), rows), axis)
+
+
+def test_memory_mapped(tmp_path: Path, full_dtype: np.dtype) -> None:
+    np.save(tmp_path / "logits.npy", normal((40, 30), full_dtype))
+    np.save(tmp_path / "labels.npy", labels_for((40, 30), 1))
+    check(
+        np.load(tmp_path / "logits.npy", mmap_mode="r"),
+        np.load(tmp_path / "labels.npy", mmap_mode="r"),
+    )
+
+
+@pytest.mark.parametrize("code", "bhilqBHILQ")
+@pytest.mark.parametrize("swapped", [False, True])
+def test_integer_types_of_labels(code: str, swapped: bool) -> None:
+    x, labels = normal((9, 120), np.float32), labels_for((9, 120), 1)
+    expected = sf.cross_entropy_with_grad(x, labels, reduction="none")
+    labels = labels.astype(np.dtype(code).newbyteorder() if swapped else code)
+    result = sf.cross_entropy_with_grad(x, labels, reduction="none")
+    for ours, theirs in zip(result, expected, strict=True):
+        assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("code", "bhilqBHILQ")
+def test_ignore_index_of_any_integer_type(code: str) -> None:
+    x, labels = normal((9, 100)), labels_for((9, 100), 1)
+    labels[[2, 5]] = 120  # outside the classes, inside every type
+    losses, grad = sf.cross_entropy_with_grad(
+        x, labels.astype(code), ignore_index=120, reduction="none"
+    )
+    ignored = labels == 120
+    assert (losses[ignored] == 0).all()
+    assert (grad[ignored] == 0).all()
+    np.testing.assert_array_equal(
+        losses[~ignored], sf.cross_entropy(x[~ignored], labels[~ignored], reduction="none")
+    )
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 3, 2**31, -(2**63), 2**63, -(2**70)])
+def test_ignore_index_of_any_size(ignore_index: int) -> None:
+    x, labels = normal((4, 5)), np.array([0, 4, 2, 1])
+    expected = sf.cross_entropy(x, labels)
+    loss, _ = sf.cross_entropy_with_grad(x, labels, ignore_index=ignore_index)
+    if ignore_index == 3:
+        labels[1], kept = 3, [0, 2, 3]
+        expected = sf.cross_entropy(x[kept], labels[kept])
+        loss = sf.cross_entropy(x, labels, ignore_index=ignore_index)
+    np.testing.assert_allclose(loss, expected, 1e-15)
+
+
+def test_lists() -> None:
+    x, labels = normal((4, 5)), [0, 4, 2, 1]
+    expected = sf.cross_entropy_with_grad(x, np.array(labels))
+    loss, grad = sf.cross_entropy_with_grad(x.tolist(), labels)
+    assert loss == expected[0]
+    np.testing.assert_array_equal(grad, expected[1])
+    assert sf.cross_entropy(x.tolist(), np.eye(5)[labels].tolist()) == pytest.approx(loss, 1e-14)
+
+
+def test_one_row_gives_a_scalar(dtype: np.dtype) -> None:
+    x = normal((5,), dtype)
+    for reduction in REDUCTIONS:
+        for loss in (
+            sf.cross_entropy(x, 3, reduction=reduction),
+            sf.cross_entropy_with_grad(x, np.int8(3), reduction=reduction)[0],
+            sf.nll_loss(x, 3, reduction=reduction),
+            sf.cross_entropy_from_probs(np.abs(x), 3, reduction=reduction),
+        ):
+            assert isinstance(loss, dtype.type)
+    assert isinstance(sf.cross_entropy(normal((4, 5), dtype), [0] * 4), dtype.type)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((0, 5), 1), ((2, 0, 3), 2), ((5, 0), 0), ((0, 0), 0)])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_no_rows(dtype: np.dtype, shape: Any, axis: int, reduction: str) -> None:
+    row_shape = shape[:axis] + shape[axis + 1 :]
+    labels = np.empty(row_shape, np.int64)
+    loss, grad = sf.cross_entropy_with_grad(
+        np.empty(shape, dtype), labels, axis, reduction=reduction
+    )
+    assert grad.shape == shape
+    assert grad.dtype == loss.dtype == dtype
+    if reduction == "none":
+        assert loss.shape == row_shape
+    else:
+        np.testing.assert_array_equal(float(loss), np.nan if reduction == "mean" else 0)
+
+
+# Data types
+
+
+@pytest.mark.parametrize("code", "?bhilqBHILQ")
+def test_integer_logits_compute_in_float64(code: str) -> None:
+    x = np.random.default_rng(0).integers(0, 60, (6, 9)).astype(code)
+    labels = labels_for((6, 9), 1)
+    losses, grad = sf.cross_entropy_with_grad(x, labels, reduction="none")
+    wide = x.astype(np.float64)
+    assert_ulp(losses, truth.cross_entropy(wide, labels), "loss", np.float64)
+    assert_ulp(grad, truth.gradient(wide, labels), "gradient", np.float64)
+
+
+@pytest.mark.parametrize("requested", ["float16", "bfloat16", "float32", "float64", "longdouble"])
+@pytest.mark.parametrize("given", ["float16", "bfloat16", "float32", "float64", "int16"])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_dtype_decides_the_result(given: str, requested: str, axis: int) -> None:
+    x = normal((6, 9)).astype(dtype_named(given))
+    labels = labels_for((6, 9), axis)
+    dtype = dtype_named(requested)
+    rows = np.moveaxis(x.astype(np.float32 if dtype.itemsize == 2 else dtype), axis, -1)
+    right = truth.cross_entropy(rows, labels), truth.gradient(rows, labels)
+    losses, grad = sf.cross_entropy_with_grad(x, labels, axis, reduction="none", dtype=dtype)
+    grad = np.moveaxis(grad, axis, -1)
+    if requested == "longdouble":
+        assert_near(losses, right[0], dtype)
+        assert_near(grad, right[1], dtype)
+    else:
+        assert_ulp(losses, right[0], "loss", dtype)
+        assert_ulp(grad, right[1], "gradient", dtype)
+    without = sf.cross_entropy(x, labels, axis, reduction="none", dtype=dtype)
+    np.testing.assert_array_equal(without.astype(np.longdouble), losses.astype(np.longdouble))
+    assert_near(sf.cross_entropy(x, labels, axis, dtype=dtype), right[0].mean(), dtype)
+
+
+def test_losses_beyond_float16_are_infinite_and_silent() -> None:
+    x = np.float16([[6e4, -6e4], [6e4, -6e4]])
+    assert sf.cross_entropy(x, [1, 1]) == np.inf
+    np.testing.assert_array_equal(sf.cross_entropy(x, [1, 0], reduction="none"), [np.inf, 0])
+    # The sum is in float64: single losses beyond the range do not matter to a mean within it.
+    assert sf.cross_entropy(x, [1, 0], denominator=2) == np.float16(6e4)
+
+
+# Options, against the formulas in long double
+
+WEIGHTS = [{}, {"weight": True}, {"sample_weight": True}, {"weight": True, "sample_weight": True}]
+TERMS: list[dict[str, float]] = [
+    {},
+    {"label_smoothing": 0.1},
+    {"z_loss": 1e-2},
+    {"temperature": 2.5},
+    {"label_smoothing": 1.0, "temperature": 0.5},
+    {"label_smoothing": 0.3, "z_loss": 0.5, "temperature": 1.7},
+]
+TARGETS = ("labels", "ignored", "probabilities")
+
+
+def options_from(flags: dict[str, Any], rows: tuple[int, ...], classes: int) -> dict[str, Any]:
+    values = {"weight": positive((classes,)), "sample_weight": positive(rows, seed=4)}
+    return {name: values[name] for name in flags}
+
+
+def target_of(kind: str, shape: tuple[int, ...], axis: int) -> Array:
+    if kind == "probabilities":
+        return probabilities_for(shape, axis)
+    labels = labels_for(shape, axis)
+    if kind == "ignored":
+        labels.reshape(-1)[::3] = -100
+    return labels
+
+
+def check_options(
+    x: Array, target: Array, axis: int, options: dict[str, Any], reduction: str
+) -> None:
+    dtype = x.dtype
+    if target.dtype.kind == "f":
+        target = target.astype(dtype)
+    options = {
+        name: value.astype(dtype) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+    options["reduction"] = reduction
+    last = target
+    if target.shape == x.shape:
+        last = np.moveaxis(target, axis, -1).astype(np.float64)
+    wide = {
+        name: value.astype(np.float64) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+    right = truth.cross_entropy_with_options(
+        np.moveaxis(x, axis, -1).astype(np.longdouble), last, **wide
+    )
+    loss, grad = sf.cross_entropy_with_grad(x, target, axis, **options)
+    assert_near(loss, right.loss, dtype)
+    largest = float(np.abs(right.gradient).max())
+    assert_near(np.moveaxis(grad, axis, -1), right.gradient, dtype, scale=largest)
+    assert_same_bits(sf.cross_entropy(x, target, axis, **options), loss)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda flags: "+".join(flags) or "plain")
+@pytest.mark.parametrize("kind", TARGETS)
+def test_options(
+    full_dtype: np.dtype, kind: str, weights: Any, terms: dict[str, float], reduction: str
+) -> None:
+    for shape, axis in [((21, 5), 1), ((3, 40, 7), 1), ((3, 200), 1)]:
+        rows = labels_for(shape, axis).shape
+        options = options_from(weights, rows, shape[axis]) | terms
+        x = normal(shape, full_dtype)
+        check_options(x, target_of(kind, shape, axis), axis, options, reduction)
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_options_of_half_types(half_dtype: np.dtype, kind: str, terms: dict[str, float]) -> None:
+    for shape, axis in [((21, 5), 1), ((3, 40, 7), 1), ((3, 200), 1)]:
+        rows = labels_for(shape, axis).shape
+        options = options_from({"weight": True, "sample_weight": True}, rows, shape[axis]) | terms
+        x = normal(shape, half_dtype)
+        for reduction in REDUCTIONS:
+            check_options(x, target_of(kind, shape, axis), axis, options, reduction)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("shape", [(5, 4097), (2, 20_000)])
+def test_options_of_long_rows(full_dtype: np.dtype, shape: tuple[int, int], kind: str) -> None:
+    options = options_from({"weight": True, "sample_weight": True}, shape[:1], shape[1])
+    x = normal(shape, full_dtype)
+    check_options(x, target_of(kind, shape, 1), 1, options | TERMS[-1], "mean")
+    check_options(x, target_of(kind, shape, 1), 1, {"label_smoothing": 0.1}, "none")
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("layout", [*STRIDES, "byte_swapped"])
+def test_layouts_of_options(full_dtype: np.dtype, layout: str, kind: str) -> None:
+    """Every array of the call laid out differently: the same result."""
+    make = STRIDES.get(layout, byte_swapped)
+    shape, axis = (5, 19, 20), 1
+    x, target = normal(shape, full_dtype), target_of(kind, shape, axis)
+    if kind == "probabilities":
+        target = target.astype(full_dtype)
+    options = {
+        "weight": positive((19,), full_dtype),
+        "sample_weight": positive((5, 20), full_dtype),
+        "label_smoothing": 0.1,
+        "reduction": "none",
+    }
+    expected = sf.cross_entropy_with_grad(x, target, axis, **options)
+    options["weight"] = make(options["weight"])
+    options["sample_weight"] = make(options["sample_weight"])
+    result = sf.cross_entropy_with_grad(make(x), make(target), axis, **options)
+    for ours, theirs in zip(result, expected, strict=True):
+        if layout == "byte_swapped":
+            assert_near(ours, theirs, full_dtype)
+        else:
+            assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("target_dtype", ["float16", "float32", "float64", "longdouble"])
+def test_probability_targets_of_any_floating_type(
+    full_dtype: np.dtype, target_dtype: str
+) -> None:
+    x, target = normal((6, 9), full_dtype), probabilities_for((6, 9)).astype(target_dtype)
+    right = truth.cross_entropy_with_options(x, target)
+    loss, grad = sf.cross_entropy_with_grad(x, target)
+    assert_near(loss, right.loss, full_dtype)
+    assert_near(grad, right.gradient, full_dtype)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("denominator", [1, 7, 0.5, -2.0, np.float32(3), np.int64(4)])
+def test_denominator_replaces_the_divisor(
+    full_dtype: np.dtype, denominator: float, kind: str
+) -> None:
+    x = normal((8, 9), full_dtype)
+    options = options_from({"weight": True, "sample_weight": True}, (8,), 9)
+    options |= {"denominator": denominator, "z_loss": 0.1}
+    check_options(x, target_of(kind, (8, 9), 1), 1, options, "mean")
+    for reduction in ("sum", "none"):  # where it means nothing
+        target = target_of(kind, (8, 9), 1)
+        loss = sf.cross_entropy(x, target, denominator=denominator, reduction=reduction)
+        assert_same_bits(loss, sf.cross_entropy(x, target, reduction=reduction))
+
+
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_sample_weight_repeats_rows(full_dtype: np.dtype, kind: str) -> None:
+    counts = np.array([2, 0, 1, 3])
+    x, target = normal((4, 6), full_dtype), target_of(kind, (4, 6), 1)
+    options = {"weight": positive((6,)), "label_smoothing": 0.2, "z_loss": 0.1}
+    loss, grad = sf.cross_entropy_with_grad(x, target, sample_weight=counts, **options)
+    repeated = np.repeat(np.arange(4), counts)
+    other, parts = sf.cross_entropy_with_grad(x[repeated], target[repeated], **options)
+    gathered = np.zeros_like(x)
+    np.add.at(gathered, repeated, parts)
+    assert_near(loss, other, full_dtype)
+    assert_near(grad, gathered, full_dtype)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_z_loss_adds_the_squared_logsumexp(reduction: str, temperature: float) -> None:
+    x, labels = normal((4, 6)), labels_for((4, 6), 1)
+    squares = sf.logsumexp(x / temperature) ** 2
+    reduced = {"none": squares, "mean": squares.mean(), "sum": squares.sum()}[reduction]
+    options: dict[str, Any] = {"reduction": reduction, "temperature": temperature}
+    np.testing.assert_allclose(
+        sf.cross_entropy(x, labels, z_loss=0.5, **options),
+        sf.cross_entropy(x, labels, **options) + 0.5 * reduced,
+        1e-13,
+    )
+
+
+# Fused and separate
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (4, 100), (3, 5000), (9000, 2)])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_fused_equals_separate(
+    dtype: np.dtype, kind: str, reduction: str, shape: tuple[int, int]
+) -> None:
+    """The loss has the same bits with and without a gradient, wherever the gradient goes."""
+    x, target = normal(shape, dtype), target_of(kind, shape, 1)
+    if kind == "probabilities":
+        target = target.astype(dtype)
+    loss = sf.cross_entropy(x, target, reduction=reduction)
+    fused, grad = sf.cross_entropy_with_grad(x, target, reduction=reduction)
+    assert_same_bits(fused, loss)
+    in_place, same = sf.cross_entropy_with_grad(x, target, reduction=reduction, grad_out=x)
+    assert same is x
+    assert_same_bits(in_place, loss)
+    assert_same_bits(x, grad)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (4, 100), (3, 5000)])
+def test_gradient_is_softmax_minus_target(full_dtype: np.dtype, shape: tuple[int, int]) -> None:
+    x, labels = normal(shape, full_dtype), labels_for(shape, 1)
+    formula = sf.softmax(x).astype(np.float64)
+    formula[np.arange(shape[0]), labels] -= 1
+    _, grad = sf.cross_entropy_with_grad(x, labels, reduction="sum")
+    assert_near(grad, formula, full_dtype)
+    _, mean = sf.cross_entropy_with_grad(x, labels)
+    assert_near(mean, formula / shape[0], full_dtype, scale=1 / shape[0])
+
+
+def test_loss_is_nll_of_log_softmax(full_dtype: np.dtype) -> None:
+    x, labels = normal((40, 30), full_dtype), labels_for((40, 30), 1)
+    expected = sf.nll_loss(sf.log_softmax(x), labels, reduction="none")
+    assert_near(sf.cross_entropy(x, labels, reduction="none"), expected, full_dtype)
+    expected = sf.cross_entropy_from_probs(sf.softmax(x), labels, reduction="none")
+    assert_near(sf.cross_entropy(x, labels, reduction="none"), expected, full_dtype)
+
+
+# grad_out
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("layout", [*WRITABLE, "byte_swapped"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_grad_out(dtype: np.dtype, axis: int, layout: str, kind: str) -> None:
+    make = WRITABLE.get(layout, byte_swapped)
+    if layout == "byte_swapped" and dtype.name == "bfloat16":
+        return  # ml_dtypes has it in native byte order only
+    shape = (5, 19, 20)
+    x, target = normal(shape, dtype), target_of(kind, shape, axis)
+    loss, grad = sf.cross_entropy_with_grad(x, target, axis)
+    out = make(np.full_like(x, 7))
+    result = sf.cross_entropy_with_grad(x, target, axis, grad_out=out)
+    assert result[1] is out
+    np.testing.assert_array_equal(result[0], loss)
+    np.testing.assert_array_equal(out, grad)
+    in_place = make(x)
+    result = sf.cross_entropy_with_grad(in_place, target, axis, grad_out=in_place)
+    assert result[1] is in_place
+    np.testing.assert_array_equal(result[0], loss)
+    np.testing.assert_array_equal(in_place, grad)
+
+
+@pytest.mark.parametrize("start", [1, 4, 40])
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_partial_overlap_is_right_or_refused(kind: str, start: int) -> None:
+    memory = normal((200,))
+    x, out = memory[:120].reshape(12, 10), memory[start : start + 120].reshape(12, 10)
+    target = target_of(kind, (12, 10), 1)
+    before, right = memory.copy(), sf.cross_entropy_with_grad(x.copy(), target)
+    for options in ({}, {"temperature": 1.0, "label_smoothing": 0.0, "z_loss": 0.0}):
+        try:
+            loss, _ = sf.cross_entropy_with_grad(x, target, grad_out=out, **options)
+        except ValueError as error:
+            assert "overlap" in str(error)  # noqa: PT017 - either outcome is right
+            np.testing.assert_array_equal(memory, before)
+        else:
+            np.testing.assert_array_equal(loss, right[0])
+            np.testing.assert_array_equal(out, right[1])
+            memory[:] = before
+
+
+def test_grad_out_over_the_target() -> None:
+    """The gradient may take the place of class probabilities, or is refused."""
+    x, target = normal((12, 10)), probabilities_for((12, 10))
+    before, right = target.copy(), sf.cross_entropy_with_grad(x, target)
+    try:
+        loss, grad = sf.cross_entropy_with_grad(x, target, grad_out=target)
+    except ValueError as error:
+        assert "overlap" in str(error)  # noqa: PT017 - either outcome is right
+        np.testing.assert_array_equal(target, before)
+    else:
+        assert loss == right[0]
+        np.testing.assert_array_equal(grad, right[1])
+
+
+@pytest.mark.parametrize("name", ["weight", "sample_weight"])
+def test_grad_out_over_weights(name: str) -> None:
+    memory = np.abs(normal((10, 10))) + 0.1
+    x, labels = normal((10, 10)), labels_for((10, 10), 1)
+    weights = memory[3]
+    right = sf.cross_entropy_with_grad(x, labels, **{name: weights.copy()})
+    try:
+        loss, grad = sf.cross_entropy_with_grad(x, labels, grad_out=memory, **{name: weights})
+    except ValueError as error:
+        assert "overlap" in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        assert loss == right[0]
+        np.testing.assert_array_equal(grad, right[1])
+
+
+# PyTorch
+
+LOGITS = (6, 9, 4)  # classes on axis 1
+
+
+def torch_result(
+    torch: Any, function: str, values: Array, target: Array, **options: Any
+) -> tuple[Array, Array]:
+    """Return PyTorch's loss and the gradient of its sum."""
+    tensor = torch.tensor(values, requires_grad=True)
+    options = {
+        key: torch.tensor(value) if isinstance(value, np.ndarray) else value
+        for key, value in options.items()
+    }
+    loss = getattr(torch.nn.functional, function)(tensor, torch.tensor(target), **options)
+    loss.sum().backward()
+    return loss.detach().numpy(), tensor.grad.numpy()
+
+
+TORCH_TARGETS = ("labels", "ignored", "ignored label in range", "all but one ignored")
+TORCH_TARGETS += ("probabilities",)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", TORCH_TARGETS)
+def test_every_option_pair_matches_torch(
+    torch: Any,
+    full_dtype: np.dtype,
+    kind: str,
+    weighted: bool,
+    label_smoothing: float,
+    reduction: str,
+) -> None:
+    x = normal(LOGITS, full_dtype)
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction}
+    if weighted:
+        options["weight"] = positive((9,), full_dtype)
+    target = target_of("ignored" if kind == "ignored" else "labels", LOGITS, 1)
+    if kind == "probabilities":
+        target = probabilities_for(LOGITS, 1).astype(full_dtype)
+    elif kind == "ignored label in range":
+        options["ignore_index"] = 2
+    elif kind == "all but one ignored":
+        target[...] = -100
+        target[3, 2] = 5
+    expected = torch_result(torch, "cross_entropy", x, target, **options)
+    loss, grad = sf.cross_entropy_with_grad(x, target, axis=1, **options)
+    assert_as_peer(loss, expected[0], full_dtype)
+    assert_as_peer(grad, expected[1], full_dtype)
+
+
+@pytest.mark.parametrize("kind", ["labels", "ignored", "probabilities"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mean_denominator_is_that_of_torch(torch: Any, kind: str, weighted: bool) -> None:
+    """The sum over the mean, of PyTorch and of ours."""
+    x = normal(LOGITS)
+    target = target_of(kind, LOGITS, 1)
+    options = {"weight": positive((9,))} if weighted else {}
+    theirs = [
+        torch_result(torch, "cross_entropy", x, target, reduction=reduction, **options)[0]
+        for reduction in ("sum", "mean")
+    ]
+    ours = [
+        sf.cross_entropy(x, target, 1, reduction=reduction, **options)
+        for reduction in ("sum", "mean")
+    ]
+    np.testing.assert_allclose(ours[0] / ours[1], theirs[0] / theirs[1], 1e-12)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["labels", "ignored"])
+def test_nll_loss_matches_torch(
+    torch: Any, full_dtype: np.dtype, kind: str, weighted: bool, reduction: str
+) -> None:
+    log_probs = sf.log_softmax(normal(LOGITS, full_dtype), axis=1)
+    target = target_of(kind, LOGITS, 1)
+    options: dict[str, Any] = {"reduction": reduction}
+    if weighted:
+        options["weight"] = positive((9,), full_dtype)
+    expected, _ = torch_result(torch, "nll_loss", log_probs, target, **options)
+    assert_as_peer(sf.nll_loss(log_probs, target, axis=1, **options), expected, full_dtype)
+
+
+def test_every_label_ignored_matches_torch(torch: Any) -> None:
+    x, target = normal((3, 4)), np.full(3, -100)
+    for reduction in REDUCTIONS:
+        expected, slope = torch_result(torch, "cross_entropy", x, target, reduction=reduction)
+        loss, grad = sf.cross_entropy_with_grad(x, target, reduction=reduction)
+        np.testing.assert_array_equal(loss, expected)
+        np.testing.assert_array_equal(grad, np.nan_to_num(slope))
+
+
+# nll_loss and cross_entropy_from_probs
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda flags: "+".join(flags) or "plain")
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_losses_of_probabilities(
+    full_dtype: np.dtype, axis: int, kind: str, weights: Any, reduction: str
+) -> None:
+    shape = (5, 7, 6)
+    probs = probabilities_for(shape, axis, seed=9) + 0.01
+    target = target_of(kind, shape, axis)
+    options = options_from(weights, labels_for(shape, axis).shape, shape[axis])
+    options["reduction"] = reduction
+    probs = probs.astype(full_dtype)
+    log_probs = np.log(probs.astype(np.float64)).astype(full_dtype)
+    for function, values, logarithms in [
+        (sf.nll_loss, log_probs, log_probs.astype(np.longdouble)),
+        (sf.cross_entropy_from_probs, probs, np.log(probs.astype(np.longdouble))),
+    ]:
+        right = truth.negative_log_likelihood(
+            np.moveaxis(logarithms, axis, -1),
+            target if target.dtype.kind == "i" else np.moveaxis(target, axis, -1),
+            **options,
+        )
+        result = function(values, target, axis, **options)
+        assert_near(result, right, full_dtype)
+
+
+@pytest.mark.parametrize("layout", [*STRIDES, "byte_swapped"])
+@pytest.mark.parametrize("name", ["nll_loss", "cross_entropy_from_probs"])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_layouts_of_probabilities(dtype: np.dtype, kind: str, name: str, layout: str) -> None:
+    make = STRIDES.get(layout, byte_swapped)
+    if layout == "byte_swapped" and dtype.name == "bfloat16":
+        return  # ml_dtypes has it in native byte order only
+    shape = (5, 7, 6)
+    values = (probabilities_for(shape, 1) + 0.01).astype(dtype)
+    target = target_of(kind, shape, 1)
+    function = getattr(sf, name)
+    result = function(make(values), make(target), 1)
+    assert result.dtype == dtype
+    assert_near(result, function(values, target, 1), dtype)
+
+
+# Binary cross-entropy
+
+BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+
+
+def binary_truth(
+    name: str, values: Array, target: Array, weight: Any, pos_weight: Any, reduction: str
+) -> tuple[Array, Array]:
+    """Return the loss and, for logits, the gradient, in long double."""
+    x, t = values.astype(np.longdouble), target.astype(np.longdouble)
+    factor = np.longdouble(1) if weight is None else np.asarray(weight).astype(np.longdouble)
+    of_yes = t if pos_weight is None else t * np.asarray(pos_weight).astype(np.longdouble)
+    if name == "binary_cross_entropy":
+        rows = -factor * (of_yes * np.log(x) + (1 - t) * np.log1p(-x))
+        slope = np.zeros_like(x)
+    else:
+        rows = factor * (of_yes * np.logaddexp(0, -x) + (1 - t) * np.logaddexp(0, x))
+        slope = factor * ((1 - t) / (1 + np.exp(-x)) - of_yes / (1 + np.exp(x)))
+    if reduction == "none":
+        return rows, slope
+    scale = x.size if reduction == "mean" else 1
+    return rows.sum() / scale, slope / scale
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weight_shape", [None, (3,), (4, 5, 3), (5, 1), ()])
+@pytest.mark.parametrize("name", BINARY)
+def test_binary(dtype: np.dtype, name: str, weight_shape: Any, reduction: str) -> None:
+    shape = (4, 5, 3)
+    generator = np.random.default_rng(6)
+    values = generator.normal(scale=6.0, size=shape)
+    if name == "binary_cross_entropy":
+        values = generator.uniform(0.01, 0.99, shape)
+    values, target = values.astype(dtype), generator.random(shape).astype(dtype)
+    weight = None if weight_shape is None else positive(weight_shape, dtype)
+    pos_weights = (None,) if name == "binary_cross_entropy" else (None, positive((3,), dtype))
+    for pos_weight in pos_weights:
+        options = {"weight": weight, "reduction": reduction}
+        right = binary_truth(name, values, target, weight, pos_weight, reduction)
+        if name == "binary_cross_entropy":
+            assert_near(sf.binary_cross_entropy(values, target, **options), right[0], dtype)
+            continue
+        options["pos_weight"] = pos_weight
+        loss, grad = sf.binary_cross_entropy_with_logits_with_grad(values, target, **options)
+        assert_near(loss, right[0], dtype)
+        assert_near(grad, right[1], dtype, scale=float(np.abs(right[1]).max()))
+        assert_same_bits(sf.binary_cross_entropy_with_logits(values, target, **options), loss)
+
+
+@pytest.mark.parametrize("dtype_of_target", ["?", "u1", "i8", "f4", "f8"])
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_targets_of_any_type(name: str, dtype_of_target: str) -> None:
+    values = np.random.default_rng(7).uniform(0.1, 0.9, (6, 4))
+    target = np.random.default_rng(8).integers(0, 2, (6, 4))
+    function = getattr(sf, name)
+    expected = function(values, target.astype(np.float64))
+    assert_same_bits(function(values, target.astype(dtype_of_target)), expected)
+
+
+def test_binary_of_any_logit_is_finite(full_dtype: np.dtype) -> None:
+    logits = np.array([1000, 1e30, np.finfo(full_dtype).max], full_dtype)
+    for sign in (1, -1):
+        for yes in (0, 1):
+            loss, grad = sf.binary_cross_entropy_with_logits_with_grad(
+                sign * logits, np.full(3, yes), reduction="none"
+            )
+            wrong = (sign > 0) != yes
+            np.testing.assert_array_equal(loss, logits if wrong else 0)
+            np.testing.assert_array_equal(grad, sign if wrong else 0)
+
+
+@pytest.mark.parametrize("layout", [*WRITABLE, "byte_swapped"])
+def test_binary_grad_out(full_dtype: np.dtype, layout: str) -> None:
+    make = WRITABLE.get(layout, byte_swapped)
+    logits = normal((4, 5, 3), full_dtype)
+    target = np.random.default_rng(5).random((4, 5, 3)).astype(full_dtype)
+    function = sf.binary_cross_entropy_with_logits_with_grad
+    loss, grad = function(logits, target)
+    out = make(np.zeros_like(logits))
+    assert function(make(logits), make(target), grad_out=out)[1] is out
+    np.testing.assert_array_equal(out, grad)
+    in_place = make(logits)
+    result = function(in_place, target, grad_out=in_place)
+    assert result[1] is in_place
+    assert result[0] == loss
+    np.testing.assert_array_equal(in_place, grad)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pos_weighted", [False, True])
+def test_binary_matches_torch(
+    torch: Any, pos_weighted: bool, weighted: bool, reduction: str
+) -> None:
+    values, target = normal((4, 5, 3)), np.random.default_rng(5).random((4, 5, 3))
+    options: dict[str, Any] = {"reduction": reduction}
+    if weighted:
+        options["weight"] = positive((5, 3))
+    probs = np.clip(np.abs(values) / 20, 0.01, 0.99)
+    expected, _ = torch_result(torch, "binary_cross_entropy", probs, target, **options)
+    np.testing.assert_allclose(sf.binary_cross_entropy(probs, target, **options), expected, 1e-12)
+    if pos_weighted:
+        options["pos_weight"] = positive((3,))
+    name = "binary_cross_entropy_with_logits"
+    expected, slope = torch_result(torch, name, values, target, **options)
+    loss, grad = sf.binary_cross_entropy_with_logits_with_grad(values, target, **options)
+    assert_as_peer(loss, expected, np.float64)
+    assert_as_peer(grad, slope, np.float64)
+
+
+# Finite differences
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda flags: "+".join(flags) or "plain")
+@pytest.mark.parametrize("kind", TARGETS)
+def test_gradient_is_the_difference_quotient(
+    kind: str, weights: Any, terms: dict[str, float], reduction: str
+) -> None:
+    shape, axis = (3, 5), 1
+    options: dict[str, Any] = options_from(weights, (3,), 5) | terms | {"reduction": reduction}
+    x, target = normal(shape) / 2, target_of(kind, shape, axis)
+    _, grad = sf.cross_entropy_with_grad(x, target, axis, **options)
+    quotient = truth.difference_quotient(
+        lambda point: np.sum(sf.cross_entropy(point, target, axis, **options)), x
+    )
+    relative, absolute = DIFFERENCE_QUOTIENT
+    np.testing.assert_allclose(grad, quotient, relative, absolute)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", [(), ("weight",), ("pos_weight",), ("weight", "pos_weight")])
+def test_binary_gradient_is_the_difference_quotient(options: Any, reduction: str) -> None:
+    chosen = {name: positive((4,), seed=len(name)) for name in options} | {"reduction": reduction}
+    x, target = normal((3, 4)) / 2, np.random.default_rng(5).random((3, 4))
+    _, grad = sf.binary_cross_entropy_with_logits_with_grad(x, target, **chosen)
+    quotient = truth.difference_quotient(
+        lambda point: np.sum(sf.binary_cross_entropy_with_logits(point, target, **chosen)), x
+    )
+    relative, absolute = DIFFERENCE_QUOTIENT
+    np.testing.assert_allclose(grad, quotient, relative, absolute)

@@ -1,0 +1,241 @@
+"""The sdist, the wheel made from it, the metadata, and the Makefile's way to a first build."""
+
+from __future__ import annotations
+
+import email
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import softce_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "setup.py").exists():
+    pytest.skip("runs in a checkout or an unpacked sdist only", allow_module_level=True)
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import wheels
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the sdist in a copy, which cannot profit from what earlier builds left behind."""
+    pytest.importorskip("Cython")
+    folder = tmp_path_factory.mktemp("sdist")
+    unwanted = shutil.ignore_patterns(".*cache", ".git", ".venv*", "build", "dist", "*.egg-info")
+    shutil.copytree(ROOT, folder / "copy", ignore=unwanted)
+    code = "import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(folder)]
+    subprocess.run(command, cwd=folder / "copy", check=True, capture_output=True)
+    (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a wheel from the sdist in an isolated environment, with hasty kernels.
+
+    What the wheel holds does not depend on how far the compiler goes; ``make wheel`` and
+    ``make sdist-check`` build the real ones.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    environment = dict(os.environ)
+    if os.name == "posix":
+        compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+        environment["CC"] = str(script(folder / "hasty-cc", f'exec {compiler} "$@" -O1'))
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), str(sdist)]
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_sdist_holds_all_sources_and_nothing_made_from_them(sdist: Path) -> None:
+    assert wheels.sdist_problems(wheels.sdist_names(sdist)) == []
+
+
+@pytest.mark.slow
+def test_sdist_metadata(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        top = archive.getnames()[0].partition("/")[0]
+        file = archive.extractfile(f"{top}/PKG-INFO")
+        assert file is not None
+        metadata = email.message_from_bytes(file.read())
+    assert metadata["Version"] == softce_fast.__version__
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"test", "bench", "compare", "dev"}
+    required = [name for name in metadata.get_all("Requires-Dist", []) if "extra" not in name]
+    assert required == ["numpy>=1.26"]
+
+
+@pytest.mark.slow
+def test_wheel_from_the_sdist(wheel: Path) -> None:
+    assert wheels.wheel_problems(wheels.wheel_names(wheel)) == []
+    if sys.platform == "linux":
+        assert wheels.elf_problems(wheel, repaired=False) == []
+
+
+def test_the_checks_of_archives_find_what_is_wrong(tmp_path: Path) -> None:
+    found = wheels.sdist_problems({"build/cython/a.c", "softce_fast/_kernels/b.c", "setup.py"})
+    assert "holds build/cython/a.c" in found
+    assert "holds softce_fast/_kernels/b.c" in found
+    assert "lacks softce_fast/_kernels/float32.pyx" in found
+    found = wheels.wheel_problems({"softce_fast/_kernels/float32.pyx", "tests/test_a.py"})
+    assert "holds softce_fast/_kernels/float32.pyx" in found
+    assert "holds tests/test_a.py" in found
+    assert "lacks softce_fast/py.typed" in found
+    assert "lacks the module softce_fast/_kernels/baseline_float32" in found
+    assert "lacks the licence" in found
+
+    path = tmp_path / "big.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("zeros", bytes(wheels.LARGEST_WHEEL))
+    with pytest.raises(SystemExit, match="are allowed"):
+        wheels.report(path, [])
+
+
+def test_version_is_the_installed_one() -> None:
+    assert importlib.metadata.version("softce_fast") == softce_fast.__version__
+
+
+# ---------------------------------------------------------------------------------- the first build
+
+
+def preflight(python: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the check for Python, Python.h and a compiler."""
+    kept = {name: os.environ[name] for name in ("PATH", "CC", "CFLAGS") if name in os.environ}
+    shell = shutil.which("sh")
+    assert shell is not None
+    return subprocess.run(
+        [shell, str(ROOT / "tools" / "preflight.sh"), str(python)],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def python_with(tmp_path: Path, change: str) -> Path:
+    """Make a command that is this Python, changed by a statement that runs first."""
+    code = f"import sys; {change}; exec(sys.argv[1])"
+    return script(tmp_path / "python", f'exec "{sys.executable}" -c "{code}" "$2"')
+
+
+def assert_lacks(result: subprocess.CompletedProcess[str], what: str, package: str) -> None:
+    """Assert that exactly this is missing and that Debian's package for it is named."""
+    assert result.returncode == 1
+    assert result.stderr.count("Missing:") == 1
+    assert f"Missing: {what}" in result.stderr
+    for system in ("Debian", "Fedora", "macOS"):
+        assert system in result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if "Debian" in line)
+    assert package in line
+
+
+@posix
+def test_preflight_is_silent_where_all_is_there(tmp_path: Path) -> None:
+    result = preflight(python_with(tmp_path, "pass"))
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "Missing" not in result.stderr
+
+
+@posix
+def test_preflight_without_python(tmp_path: Path) -> None:
+    assert_lacks(preflight(tmp_path / "absent"), "Python 3.10 or later", "python3-venv")
+
+
+@posix
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 9, 20)])
+def test_preflight_with_an_old_python(tmp_path: Path, version: tuple[int, ...]) -> None:
+    result = preflight(python_with(tmp_path, f"sys.version_info = {version}"))
+    assert_lacks(result, "Python 3.10 or later", "python3.11-dev")
+    assert f"is {version[0]}.{version[1]}; name another" in result.stderr
+
+
+@posix
+@pytest.mark.parametrize("module", ["venv", "ensurepip"])
+def test_preflight_without_venv(tmp_path: Path, module: str) -> None:
+    result = preflight(python_with(tmp_path, f"sys.modules['{module}'] = None"))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert_lacks(result, "Python's modules venv and ensurepip", f"python{version}-venv")
+
+
+@posix
+def test_preflight_without_python_h(tmp_path: Path) -> None:
+    change = f"import sysconfig; sysconfig.get_path = lambda name: '{tmp_path}'"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert_lacks(preflight(python_with(tmp_path, change)), "Python.h", f"python{version}-dev")
+
+
+@posix
+def test_preflight_without_a_compiler(tmp_path: Path) -> None:
+    python = python_with(tmp_path, "pass")
+    assert_lacks(preflight(python, CC="no-such-compiler -pthread"), "a C compiler", "gcc")
+    # The one that Python names, gone from the path.
+    change = "import os, sysconfig; os.environ.pop('CC', 0)"
+    python = python_with(tmp_path, f"{change}; sysconfig.get_config_var = lambda name: 'gcc -O3'")
+    assert_lacks(preflight(python, PATH=str(tmp_path)), "a C compiler", "gcc libc6-dev")
+
+
+@posix
+def test_preflight_with_a_compiler_that_fails(tmp_path: Path) -> None:
+    compiler = script(tmp_path / "cc", "echo 'stdio.h: No such file' >&2; exit 1")
+    result = preflight(python_with(tmp_path, "pass"), CC=str(compiler))
+    assert_lacks(result, "a C compiler that works", "libc6-dev")
+    assert "stdio.h: No such file" in result.stderr
+
+
+@posix
+def test_preflight_without_openmp_is_a_note(tmp_path: Path) -> None:
+    real = shutil.which("gcc") or shutil.which("cc") or "cc"
+    compiler = script(tmp_path / "cc", f'case "$*" in *openmp*) exit 1;; esac; exec {real} "$@"')
+    result = preflight(python_with(tmp_path, "pass"), CC=str(compiler))
+    assert result.returncode == 0
+    assert "one core only" in result.stderr
+    assert "libomp" in result.stderr
+
+
+@posix
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_builds_again_exactly_when_a_source_changed(tmp_path: Path) -> None:
+    stamps = tmp_path / "venv" / "stamps"
+    stamps.mkdir(parents=True)
+    (stamps / "venv").touch()
+    (stamps / "built").touch()
+
+    def commands(*options: str) -> str:
+        make = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", *options, "build"]
+        return subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    # The sources may bear dates in the future, as unpacked archives sometimes do.
+    sources = [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+    newest = max(path.stat().st_mtime for path in sources)
+    os.utime(stamps / "venv", (newest, newest))
+    os.utime(stamps / "built", (newest + 1, newest + 1))
+    assert "install" not in commands()
+    for source in ("_kernels/engine.pxi", "_kernels/vector.h", "_kernels/float32.pyx"):
+        assert "install" in commands(f"--what-if=softce_fast/{source}")
+    assert "install" in commands("--what-if=setup.py")
+    assert "install" not in commands("--what-if=softce_fast/reference.py")

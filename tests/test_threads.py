@@ -1,0 +1,450 @@
+"""Calls from many Python threads; how many threads a call uses; nobody else's setting changes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from subprocesses import run_function, run_python, thread_count
+
+import softce_fast as sf
+from softce_fast import _threads
+from softce_fast._kernels import probe
+
+needs_openmp = pytest.mark.skipif(not probe.openmp(), reason="a serial build")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+
+
+def dtypes() -> list[np.dtype]:
+    names = [np.float16, np.float32, np.float64]
+    try:
+        import ml_dtypes
+    except ImportError:
+        return [np.dtype(name) for name in names]
+    return [np.dtype(name) for name in (*names, ml_dtypes.bfloat16)]
+
+
+Call = Callable[[], list[np.ndarray]]
+
+
+def calls() -> list[Call]:
+    """Return a call of every kernel for every dtype: rows and tiles, few long rows, a middle axis."""
+    random = np.random.default_rng(0)
+    result: list[Call] = []
+
+    def add(x: np.ndarray, axis: int) -> None:
+        row_shape = x.shape[:axis] + x.shape[axis + 1 :]
+        labels = random.integers(0, x.shape[axis], row_shape)
+        labels.flat[0] = -100
+
+        def with_gradient() -> list[np.ndarray]:
+            loss, gradient = sf.cross_entropy_with_grad(x, labels, axis)
+            return [np.asarray(loss), gradient]
+
+        def reduced() -> list[np.ndarray]:
+            return [np.asarray(sf.cross_entropy(x, labels, axis, temperature=0.7))]
+
+        def not_reduced() -> list[np.ndarray]:
+            return [sf.cross_entropy(x, labels, axis, reduction="none")]
+
+        result.extend([with_gradient, reduced, not_reduced])
+        result.extend(
+            lambda function=function: [function(x, axis)]  # type: ignore[misc]
+            for function in (sf.softmax, sf.log_softmax, sf.logsumexp)
+        )
+
+    for dtype in dtypes():
+        for shape, axis in [((200, 700), 1), ((9000, 10), 1), ((2, 150_000), 1), ((3, 90, 400), 1)]:
+            add(random.normal(size=shape).astype(dtype), axis)
+    # More labels than one task of the label check takes.
+    add(random.normal(size=(140_000, 2)).astype(np.float32), 1)
+    x = random.normal(size=(1000, 100))
+    target = sf.softmax(x[::-1])
+    result.append(lambda: [sf.softmax_backward(x, target), sf.log_softmax_backward(x, target)])
+    result.append(lambda: [np.asarray(sf.cross_entropy(x, target, label_smoothing=0.1))])
+    result.append(lambda: list(sf.binary_cross_entropy_with_logits_with_grad(x, target)))
+    return result
+
+
+def many_callers(repetitions: str) -> None:
+    """Call everything from six Python threads at once; compare with one caller and one thread."""
+    cases = calls()
+    with sf.num_threads(1):
+        expected = [[result.tobytes() for result in case()] for case in cases]
+    sf.set_num_threads(3)
+    start = threading.Barrier(6)
+    problems: list[object] = []
+
+    def caller(seed: int) -> None:
+        try:
+            order = np.random.default_rng(seed)
+            start.wait()
+            for _ in range(int(repetitions)):
+                for index in order.permutation(len(cases)):
+                    results = [result.tobytes() for result in cases[index]()]
+                    if results != expected[index]:
+                        problems.append(f"case {index}: the bits differ")
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=caller, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems
+
+
+def test_many_python_threads_at_once():
+    run_function(many_callers, "3", timeout=120)
+
+
+@pytest.mark.slow
+def test_many_python_threads_many_times():
+    run_function(many_callers, "100", timeout=1200)
+
+
+# The GIL
+
+
+def ticks_during_calls() -> None:
+    """Count how often another Python thread gets a turn during one call.
+
+    The interpreter asks for no turns of its own accord here, so one turn proves that the call let
+    the GIL go.
+    """
+    sys.setswitchinterval(1000)
+    stop = threading.Event()
+    ticks = [0]
+
+    def ticker() -> None:
+        while not stop.is_set():
+            time.sleep(0.0005)
+            ticks[0] += 1
+
+    x = np.random.default_rng(0).normal(size=(20_000, 256))
+    labels = np.zeros(len(x), np.int64)
+    thread = threading.Thread(target=ticker)
+    thread.start()
+    silent = []
+    try:
+        for dtype in dtypes():
+            values = x.astype(dtype)
+            out = np.empty_like(values)
+            long_calls: dict[str, Callable[[], object]] = {
+                "softmax": lambda values=values, out=out: sf.softmax(values, out=out),
+                "log_softmax": lambda values=values, out=out: sf.log_softmax(values, out=out),
+                "logsumexp": lambda values=values: sf.logsumexp(values),
+                "cross_entropy": lambda values=values: sf.cross_entropy(values, labels),
+                "cross_entropy_with_grad": lambda values=values, out=out: (
+                    sf.cross_entropy_with_grad(values, labels, grad_out=out)
+                ),
+            }
+            for name, call in long_calls.items():
+                for threads in (1, 2):
+                    with sf.num_threads(threads):
+                        call()  # pages of `out` are touched, OpenMP's threads started
+                        before = ticks[0]
+                        for _ in range(5):
+                            call()
+                    if ticks[0] == before:
+                        silent.append(f"{name}, {dtype}, {threads} threads")
+    finally:
+        stop.set()
+        sys.setswitchinterval(0.005)
+        thread.join()
+    assert not silent, f"no other thread got a turn during: {silent}"
+
+
+def test_the_gil_is_released():
+    run_function(ticks_during_calls)
+
+
+# How many threads a call uses
+
+
+def print_threads_of_a_call() -> None:
+    """Print what get_num_threads() says, and the threads that a large call ran on."""
+    before = thread_count()
+    promised = sf.get_num_threads()
+    sf.softmax(np.zeros((1000, 1000), np.float32))
+    print(promised, thread_count() - before + 1)
+
+
+def threads_of_a_call(**options) -> tuple[int, int]:
+    promised, used = run_function(print_threads_of_a_call, **options).stdout.split()
+    return int(promised), int(used)
+
+
+def cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+@needs_openmp
+@on_linux
+@pytest.mark.parametrize("count", ["1", "2", "7"])
+def test_omp_num_threads_is_honoured(count):
+    expected = min(int(count), len(cpus()), _threads.read_group_quota(Path("/")))
+    environment = {"OMP_NUM_THREADS": count}
+    assert threads_of_a_call(environment=environment) == (expected, expected)
+
+
+@needs_openmp
+@on_linux
+def test_affinity_is_honoured():
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import test_threads; test_threads.print_threads_of_a_call()"
+    )
+    for environment in ({}, {"OMP_NUM_THREADS": "4"}):
+        output = run_python(code, environment=environment).stdout
+        assert output.split() == ["1", "1"]
+
+
+@needs_openmp
+@on_linux
+def test_affinity_set_after_the_import_is_honoured():
+    code = (
+        "import os, test_threads; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "test_threads.print_threads_of_a_call()"
+    )
+    assert run_python(code).stdout.split() == ["1", "1"]
+
+
+def asked_for() -> None:
+    before = thread_count()
+    x = np.zeros((2000, 1000), np.float32)
+
+    def check(count: int) -> None:
+        assert sf.get_num_threads() == count
+        sf.softmax(x)
+        deadline = time.monotonic() + 10  # those too many take a while to end
+        while thread_count() - before + 1 > count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert thread_count() - before + 1 == count
+
+    for count in (1, 3, 2, 5):
+        sf.set_num_threads(count)
+        check(count)
+        with sf.num_threads(count + 1):
+            check(count + 1)
+
+
+@needs_openmp
+@on_linux
+def test_what_is_asked_for_is_used():
+    run_function(asked_for)
+    run_function(asked_for, environment={"OMP_NUM_THREADS": "1"})
+
+
+@needs_openmp
+def test_num_threads_is_for_one_python_thread_and_nests():
+    seen = []
+    outside = sf.get_num_threads()
+    with sf.num_threads(3):
+        thread = threading.Thread(target=lambda: seen.append(sf.get_num_threads()))
+        thread.start()
+        thread.join()
+        with sf.num_threads(2):
+            assert sf.get_num_threads() == 2
+        assert sf.get_num_threads() == 3
+        with pytest.raises(RuntimeError, match="on purpose"), sf.num_threads(5):
+            raise RuntimeError("on purpose")
+        assert sf.get_num_threads() == 3
+    assert sf.get_num_threads() == outside
+    assert seen == [outside]
+
+
+@needs_openmp
+def test_small_calls_start_no_threads():
+    run_python(
+        "import numpy as np, softce_fast as sf\n"
+        "from subprocesses import thread_count\n"
+        "before = thread_count(); sf.set_num_threads(4)\n"
+        "sf.softmax(np.zeros((10, 100))); assert thread_count() == before"
+    )
+
+
+@needs_openmp
+def test_threadpoolctl_limits_are_honoured():
+    run_function(limited_by_threadpoolctl)
+
+
+def limited_by_threadpoolctl() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    before = thread_count()
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert sf.get_num_threads() == 1
+        sf.softmax(np.zeros((1000, 1000)))
+        assert thread_count() == before
+
+
+# Quotas of control groups
+
+
+def group_tree(root: Path, cgroup: str, files: dict[str, str]) -> Path:
+    """Make a small /proc and /sys below `root`."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(cgroup)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+UNLIMITED = 1 << 20
+VERSION_1 = "9:name=systemd:/\n4:memory:/x\n2:cpu,cpuacct:/user/job\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, UNLIMITED),
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "5000 100000\n"}, 1),
+        ("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "max 100000\n"}, 3),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "900000 100000\n", "a/cpu.max": "200000 100000\n"}, 2),
+        ("0::/host/path\n", {"cpu.max": "100000 50000\n"}, 2),
+        (
+            VERSION_1,
+            {
+                "cpu/user/job/cpu.cfs_quota_us": "250000\n",
+                "cpu/user/job/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            VERSION_1,
+            {
+                "cpu/user/job/cpu.cfs_quota_us": "-1\n",
+                "cpu/user/job/cpu.cfs_period_us": "100000\n",
+                "cpu/cpu.cfs_quota_us": "100000\n",
+                "cpu/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+        (VERSION_1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "5\n"}, UNLIMITED),
+        ("0::/\n", {"cpu.max": ""}, UNLIMITED),
+        ("0::/\n", {"cpu.max": "nonsense\n"}, UNLIMITED),
+        ("0::/\n", {"cpu.max": "100 0\n"}, UNLIMITED),
+        ("", {}, UNLIMITED),
+        ("no such format\n", {}, UNLIMITED),
+        ("0::/\\377\n", {}, UNLIMITED),
+    ],
+)
+def test_group_quota(tmp_path, cgroup, files, expected):
+    quota = _threads.read_group_quota(group_tree(tmp_path, cgroup, files))
+    assert min(quota, UNLIMITED) == expected
+
+
+def test_no_proc_means_no_quota(tmp_path):
+    assert _threads.read_group_quota(tmp_path) >= UNLIMITED
+
+
+def test_proc_that_is_no_text_means_no_quota(tmp_path):
+    root = group_tree(tmp_path, "", {})
+    (root / "proc/self/cgroup").write_bytes(b"0::/\xff\n")
+    assert _threads.read_group_quota(root) >= UNLIMITED
+
+
+@pytest.fixture
+def group_of_one_cpu() -> Iterator[Path]:
+    """Yield a new control group, of either version, with the quota of one CPU."""
+    version_1, version_2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+    base = version_1 if (version_1 / "cpu.cfs_quota_us").exists() else version_2
+    group = base / f"softce_fast_test_{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            if base == version_1:
+                (group / "cpu.cfs_quota_us").write_text("100000")
+            else:
+                (group / "cpu.max").write_text("100000 100000")
+        except OSError as error:
+            pytest.skip(f"no quota can be set here: {error}")
+        yield group
+    finally:
+        group.rmdir()
+
+
+@needs_openmp
+@on_linux
+def test_a_real_group_quota_is_honoured(group_of_one_cpu):
+    code = (
+        "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+        "import test_threads; test_threads.print_threads_of_a_call()"
+    )
+    environment = {"OMP_NUM_THREADS": "2"}
+    output = run_python(code, str(group_of_one_cpu / "cgroup.procs"), environment=environment)
+    assert output.stdout.split() == ["1", "1"]
+
+
+# Nobody else's setting changes
+
+
+def openmp_settings() -> dict[str, int]:
+    """Return omp_get_max_threads() of every OpenMP runtime in this process."""
+    settings = {}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split()[-1]
+        if "omp" in Path(path).name and ".so" in path and path not in settings:
+            settings[path] = ctypes.CDLL(path).omp_get_max_threads()
+    return settings
+
+
+def settings_before_and_after() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def settings() -> list[object]:
+        found: list[object] = [openmp_settings(), threadpoolctl.threadpool_info()]
+        if "torch" in sys.modules:
+            found.append(sys.modules["torch"].get_num_threads())
+        return found
+
+    if sys.argv[1:] == ["torch"]:
+        torch = pytest.importorskip("torch")
+        torch.set_num_threads(3)
+        torch.zeros(1000, 1000).softmax(-1)
+    x = np.zeros((2000, 1000), np.float32)
+    sf.softmax(x)
+    before = settings()
+    assert before[0]
+    sf.set_num_threads(5)
+    sf.softmax(x)
+    with sf.num_threads(1):
+        sf.cross_entropy_with_grad(x, np.zeros(2000, np.int64))
+    with sf.num_threads(7):
+        sf.logsumexp(x)
+    if hasattr(os, "fork"):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert settings() == before
+    # NumPy's and OpenBLAS's switches for denormal numbers and rounding are the process's, too.
+    assert np.float64(5e-324) * 1 == 5e-324
+    assert np.float32(1) + np.float32(2**-24) == 1
+
+
+@needs_openmp
+@on_linux
+@pytest.mark.parametrize("peer", ["", "torch"])
+def test_no_setting_of_others_changes(peer):
+    pytest.importorskip("threadpoolctl")
+    if peer:
+        pytest.importorskip(peer)
+    code = "import sys, test_threads; test_threads.settings_before_and_after()"
+    run_python(code, *([peer] if peer else []), timeout=120)

@@ -1,0 +1,732 @@
+"""Throw random arguments at every public function for a given time.
+
+    python tools/fuzz.py [--seconds 60] [--seed N] [--case N]
+
+Each call must end in the right answer (that of softce_fast.reference in long double, within a
+tolerance that is generous: accuracy has its own tests), or in one of the documented errors, in a
+case where the reference raises one, too, with every buffer unchanged. A crash, a hang, a warning,
+an undocumented error, a write beside an output or to an input is a failure. The seed and the case
+are printed; with --seed and --case one case runs alone and shows its arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import inspect
+import math
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import softce_fast as sf
+from softce_fast import _checks, _dispatch, reference
+
+try:
+    from ml_dtypes import bfloat16
+except ImportError:
+    bfloat16 = None
+
+Array = np.ndarray[Any, Any]
+Random = np.random.Generator
+
+DOCUMENTED = (TypeError, ValueError, IndexError)
+SECONDS_OF_A_CASE = 60
+FILL = 0x5A
+
+FLOATS: list[Any] = [np.float16, np.float32, np.float64, np.float32, np.float64]
+if bfloat16 is not None:
+    FLOATS.append(bfloat16)
+OTHERS: list[Any] = [np.longdouble, np.int64, np.int8, np.uint8, np.bool_, np.uint64]
+LABELS: list[Any] = [np.int64, np.int64, np.int32, np.int8, np.uint8, np.uint64, np.int16]
+
+
+class Failure(Exception):
+    """What a case did wrong."""
+
+
+# Arrays
+
+
+@dataclass
+class Memory:
+    """An array, all the memory around it, and what that held before the call."""
+
+    array: Array
+    base: Array  # bytes
+    before: bytes = b""
+
+    def remember(self) -> None:
+        self.before = self.base.tobytes()
+
+    def changed(self) -> bool:
+        return self.base.tobytes() != self.before
+
+    def changed_beside(self) -> bool:
+        """Tell whether a byte that is not the array's was written."""
+        outside = self.base.copy()
+        address = self.array.__array_interface__["data"][0] - self.base.ctypes.data
+        if self.array.size:
+            inside = np.ndarray(
+                self.array.shape, f"V{self.array.itemsize}", outside, address, self.array.strides
+            )
+            was = np.ndarray(
+                self.array.shape,
+                f"V{self.array.itemsize}",
+                np.frombuffer(self.before, np.uint8),
+                address,
+                self.array.strides,
+            )
+            inside[...] = was
+        return outside.tobytes() != self.before
+
+
+def place(random: Random, shape: tuple[int, ...], dtype: Any) -> Memory:
+    """Make an array of any strides, in the midst of other memory."""
+    dtype = np.dtype(dtype)
+    if dtype.itemsize > 1 and dtype.kind in "fiu" and random.random() < 0.05:
+        dtype = dtype.newbyteorder(">")
+    order = list(range(len(shape)))
+    kind = random.random()
+    if kind > 0.6:
+        random.shuffle(order)
+    steps = [1] * len(shape)
+    if kind > 0.8:
+        steps = [int(random.integers(1, 4)) for _ in shape]
+    strides = [0] * len(shape)
+    extent = dtype.itemsize
+    for axis in reversed(order):
+        strides[axis] = extent * steps[axis]
+        extent *= max(1, shape[axis]) * steps[axis]
+    start = int(random.integers(0, 3)) * 64
+    if random.random() < 0.05:
+        start += int(random.integers(1, 8))  # unaligned
+    if random.random() < 0.3:
+        start += dtype.itemsize * int(random.integers(0, 16))
+    base = np.full(start + extent + 256, FILL, np.uint8)
+    array: Array = np.ndarray(shape, dtype, base, start, strides)
+    if shape and kind > 0.7:
+        flips = tuple(slice(None, None, -1 if random.random() < 0.3 else 1) for _ in shape)
+        array = array[flips]
+    return Memory(array, base)
+
+
+def random_shape(random: Random) -> tuple[int, ...]:
+    kind = random.random()
+    if kind < 0.02:
+        classes = int(random.choice([1, 2, 10, 63, 64, 65, 1000, 65536, 70_000, 140_000]))
+        rows = max(1, 150_000 // classes)
+        return (rows, classes) if random.random() < 0.7 else (classes, rows)
+    if kind < 0.05:
+        return (int(random.integers(1, 40)), int(random.integers(1, 3000)))
+    ndim = int(random.choice([0, 1, 2, 2, 2, 3, 3, 4, 5]))
+    largest = [1, 200, 70, 20, 8, 5][ndim]
+    lengths = [int(random.integers(1, largest + 1)) for _ in range(ndim)]
+    for axis in range(ndim):
+        if random.random() < 0.1:
+            lengths[axis] = int(random.choice([0, 1, 1]))
+    return tuple(lengths)
+
+
+def fill(random: Random, array: Array, positive: bool = False, special: float = 0.2) -> None:
+    """Put numbers of all sizes in; now and then some that are not finite."""
+    if array.dtype.kind == "b":
+        array[...] = random.random(array.shape) < 0.5
+        return
+    if array.dtype.kind in "iu":
+        array[...] = random.integers(0, 50, array.shape)
+        return
+    scale = float(random.choice([0.1, 1, 3, 10, 100]))
+    values = random.uniform(0, 1, array.shape) if positive else random.normal(0, scale, array.shape)
+    if random.random() < special and values.size:
+        wild = [math.nan, math.inf, -math.inf, -math.inf, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30, -1e-9]
+        if positive:
+            wild = [0.0, 1.0, 1e-30, 0.0]
+        where = random.random(values.shape) < random.choice([0.01, 0.2, 1.0])
+        values = np.where(where, random.choice(wild, values.shape), values)
+    with np.errstate(all="ignore"):
+        array[...] = values
+
+
+def new_input(
+    random: Random, shape: tuple[int, ...], dtype: Any, positive: bool = False, special: float = 0.2
+) -> Memory:
+    memory = place(random, shape, dtype)
+    fill(random, memory.array, positive, special)
+    if random.random() < 0.1:
+        memory.array.flags.writeable = False
+    return memory
+
+
+# Cases
+
+
+@dataclass
+class Case:
+    """One call: its arguments, the memory they are in, and what is known about the result."""
+
+    name: str
+    arguments: list[Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    memories: list[Memory] = field(default_factory=list)
+    output: str = ""  # the option that names the output, if one is given
+    output_memory: Memory | None = None
+    threads: int = 1
+    isa: str = ""
+
+    def add(self, memory: Memory) -> Array:
+        self.memories.append(memory)
+        return memory.array
+
+
+def pick(random: Random, chance: float) -> bool:
+    return bool(random.random() < chance)
+
+
+def pick_dtype(random: Random) -> Any:
+    pool = OTHERS if pick(random, 0.1) else FLOATS
+    return pool[int(random.integers(len(pool)))]
+
+
+def add_output(random: Random, case: Case, name: str, array: Array, dtype: Any) -> None:
+    """Give the call an output: a new array, the input itself, or one that overlaps an input."""
+    dtype = np.dtype(dtype)
+    kind = random.random()
+    source = case.memories[0]
+    if kind < 0.25 and array.dtype == dtype and array.flags.writeable:
+        memory = source
+    elif kind < 0.4:
+        # Somewhere in the memory of one of the inputs.
+        host = case.memories[int(random.integers(len(case.memories)))]
+        needed = array.size * dtype.itemsize
+        if host.base.size < needed + 64:
+            return
+        offset = int(random.integers(0, host.base.size - needed + 1))
+        if pick(random, 0.8):
+            offset -= offset % dtype.itemsize
+        memory = Memory(np.ndarray(array.shape, dtype, host.base, offset), host.base)
+        case.memories.append(memory)
+    else:
+        memory = place(random, array.shape, dtype)
+        case.memories.append(memory)
+    case.output, case.output_memory = name, memory
+    case.options[name] = memory.array
+
+
+def softmax_case(random: Random, name: str) -> Case:
+    shape, dtype = random_shape(random), pick_dtype(random)
+    case = Case(name, [])
+    x = case.add(new_input(random, shape, dtype))
+    case.arguments.append(x)
+    ndim = len(shape)
+    if ndim and pick(random, 0.6):
+        axis: Any = int(random.integers(-ndim, ndim))
+        if pick(random, 0.2):
+            count = int(random.integers(0, ndim + 1))
+            axis = tuple(int(item) for item in random.permutation(ndim)[:count])
+        elif pick(random, 0.1):
+            axis = None
+        case.options["axis"] = axis
+    if pick(random, 0.15):
+        mask_shape = tuple(1 if pick(random, 0.3) else n for n in shape)[int(pick(random, 0.2)) :]
+        mask = place(random, mask_shape, np.bool_)
+        mask.array[...] = random.random(mask_shape) < random.choice([0.1, 0.7, 1.0])
+        case.options["where"] = case.add(mask)
+    if pick(random, 0.15):
+        case.options["dtype"] = FLOATS[int(random.integers(len(FLOATS)))]
+    if name != "logsumexp":
+        if pick(random, 0.2):
+            case.options["temperature"] = float(random.choice([0.1, 0.7, 1.0, 2, 30]))
+        if pick(random, 0.2):
+            case.options["empty"] = str(random.choice(["nan", "zero"]))
+        if pick(random, 0.4):
+            result = _checks.result_dtype(x.dtype, case.options.get("dtype"))
+            add_output(random, case, "out", x, result)
+        return case
+    if pick(random, 0.1):
+        b_shape = shape[int(random.integers(0, ndim + 1)) :]
+        case.options["b"] = case.add(new_input(random, b_shape, np.float64, positive=True))
+    if pick(random, 0.3):
+        case.options["keepdims"] = True
+    if pick(random, 0.1):
+        case.options["return_sign"] = True
+    if pick(random, 0.3):
+        axis = case.options.get("axis", -1)
+        axes = _checks.normalize_axes(axis, ndim)
+        keep = case.options.get("keepdims", False)
+        out_shape = [n for i, n in enumerate(shape) if keep or i not in axes]
+        if keep:
+            out_shape = [1 if i in axes else n for i, n in enumerate(shape)]
+        result = _checks.result_dtype(x.dtype, case.options.get("dtype"))
+        add_output(random, case, "out", np.empty(out_shape), result)
+    return case
+
+
+def backward_case(random: Random, name: str) -> Case:
+    shape = random_shape(random)
+    case = Case(name, [])
+    first, second = pick_dtype(random), pick_dtype(random)
+    if pick(random, 0.7):
+        second = first
+    gradient = case.add(new_input(random, shape, first, special=0.02))
+    output = case.add(new_input(random, shape, second, positive=name[0] == "s", special=0.02))
+    case.arguments = [gradient, output]
+    if shape and pick(random, 0.5):
+        case.options["axis"] = int(random.integers(-len(shape), len(shape)))
+    if pick(random, 0.4):
+        kinds = _checks.result_dtype(gradient.dtype), _checks.result_dtype(output.dtype)
+        add_output(random, case, "out", gradient, _checks.promote(*kinds))
+    return case
+
+
+def loss_case(random: Random, name: str) -> Case:
+    shape = random_shape(random)
+    while not shape:
+        shape = random_shape(random)
+    case = Case(name, [])
+    ndim = len(shape)
+    from_probs = name == "cross_entropy_from_probs"
+    x = case.add(new_input(random, shape, pick_dtype(random), positive=from_probs))
+    axis = -1
+    if pick(random, 0.5):
+        axis = case.options["axis"] = int(random.integers(-ndim, ndim))
+    axis %= ndim
+    classes = shape[axis]
+    rows = shape[:axis] + shape[axis + 1 :]
+    options = case.options
+    if pick(random, 0.3):
+        target = case.add(new_input(random, shape, pick_float(random), positive=True))
+    else:
+        memory = place(random, rows, LABELS[int(random.integers(len(LABELS)))])
+        target = memory.array
+        limits = np.iinfo(target.dtype)
+        target[...] = random.integers(0, max(1, min(classes, int(limits.max))), rows)
+        ignored = int(random.choice([-100, -1, 0, 3, 255]))
+        if pick(random, 0.3):
+            options["ignore_index"] = ignored
+        if limits.min <= options.get("ignore_index", -100) <= limits.max and pick(random, 0.5):
+            share = random.choice([0.1, 1.0])
+            target[random.random(rows) < share] = options.get("ignore_index", -100)
+        if classes == 0 and pick(random, 0.7) and limits.min < 0:
+            target[...] = -100
+            options.pop("ignore_index", None)
+        case.memories.append(memory)
+    case.arguments = [x, target]
+    if pick(random, 0.2):
+        options["weight"] = case.add(
+            new_input(random, (classes,), pick_float(random), positive=True, special=0.05)
+        )
+    if pick(random, 0.2):
+        options["sample_weight"] = case.add(
+            new_input(random, rows, pick_float(random), positive=True, special=0.05)
+        )
+    if pick(random, 0.6):
+        options["reduction"] = str(random.choice(["mean", "sum", "none"]))
+    if pick(random, 0.1):
+        options["denominator"] = float(random.choice([1, 0.5, 1e3, -2, 0]))
+    if pick(random, 0.2):
+        options["empty"] = str(random.choice(["nan", "zero"]))
+    if pick(random, 0.15):
+        options["dtype"] = pick_float(random)
+    if name.startswith("cross_entropy") and not from_probs:
+        if pick(random, 0.2):
+            options["label_smoothing"] = float(random.choice([0, 0.1, 1]))
+        if pick(random, 0.2):
+            options["z_loss"] = float(random.choice([0, 1e-3, 0.5]))
+        if pick(random, 0.2):
+            options["temperature"] = float(random.choice([0.1, 0.7, 1.0, 2, 30]))
+    if name.endswith("_with_grad") and pick(random, 0.5):
+        result = _checks.result_dtype(x.dtype, options.get("dtype"))
+        add_output(random, case, "grad_out", x, result)
+    return case
+
+
+def pick_float(random: Random) -> Any:
+    return FLOATS[int(random.integers(len(FLOATS)))]
+
+
+def binary_case(random: Random, name: str) -> Case:
+    shape = random_shape(random)
+    case = Case(name, [])
+    is_probs = "logits" not in name
+    x = case.add(new_input(random, shape, pick_dtype(random), positive=is_probs, special=0.05))
+    target_dtype = np.bool_ if pick(random, 0.2) else pick_float(random)
+    target = case.add(new_input(random, shape, target_dtype, positive=True, special=0.05))
+    case.arguments = [x, target]
+    for option in ("weight",) if is_probs else ("weight", "pos_weight"):
+        if pick(random, 0.2):
+            option_shape = shape[int(random.integers(0, len(shape) + 1)) :]
+            case.options[option] = case.add(
+                new_input(random, option_shape, pick_float(random), positive=True, special=0)
+            )
+    if pick(random, 0.6):
+        case.options["reduction"] = str(random.choice(["mean", "sum", "none"]))
+    if pick(random, 0.15):
+        case.options["dtype"] = pick_float(random)
+    if name.endswith("_with_grad") and pick(random, 0.5):
+        result = _checks.result_dtype(x.dtype, case.options.get("dtype"))
+        add_output(random, case, "grad_out", x, result)
+    return case
+
+
+MAKERS: dict[str, Callable[[Random, str], Case]] = {
+    "softmax": softmax_case,
+    "log_softmax": softmax_case,
+    "logsumexp": softmax_case,
+    "softmax_backward": backward_case,
+    "log_softmax_backward": backward_case,
+    "cross_entropy": loss_case,
+    "cross_entropy_with_grad": loss_case,
+    "nll_loss": loss_case,
+    "cross_entropy_from_probs": loss_case,
+    "binary_cross_entropy": binary_case,
+    "binary_cross_entropy_with_logits": binary_case,
+    "binary_cross_entropy_with_logits_with_grad": binary_case,
+}
+
+BAD_OPTIONS: dict[str, list[Any]] = {
+    "axis": [7, -9, (0, 0), 1.5, "0", [0], 2**70],
+    "temperature": [0, -1.0, math.nan, math.inf, "warm", None, 10**400],
+    "empty": ["none", None, 3],
+    "dtype": [np.complex64, "int32", object, "S3", "no such type"],
+    "reduction": ["average", None, 1],
+    "label_smoothing": [-0.1, 1.5, math.nan, "much", None, [0.1]],
+    "z_loss": [math.nan, math.inf, "z"],
+    "denominator": [math.nan, math.inf, "three"],
+    "ignore_index": [1.5, "none", 2**63, -(2**64), None],
+    "weight": [np.ones(3, np.complex64), np.ones((2, 2, 2, 2, 2, 2)), "heavy", object()],
+    "pos_weight": [np.ones(3, np.complex64), "heavy"],
+    "sample_weight": [np.ones((1, 9, 1)), "light", [None]],
+    "where": [1, np.ones((4, 1, 3, 1, 9, 2), bool), "all", [2]],
+    "b": [np.ones((3, 1, 4, 1, 9, 2)), "b", [1j]],
+    "out": ["out", [1.0], np.ma.zeros(3), np.zeros((2, 2, 2, 2, 2, 2)), np.zeros(3, np.int32), 0.0],
+    "grad_out": ["out", [1.0], np.ma.zeros(3), np.zeros((2,) * 6), np.zeros(3, np.int32)],
+}
+
+
+def spoil(random: Random, case: Case, signature: inspect.Signature) -> None:
+    """Make one argument a wrong one, or at least an odd one."""
+    first: Array = case.arguments[0]
+    kind = random.random()
+    options = [name for name in signature.parameters if name in BAD_OPTIONS]
+    if kind < 0.55 and options:
+        name = options[int(random.integers(len(options)))]
+        bad = BAD_OPTIONS[name]
+        case.options[name] = bad[int(random.integers(len(bad)))]
+        if name == case.output:
+            case.output, case.output_memory = "", None
+    elif kind < 0.65:
+        makers: list[Callable[[Array], Any]] = [
+            lambda x: np.ones(x.shape, complex), lambda x: x.astype(object), np.ma.masked_array,
+            lambda x: np.full(x.shape, "a"), lambda _: None, lambda _: "text", lambda _: [[1.0], [2.0, 3.0]],
+            lambda x: x[..., None], lambda _: {}, lambda x: x.view(np.recarray),
+        ]  # fmt: skip
+        position = int(random.integers(len(case.arguments)))
+        maker = makers[int(random.integers(len(makers)))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case.arguments[position] = maker(case.arguments[position])
+    elif kind < 0.8 and len(case.arguments) > 1 and case.arguments[1].dtype.kind in "iu":
+        labels: Array = case.arguments[1]
+        if labels.size and labels.flags.writeable:
+            limits = np.iinfo(labels.dtype)
+            wrong = [limits.min, limits.max, -1, -101, first.size + 200]
+            value = int(wrong[int(random.integers(len(wrong)))])
+            if limits.min <= value <= limits.max:
+                labels[tuple(int(random.integers(n)) for n in labels.shape)] = value
+    elif kind < 0.9 and case.output_memory is not None:
+        case.output_memory.array.flags.writeable = False
+    elif first.size < 1000:
+        case.arguments = [
+            item.tolist() if item.dtype != bfloat16 else item for item in case.arguments
+        ]
+
+
+def make_case(seed: int, index: int) -> Case:
+    random = np.random.default_rng([seed, index])
+    names = list(MAKERS)
+    name = names[int(random.integers(len(names)))]
+    case = MAKERS[name](random, name)
+    if pick(random, 0.2):
+        spoil(random, case, inspect.signature(getattr(sf, name)))
+    case.threads = int(random.choice([1, 2, 3]))
+    builds = _dispatch.available()
+    case.isa = builds[int(random.integers(len(builds)))]
+    return case
+
+
+# The reference
+
+
+def copied(value: Any) -> Any:
+    if type(value) is not np.ndarray:
+        return value
+    copy = value.copy()
+    copy.flags.writeable = value.flags.writeable
+    return copy
+
+
+def wide(value: Any, dtype: Any = None) -> Any:
+    """Return floating numbers in long double, rounded to `dtype` before."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if dtype is not None:
+        array = array.astype(dtype)
+    if array.dtype.kind in "iub":
+        return array
+    return array.astype(np.longdouble)
+
+
+def expected_result(case: Case) -> tuple[Any, Any]:
+    """Return the error that the reference raises, else None; and the result in long double."""
+    function = getattr(reference, case.name)
+    options = {name: copied(value) for name, value in case.options.items()}
+    arguments = [copied(item) for item in case.arguments]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            plain = function(*arguments, **options)
+        except DOCUMENTED as error:
+            return error, None
+        for name in ("out", "grad_out", "dtype"):
+            options.pop(name, None)
+        first = plain[0] if isinstance(plain, tuple) else plain
+        dtype = _checks.compute_dtype(np.asarray(first).dtype)
+        floats = [wide(arguments[0], dtype)]
+        for item in arguments[1:]:
+            is_labels = np.asarray(item).dtype.kind in "iu" and "binary" not in case.name
+            is_empty_list = isinstance(item, list) and not np.asarray(item).size
+            floats.append(item if is_labels or is_empty_list else wide(item, dtype))
+        for name in ("weight", "pos_weight", "sample_weight", "b"):
+            if name in options:
+                options[name] = wide(options[name], dtype)
+        return None, function(*floats, **options)
+
+
+def magnitude(case: Case) -> float:
+    """Return a bound on the size of the numbers that a loss is put together from."""
+    with np.errstate(all="ignore"):
+        x = np.asarray(case.arguments[0]).astype(np.float64)
+    finite = np.abs(x[np.isfinite(x)])
+    largest = float(finite.max()) if finite.size else 0.0
+    if case.name in ("cross_entropy_from_probs", "binary_cross_entropy"):
+        smallest = float(finite[finite > 0].min()) if (finite > 0).any() else 1.0
+        largest = max(largest, abs(math.log(smallest)))
+    cooled = largest / float(case.options.get("temperature", 1.0))
+    size = 1 + cooled
+    if size > 1e150:
+        return math.inf
+    size += abs(float(case.options.get("z_loss", 0.0))) * size**2
+    for name in ("weight", "sample_weight", "pos_weight"):
+        value = case.options.get(name)
+        if value is not None and np.asarray(value).size:
+            size *= max(1.0, float(np.abs(np.asarray(value).astype(np.float64)).max()))
+    return size
+
+
+def compare(case: Case, result: Any, expected: Any, label: str, of_rows: int) -> None:
+    """Fail unless the result is the expected one, rounded to its dtype."""
+    got = np.asarray(result)
+    compute = np.finfo(_checks.compute_dtype(got.dtype))
+    limits = compute if got.dtype.itemsize > 2 else _limits_of_half(got.dtype)
+    want = np.asarray(expected).astype(np.longdouble)
+    if got.shape != want.shape:
+        raise Failure(f"{label} has shape {got.shape}, not {want.shape}")
+    if not want.size:
+        return
+    values = got.astype(np.longdouble)
+    # A half type's result is rounded; the 2000 is for sums of many terms.
+    unit = 2000 * float(compute.eps) + (float(limits.eps) if limits is not compute else 0.0)
+    size = magnitude(case)
+    largest = min(float(limits.max), float(compute.max)) / 1000
+    if size * of_rows > largest:
+        return  # too near the largest number: it may overflow on one way and not on the other
+    if "backward" in case.name and not (np.abs(want) < largest).all():
+        return
+    is_array_of_probabilities = case.name in ("softmax", "softmax_backward")
+    with np.errstate(all="ignore"):
+        scale = np.abs(want) if is_array_of_probabilities else np.abs(want) + of_rows * size
+        if "backward" in case.name:
+            gradient = np.abs(np.asarray(case.arguments[0]).astype(np.longdouble))
+            row_sum = gradient.sum() if gradient.size else 0
+            scale = (np.abs(want) + 1 + gradient) * (1 + row_sum)
+        if is_array_of_probabilities and case.options.get("temperature", 1.0) != 1.0:
+            scale = scale * size
+        tolerance = unit * scale + float(limits.tiny)
+        close = np.abs(values - want) <= tolerance
+    same = close | (values == want) | (np.isnan(values) & np.isnan(want))
+    if not same.all():
+        worst = tuple(int(item) for item in np.argwhere(~np.atleast_1d(same))[0])
+        where = worst if got.ndim else ()
+        raise Failure(f"{label}{list(where)} is {values[where]}, should be {want[where]}")
+
+
+@dataclass
+class _Half:
+    eps: float
+    tiny: float
+    max: float
+
+
+def _limits_of_half(dtype: Any) -> _Half:
+    if dtype.kind == "f":
+        return _Half(2.0**-10, 2.0**-14, 65504.0)
+    return _Half(2.0**-7, 2.0**-126, 3.38e38)
+
+
+# Running
+
+
+def run_case(case: Case) -> bool:
+    """Run a case; raise Failure if it went wrong; return whether it ended in a result."""
+    error, expected = expected_result(case)
+    for memory in case.memories:
+        memory.remember()
+    function = getattr(sf, case.name)
+    raised: Exception | None = None
+    result: Any = None
+    with warnings.catch_warnings(), sf.num_threads(case.threads), _dispatch.using(case.isa):
+        warnings.simplefilter("error")
+        try:
+            result = function(*case.arguments, **case.options)
+        except DOCUMENTED as problem:
+            raised = problem
+        except Exception as problem:
+            raise Failure(f"raised {type(problem).__name__}: {problem}") from problem
+    output = case.output_memory
+    for memory in case.memories:
+        if output is not None and raised is None and np.shares_memory(memory.base, output.base):
+            continue
+        if memory.changed():
+            what = "an input" if memory is not output else "the output"
+            raise Failure(f"{what} was changed; raised: {raised!r}")
+    if raised is not None:
+        if error is None and "overlap" not in str(raised):
+            raise Failure(f"raised {raised!r}, the reference has a result")
+        if not str(raised):
+            raise Failure(f"raised {raised!r} without a word")
+        return False
+    if error is not None:
+        raise Failure(f"has a result, the reference raised {error!r}")
+    if output is not None:
+        if output.changed_beside():
+            raise Failure("memory beside the output was written")
+        given = result[1] if case.output == "grad_out" else result
+        given = result[0] if case.options.get("return_sign") else given
+        if given is not output.array:
+            raise Failure(f"the result is not {case.output}")
+    check_numbers(case, result, expected)
+    return True
+
+
+def check_numbers(case: Case, result: Any, expected: Any) -> None:
+    with np.errstate(all="ignore"):
+        values = [np.asarray(item).astype(np.float64) for item in case.arguments]
+    simple = case.name in ("softmax", "log_softmax", "logsumexp", "cross_entropy")
+    simple = simple or case.name == "cross_entropy_with_grad"
+    finite = all(np.isfinite(item).all() for item in values)
+    if not finite and not simple:
+        return
+    if "b" in case.options and not (np.asarray(case.options["b"]) >= 0).all():
+        return
+    rows = 1
+    if "cross_entropy" in case.name or case.name == "nll_loss":
+        reduction = case.options.get("reduction", "mean")
+        rows = values[0].size if reduction != "none" else max(1, values[0].size)
+        denominator = abs(case.options.get("denominator", 1.0))
+        if reduction == "mean" and denominator:
+            rows = math.ceil(rows / min(1.0, denominator))
+    if case.options.get("denominator") == 0 and isinstance(result, tuple):
+        result, expected = result[0], expected[0]
+    if isinstance(result, tuple):
+        second = "gradient" if "grad" in case.name else "sign"
+        compare(case, result[0], expected[0], "result", rows)
+        if finite:
+            compare(case, result[1], expected[1], second, rows)
+    else:
+        compare(case, result, expected, "result", rows)
+
+
+def describe(case: Case) -> str:
+    """Say what the arguments of a case are."""
+
+    def of(value: Any) -> str:
+        if isinstance(value, np.ndarray):
+            text = f"{type(value).__name__} {value.dtype} {value.shape} strides {value.strides}"
+            return text + (f" {value.tolist()}" if value.size <= 40 else "")
+        return repr(value) if len(repr(value)) < 300 else repr(value)[:300] + "..."
+
+    lines = [f"softce_fast.{case.name}, {case.threads} threads, {case.isa}"]
+    lines += [f"  argument {i}: {of(item)}" for i, item in enumerate(case.arguments)]
+    lines += [f"  {name}={of(value)}" for name, value in case.options.items()]
+    return "\n".join(lines)
+
+
+def work(seed: int, first: int, seconds: float, note: mmap.mmap | None) -> int:
+    """Run cases until the time is over; return the number of failures."""
+    stop = time.monotonic() + seconds
+    index = first
+    results = failures = 0
+    while time.monotonic() < stop and failures < 20:
+        if note is not None:
+            note[:20] = str(index).rjust(20).encode()
+        faulthandler.dump_traceback_later(SECONDS_OF_A_CASE, exit=True)
+        case = make_case(seed, index)
+        try:
+            results += run_case(case)
+        except Exception as problem:
+            failures += 1
+            if not isinstance(problem, Failure):
+                problem = Failure(f"the fuzzer itself: {type(problem).__name__}: {problem}")
+            print(f"--seed {seed} --case {index}: {problem}\n{describe(case)}\n", flush=True)
+        index += 1
+    faulthandler.cancel_dump_traceback_later()
+    done = index - first
+    print(f"{done} calls, {results} results, {done - results - failures} errors as documented, "
+          f"{failures} failures", flush=True)  # fmt: skip
+    return failures
+
+
+def main() -> int:
+    """Run one case, or a process that runs many; return 1 if something went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--case", type=int)
+    parser.add_argument("--note", help=argparse.SUPPRESS)  # of the process that runs the cases
+    options = parser.parse_args()
+    faulthandler.enable()
+    seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
+    if options.case is not None:
+        case = make_case(seed, options.case)
+        print(describe(case), flush=True)
+        print("a result" if run_case(case) else "an error as documented")
+        return 0
+    if options.note is not None:
+        with open(options.note, "r+b") as file, mmap.mmap(file.fileno(), 0) as note:
+            return int(work(seed, 0, options.seconds, note) > 0)
+    print(f"seed {seed}, {options.seconds:g} s", flush=True)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b" " * 20)
+        file.flush()
+        arguments = ["--seed", str(seed), "--seconds", str(options.seconds), "--note", file.name]
+        status = subprocess.run([sys.executable, __file__, *arguments], check=False).returncode
+        if status not in (0, 1):
+            with open(file.name) as note_file:
+                index = note_file.read().strip()
+            print(f"exit status {status} in --seed {seed} --case {index}")
+    return 0 if status == 0 else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,234 @@
+"""Run the tests on sanitized builds of the extension modules, made in a scratch copy.
+
+    python tools/sanitize.py [address] [thread] [-- PYTEST ARGUMENTS]
+
+address  GCC's address sanitizer and undefined-behaviour sanitizer, over the quick tests.
+thread   GCC's thread sanitizer, over all kernels called from several Python threads at once. It
+         cannot see how GCC's own OpenMP runtime orders things, so LLVM's takes its place and tells
+         the sanitizer, through its tool archer. Needs libomp (Debian: libomp-dev).
+
+Before a sanitizer is believed it has to find planted faults (planted_faults.pyx).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRATCH = ROOT / "build" / "sanitize"
+COPIED = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "softce_fast", "tests", "tools")
+NOT_COPIED = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "*.egg-info")
+
+# What a sanitizer ends a process with.
+EXIT_STATUS = 66
+
+# These emulate a CPU, map nearly all memory, or measure memory.
+NOT_SANITIZED = ("tests/test_old_cpus.py", "tests/test_benchmarks.py")
+
+
+@dataclass(frozen=True)
+class Sanitizer:
+    """How to build with a sanitizer and to run with it, and what it has to find."""
+
+    compile_flags: tuple[str, ...]
+    libraries: tuple[str, ...]
+    environment: dict[str, str]
+    must_find: dict[str, str]  # a statement, and what the report on it says
+    must_pass: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = field(default=())
+
+
+def gcc_library(name: str) -> str:
+    """Return the path of a library that comes with GCC."""
+    compiler = (os.environ.get("CC") or "gcc").split()
+    command = [*compiler, f"-print-file-name={name}"]
+    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(path).is_absolute():
+        raise SystemExit(f"sanitize: {name} is missing: GCC and its sanitizers are needed")
+    return path
+
+
+def llvm_library(name: str) -> str:
+    """Return the path of a library of LLVM's OpenMP."""
+    found = sorted(Path("/usr/lib").glob(f"llvm-*/lib/{name}"))
+    if not found:
+        raise SystemExit(f"sanitize: {name} is missing (Debian and Ubuntu: libomp-dev)")
+    return str(found[-1])
+
+
+def sanitizers(name: str) -> Sanitizer:
+    """Return the sanitizer of that name."""
+    arrays = "import numpy as np, planted_faults as p; "
+    if name == "address":
+        return Sanitizer(
+            compile_flags=(
+                *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
+                # Python's own flags may define signed overflow, which would hide it.
+                *("-fno-wrapv", "-fno-omit-frame-pointer"),
+            ),
+            # libstdc++ so that the exceptions of other packages are seen as they are.
+            libraries=(gcc_library("libasan.so"), gcc_library("libstdc++.so")),
+            environment={
+                "PYTHONMALLOC": "malloc",
+                # Python does not free everything at exit; NumPy reserves more than there is.
+                "ASAN_OPTIONS": (
+                    f"detect_leaks=0:exitcode={EXIT_STATUS}:allocator_may_return_null=1"
+                    ":handle_segv=0"
+                ),
+                "UBSAN_OPTIONS": f"print_stacktrace=1:exitcode={EXIT_STATUS}",
+            },
+            must_find={
+                arrays + "p.overrun(np.zeros(1000, np.float32))": "heap-buffer-overflow",
+                arrays + "p.overflow(2**31 - 1)": "signed integer overflow",
+            },
+        )
+    suppressions = Path(__file__).with_name("thread.supp")
+    return Sanitizer(
+        compile_flags=("-fsanitize=thread", "-fno-omit-frame-pointer"),
+        libraries=(gcc_library("libtsan.so"), llvm_library("libomp.so.5")),
+        environment={
+            "OMP_TOOL_LIBRARIES": llvm_library("libarcher.so"),
+            "TSAN_OPTIONS": (
+                f"exitcode={EXIT_STATUS}:ignore_noninstrumented_modules=1:halt_on_error=1"
+                f":suppressions={suppressions}"
+            ),
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+        must_find={arrays + "p.race(np.zeros(1, np.int32), 4)": "data race"},
+        must_pass=(arrays + "assert p.no_race(4) == 100000",),
+        # The sanitizer wants the addresses where they are without randomisation.
+        prefix=("setarch", platform.machine(), "--addr-no-randomize"),
+    )
+
+
+def build(name: str, sanitizer: Sanitizer) -> Path:
+    """Build the package and the planted faults in a scratch copy; return its folder."""
+    folder = SCRATCH / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for item in COPIED:
+        source = ROOT / item
+        if source.is_dir():
+            shutil.copytree(source, folder / item, ignore=NOT_COPIED, dirs_exist_ok=True)
+        elif source.exists():
+            shutil.copy2(source, folder / item)
+    # Line numbers in the reports.
+    setup, times = folder / "setup.py", (folder / "setup.py").stat()
+    setup.write_text(setup.read_text().replace('"-g0"', '"-g1"'))
+    os.utime(setup, ns=(times.st_atime_ns, times.st_mtime_ns))
+    flags = " ".join(sanitizer.compile_flags)
+    environment = os.environ | {"CFLAGS": flags, "LDFLAGS": flags}
+    commands = [
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
+        [sys.executable, "-c", BUILD_PLANTED],
+    ]
+    for command in commands:
+        subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder
+
+
+BUILD_PLANTED = """
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+flags = ["-fopenmp"]
+module = Extension(
+    "planted_faults", ["tools/planted_faults.pyx"], extra_compile_args=flags, extra_link_args=flags
+)
+modules = cythonize([module], build_dir="build/cython")
+setup(name="planted", packages=[], py_modules=[], ext_modules=modules,
+      script_args=["--quiet", "build_ext", "--inplace"])
+"""
+
+
+def environment_for(folder: Path, sanitizer: Sanitizer) -> dict[str, str]:
+    """Return the environment of a run: the scratch copy comes before an installed package."""
+    return os.environ | sanitizer.environment | {
+        "LD_PRELOAD": ":".join(sanitizer.libraries),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")]),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+
+
+def prove(folder: Path, sanitizer: Sanitizer) -> None:
+    """Stop unless every planted fault is found, and nothing where there is none."""
+    environment = environment_for(folder, sanitizer)
+    cases = [*sanitizer.must_find.items(), *((code, "") for code in sanitizer.must_pass)]
+    for code, report in cases:
+        done = subprocess.run(
+            [*sanitizer.prefix, sys.executable, "-c", code],
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        if report:
+            good = done.returncode == EXIT_STATUS and report in done.stderr
+        else:
+            good = done.returncode == 0
+        if not good:
+            print(done.stdout + done.stderr, file=sys.stderr)
+            wanted = f"a report of {report!r}" if report else "no report"
+            raise SystemExit(
+                f"sanitize: {code!r}: wanted {wanted}, exit status {done.returncode}: "
+                "this sanitizer cannot be trusted here"
+            )
+        print(f"  {'found' if report else 'passed'}: {code.rpartition('; ')[2]}", flush=True)
+
+
+def run(name: str, pytest_arguments: list[str]) -> bool:
+    """Build, prove and run; return whether nothing was found."""
+    sanitizer = sanitizers(name)
+    started = time.monotonic()
+    print(f"{name}: building in {SCRATCH / name}", flush=True)
+    folder = build(name, sanitizer)
+    print(f"{name}: built in {time.monotonic() - started:.0f} s; planted faults:", flush=True)
+    prove(folder, sanitizer)
+    if name == "thread" and not pytest_arguments:
+        command = [sys.executable, "-c", "import test_threads; test_threads.many_callers('1')"]
+    else:
+        ignored = [f"--ignore={path}" for path in NOT_SANITIZED]
+        chosen = pytest_arguments or ["-m", "not slow", *ignored, "tests"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    started = time.monotonic()
+    # Reports go to a file as well: pytest keeps what a test writes, also that of a dying process.
+    with tempfile.TemporaryDirectory() as reports:
+        environment = environment_for(folder, sanitizer)
+        for variable in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
+            if variable in environment:
+                environment[variable] += f":log_path={reports}/report"
+        done = subprocess.run(
+            [*sanitizer.prefix, *command], cwd=folder, env=environment, check=False
+        )
+        found = sorted(Path(reports).glob("report*"))
+        for path in found:
+            print(path.read_text(errors="replace"), file=sys.stderr)
+    seconds = time.monotonic() - started
+    print(
+        f"{name}: exit status {done.returncode}, {len(found)} reports, {seconds:.0f} s", flush=True
+    )
+    return done.returncode == 0 and not found
+
+
+def main() -> int:
+    """Run the sanitizers asked for; return 1 if one of them found something."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="address|thread")
+    arguments, separator = sys.argv[1:], "--"
+    at = arguments.index(separator) if separator in arguments else len(arguments)
+    names = parser.parse_args(arguments[:at]).names or ["address", "thread"]
+    for name in names:
+        if name not in ("address", "thread"):
+            parser.error(f"no sanitizer is called {name!r}")
+    results = [run(name, arguments[at + 1 :]) for name in names]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
