@@ -104,3 +104,17 @@ $(STAMPS)/peers: pyproject.toml | $(STAMPS)/built
 	@$(PIP) install --only-binary=:all: 'softce_fast[peers-test]' 2>$(STAMPS)/peers-errors.txt || \
 	    echo "There is no CPU build of PyTorch for this Python here: tests against it will skip."
 	@touch $@
+
+# ----------------------------------------------------------------------------------- campaigns
+
+SECONDS ?= 60
+FUZZ_ARGS ?=
+SANITIZE_ARGS ?=
+
+fuzz: $(STAMPS)/built $(STAMPS)/extra-test ## random calls for SECONDS=60
+	$(PY) tools/fuzz.py --seconds $(SECONDS) $(FUZZ_ARGS)
+
+sanitize: $(STAMPS)/built $(STAMPS)/extra-test ## address, undefined-behaviour, thread sanitizers
+	$(PY) tools/sanitize.py $(SANITIZE_ARGS)
+
+.PHONY: fuzz sanitize

@@ -20,23 +20,27 @@ def fortran(array: Array) -> Array:
 
 def last_axis_first(array: Array) -> Array:
     """The last axis has the largest stride, the others keep their order."""
+    if not array.ndim:
+        return contiguous(array)
     return np.moveaxis(np.moveaxis(array, -1, 0).copy(order="C"), 0, -1)
 
 
 def first_axis_last(array: Array) -> Array:
+    if not array.ndim:
+        return contiguous(array)
     return np.moveaxis(np.moveaxis(array, 0, -1).copy(order="C"), -1, 0)
 
 
 def reversed_axes(array: Array) -> Array:
     """Every stride is negative."""
-    back = (slice(None, None, -1),) * array.ndim
+    back = (..., *[slice(None, None, -1)] * array.ndim)
     return array[back].copy(order="C")[back]
 
 
 def sliced(array: Array) -> Array:
     """Every second element along every axis of a larger array, from the second on."""
     larger = np.zeros(tuple(2 * n + 1 for n in array.shape), array.dtype)
-    view = larger[tuple(slice(1, 2 * n + 1, 2) for n in array.shape)]
+    view = larger[(..., *(slice(1, 2 * n + 1, 2) for n in array.shape))]
     view[...] = array
     return view
 
@@ -77,7 +81,7 @@ def read_only(array: Array) -> Array:
 
 
 def byte_swapped(array: Array) -> Array:
-    return array.astype(array.dtype.newbyteorder())
+    return np.asarray(array, np.asarray(array).dtype.newbyteorder())
 
 
 # Ways to lay an array out in native byte order; the results have the same bits for all of them.

@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from subprocesses import run_function, run_python, thread_count
 
 import softce_fast as sf
 from softce_fast._kernels import probe
+from subprocesses import run_function, run_python, thread_count
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

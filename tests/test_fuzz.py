@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from subprocesses import PACKAGE
 
 FUZZ = Path(__file__).resolve().parent.parent / "tools" / "fuzz.py"
@@ -35,12 +36,14 @@ def test_random_calls_end_in_a_right_answer_or_a_documented_error():
 
 
 SABOTAGE = """
+import runpy
 import sys
 import numpy as np
 import softce_fast as sf
 {fault}
-sys.argv = ["fuzz.py", "--seed", "0", "--seconds", "20", "--note", sys.argv[2]]
-exec(compile(open(sys.orig_argv[-2]).read(), "fuzz.py", "exec"))
+fuzz, note = sys.argv[1:]
+sys.argv = [fuzz, "--seed", "0", "--seconds", "20", "--note", note]
+runpy.run_path(fuzz, run_name="__main__")
 """
 
 FAULTS = {

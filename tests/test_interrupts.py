@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from subprocesses import run_function, run_python
 
 import softce_fast as sf
+from subprocesses import run_function, run_python
 
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -41,11 +42,15 @@ def interrupted(threads: str) -> None:
         inside.clear()
         thread = threading.Thread(target=sender)
         thread.start()
-        with pytest.raises(KeyboardInterrupt):
+
+        def work(call: Callable[[], object] = call) -> None:
             inside.set()
             call()
             # The call has run to its end: Python looks for signals between two instructions.
             time.sleep(5)
+
+        with pytest.raises(KeyboardInterrupt):
+            work()
         thread.join()
     small = np.random.default_rng(1).normal(size=(500, 700))
     with sf.num_threads(1):

@@ -11,15 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
-from subprocesses import ending, run_function
 
 import softce_fast as sf
 from softce_fast import _dispatch, reference
+from subprocesses import ending, run_function
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in /proc")
 needs_mprotect = pytest.mark.skipif(os.name != "posix", reason="this system has no mprotect")
@@ -115,7 +115,12 @@ def same_bits(first: np.ndarray, second: np.ndarray) -> bool:
     return bool((np.asarray(first).view(bits) == np.asarray(second).view(bits)).all())
 
 
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 0.7, "reduction": "none"}
+OPTIONS: dict[str, Any] = {
+    "label_smoothing": 0.1,
+    "z_loss": 1e-3,
+    "temperature": 0.7,
+    "reduction": "none",
+}
 
 
 class Expected(NamedTuple):
@@ -492,9 +497,7 @@ def test_memory_mapped_training_step_of_10_gigabytes(folder):
     if free < size * 5 // 4:
         pytest.skip(f"needs {size * 5 // 4} bytes of disk, {free} are free")
     path = sparse(folder / "logits", size)
-    run_function(
-        mapped_training_step, str(path), str(rows), str(classes), "in place", timeout=1200
-    )
+    run_function(mapped_training_step, str(path), str(rows), str(classes), "in place", timeout=1200)
 
 
 def wide_row_strides(path: str, output: str) -> None:

@@ -1,4 +1,4 @@
-"""Each build by name; and what an older CPU, emulated, chooses: it must meet no unknown instruction."""
+"""Each build by name; and what an older CPU chooses: emulated, it meets no unknown instruction."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from subprocesses import run_function, run_python
 
 import softce_fast as sf
 from softce_fast import _dispatch
 from softce_fast import _kernels as kernels
 from softce_fast._kernels import probe
+from subprocesses import run_function, run_python
 
 VARIABLE = _dispatch.ENVIRONMENT_VARIABLE
 EMULATOR = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")

@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from subprocesses import run_function, run_python, thread_count
 
 import softce_fast as sf
 from softce_fast import _threads
 from softce_fast._kernels import probe
+from subprocesses import run_function, run_python, thread_count
 
 needs_openmp = pytest.mark.skipif(not probe.openmp(), reason="a serial build")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
@@ -35,7 +36,7 @@ Call = Callable[[], list[np.ndarray]]
 
 
 def calls() -> list[Call]:
-    """Return a call of every kernel for every dtype: rows and tiles, few long rows, a middle axis."""
+    """Return a call of every kernel for every dtype: rows, tiles, few long rows, a middle axis."""
     random = np.random.default_rng(0)
     result: list[Call] = []
 
@@ -138,16 +139,15 @@ def ticks_during_calls() -> None:
         for dtype in dtypes():
             values = x.astype(dtype)
             out = np.empty_like(values)
-            long_calls: dict[str, Callable[[], object]] = {
-                "softmax": lambda values=values, out=out: sf.softmax(values, out=out),
-                "log_softmax": lambda values=values, out=out: sf.log_softmax(values, out=out),
-                "logsumexp": lambda values=values: sf.logsumexp(values),
-                "cross_entropy": lambda values=values: sf.cross_entropy(values, labels),
-                "cross_entropy_with_grad": lambda values=values, out=out: (
-                    sf.cross_entropy_with_grad(values, labels, grad_out=out)
+            for name, call in {
+                "softmax": partial(sf.softmax, values, out=out),
+                "log_softmax": partial(sf.log_softmax, values, out=out),
+                "logsumexp": partial(sf.logsumexp, values),
+                "cross_entropy": partial(sf.cross_entropy, values, labels),
+                "cross_entropy_with_grad": partial(
+                    sf.cross_entropy_with_grad, values, labels, grad_out=out
                 ),
-            }
-            for name, call in long_calls.items():
+            }.items():
                 for threads in (1, 2):
                     with sf.num_threads(threads):
                         call()  # pages of `out` are touched, OpenMP's threads started

@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,9 @@ def fill(random: Random, array: Array, positive: bool = False, special: float = 
         array[...] = random.integers(0, 50, array.shape)
         return
     scale = float(random.choice([0.1, 1, 3, 10, 100]))
-    values = random.uniform(0, 1, array.shape) if positive else random.normal(0, scale, array.shape)
+    values: Array = np.asarray(random.normal(0, scale, array.shape))
+    if positive:
+        values = np.asarray(random.uniform(0, 1, array.shape))
     if random.random() < special and values.size:
         wild = [math.nan, math.inf, -math.inf, -math.inf, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30, -1e-9]
         if positive:
@@ -427,8 +430,8 @@ def spoil(random: Random, case: Case, signature: inspect.Signature) -> None:
     elif kind < 0.65:
         makers: list[Callable[[Array], Any]] = [
             lambda x: np.ones(x.shape, complex), lambda x: x.astype(object), np.ma.masked_array,
-            lambda x: np.full(x.shape, "a"), lambda _: None, lambda _: "text", lambda _: [[1.0], [2.0, 3.0]],
-            lambda x: x[..., None], lambda _: {}, lambda x: x.view(np.recarray),
+            lambda x: np.full(x.shape, "a"), lambda _: None, lambda _: "text", lambda _: {},
+            lambda _: [[1.0], [2.0, 3.0]], lambda x: x[..., None], lambda x: x.view(np.recarray),
         ]  # fmt: skip
         position = int(random.integers(len(case.arguments)))
         maker = makers[int(random.integers(len(makers)))]
@@ -716,15 +719,13 @@ def main() -> int:
         with open(options.note, "r+b") as file, mmap.mmap(file.fileno(), 0) as note:
             return int(work(seed, 0, options.seconds, note) > 0)
     print(f"seed {seed}, {options.seconds:g} s", flush=True)
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(b" " * 20)
-        file.flush()
-        arguments = ["--seed", str(seed), "--seconds", str(options.seconds), "--note", file.name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "case")
+        path.write_bytes(b" " * 20)
+        arguments = ["--seed", str(seed), "--seconds", str(options.seconds), "--note", str(path)]
         status = subprocess.run([sys.executable, __file__, *arguments], check=False).returncode
         if status not in (0, 1):
-            with open(file.name) as note_file:
-                index = note_file.read().strip()
-            print(f"exit status {status} in --seed {seed} --case {index}")
+            print(f"exit status {status} in --seed {seed} --case {path.read_text().strip()}")
     return 0 if status == 0 else 1
 
 

@@ -68,6 +68,8 @@ cdef struct Problem:
     bint by_tiles
     bint stream             # write the output past the caches
     bint keep               # exponentials of all chunks are kept from forward to write
+    bint assemble           # rows are put together before they are written in whole lines
+    Py_ssize_t ahead        # bytes from what is worked on to what comes next
     size_t kept_stride      # numbers from one kept row, or tile, to the next
 
 
@@ -278,13 +280,14 @@ cdef inline void rows_forward(
         kept = scratch.kept + k * problem.kept_stride + start
         if problem.scale.tempered:
             total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True)
+                x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True,
+                problem.ahead)
         elif problem.keep:
             total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, kept, True, False)
+                x[k], n, pivot, reference, &problem.scale, kept, True, False, problem.ahead)
         else:
             total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, NULL, False, False)
+                x[k], n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead)
         vector_put(high + k * LANES, total.high)
         vector_put(low + k * LANES, total.low)
     state.others = rows_reduce(high, low, group.rows, n)
@@ -355,6 +358,12 @@ cdef inline void tile_forward(
     """Fill the state of one chunk of the group, all rows side by side."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef TileSums sums
+    cdef Py_ssize_t line
+    if problem.ahead != 0:
+        for line in range(n):
+            prefetch(
+                problem.logits.data + group.offsets[0] + problem.ahead
+                + line * <Py_ssize_t>(LANES * sizeof(storage)))
     tile_fill(tile, group, problem, chunk)
     state.maximum = tile_maximum(tile, n)
     state.reference = reference_for(state.maximum, &problem.scale)
@@ -698,6 +707,8 @@ cdef inline void rows_write(
         out = problem.output.data + group.output_offsets[k] + start * problem.output.class_stride
         row.kind = output_kind(problem)
         row.label = -1
+        if problem.assemble:
+            out = <char *>(<storage *>scratch.unpacked + scratch.pending + k * n)
         if problem.operation == CROSS_ENTROPY:
             if active[k] == 0:
                 for c in range(n):
@@ -725,11 +736,16 @@ cdef inline void rows_write(
         row.factor.high = vector_set(factor[k])
         row.factor.low = vector_set(factor_rest[k])
         if direct:
-            row_write(&row, n, &problem.scale, <storage *>out, problem.stream)
+            row_write(
+                &row, n, &problem.scale, <storage *>out, problem.stream and not problem.assemble)
         else:
             row_write(&row, n, &problem.scale, scratch.staged, False)
             for c in range(n):
                 memcpy(out + c * problem.output.class_stride, scratch.staged + c, sizeof(storage))
+    if problem.assemble:
+        lines_write(
+            scratch, <storage *>(problem.output.data + group.output_offsets[0]), group.rows * n,
+            problem.stream)
 
 
 cdef inline void tile_write(
@@ -821,6 +837,8 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     else:
         if problem.keep:
             kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
+        if problem.assemble:
+            unpacked = (problem.rows_per_group * columns + 3 * LANES) * sizeof(real)
         staged = problem.rows_per_group * columns * sizeof(storage)
     if problem.task_losses != NULL:
         results = (problem.rows_per_task + LANES) * sizeof(real)
@@ -879,6 +897,7 @@ cdef inline void run_rows(
             for chunk in range(problem.chunks):
                 rows_write(&group, problem, chunk, scratch.states + chunk, scratch)
         row += group.rows
+    lines_flush(scratch)
 
 
 cdef inline void run_tiles(

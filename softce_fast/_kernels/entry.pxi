@@ -9,6 +9,8 @@ cdef enum:
     ROWS_PER_TASK = 2048
     # Contiguous rows up to this length go by tiles.
     TILE_CLASSES = 32
+    # Rows up to this length are put together before they are written past the caches.
+    ASSEMBLE_CLASSES = 1024
     # Classes of all tiles of a batch.
     BATCH_CLASSES = 256
     # Elements of a group of rows: they fit the first-level cache.
@@ -109,6 +111,18 @@ cdef void choose_plan(Problem *problem) noexcept:
         problem.rows_per_group = max(
             1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
         problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
+    problem.assemble = (
+        STORAGE_IS_REAL and not problem.by_tiles and problem.stream and problem.chunks == 1
+        and problem.classes <= ASSEMBLE_CLASSES
+        and problem.output.class_stride == sizeof(storage)
+        and problem.output.row_stride == problem.classes * <Py_ssize_t>sizeof(storage))
+    problem.ahead = 0
+    if contiguous:
+        problem.ahead = CHUNK * sizeof(storage)
+        if problem.chunks == 1:
+            problem.ahead = (
+                problem.rows_per_group * (problem.batch if problem.by_tiles else 1)
+                * problem.logits.row_stride)
     problem.rows_per_task = max(
         <Py_ssize_t>LANES if problem.classes <= CHUNK else 1,
         min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))

@@ -55,11 +55,11 @@ cdef inline Py_ssize_t row_find(const storage *x, Py_ssize_t n, real value) noex
 
 cdef inline Pair row_exponentials(
     const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale_,
-    real *kept, bint keep, bint tempered,
+    real *kept, bint keep, bint tempered, Py_ssize_t ahead,
 ) noexcept nogil:
     """Return the sum of the exponentials but the pivot's, lane by lane; keep them if asked to.
 
-    `keep` and `tempered` are constants where this is called, to keep branches out of the loop.
+    What lies `ahead` bytes on is fetched from memory meanwhile: it is worked on next. `keep` and `tempered` are constants where this is called, to keep branches out of the loop.
     """
     cdef Scale local = scale_with(scale_, tempered)
     cdef Scale *scale = &local
@@ -71,6 +71,7 @@ cdef inline Pair row_exponentials(
     cdef Py_ssize_t i = 0, k
     while i + RUN * LANES <= n:
         for k in range(RUN):
+            prefetch(<const char *>(x + i + k * LANES) + ahead)
             e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
             if keep:
                 vector_put(kept + i + k * LANES, e[k])

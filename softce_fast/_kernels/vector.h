@@ -562,7 +562,7 @@ INLINE void *memory_take(size_t size) {
 }
 
 INLINE void prefetch(const char *p) {
-    __builtin_prefetch(p);
+    __builtin_prefetch(p, 0, 2);
 }
 
 /* ---- quarters: 16 bytes of a vector ------------------------------------------------------- */

@@ -11,6 +11,7 @@ cdef extern from "vector.h" nogil:
         LANES            # numbers in a vector: 16 of 4 bytes or 8 of 8
         QUARTER_LANES    # numbers in 16 bytes
         QUARTERS
+        STORAGE_IS_REAL
         EXPONENT_BIAS
         STEPS            # of exponential() in a power of two
         HAS_FMA          # a*b + c rounds once
