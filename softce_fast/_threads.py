@@ -38,6 +38,11 @@ def set_num_threads(n: int) -> None:
     TypeError
         If `n` is not an integer.
 
+    Notes
+    -----
+    Results do not depend on the number of threads. Small calls use one thread anyway, and no
+    other library's setting is changed.
+
     Examples
     --------
     >>> import softce_fast as sf
@@ -60,6 +65,10 @@ def get_num_threads() -> int:
         What :func:`num_threads` or :func:`set_num_threads` asked for. Without either, the least of
         ``omp_get_max_threads()`` (which heeds OMP_NUM_THREADS and threadpoolctl), the CPUs of the
         thread's affinity mask, and the CPU quota of the control group. 1 in a serial build.
+
+    Notes
+    -----
+    A call takes fewer where there is too little work to share.
 
     Examples
     --------
@@ -88,6 +97,10 @@ def num_threads(n: int) -> Iterator[None]:
         If `n` is below 1.
     TypeError
         If `n` is not an integer.
+
+    Notes
+    -----
+    It goes before :func:`set_num_threads`. Other Python threads are not affected.
 
     Examples
     --------

@@ -28,7 +28,7 @@ class Case:
 
 
 def cases(classes: int, dtype: np.dtype) -> Iterator[Case]:
-    elements = 6000 if classes < 4000 else min(3 * classes, 131_072)
+    elements = 3000 if classes < 4000 else min(3 * classes, 131_072)
     for inputs in truth.accuracy_inputs(
         dtype,
         class_counts=[classes],

@@ -194,9 +194,7 @@ def test_single_minus_infinity_in_a_loss(
         assert_ulp(grad[geometry.special], right_grad, "gradient", full_dtype)
 
 
-def loss_rows(
-    rows: Array, target: Any, geometry: Geometry, **options: Any
-) -> tuple[Array, Array]:
+def loss_rows(rows: Array, target: Any, geometry: Geometry, **options: Any) -> tuple[Array, Array]:
     """Return losses and gradients, row by row."""
     losses, grad = sf.cross_entropy_with_grad(
         geometry.array(rows), target, geometry.axis, reduction="none", **options

@@ -359,9 +359,7 @@ def test_layouts_of_options(full_dtype: np.dtype, layout: str, kind: str) -> Non
 
 
 @pytest.mark.parametrize("target_dtype", ["float16", "float32", "float64", "longdouble"])
-def test_probability_targets_of_any_floating_type(
-    full_dtype: np.dtype, target_dtype: str
-) -> None:
+def test_probability_targets_of_any_floating_type(full_dtype: np.dtype, target_dtype: str) -> None:
     x, target = normal((6, 9), full_dtype), probabilities_for((6, 9)).astype(target_dtype)
     right = truth.cross_entropy_with_options(x, target)
     loss, grad = sf.cross_entropy_with_grad(x, target)

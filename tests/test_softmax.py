@@ -92,11 +92,8 @@ def test_shapes_and_axes(dtype: np.dtype, shape: Any, axis: Any, name: str) -> N
 
 
 @with_names
-@pytest.mark.parametrize(
-    ("shape", "axis"),
-    [((0,), 0), ((0, 5), 1), ((0, 5), 0), ((5, 0), 1), ((5, 0), 0), ((2, 0, 3), 1)]
-    + [((2, 0, 3), 2), ((2, 0, 3), (0, 1)), ((2, 0, 3), None), ((0, 0), 0)],
-)
+@pytest.mark.parametrize("axis", [0, 1, (0, 1), None])
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (2, 0, 3)])
 def test_no_elements(dtype: np.dtype, shape: Any, axis: Any, name: str) -> None:
     result = getattr(sf, name)(np.empty(shape, dtype), axis)
     assert result.dtype == dtype
@@ -524,9 +521,7 @@ def test_backward_is_the_difference_quotient(name: str) -> None:
     function = getattr(sf, name)
     quotient = truth.difference_quotient(lambda point: np.sum(function(point) * upstream), x)
     relative, absolute = DIFFERENCE_QUOTIENT
-    np.testing.assert_allclose(
-        BACKWARD[name](upstream, function(x)), quotient, relative, absolute
-    )
+    np.testing.assert_allclose(BACKWARD[name](upstream, function(x)), quotient, relative, absolute)
 
 
 @with_same_shape

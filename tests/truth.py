@@ -80,7 +80,7 @@ def gradient(logits: Array, labels: Array) -> Array:
 
 
 def along(function: Callable[[Array], Array], x: Any, axes: tuple[int, ...]) -> Array:
-    """``function`` of the rows of ``x`` along several axes; in the shape of ``x`` if it keeps it."""
+    """``function`` of the rows of ``x`` along several axes, the result in the axes of ``x``."""
     array = np.asarray(x)
     last = tuple(range(array.ndim - len(axes), array.ndim))
     moved = np.moveaxis(array, axes, last)
@@ -90,7 +90,9 @@ def along(function: Callable[[Array], Array], x: Any, axes: tuple[int, ...]) -> 
     return np.moveaxis(result.reshape(moved.shape), last, axes)
 
 
-def difference_quotient(function: Callable[[Array], Any], point: Array, step: float = 1e-6) -> Array:
+def difference_quotient(
+    function: Callable[[Array], Any], point: Array, step: float = 1e-6
+) -> Array:
     """The gradient of a number by central differences."""
     gradient = np.empty_like(point)
     for index in np.ndindex(point.shape):

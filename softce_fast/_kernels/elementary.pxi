@@ -267,10 +267,13 @@ cdef inline Reference reference_for(vector maximum, const Scale *scale) noexcept
     return reference
 
 
-cdef inline vector logarithm(vector v, vector correction) noexcept nogil:
-    """log(v + correction) for |correction| far below v; -inf for 0, NaN for NaN and infinity."""
+cdef inline vector logarithm(vector v, vector correction, vector exponent) noexcept nogil:
+    """log((v + correction) * 2**exponent) for |correction| far below v.
+
+    -inf for 0, NaN for NaN and infinity.
+    """
     cdef vector one = vector_set(1.0)
-    cdef vector k = vector_exponent(v)
+    cdef vector k = vector_add(vector_exponent(v), exponent)
     cdef vector f = vector_subtract(vector_fraction(v), one)
     cdef vector s, z, w, small
     f = vector_add(f, vector_subtract(v, v))
@@ -303,12 +306,10 @@ cdef inline vector log_total(Pair total, Reference reference, const Scale *scale
     cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
     cdef vector exponent = vector_add(reference.exponent, vector_set(HEADROOM))
     cdef vector shift = reference.shift
-    cdef vector small = logarithm(
-        vector_multiply(total.high, down), vector_multiply(total.low, down))
     if scale.tempered:
         shift = vector_multiply(shift, vector_set(scale.inverse))
-    small = vector_fma(exponent, vector_set(LN2_REST), small)
-    return vector_add(shift, vector_fma(exponent, vector_set(LN2), small))
+    return vector_add(shift, logarithm(
+        vector_multiply(total.high, down), vector_multiply(total.low, down), exponent))
 
 
 cdef inline vector negative_log_share(
@@ -337,5 +338,5 @@ cdef inline vector negative_log_share(
     return vector_subtract(
         logarithm(
             vector_select(close, sum_, vector_multiply(total.high, down)),
-            vector_select(close, rest, vector_multiply(total.low, down))),
+            vector_select(close, rest, vector_multiply(total.low, down)), zero),
         vector_select(close, zero, log_own))

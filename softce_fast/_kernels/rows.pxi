@@ -144,7 +144,7 @@ cdef inline Pair rows_reduce(
         rest[k] = 0
     for k in range(rows):
         if n <= LANES:
-            total[k] = vector_reduce_sum(vector_get(high + k * LANES))
+            total[k] = vector_reduce_few(vector_get(high + k * LANES), rest + k)
         else:
             total[k] = vector_reduce_compensated(
                 vector_get(high + k * LANES), vector_get(low + k * LANES), rest + k)
@@ -212,17 +212,26 @@ cdef inline void row_spread(
         sum_ = pair_add(sum_, a)
         spread_ = pair_add(spread_, vector_select(vector_equal(a, zero), zero, product))
         i += LANES
-    total[0] = vector_reduce_sum(vector_add(sum_.high, sum_.low))
-    # Infinite sums have no meaningful low part.
-    a = vector_reduce_infinite(spread_)
-    spread[0] = vector_reduce_sum(a)
+    total[0] = lanes_sum(pair_finite(sum_))
+    spread[0] = lanes_sum(pair_finite(spread_))
 
 
-cdef inline vector vector_reduce_infinite(Pair pair) noexcept nogil:
-    """high + low, or high alone where it is not finite."""
+cdef inline vector pair_finite(Pair pair) noexcept nogil:
+    """high + low, or high alone where it is infinite: low is then NaN."""
     cdef vector zero = vector_set(0.0)
     cdef vector difference = vector_subtract(pair.high, pair.high)
     return vector_add(pair.high, vector_select(vector_equal(difference, zero), pair.low, zero))
+
+
+cdef inline real lanes_sum(vector v) noexcept nogil:
+    """The sum of the lanes, which may be infinite."""
+    cdef real[16] lane
+    cdef real total = 0
+    cdef Py_ssize_t k
+    vector_put(lane, v)
+    for k in range(LANES):
+        total += lane[k]
+    return total
 
 
 cdef enum OutputKind:

@@ -107,7 +107,7 @@ cdef inline Pair tile_sums_few(
     const real *tile, Py_ssize_t n, Py_ssize_t width, TileSums *sums, Reference reference,
     const Scale *scale,
 ) noexcept nogil:
-    """At most LANES classes: each is a lane of its own, added up as vector_reduce_sum does.
+    """At most LANES classes: each is a lane of its own, added up as vector_reduce_few does.
 
     `width`, a power of two and a constant here, is at least n.
     """
@@ -123,9 +123,9 @@ cdef inline Pair tile_sums_few(
     if width > 4:
         for k in range(4):
             lane[k] = vector_add(lane[k], lane[k + 4])
-    for k in range(2):
-        lane[k] = vector_add(lane[k], lane[k + 2])
-    return pair_from(vector_add(lane[0], lane[1]))
+    return pair_merge(
+        pair_merge(pair_from(lane[0]), pair_from(lane[2])),
+        pair_merge(pair_from(lane[1]), pair_from(lane[3])))
 
 
 cdef inline Pair tile_sums_many(

@@ -763,17 +763,8 @@ INLINE void vectors_put_rows(real *rows, ptrdiff_t row_stride, vector *columns) 
 #endif
 #define GREATER(a, b) ((a) > (b) ? (a) : (b))
 
-INLINE real vector_reduce_sum(vector v) {
-    FOLD(v, PLUS, PLUS)
-#if defined(STORAGE_FLOAT64)
-    return q[0] + q[1];
-#else
-    return (q[0] + q[2]) + (q[1] + q[3]);
-#endif
-}
-
-/* The same for a compensated sum: `high` plus what it lost, `low`. Each step keeps its own rounding
- * error (two-sum), operation by operation as sum_merge in rows.pxi. */
+/* The sum of the lanes of `high`, plus what it lost, `low`. Each step keeps its own rounding error
+ * (two-sum), operation by operation as pair_merge in elementary.pxi. */
 #define MERGE(type, a_high, a_low, b_high, b_low, high, low) \
     const type high = (a_high) + (b_high), low##_kept = high - (a_high); \
     const type low = ((a_low) + (b_low)) + (((a_high) - (high - low##_kept)) + ((b_high)-low##_kept));
@@ -801,6 +792,30 @@ INLINE real vector_reduce_compensated(vector high, vector low, real *rest) {
     MERGE(real, h4[1], l4[1], h4[3], l4[3], h3, l3)
     MERGE(real, h2, l2, h3, l3, h1, l1)
 #endif
+    *rest = l1;
+    return h1;
+}
+
+/* The sum of the lanes of v, added up plainly until four remain, then as above. */
+INLINE real vector_reduce_few(vector v, real *rest) {
+    const real none = 0;
+#if defined(STORAGE_FLOAT64)
+#if PART_BYTES == 64
+    const __m256d half = LOWER_HALF(v.p[0]) + UPPER_HALF(v.p[0]);
+    const quarter a = LOWER_QUARTER(half), b = _mm256_extractf128_pd(half, 1);
+#elif PART_BYTES == 32
+    const part half = v.p[0] + v.p[1];
+    const quarter a = LOWER_QUARTER(half), b = _mm256_extractf128_pd(half, 1);
+#else
+    const quarter a = v.p[0] + v.p[2], b = v.p[1] + v.p[3];
+#endif
+    const real q[4] = {a[0], a[1], b[0], b[1]};
+#else
+    FOLD(v, PLUS, PLUS)
+#endif
+    MERGE(real, q[0], none, q[2], none, h2, l2)
+    MERGE(real, q[1], none, q[3], none, h3, l3)
+    MERGE(real, h2, l2, h3, l3, h1, l1)
     *rest = l1;
     return h1;
 }

@@ -38,7 +38,7 @@ cdef extern from "vector.h" nogil:
     vector vector_power_of_two(vector n, vector base)     # 2**((n - base) / STEPS)
     vector vector_exponent(vector a)
     vector vector_fraction(vector a)
-    real vector_reduce_sum(vector a)
+    real vector_reduce_few(vector v, real *rest)
     real vector_reduce_compensated(vector high, vector low, real *rest)
     real vector_reduce_maximum(vector a)
 
