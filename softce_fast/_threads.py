@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import _checks
+from . import _checks, _dispatch
 from ._kernels import probe
 
 # Elements below which no kernel would share its work: the number of threads is not looked up.
@@ -186,8 +186,11 @@ def _quota_of(folder: Path) -> list[float]:
 
 def _before_fork() -> None:
     # A child inherits none of OpenMP's threads but would wait for them. Given back before the
-    # fork, they are started anew when needed, on both sides.
+    # fork, they are started anew when needed, on both sides. Each module is asked: beside another
+    # copy of OpenMP they need not all be bound to the same one.
     probe.pause()
+    for kernels in list(_dispatch.loaded_kernels.values()):
+        kernels.pause()
 
 
 def _after_fork_in_child() -> None:

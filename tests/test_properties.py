@@ -91,8 +91,8 @@ def assert_agree(ours: Any, theirs: Any, largest: float) -> None:
 
 def size_of(x: Array) -> float:
     """The size of the largest finite element, at least 1."""
-    wide = np.abs(x.astype(np.float64))
-    return float(max(1.0, wide[np.isfinite(wide)].max(initial=0.0)))
+    wide = np.abs(np.asarray(x).astype(np.longdouble))
+    return float(min(max(1.0, wide[np.isfinite(wide)].max(initial=0.0)), 1e300))
 
 
 def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

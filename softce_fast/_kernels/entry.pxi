@@ -425,3 +425,8 @@ def cross_entropy_small(
         set_output(
             &problem, array_2d(<const char *>&gradient[0, 0], gradient.shape, gradient.strides))
     return run(&problem, 1, True) / divisor
+
+
+def pause():
+    """Give back the idle threads of the OpenMP that this module is bound to, before a fork."""
+    openmp_pause()

@@ -10,6 +10,9 @@ cdef extern from "vector.h":
     ctypedef double real    # of the arithmetic
     void *memory_take(size_t size)
 
+cdef extern from "probe.h":
+    int openmp_pause()
+
 include "vector.pxi"
 include "elementary.pxi"
 include "rows.pxi"

@@ -6,28 +6,34 @@
 #include <omp.h>
 #endif
 
+#if defined(__GNUC__)
+#define PROBE static __attribute__((unused))
+#else
+#define PROBE static
+#endif
+
 /* Whether the CPU and the operating system support the build called avx512, avx2 or baseline. The
  * features are those beside the flags in the table of setup.py. */
 #if defined(__x86_64__) || defined(_M_X64)
-static int supports_avx2(void) {
+PROBE int supports_avx2(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
            && __builtin_cpu_supports("f16c");
 }
-static int supports_avx512(void) {
+PROBE int supports_avx512(void) {
     return supports_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #else
-static int supports_avx2(void) { return 0; }
-static int supports_avx512(void) { return 0; }
+PROBE int supports_avx2(void) { return 0; }
+PROBE int supports_avx512(void) { return 0; }
 #endif
 
 #ifdef _OPENMP
-static int openmp_version(void) { return _OPENMP; }
-static int openmp_max_threads(void) { return omp_get_max_threads(); }
+PROBE int openmp_version(void) { return _OPENMP; }
+PROBE int openmp_max_threads(void) { return omp_get_max_threads(); }
 /* Give OpenMP's idle threads back, so that a process forked now does not wait for them. */
-static int openmp_pause(void) {
+PROBE int openmp_pause(void) {
 /* GCC has it since version 9, though it declares an older OpenMP. */
 #if _OPENMP >= 201811 || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9)
     return omp_pause_resource_all(omp_pause_soft);
@@ -36,9 +42,9 @@ static int openmp_pause(void) {
 #endif
 }
 #else
-static int openmp_version(void) { return 0; }
-static int openmp_max_threads(void) { return 1; }
-static int openmp_pause(void) { return 0; }
+PROBE int openmp_version(void) { return 0; }
+PROBE int openmp_max_threads(void) { return 1; }
+PROBE int openmp_pause(void) { return 0; }
 #endif
 
 #if defined(__clang__)
