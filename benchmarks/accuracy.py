@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
 from tqdm import tqdm
+
+import machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

@@ -25,8 +25,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
+
+import machine
 import shapes
 from peers import (
     PACKAGES,

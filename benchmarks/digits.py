@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+import machine
 import softce_fast
 
 CLASSES = 10

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from machine import available_cores
 from shapes import HALF_DTYPES, OPERATIONS, Case, faulted_output, inputs
 
@@ -1041,6 +1042,7 @@ class Numba(Peer):
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         import numba
+
         import numba_kernels
 
         numba.set_num_threads(min(threads, numba.get_num_threads()))

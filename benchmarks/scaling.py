@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
 from tqdm import tqdm
 
+import machine
 import softce_fast
 
 RESULTS = Path(__file__).with_name("results")

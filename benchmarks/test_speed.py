@@ -18,9 +18,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from shapes import HALF_DTYPES, OPERATIONS, Case, bench_cases, faulted_output, inputs
-
 import softce_fast
+from shapes import HALF_DTYPES, OPERATIONS, Case, bench_cases, faulted_output, inputs
 
 SECONDS = 0.35  # spent on each implementation of each case, about
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 30

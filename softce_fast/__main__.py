@@ -6,6 +6,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,19 +35,18 @@ def bench() -> None:
         logits = generator.standard_normal(shape).astype(np.float32)
         target = generator.integers(0, shape[1], shape[0])
         out = np.empty_like(logits)
-        cases: dict[str, Callable[[Any], Any]] = {
-            "softmax": lambda m, x=logits, o=out: m.softmax(x, out=o),
-            "cross_entropy": lambda m, x=logits, t=target: m.cross_entropy(x, t),
-            "cross_entropy_with_grad": (
-                lambda m, x=logits, t=target, o=out: m.cross_entropy_with_grad(x, t, grad_out=o)
-            ),
-        }
-        for name, case in cases.items():
-            slow = _median_time(lambda case=case: case(sf.reference))
-            fast = _median_time(lambda case=case: case(sf))
+        grad = {"grad_out": out}
+        cases: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+            ("softmax", (logits,), {"out": out}),
+            ("cross_entropy", (logits, target), {}),
+            ("cross_entropy_with_grad", (logits, target), grad),
+        ]
+        for name, arguments, options in cases:
+            slow = _median_time(partial(getattr(sf.reference, name), *arguments, **options))
+            fast = _median_time(partial(getattr(sf, name), *arguments, **options))
             print(
-                f"{name:26}{'x'.join(map(str, shape)):>16}{slow * 1e6:>11.1f} us{fast * 1e6:>11.1f} us"
-                f"{slow / fast:>8.1f}"
+                f"{name:26}{'x'.join(map(str, shape)):>16}{slow * 1e6:>11.1f} us"
+                f"{fast * 1e6:>11.1f} us{slow / fast:>8.1f}"
             )
 
 

@@ -30,6 +30,11 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     ValueError
         If `mode` is something else.
 
+    Notes
+    -----
+    "isa" names the builds of the kernels: the one in use, those that this machine can run, those in
+    the package. The environment variable SOFTCE_FAST_ISA chooses one at import.
+
     Examples
     --------
     >>> import softce_fast as sf

@@ -37,10 +37,13 @@ def choose(request: str | None) -> str:
     if request in usable:
         return request
     problem = (
-        "this CPU cannot run it" if request in probe.variants() else "this package has no such build"
+        "this CPU cannot run it"
+        if request in probe.variants()
+        else "this package has no such build"
     )
     raise ImportError(
-        f"{ENVIRONMENT_VARIABLE}={request}: {problem}; it takes one of {', '.join(usable)}, or unset"
+        f"{ENVIRONMENT_VARIABLE}={request}: {problem}; "
+        f"it takes one of {', '.join(usable)}, or unset"
     )
 
 
@@ -54,11 +57,16 @@ def kernels_for(dtype: np.dtype[Any]) -> Kernels:
     They are imported when first asked for.
     """
     module = loaded_kernels.get(dtype)
-    if module is None and dtype.isnative and dtype.name in (
-        "float16",
-        "bfloat16",
-        "float32",
-        "float64",
+    if (
+        module is None
+        and dtype.isnative
+        and dtype.name
+        in (
+            "float16",
+            "bfloat16",
+            "float32",
+            "float64",
+        )
     ):
         module = importlib.import_module(f"._kernels.{isa}_{dtype.name}", __package__)
         loaded_kernels[dtype] = module

@@ -25,8 +25,10 @@ def three_axes(array: Array, axis: int) -> Array | None:
     ndim = array.ndim
     if ndim == 2:
         return array[:, :, None] if axis == 1 else array[None]
+    if ndim == 3 and axis == 1:
+        return array
     if ndim == 3:
-        return array if axis == 1 else array.transpose(0, 2, 1) if axis else array.transpose(1, 0, 2)
+        return array.transpose(0, 2, 1) if axis else array.transpose(1, 0, 2)
     if ndim == 1:
         return array[None, :, None]
     if array.flags.c_contiguous:
@@ -38,7 +40,8 @@ def three_axes(array: Array, axis: int) -> Array | None:
 def three_axes_together(arrays: tuple[Array, ...], axis: int) -> tuple[Array, ...] | None:
     """Return arrays of one shape as (outer, class, inner), all with the same outer and inner."""
     if arrays[0].ndim <= 3 or all(array.flags.c_contiguous for array in arrays):
-        return tuple(three_axes(array, axis) for array in arrays)  # type: ignore[return-value]
+        found = [three_axes(array, axis) for array in arrays]
+        return tuple(view for view in found if view is not None)
     shape = arrays[0].shape
     groups: list[list[int]] = []
     for dimension in range(len(shape)):
@@ -92,7 +95,7 @@ def overlaps(output: Array, inputs: tuple[Array, ...]) -> bool:
 
 def _shares_memory(first: Array, second: Array) -> bool:
     try:
-        return np.shares_memory(first, second, max_work=10_000)
+        return np.shares_memory(first, second, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

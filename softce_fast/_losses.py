@@ -104,17 +104,13 @@ def cross_entropy(
     >>> round(float(loss), 3)
     0.417
     """
-    if (
-        axis == -1
-        and reduction == "mean"
-        and weight is sample_weight is denominator is dtype is None
-        and label_smoothing == 0
-        and z_loss == 0
-        and temperature == 1
-    ):
-        loss = _small_mean(logits, target, ignore_index, None)
-        if loss is not None:
-            return loss
+    if weight is sample_weight is denominator is dtype is None:
+        small = _small_mean(
+            logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
+            empty, False, None,
+        )  # fmt: skip
+        if small is not None:
+            return small[0]
     loss, _ = _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
         temperature, reduction, denominator, empty, dtype, False, None,
@@ -143,8 +139,9 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, \
-reduction, denominator, empty, dtype
+    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss
+        As in :func:`cross_entropy`.
+    temperature, reduction, denominator, empty, dtype
         As in :func:`cross_entropy`.
     grad_out : ndarray, optional
         Where to put the gradient: of the shape of `logits` and the dtype of the result, any
@@ -179,39 +176,68 @@ reduction, denominator, empty, dtype
     >>> grad.round(3)
     array([[-0.341,  0.242,  0.099]])
     """
-    if (
-        axis == -1
-        and reduction == "mean"
-        and weight is sample_weight is denominator is dtype is None
-        and label_smoothing == 0
-        and z_loss == 0
-        and temperature == 1
-        and type(logits) is np.ndarray
-    ):
-        grad = np.empty_like(logits) if grad_out is None else grad_out
-        loss = _small_mean(logits, target, ignore_index, grad)
-        if loss is not None:
-            return loss, grad
+    if weight is sample_weight is denominator is dtype is None:
+        small = _small_mean(
+            logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
+            empty, True, grad_out,
+        )  # fmt: skip
+        if small is not None:
+            return small
     return _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
         temperature, reduction, denominator, empty, dtype, True, grad_out,
     )  # fmt: skip
 
 
-def _small_mean(logits: Any, target: Any, ignore_index: int, grad: Any) -> Any:
-    """Return the loss of an ordinary small call, None (nothing done) for any other.
+def _small_mean(
+    logits: Any,
+    target: Any,
+    axis: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    temperature: Any,
+    reduction: Any,
+    empty: Any,
+    with_grad: bool,
+    grad_out: Any,
+) -> tuple[Any, Any] | None:
+    """Return loss and gradient of an ordinary small call, None (nothing done) for any other.
 
-    What is not ordinary, errors included, is left to the general way.
+    What is not ordinary, errors included, is left to the general way. So types are compared
+    exactly: an array may be equal to 1.0, too, and a masked array lends its memory.
     """
-    if type(logits) is np.ndarray and logits.ndim == 2 and logits.size < SERIAL_SIZE:
+    if (
+        type(logits) is np.ndarray
+        and logits.ndim == 2
+        and logits.size < SERIAL_SIZE
+        and type(target) is np.ndarray
+        and type(axis) is int
+        and axis == -1
+        and type(ignore_index) is int
+        and type(label_smoothing) is float
+        and label_smoothing == 0.0
+        and type(z_loss) is float
+        and z_loss == 0.0
+        and type(temperature) is float
+        and temperature == 1.0
+        and type(reduction) is str
+        and reduction == "mean"
+        and type(empty) is str
+        and empty == "nan"
+        and (grad_out is None or type(grad_out) is np.ndarray)
+    ):
         dtype = logits.dtype
         kernels = loaded_kernels.get(dtype)
         if kernels is not None:
+            grad = grad_out
+            if with_grad and grad is None:
+                grad = np.empty(logits.shape, dtype)
             try:
                 loss = kernels.cross_entropy_small(logits, target, grad, ignore_index)
             except (BufferError, OverflowError, TypeError, ValueError):
                 return None
-            return None if loss is None else dtype.type(loss)
+            return None if loss is None else (dtype.type(loss), grad)
     return None
 
 
@@ -289,20 +315,18 @@ def _cross_entropy(
             dtype=result_dtype, grad_out=grad_out,
         )  # fmt: skip
         return loss, grad
-    grad = grad_out
-    if with_grad and grad is None:
-        grad = np.empty(array.shape, result_dtype)
+    output = np.empty(array.shape, result_dtype) if with_grad and grad_out is None else grad_out
     losses = np.empty(row_shape, result_dtype) if reduction == "none" else None
-    summed = None
+    summed: Any = None
     if array.dtype == result_dtype:
-        summed = _direct(array, axis, call, losses, grad)
+        summed = _direct(array, axis, call, losses, output)
     if summed is None:
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            summed = _staged(array, axis, call, losses, grad, compute_dtype)
+            summed = _staged(array, axis, call, losses, output, compute_dtype)
     if summed is False:
         _checks.check_labels(given, classes, ignore_index)
     if losses is not None:
-        return (losses if row_shape else losses[()]), grad
+        return (losses if row_shape else losses[()]), output
     loss, divisor = summed
     if call.mean:
         if divisor != 0:
@@ -312,7 +336,7 @@ def _cross_entropy(
         else:
             loss = 0.0 if call.empty_is_zero else math.nan
     with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
-        return np.float64(loss).astype(result_dtype), grad
+        return np.float64(loss).astype(result_dtype), output
 
 
 def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array, int]:
@@ -332,9 +356,7 @@ def _as_real(value: Any, dtype: DType, check: Callable[[Any], Array]) -> Array |
     return None if value is None else np.ascontiguousarray(check(value), dtype)
 
 
-def _direct(
-    array: Array, axis: int, call: _Call, losses: Array | None, grad: Array | None
-) -> Any:
+def _direct(array: Array, axis: int, call: _Call, losses: Array | None, grad: Array | None) -> Any:
     """Run the kernels on the arrays themselves; None if they cannot be seen in three axes."""
     kernels = kernels_for(array.dtype)
     arrays = [item for item in (array, call.probabilities, grad) if item is not None]
@@ -344,9 +366,7 @@ def _direct(
     if views is None:
         return None
     probabilities = None if call.probabilities is None else views[1]
-    return _run(
-        kernels, views[0], call, probabilities, losses, None if grad is None else views[-1]
-    )
+    return _run(kernels, views[0], call, probabilities, losses, None if grad is None else views[-1])
 
 
 def _run(
@@ -416,9 +436,7 @@ def _staged(
         target = None
         if probabilities is not None:
             target = np.ascontiguousarray(probabilities[block], dtype).reshape(-1, classes, 1)
-        summed, _ = _run(
-            kernels, view, part, target, block_losses, None if grad is None else view
-        )
+        summed, _ = _run(kernels, view, part, target, block_losses, None if grad is None else view)
         total += summed
         if losses is not None:
             losses[block] = block_losses

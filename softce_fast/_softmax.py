@@ -79,8 +79,8 @@ def softmax(
 
     References
     ----------
-    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax
-       functions", IMA Journal of Numerical Analysis 41 (2021), describe the shifted form.
+    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and
+       softmax functions", IMA Journal of Numerical Analysis 41 (2021), analyse the shifted form.
 
     Examples
     --------
@@ -89,8 +89,8 @@ def softmax(
     >>> sf.softmax(np.array([2.0, 1.0, 0.1])).round(3)
     array([0.659, 0.242, 0.099])
     """
-    if axis == -1 and where is dtype is None and temperature == 1 and empty == "nan":
-        result = _small(x, out, False)
+    if where is dtype is None:
+        result = _small(x, axis, temperature, empty, out, False)
         if result is not None:
             return result
     return _normalize(x, axis, where, temperature, empty, dtype, out, False)
@@ -150,8 +150,8 @@ def log_softmax(
     >>> sf.log_softmax(np.array([20.0, 0.0, 0.0], dtype=np.float32)).tolist()[0]
     -4.122307...e-09
     """
-    if axis == -1 and where is dtype is None and temperature == 1 and empty == "nan":
-        result = _small(x, out, True)
+    if where is dtype is None:
+        result = _small(x, axis, temperature, empty, out, True)
         if result is not None:
             return result
     return _normalize(x, axis, where, temperature, empty, dtype, out, True)
@@ -347,12 +347,24 @@ def log_softmax_backward(
     return reference.log_softmax_backward(grad_output, output, axis, out=out)
 
 
-def _small(x: Any, out: Any, log: bool) -> Array | None:
+def _small(x: Any, axis: Any, temperature: Any, empty: Any, out: Any, log: bool) -> Array | None:
     """Return the result of an ordinary small call, None (nothing done) for any other.
 
-    What is not ordinary, errors included, is left to the general way.
+    What is not ordinary, errors included, is left to the general way. So types are compared
+    exactly: an array may be equal to 1.0, too, and a masked array lends its memory.
     """
-    if type(x) is np.ndarray and x.ndim == 2 and x.size < SERIAL_SIZE:
+    if (
+        type(x) is np.ndarray
+        and x.ndim == 2
+        and x.size < SERIAL_SIZE
+        and type(axis) is int
+        and axis == -1
+        and type(temperature) is float
+        and temperature == 1.0
+        and type(empty) is str
+        and empty == "nan"
+        and (out is None or type(out) is np.ndarray)
+    ):
         kernels = loaded_kernels.get(x.dtype)
         if kernels is not None:
             result = np.empty(x.shape, x.dtype) if out is None else out
@@ -380,19 +392,15 @@ def _normalize(
     if result_dtype is None or kernels is None:
         result_dtype = _checks.result_dtype(array.dtype, dtype)
     ndim = array.ndim
-    axes = (ndim - 1,) if axis == -1 and ndim else _checks.normalize_axes(axis, ndim)
+    axes = _checks.normalize_axes(axis, ndim)
     mask = None if where is None else _checks.check_where(where, array.shape)
-    if temperature != 1.0:
-        temperature = _checks.check_temperature(temperature)
-    if empty != "nan":
-        _checks.check_empty(empty)
+    temperature = _checks.check_temperature(temperature)
+    _checks.check_empty(empty)
     if out is None:
         result = np.empty(array.shape, result_dtype)
     else:
         _checks.check_out(out, array.shape, result_dtype)
-        if out is not array and _layout.overlaps(
-            out, (array,) if mask is None else (array, mask)
-        ):
+        if out is not array and _layout.overlaps(out, (array,) if mask is None else (array, mask)):
             raise ValueError("out overlaps the input without being the same array")
         result = out
     if array.size == 0:
@@ -434,16 +442,12 @@ def _staged(array: Array, result: Array, mask: Array | None, axes: tuple[int, ..
     array, result = array.transpose(order), result.transpose(order)
     mask = None if mask is None else mask.transpose(order)
     row_axes = array.ndim - len(axes)
-    for block in _layout.row_blocks(
-        array.shape[:row_axes], math.prod(array.shape[row_axes:])
-    ):
-        block = (*block, ...)  # so that no axis at all gives an array, too, not a scalar
-        yield array[block], result[block], None if mask is None else mask[block]
+    for block in _layout.row_blocks(array.shape[:row_axes], math.prod(array.shape[row_axes:])):
+        index: Any = (*block, ...)  # so that no axis at all gives an array, too, not a scalar
+        yield array[index], result[index], None if mask is None else mask[index]
 
 
-def _gathered(
-    rows: Array, mask: Array | None, class_axes: int, dtype: np.dtype[Any]
-) -> Array:
+def _gathered(rows: Array, mask: Array | None, class_axes: int, dtype: np.dtype[Any]) -> Array:
     """Return a contiguous copy of a block as (rows, classes), -inf where the mask is False."""
     buffer = np.empty(rows.shape, dtype)
     buffer[...] = rows

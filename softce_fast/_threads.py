@@ -139,8 +139,8 @@ def _group_quota() -> int:
 def read_group_quota(root: Path) -> int:
     """Return the CPUs that the control group may use, rounded up; a large number for no limit.
 
-    Both layouts are read below `root`: version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``),
-    in the group of this process and in every group above it.
+    Both layouts are read below `root`, version 2 (``cpu.max``) and version 1
+    (``cpu.cfs_quota_us``), in the group of this process and in every group above it.
     """
     limits: list[float] = []
     for folder in _group_folders(root):

@@ -85,22 +85,26 @@ def test_thread_counts_of_half_types(isa: str, half_dtype: np.dtype, classes: in
     check_thread_counts(*batch(classes, half_dtype, 280_000))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
     "shape", [(150_000, 2), (70_000, 5), (3001, 100), (300, 1000), (31, 8193), (7, 40_000)]
 )
 def test_reduced_losses_on_thread_counts(
-    isa: str, full_dtype: np.dtype, shape: tuple[int, int], reduction: str
+    isa: str, full_dtype: np.dtype, shape: tuple[int, int], axis: int
 ) -> None:
     logits, labels = batch(shape[1], full_dtype, shape[0] * shape[1])
-    with sf.num_threads(1):
-        expected = sf.cross_entropy_with_grad(logits, labels, reduction=reduction)
-    for count in THREAD_COUNTS[1:]:
-        with sf.num_threads(count):
-            loss, grad = sf.cross_entropy_with_grad(logits, labels, reduction=reduction)
-            assert_same_bits(loss, expected[0], count)
-            assert_same_bits(grad, expected[1], count)
-            assert_same_bits(sf.cross_entropy(logits, labels, reduction=reduction), expected[0])
+    if axis == 0:
+        logits = np.ascontiguousarray(logits.T)
+    for reduction in ("mean", "sum"):
+        with sf.num_threads(1):
+            expected = sf.cross_entropy_with_grad(logits, labels, axis, reduction=reduction)
+        for count in THREAD_COUNTS[1:]:
+            with sf.num_threads(count):
+                loss, grad = sf.cross_entropy_with_grad(logits, labels, axis, reduction=reduction)
+                assert_same_bits(loss, expected[0], reduction, count)
+                assert_same_bits(grad, expected[1], reduction, count)
+                alone = sf.cross_entropy(logits, labels, axis, reduction=reduction)
+                assert_same_bits(alone, expected[0], reduction, count)
 
 
 def check_slices(logits: Array, labels: Array) -> None:

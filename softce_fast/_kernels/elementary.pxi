@@ -1,9 +1,10 @@
 # exp and log on vectors, and the reference point of a row.
 #
 # Subtracting the maximum of a row and rounding the difference is where a softmax usually loses its
-# digits. Here each exponential is split, exp(x/T) = exp(r/T) * 2**(n/STEPS), |r/T| <= ln(2)/(2*STEPS),
-# and a power of two common to the row, 2**exponent, is taken out exactly. Only where |maximum| is so large that
-# subtracting it is exact for every element that matters is it subtracted: the row's `shift`.
+# digits. Here each exponential is split, exp(x/T) = exp(r/T) * 2**(n/STEPS) with
+# |r/T| <= ln(2)/(2*STEPS), and a power of two common to the row, 2**exponent, is taken out
+# exactly. Only where |maximum| is so large that subtracting it is exact for every element that
+# matters is it subtracted: the row's `shift`.
 #
 # The coefficients come from tools/coefficients.py.
 
@@ -21,8 +22,8 @@ cdef struct Scale:
     real ln2_high        # ln(2) / STEPS * temperature in pieces, so that n * ln2_high is exact or
     real ln2_middle      # fused; the middle one is used without fused multiply-adds only
     real ln2_low
-    real shift_limit     # Largest |maximum| served without a shift. An element in exp's range of a
-                         # larger one is within a factor of 2 of it: the subtraction is exact.
+    real shift_limit     # largest |maximum| served without a shift: an element in exp's range of a
+    #                      larger one is within a factor of 2 of it, the subtraction is exact
     bint tempered        # temperature != 1
 
 

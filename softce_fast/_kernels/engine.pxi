@@ -1,15 +1,15 @@
 # The way of a batch through a kernel.
 #
-# rows -> tasks (a fixed number of rows, whatever the number of threads) -> groups of up to LANES rows
-# -> chunks of CHUNK classes. A group goes through three steps:
+# rows -> tasks (a fixed number of rows, whatever the number of threads) -> groups of up to LANES
+# rows -> chunks of CHUNK classes. A group goes through three steps:
 #
 #   forward   maximum, reference and sum of exponentials of each chunk; the chunks merged
 #   finish    what the operation makes of a row's sums: a loss, a factor, a constant (vectors: one
 #             row in each lane)
 #   write     the output, if there is one
 #
-# Forward and write exist twice: for single rows (rows.pxi) and for tiles (tile.pxi). Both give the same
-# bits, so which one serves a group is a matter of speed alone. Few long rows are shared out by
+# Forward and write exist twice: for single rows (rows.pxi) and for tiles (tile.pxi). Both give the
+# same bits, so which one serves a group is a matter of speed alone. Few long rows are shared out by
 # chunks instead of rows; the chunks are the same ones.
 
 cdef enum Operation:
@@ -132,7 +132,7 @@ cdef inline Py_ssize_t row_offset(const Array *array, Py_ssize_t row) noexcept n
 cdef inline Py_ssize_t offsets_of_rows(
     const Array *array, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t *offsets
 ) noexcept nogil:
-    """Fill in the offsets of rows; return the stride if they are LANES rows at even steps, else 0."""
+    """Fill in the offsets of rows; return the step if they are LANES rows at even ones, else 0."""
     cdef Py_ssize_t k, base
     cdef Py_ssize_t stride = array.row_stride
     if stride == 0 and first // array.inner_length == (first + rows - 1) // array.inner_length:
@@ -482,7 +482,9 @@ cdef inline void finish_log_softmax(Group *group, const Problem *problem) noexce
         group.factor = pair_select(empty, pair_from(zero), group.factor)
 
 
-cdef inline vector log_total_over_maximum(const Group *group, const Problem *problem) noexcept nogil:
+cdef inline vector log_total_over_maximum(
+    const Group *group, const Problem *problem
+) noexcept nogil:
     """log(sum(exp((x - maximum) / T))), where the pivot is the maximum."""
     cdef Pair own = exponential_pair(group.maximum, group.reference, &problem.scale)
     return negative_log_share(
@@ -590,7 +592,9 @@ cdef inline vector label_class_weights(const Group *group, const Problem *proble
     return vector_get(weight)
 
 
-cdef inline vector log_excess(Pair total, const Group *group, const Problem *problem) noexcept nogil:
+cdef inline vector log_excess(
+    Pair total, const Group *group, const Problem *problem
+) noexcept nogil:
     """log(sum(exp((x - maximum) / T))), where the pivot is not the maximum."""
     cdef Pair own = exponential_pair(group.maximum, group.reference, &problem.scale)
     cdef vector zero = vector_set(0.0)
@@ -606,7 +610,7 @@ cdef inline vector log_excess(Pair total, const Group *group, const Problem *pro
 cdef inline Pair with_exact_maximum(
     Pair total, const Group *group, const Problem *problem, mask where_
 ) noexcept nogil:
-    """Add what the exponential of the maximum lost: in a confident row it is all the error there is."""
+    """Add what the exponential of the maximum lost: all the error that a confident row has."""
     cdef Pair top = exponential_pair(group.maximum, group.reference, &problem.scale)
     total.low = vector_add(total.low, vector_select(where_, top.low, vector_set(0.0)))
     return total
@@ -628,7 +632,8 @@ cdef inline void group_results(Group *group, const Problem *problem, real *resul
             results[k] = result[k]
     if problem.result.data != NULL:
         for k in range(group.rows):
-            storage_write(problem.result.data + row_offset(&problem.result, group.first + k), result[k])
+            storage_write(
+                problem.result.data + row_offset(&problem.result, group.first + k), result[k])
 
 
 cdef bint row_has_nan(const Problem *problem, Py_ssize_t offset) noexcept nogil:
@@ -903,7 +908,7 @@ cdef inline void run_rows(
 cdef inline void run_tiles(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
 ) noexcept nogil:
-    """A batch of tiles goes through each step before the next: the tiles do not wait for each other."""
+    """A batch of tiles goes through each step before the next: no tile waits for another."""
     cdef Py_ssize_t row = first, chunk, k, tiles
     cdef Group[BATCH] groups
     cdef ChunkState *states

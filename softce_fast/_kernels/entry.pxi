@@ -1,5 +1,5 @@
-# What Python calls. Arguments were checked before (softce_fast/_validate.py); here a call is planned,
-# memory for it is taken once, and the GIL is released while it runs.
+# What Python calls. Arguments were checked before (softce_fast/_checks.py); here a call is
+# planned, memory for it is taken once, and the GIL is released while it runs.
 
 cdef enum:
     # Work (exponentials) that pays for waking one more thread.
@@ -23,7 +23,9 @@ cdef enum:
     SCAN_PER_TASK = 65536
 
 
-cdef Array array_from(const char *data, const Py_ssize_t *shape, const Py_ssize_t *strides) noexcept:
+cdef Array array_from(
+    const char *data, const Py_ssize_t *shape, const Py_ssize_t *strides
+) noexcept:
     """Describe a 3-d array (outer, class, inner)."""
     cdef Array array
     array.data = <char *>data
@@ -214,7 +216,7 @@ def softmax(
 
 
 def softmax_small(const storage[:, :] logits, storage[:, :] output, bint log):
-    """Write softmax or log_softmax along the last axis on one thread, if the call is an ordinary one.
+    """Write softmax or log_softmax along the last axis on one thread, of an ordinary call.
 
     Returns False, with nothing done, if shapes differ, the arrays overlap in part, or are empty.
     """
@@ -393,7 +395,8 @@ def cross_entropy(
 
 
 def cross_entropy_small(
-    const storage[:, :] logits, const int64_t[:] labels, storage[:, :] gradient, int64_t ignore_index
+    const storage[:, :] logits, const int64_t[:] labels, storage[:, :] gradient,
+    int64_t ignore_index,
 ):
     """Return the mean loss on one thread, writing its gradient if asked to, of an ordinary call.
 

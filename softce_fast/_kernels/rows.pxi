@@ -59,7 +59,8 @@ cdef inline Pair row_exponentials(
 ) noexcept nogil:
     """Return the sum of the exponentials but the pivot's, lane by lane; keep them if asked to.
 
-    What lies `ahead` bytes on is fetched from memory meanwhile: it is worked on next. `keep` and `tempered` are constants where this is called, to keep branches out of the loop.
+    What lies `ahead` bytes on is fetched from memory meanwhile: it is worked on next. `keep` and
+    `tempered` are constants where this is called, to keep branches out of the loop.
     """
     cdef Scale local = scale_with(scale_, tempered)
     cdef Scale *scale = &local

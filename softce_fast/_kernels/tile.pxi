@@ -1,15 +1,15 @@
 # Tile passes: LANES rows side by side, one row in each lane.
 #
-# A tile holds class c of its rows at tile[c * LANES]. How the rows lie in memory matters only when a
-# tile is filled and when it is emptied; the arithmetic between is that of the row passes, operation
-# by operation and in the same order, so that a row comes out the same, bit for bit.
+# A tile holds class c of its rows at tile[c * LANES]. How the rows lie in memory matters only when
+# a tile is filled and when it is emptied; the arithmetic between is that of the row passes,
+# operation by operation and in the same order, so that a row comes out the same, bit for bit.
 
 
 cdef inline void tile_load(
     real *tile, const char *x, Py_ssize_t class_stride, Py_ssize_t row_stride,
     const Py_ssize_t *offsets, Py_ssize_t n, Py_ssize_t rows,
 ) noexcept nogil:
-    """Fill a tile with n classes; `offsets` are those of the rows, even steps of row_stride if not 0."""
+    """Fill a tile with n classes; `row_stride` is the step between `offsets`, 0 if uneven."""
     cdef vector[QUARTER_LANES] columns
     cdef Py_ssize_t c, k, start
     if rows == LANES and row_stride == sizeof(storage):
