@@ -51,6 +51,15 @@ isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
 loaded_kernels: dict[np.dtype[Any], ModuleType] = {}
 
 
+# Beyond these the kernels' constants, multiples of the temperature, leave the range of float32.
+TEMPERATURES = (1e-20, 1e20)
+
+
+def takes(temperature: float) -> bool:
+    """Tell whether the kernels take a temperature; the others are left to plain NumPy."""
+    return TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
+
+
 def kernels_for(dtype: np.dtype[Any]) -> Kernels:
     """Return the kernels for a dtype in native byte order, None if there are none.
 

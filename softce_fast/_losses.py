@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks, _layout, reference
-from ._dispatch import kernels_for, loaded_kernels
+from ._dispatch import kernels_for, loaded_kernels, takes
 from ._threads import SERIAL_SIZE, threads_for
 
 Array = NDArray[Any]
@@ -104,7 +104,7 @@ def cross_entropy(
     >>> round(float(loss), 3)
     0.417
     """
-    if weight is sample_weight is denominator is dtype is None:
+    if weight is None and sample_weight is None and denominator is None and dtype is None:
         small = _small_mean(
             logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
             empty, False, None,
@@ -176,7 +176,7 @@ def cross_entropy_with_grad(
     >>> grad.round(3)
     array([[-0.341,  0.242,  0.099]])
     """
-    if weight is sample_weight is denominator is dtype is None:
+    if weight is None and sample_weight is None and denominator is None and dtype is None:
         small = _small_mean(
             logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
             empty, True, grad_out,
@@ -307,7 +307,7 @@ def _cross_entropy(
         if grad_out is not array and _layout.overlaps(grad_out, (array, given)):
             raise ValueError("grad_out overlaps an input without being the same array")
     kernels = kernels_for(compute_dtype)
-    if kernels is None or array.size == 0:
+    if kernels is None or array.size == 0 or not takes(call.temperature):
         loss, grad = reference.cross_entropy_with_grad(
             array, given, axis, weight=weight, sample_weight=sample_weight,
             ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks, _layout, reference
-from ._dispatch import kernels_for, loaded_kernels
+from ._dispatch import kernels_for, loaded_kernels, takes
 from ._threads import SERIAL_SIZE, threads_for
 
 Array = NDArray[Any]
@@ -405,6 +405,8 @@ def _normalize(
         result = out
     if array.size == 0:
         return result
+    if not takes(temperature):
+        kernels = None
     if kernels is not None and mask is None and len(axes) == 1 and result.dtype == array.dtype:
         views = _layout.three_axes_together((array, result), axes[0])
         if views is not None:
@@ -418,7 +420,7 @@ def _normalize(
             )
             return result
     kernels = kernels_for(_checks.compute_dtype(result_dtype))
-    if kernels is None:
+    if kernels is None or not takes(temperature):
         function = reference.log_softmax if log else reference.softmax
         result[...] = function(
             array, axes, where=mask, temperature=temperature, empty=empty, dtype=result_dtype

@@ -58,7 +58,8 @@ cdef struct Problem:
     const real *class_weight
     double class_weight_sum
     Scale scale
-    double *task_losses     # the sum of the losses of each task
+    double *task_losses     # the sum of the losses of each task,
+    real *row_losses        # or, where rows are long, the loss of each row
     real gradient_scale     # weight of a row's loss in the reduced one
     real label_smoothing
     real z_loss
@@ -464,9 +465,13 @@ cdef inline void finish_softmax(Group *group, const Problem *problem) noexcept n
         group.others, group, problem, vector_equal(zero, zero))
     group.factor = pair_quotient(vector_set(OUTPUT_SCALE), total)
     if problem.empty_is_zero:
-        group.factor = pair_select(
-            vector_equal(group.maximum, vector_set(NEGATIVE_INFINITY)), pair_from(zero),
-            group.factor)
+        group.factor = pair_select(row_is_empty(group), pair_from(zero), group.factor)
+
+
+cdef inline mask row_is_empty(const Group *group) noexcept nogil:
+    """Whether there is no finite element: a NaN, which is never the maximum, is in the sum."""
+    return vector_equal(
+        vector_add(group.others.high, group.maximum), vector_set(NEGATIVE_INFINITY))
 
 
 cdef inline void finish_log_softmax(Group *group, const Problem *problem) noexcept nogil:
@@ -475,9 +480,7 @@ cdef inline void finish_log_softmax(Group *group, const Problem *problem) noexce
     group.minus = group.maximum
     group.factor = pair_from(log_total_over_maximum(group, problem))
     if problem.empty_is_zero:
-        # A NaN in the row would be in the sum.
-        empty = vector_equal(
-            vector_add(group.others.high, group.maximum), vector_set(NEGATIVE_INFINITY))
+        empty = row_is_empty(group)
         group.minus = vector_select(empty, zero, group.minus)
         group.factor = pair_select(empty, pair_from(zero), group.factor)
 
@@ -612,6 +615,8 @@ cdef inline Pair with_exact_maximum(
 ) noexcept nogil:
     """Add what the exponential of the maximum lost: all the error that a confident row has."""
     cdef Pair top = exponential_pair(group.maximum, group.reference, &problem.scale)
+    if problem.classes == 1:
+        return total    # the quotient is to be 1
     total.low = vector_add(total.low, vector_select(where_, top.low, vector_set(0.0)))
     return total
 
@@ -627,7 +632,7 @@ cdef inline void group_results(Group *group, const Problem *problem, real *resul
         for k in range(group.rows):
             if maximum[k] == -NEGATIVE_INFINITY and not row_has_nan(problem, group.offsets[k]):
                 result[k] = maximum[k]
-    if problem.task_losses != NULL:
+    if problem.task_losses != NULL or problem.row_losses != NULL:
         for k in range(group.rows):
             results[k] = result[k]
     if problem.result.data != NULL:
@@ -875,6 +880,8 @@ cdef void run_task(const Problem *problem, Py_ssize_t task, char *memory) noexce
     cdef Scratch scratch
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
+    if problem.row_losses != NULL:
+        scratch.results = problem.row_losses + first
     if problem.by_tiles:
         run_tiles(problem, first, stop, &scratch)
     else:
@@ -978,8 +985,8 @@ cdef void merge_row(
     group_merge(group, problem, states + row * problem.chunks)
     group_finish(group, problem)
     group_results(group, problem, result)
-    if problem.task_losses != NULL:
-        problem.task_losses[row] = result[0]
+    if problem.row_losses != NULL:
+        problem.row_losses[row] = result[0]
     environment_leave(before)
 
 

@@ -126,7 +126,7 @@ cdef void choose_plan(Problem *problem) noexcept:
                 problem.rows_per_group * (problem.batch if problem.by_tiles else 1)
                 * problem.logits.row_stride)
     problem.rows_per_task = max(
-        <Py_ssize_t>LANES if problem.classes <= CHUNK else 1,
+        <Py_ssize_t>LANES if problem.classes <= CHUNK or problem.by_tiles else 1,
         min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))
 
 
@@ -137,6 +137,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     cdef double total = 0
     cdef char *memory = NULL
     cdef double *sums = NULL
+    cdef real *row_losses = NULL
     cdef ChunkState *states = NULL
     cdef Group *groups = NULL
     cdef bint long_rows
@@ -152,7 +153,11 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     tasks = (problem.rows + problem.rows_per_task - 1) // problem.rows_per_task
     n_threads = <int>min(<Py_ssize_t>n_threads, tasks * (problem.chunks if long_rows else 1))
     try:
-        if sum_results:
+        if sum_results and problem.classes > CHUNK:
+            # How long rows are shared out may depend on the threads; their sum may not.
+            row_losses = <real *>aligned_memory(problem.rows * sizeof(real))
+            problem.row_losses = row_losses
+        elif sum_results:
             sums = <double *>aligned_memory(tasks * sizeof(double))
             problem.task_losses = sums
         per_thread = scratch_size(problem)
@@ -186,12 +191,15 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
             # Over before another thread could take the GIL.
             for task in range(tasks):
                 run_task(problem, task, memory)
-        if sum_results:
+        if row_losses != NULL:
+            total = sum_in_double(row_losses, problem.rows)
+        elif sums != NULL:
             for task in range(tasks):
                 total += sums[task]
     finally:
         free(memory)
         free(sums)
+        free(row_losses)
         free(states)
         free(groups)
     return total
