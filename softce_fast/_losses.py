@@ -304,7 +304,8 @@ def _cross_entropy(
     )
     if grad_out is not None:
         _checks.check_out(grad_out, array.shape, result_dtype, "grad_out")
-        if grad_out is not array and _layout.overlaps(grad_out, (array, given)):
+        inputs = (array, given, call.class_weight, call.sample_weight)
+        if _layout.overlaps(grad_out, tuple(item for item in inputs if item is not None)):
             raise ValueError("grad_out overlaps an input without being the same array")
     kernels = kernels_for(compute_dtype)
     if kernels is None or array.size == 0 or not takes(call.temperature):

@@ -495,10 +495,11 @@ cdef inline vector log_total_over_maximum(
 
 
 cdef inline vector product_or_zero(vector coefficient, vector x) noexcept nogil:
-    """coefficient * x, with 0 * inf = 0."""
+    """coefficient * x, with 0 * inf = 0; a NaN stays one."""
     cdef vector zero = vector_set(0.0)
     return vector_select(
-        vector_equal(coefficient, zero), zero, vector_multiply(coefficient, x))
+        vector_equal(coefficient, zero), vector_select(vector_equal(x, x), zero, x),
+        vector_multiply(coefficient, x))
 
 
 cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noexcept nogil:

@@ -301,7 +301,7 @@ INLINE unsigned vector_mask_bits(mask m) {
 }
 
 INLINE vector vector_absolute(vector a) {
-    const part_bits keep = ~((bits)1 << (8 * sizeof(real) - 1)) - (part_bits){0};
+    const part_bits keep = (bits)(((uint64_t)1 << (8 * sizeof(real) - 1)) - 1) - (part_bits){0};
 #define E(i) (part)((part_bits)a.p[i] & keep)
     return (vector)EACH_PART(E);
 #undef E
