@@ -57,7 +57,7 @@ bench: $(STAMPS)/built $(STAMPS)/extra-bench ## train on real images; softce_fas
 compare: $(STAMPS)/built $(STAMPS)/peers $(STAMPS)/extra-compare ## against PyTorch, JAX, Numba, ...
 	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
 
-lint: $(STAMPS)/built $(STAMPS)/extra-dev ## ruff, cython-lint, mypy
+lint: $(STAMPS)/built $(STAMPS)/extra-bench $(STAMPS)/extra-dev ## ruff, cython-lint, mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PATH="$(VENV)/bin:$$PATH" cython-lint softce_fast
