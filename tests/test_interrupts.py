@@ -29,6 +29,8 @@ def endless_logits(seconds_about: float) -> np.ndarray:
 def interrupted(threads: str) -> None:
     """Send SIGINT to this process in the middle of a call."""
     sf.set_num_threads(int(threads))
+    # A shell that starts the tests in the background has SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     x = endless_logits(1)
     labels = np.zeros(len(x), np.int64)
     inside = threading.Event()
