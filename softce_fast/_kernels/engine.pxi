@@ -56,7 +56,6 @@ cdef struct Problem:
     Array result            # logsumexp or loss of each row
     Array sample_weight     # of each row, in `real`
     const real *class_weight
-    double class_weight_sum
     Scale scale
     double *task_losses     # the sum of the losses of each task,
     real *row_losses        # or, where rows are long, the loss of each row
@@ -119,7 +118,6 @@ cdef struct Scratch:
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
     storage *target               # a row of class probabilities copied together
-    void *memory
 
 
 cdef inline Py_ssize_t row_offset(const Array *array, Py_ssize_t row) noexcept nogil:
