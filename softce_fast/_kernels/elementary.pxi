@@ -25,6 +25,7 @@ cdef struct Scale:
     real shift_limit     # largest |maximum| served without a shift: an element in exp's range of a
     #                      larger one is within a factor of 2 of it, the subtraction is exact
     bint tempered        # temperature != 1
+    bint shifted         # references may have a shift
 
 
 cdef struct Reference:
@@ -131,6 +132,7 @@ cdef Scale scale_for(double temperature) noexcept nogil:
         product_error(step, temperature) + 2.31904681384629956e-17 / STEPS * temperature)
     cdef double high, low
     scale.tempered = temperature != 1.0
+    scale.shifted = True
     scale.inverse = <real>(1.0 / temperature)
     scale.log2e = <real>(1.44269504088896341 * STEPS / temperature)
     scale.shift_limit = <real>((256.0 if sizeof(real) == 4 else 2048.0) * temperature)
@@ -148,10 +150,14 @@ cdef Scale scale_for(double temperature) noexcept nogil:
     return scale
 
 
-cdef inline Scale scale_with(const Scale *scale, bint tempered) noexcept nogil:
-    """A copy for a loop, with the flag as a constant that the compiler sees."""
+cdef inline Scale scale_with(const Scale *scale, bint general) noexcept nogil:
+    """A copy for a loop, its flags constants that the compiler sees.
+
+    Unless `general`, the temperature is 1 and no reference has a shift.
+    """
     cdef Scale local = scale[0]
-    local.tempered = tempered
+    local.tempered = general
+    local.shifted = general
     return local
 
 
@@ -182,12 +188,15 @@ cdef inline Split exponential_split(
     vector x, Reference reference, const Scale *scale
 ) noexcept nogil:
     cdef Split s
-    cdef vector rounder = vector_set(ROUNDER)
-    cdef vector base = vector_fma(reference.exponent, vector_set(STEPS), rounder)
-    cdef vector z, n, r, p
-    z = vector_maximum(exponential_floor(reference, scale), vector_subtract(x, reference.shift))
+    # Rounds to a whole number n, and leaves n less that of the reference in the low bits.
+    cdef vector rounder = vector_fnma(
+        reference.exponent, vector_set(STEPS), vector_set(POWER_ROUNDER))
+    cdef vector z = x, n, r, p
+    if scale.shifted:
+        z = vector_subtract(z, reference.shift)
+    z = vector_maximum(exponential_floor(reference, scale), z)
     n = vector_fma(z, vector_set(scale.log2e), rounder)
-    s.power = vector_power_of_two(n, base)
+    s.power = vector_power_of_two(n)
     r = split(z, vector_subtract(n, rounder), scale)
     if scale.tempered:
         r = vector_multiply(r, vector_set(scale.inverse))

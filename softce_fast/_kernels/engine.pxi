@@ -68,7 +68,8 @@ cdef struct Problem:
     bint by_tiles
     bint stream             # write the output past the caches
     bint keep               # exponentials of all chunks are kept from forward to write
-    bint assemble           # rows are put together before they are written in whole lines
+    bint assemble           # a group's rows are put together before they are written
+    bint write_behind       # a group's output is written while the next one is summed
     Py_ssize_t ahead        # bytes from what is worked on to what comes next
     size_t kept_stride      # numbers from one kept row, or tile, to the next
 
@@ -93,6 +94,7 @@ cdef struct Group:
     Py_ssize_t[16] output_offsets
     int64_t[16] labels
     vector active                 # 0 where the label is ignored, else 1
+    unsigned int ignored          # the same: bit k is row k
     vector label_logit            # set by tiles of one chunk
     vector label_weight           # class weight at the label, without what smoothing takes
     vector sample_weight
@@ -112,9 +114,9 @@ cdef struct Scratch:
     # Of one thread.
     ChunkState *states            # of all chunks of a group
     real *kept                    # exponentials: rows of a group, or its tile
-    real *unpacked                # rows of a tile, one behind the other
-    Py_ssize_t pending            # numbers in `unpacked` that wait for their cache line to fill,
-    storage *pending_at           # and where they go
+    ChunkState *states_behind     # the same of the group before,
+    real *kept_behind             # whose output is still to be written
+    Line line                     # its numbers are followed by the rows of a tile, unpacked
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
     storage *target               # a row of class probabilities copied together
@@ -175,6 +177,7 @@ cdef inline void group_open(
     group.at_label = group.minus
     group.dense_factor = group.minus
     group.active = vector_set(1.0)
+    group.ignored = 0
     group.row_stride = offsets_of_rows(&problem.logits, first, rows, group.offsets)
     if problem.output.data != NULL:
         group.output_row_stride = offsets_of_rows(
@@ -211,6 +214,7 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
             active[k] = 1
             if group.labels[k] == problem.ignore_index:
                 active[k] = 0
+                group.ignored |= <unsigned int>1 << k
                 group.labels[k] = 0
         group.active = vector_get(active)
     group.label_weight = vector_set(1.0)
@@ -240,12 +244,14 @@ cdef inline bint pivots_at_maximum(const Problem *problem) noexcept nogil:
 
 
 cdef inline void rows_forward(
-    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch,
+    const RowsOutput *behind,
 ) noexcept nogil:
-    """Fill the state of one chunk of the group, row by row."""
+    """Fill the state of one chunk of the group, row by row, and write the rows `behind`."""
     cdef Py_ssize_t start = chunk * CHUNK
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, pivot
+    cdef unsigned int written = 0
     cdef real *kept
     cdef const storage *x[16]
     cdef real[16] maximum
@@ -277,21 +283,61 @@ cdef inline void rows_forward(
         reference.shift = vector_set(shift[k])
         reference.exponent = vector_set(exponent[k])
         kept = scratch.kept + k * problem.kept_stride + start
-        if problem.scale.tempered:
+        if problem.scale.tempered or shift[k] != 0:
             total = row_exponentials(
                 x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True,
-                problem.ahead)
+                problem.ahead, NULL, FROM_KEPT)
+        elif behind != NULL and k < behind.group.rows and not (
+            (behind.low | behind.group.ignored) >> k & 1
+        ):
+            total = row_exponentials_writing(
+                x[k], n, pivot, reference, kept, problem, behind, k, scratch)
+            written |= <unsigned int>1 << k
         elif problem.keep:
             total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, kept, True, False, problem.ahead)
+                x[k], n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
+                NULL, FROM_KEPT)
         else:
             total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead)
+                x[k], n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
+                NULL, FROM_KEPT)
+        if behind != NULL and k < behind.group.rows and not written >> k & 1:
+            rows_write_row(behind, problem, k, scratch)
         vector_put(high + k * LANES, total.high)
         vector_put(low + k * LANES, total.low)
+    if behind != NULL:
+        for k in range(group.rows, behind.group.rows):
+            rows_write_row(behind, problem, k, scratch)
     state.others = rows_reduce(high, low, group.rows, n)
     if problem.dense:
         rows_spread(group, problem, chunk, x, maximum, state, scratch)
+
+
+cdef inline Pair row_exponentials_writing(
+    const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, real *kept,
+    const Problem *problem, const RowsOutput *behind, Py_ssize_t k, Scratch *scratch,
+) noexcept nogil:
+    """row_exponentials(), writing row k of another group meanwhile."""
+    cdef RowOutput row = rows_output_row(behind, problem, k, scratch)
+    cdef storage *out = <storage *>rows_output_address(behind, problem, k)
+    cdef RowWriter writer
+    cdef Pair total
+    row.dense = False
+    if problem.keep:
+        writer = writer_open(
+            &row, FROM_KEPT, n, &problem.scale, out, problem.stream, &scratch.line)
+        total = row_exponentials(
+            x, n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
+            &writer, FROM_KEPT)
+        writer_close(&writer, FROM_KEPT, &problem.scale)
+    else:
+        writer = writer_open(
+            &row, LOGARITHMS, n, &problem.scale, out, problem.stream, &scratch.line)
+        total = row_exponentials(
+            x, n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
+            &writer, LOGARITHMS)
+        writer_close(&writer, LOGARITHMS, &problem.scale)
+    return total
 
 
 cdef inline Coefficients coefficients_of(
@@ -331,6 +377,10 @@ cdef inline void rows_spread(
             coefficients_of(group, problem, k, chunk, scratch), total + k, spread + k)
     state.coefficients = vector_get(total)
     state.spread = vector_get(spread)
+
+
+cdef inline bint any_nonzero(vector v) noexcept nogil:
+    return vector_mask_bits(vector_greater(vector_absolute(v), vector_set(0.0))) != 0
 
 
 cdef inline void tile_fill(
@@ -376,7 +426,7 @@ cdef inline void tile_forward(
         sums.pivot = labels_in_chunk(group, chunk)
     elif pivots_at_maximum(problem):
         sums.pivot = tile_find(tile, n, state.maximum)
-    if problem.scale.tempered:
+    if problem.scale.tempered or any_nonzero(state.reference.shift):
         tile_sums(tile, n, &sums, state.reference, &problem.scale, True, True)
     elif problem.operation == CROSS_ENTROPY or pivots_at_maximum(problem):
         tile_sums(tile, n, &sums, state.reference, &problem.scale, True, False)
@@ -681,80 +731,122 @@ cdef inline mask chunk_is_low(const ChunkState *state) noexcept nogil:
     return vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high)
 
 
-cdef inline void rows_write(
-    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch
+cdef struct RowsOutput:
+    # What rows_write knows of a chunk of a group's rows.
+    const Group *group
+    Py_ssize_t chunk
+    Py_ssize_t n
+    const real *kept
+    real[16] minus
+    real[16] at_label
+    real[16] factor
+    real[16] factor_rest
+    real[16] dense_factor
+    real[16] shift
+    real[16] exponent
+    unsigned int low              # rows whose exponentials are to be computed again
+
+
+cdef inline RowsOutput rows_output_open(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const ChunkState *state,
+    const real *kept,
 ) noexcept nogil:
-    """Write one chunk of the group's rows, one after the other."""
-    cdef Py_ssize_t start = chunk * CHUNK
-    cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t k, c
-    cdef bint direct = problem.output.class_stride == sizeof(storage)
+    cdef RowsOutput rows
     cdef Reference references
     cdef Pair factors = chunk_output(group, problem, state, &references)
-    cdef RowOutput row
-    cdef char *out
-    cdef real[16] active
-    cdef real[16] minus
-    cdef real[16] at_label
-    cdef real[16] factor
-    cdef real[16] factor_rest
-    cdef real[16] dense_factor
-    cdef real[16] low
-    cdef real[16] shift
-    cdef real[16] exponent
-    vector_put(factor, factors.high)
-    vector_put(factor_rest, factors.low)
-    vector_put(shift, references.shift)
-    vector_put(exponent, references.exponent)
-    vector_put(minus, group.minus)
-    vector_put(active, group.active)
-    vector_put(at_label, group.at_label)
-    vector_put(dense_factor, group.dense_factor)
+    rows.group = group
+    rows.chunk = chunk
+    rows.n = chunk_length(problem, chunk)
+    rows.kept = kept + chunk * CHUNK
+    vector_put(rows.factor, factors.high)
+    vector_put(rows.factor_rest, factors.low)
+    vector_put(rows.shift, references.shift)
+    vector_put(rows.exponent, references.exponent)
+    vector_put(rows.minus, group.minus)
+    vector_put(rows.at_label, group.at_label)
+    vector_put(rows.dense_factor, group.dense_factor)
+    rows.low = 0
     if problem.chunks > 1 and problem.keep:
-        vector_put(low, vector_select(chunk_is_low(state), vector_set(1.0), vector_set(0.0)))
+        rows.low = vector_mask_bits(chunk_is_low(state))
+    return rows
+
+
+cdef inline RowOutput rows_output_row(
+    const RowsOutput *rows, const Problem *problem, Py_ssize_t k, Scratch *scratch
+) noexcept nogil:
+    cdef RowOutput row
+    cdef Py_ssize_t start = rows.chunk * CHUNK
+    row.kind = output_kind(problem)
+    row.label = rows.group.labels[k] - start
+    row.at_label = rows.at_label[k]
+    row.dense = problem.dense
+    if problem.dense:
+        row.coefficients = coefficients_of(rows.group, problem, k, rows.chunk, scratch)
+        row.dense_factor = vector_set(rows.dense_factor[k])
+    if row.kind == FROM_KEPT and rows.low >> k & 1:
+        row.kind = FROM_LOGITS
+    row.kept = rows.kept + k * problem.kept_stride
+    row.x = NULL
+    if row.kind != FROM_KEPT:
+        row.x = contiguous_row(
+            problem.logits.data + rows.group.offsets[k] + start * problem.logits.class_stride,
+            problem.logits.class_stride, rows.n, scratch.staged)
+    row.reference.shift = vector_set(rows.shift[k])
+    row.reference.exponent = vector_set(rows.exponent[k])
+    row.minus = vector_set(rows.minus[k])
+    row.factor.high = vector_set(rows.factor[k])
+    row.factor.low = vector_set(rows.factor_rest[k])
+    return row
+
+
+cdef inline char *rows_output_address(
+    const RowsOutput *rows, const Problem *problem, Py_ssize_t k
+) noexcept nogil:
+    return (
+        problem.output.data + rows.group.output_offsets[k]
+        + rows.chunk * CHUNK * problem.output.class_stride)
+
+
+cdef inline void rows_write_row(
+    const RowsOutput *rows, const Problem *problem, Py_ssize_t k, Scratch *scratch
+) noexcept nogil:
+    """Write one chunk of one row."""
+    cdef char *out = rows_output_address(rows, problem, k)
+    if problem.assemble:
+        out = <char *>(<storage *>scratch.line.numbers + scratch.line.pending + k * rows.n)
+    cdef bint direct = problem.output.class_stride == sizeof(storage)
+    cdef RowOutput row
+    cdef Py_ssize_t c
+    if rows.group.ignored >> k & 1:
+        if not problem.assemble:
+            line_flush(&scratch.line)
+        for c in range(rows.n):
+            storage_write(out + c * problem.output.class_stride, 0)
+        return
+    row = rows_output_row(rows, problem, k, scratch)
+    if direct:
+        row_write(
+            &row, rows.n, &problem.scale, <storage *>out,
+            problem.stream and not problem.assemble, &scratch.line)
+        return
+    row_write(&row, rows.n, &problem.scale, scratch.staged, False, &scratch.line)
+    for c in range(rows.n):
+        memcpy(out + c * problem.output.class_stride, scratch.staged + c, sizeof(storage))
+
+
+cdef inline void rows_write(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const ChunkState *state,
+    const real *kept, Scratch *scratch,
+) noexcept nogil:
+    """Write one chunk of the group's rows, one after the other."""
+    cdef RowsOutput rows = rows_output_open(group, problem, chunk, state, kept)
+    cdef Py_ssize_t k
     for k in range(group.rows):
-        out = problem.output.data + group.output_offsets[k] + start * problem.output.class_stride
-        row.kind = output_kind(problem)
-        row.label = -1
-        if problem.assemble:
-            out = <char *>(<storage *>scratch.unpacked + scratch.pending + k * n)
-        if problem.operation == CROSS_ENTROPY:
-            if active[k] == 0:
-                for c in range(n):
-                    storage_write(out + c * problem.output.class_stride, 0)
-                continue
-            row.label = group.labels[k] - start
-            row.at_label = at_label[k]
-        row.dense = problem.dense
-        if problem.dense:
-            row.coefficients = coefficients_of(group, problem, k, chunk, scratch)
-            row.dense_factor = vector_set(dense_factor[k])
-        if row.kind == FROM_KEPT and problem.chunks > 1 and low[k] != 0:
-            row.kind = FROM_LOGITS
-        if row.kind == FROM_KEPT:
-            row.x = NULL
-            row.kept = scratch.kept + k * problem.kept_stride + start
-        else:
-            row.x = contiguous_row(
-                problem.logits.data + group.offsets[k] + start * problem.logits.class_stride,
-                problem.logits.class_stride, n, scratch.staged)
-            row.kept = NULL
-        row.reference.shift = vector_set(shift[k])
-        row.reference.exponent = vector_set(exponent[k])
-        row.minus = vector_set(minus[k])
-        row.factor.high = vector_set(factor[k])
-        row.factor.low = vector_set(factor_rest[k])
-        if direct:
-            row_write(
-                &row, n, &problem.scale, <storage *>out, problem.stream and not problem.assemble)
-        else:
-            row_write(&row, n, &problem.scale, scratch.staged, False)
-            for c in range(n):
-                memcpy(out + c * problem.output.class_stride, scratch.staged + c, sizeof(storage))
+        rows_write_row(&rows, problem, k, scratch)
     if problem.assemble:
         lines_write(
-            scratch, <storage *>(problem.output.data + group.output_offsets[0]), group.rows * n,
-            problem.stream)
+            &scratch.line, <storage *>(problem.output.data + group.output_offsets[0]),
+            group.rows * rows.n, problem.stream)
 
 
 cdef inline void tile_write(
@@ -786,44 +878,37 @@ cdef inline void tile_write(
         and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage)
         and problem.output.class_stride == sizeof(storage)
     ):
-        tile_unpack(&output, n, &problem.scale, scratch.unpacked + scratch.pending)
-        lines_write(scratch, <storage *>(out + group.output_offsets[0]), n * LANES, problem.stream)
+        tile_unpack(&output, n, &problem.scale, scratch.line.numbers + scratch.line.pending)
+        lines_write(
+            &scratch.line, <storage *>(out + group.output_offsets[0]), n * LANES, problem.stream)
     else:
-        lines_flush(scratch)
+        line_flush(&scratch.line)
         tile_store(
             &output, n, &problem.scale, out, problem.output.class_stride, group.output_row_stride,
             group.output_offsets, group.rows, problem.stream)
 
 
-cdef inline void lines_write(
-    Scratch *scratch, storage *out, Py_ssize_t n, bint stream
-) noexcept nogil:
-    """Write n numbers of `unpacked`, behind those pending, in whole cache lines; keep the rest."""
+cdef inline void lines_write(Line *line, storage *out, Py_ssize_t n, bint stream) noexcept nogil:
+    """Write n numbers of a line, behind those pending, in whole cache lines; keep the rest."""
     cdef Py_ssize_t i = 0, head
-    out = out - scratch.pending
-    n += scratch.pending
-    if scratch.pending == 0:
+    out = out - line.pending
+    n += line.pending
+    if line.pending == 0:
         head = stream_head(out)
         if head > 0:
-            vector_store_first(out, vector_get(scratch.unpacked), head)
+            vector_store_first(out, vector_get(line.numbers), head)
             i = head
         elif head < 0:
             stream = False
     while i + LANES <= n:
         if stream:
-            vector_stream(out + i, vector_get(scratch.unpacked + i))
+            vector_stream(out + i, vector_get(line.numbers + i))
         else:
-            vector_store(out + i, vector_get(scratch.unpacked + i))
+            vector_store(out + i, vector_get(line.numbers + i))
         i += LANES
-    scratch.pending = n - i
-    scratch.pending_at = out + i
-    vector_put(scratch.unpacked, vector_get(scratch.unpacked + i))
-
-
-cdef inline void lines_flush(Scratch *scratch) noexcept nogil:
-    if scratch.pending > 0:
-        vector_store_first(scratch.pending_at, vector_get(scratch.unpacked), scratch.pending)
-        scratch.pending = 0
+    line.pending = n - i
+    line.at = out + i
+    vector_put(line.numbers, vector_get(line.numbers + i))
 
 
 # ---- tasks -------------------------------------------------------------------------------------
@@ -837,35 +922,42 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
     cdef size_t states = problem.chunks * sizeof(ChunkState)
-    cdef size_t kept = 0, unpacked = 0, staged = 0, results = 0, target = 0
+    cdef size_t kept = 0, numbers = 2 * LANES * sizeof(real), staged = 0, results = 0, target = 0
+    cdef size_t behind = 0
     if problem.by_tiles:
         states *= problem.batch
         # Logits, and for logarithms the exponentials behind them.
         kept = problem.batch * problem.kept_stride * sizeof(real)
-        unpacked = (columns + 3) * LANES * sizeof(real)
+        numbers += (columns + 1) * LANES * sizeof(real)
     else:
         if problem.keep:
             kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
         if problem.assemble:
-            unpacked = (problem.rows_per_group * columns + 3 * LANES) * sizeof(real)
+            numbers += (problem.rows_per_group * columns + LANES) * sizeof(real)
         staged = problem.rows_per_group * columns * sizeof(storage)
     if problem.task_losses != NULL:
         results = (problem.rows_per_task + LANES) * sizeof(real)
     if problem.operation == SOFT_CROSS_ENTROPY:
         target = columns * sizeof(storage)
+    states = round_up(states)
     kept = round_up(kept)
-    unpacked = round_up(unpacked)
+    numbers = round_up(numbers)
     staged = round_up(staged)
     results = round_up(results)
+    if problem.write_behind:
+        behind = states + kept
     if scratch != NULL:
         scratch.states = <ChunkState *>memory
         scratch.kept = <real *>(memory + states)
-        scratch.unpacked = <real *>(memory + states + kept)
-        scratch.staged = <storage *>(memory + states + kept + unpacked)
-        scratch.results = <real *>(memory + states + kept + unpacked + staged)
-        scratch.target = <storage *>(memory + states + kept + unpacked + staged + results)
-        scratch.pending = 0
-    return round_up(states + kept + unpacked + staged + results + target)
+        scratch.states_behind = <ChunkState *>(memory + behind)
+        scratch.kept_behind = <real *>(memory + behind + states)
+        memory += behind + states + kept
+        scratch.line.numbers = <real *>memory
+        scratch.line.pending = 0
+        scratch.staged = <storage *>(memory + numbers)
+        scratch.results = <real *>(memory + numbers + staged)
+        scratch.target = <storage *>(memory + numbers + staged + results)
+    return round_up(behind + states + kept + numbers + staged + results + target)
 
 
 cdef inline size_t round_up(size_t size) noexcept nogil:
@@ -896,19 +988,33 @@ cdef inline void run_rows(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
 ) noexcept nogil:
     cdef Py_ssize_t row = first, chunk
-    cdef Group group
+    cdef Group[2] groups
+    cdef Group *group = groups
+    cdef Group *before = groups + 1
+    cdef RowsOutput behind
+    before.rows = 0
     while row < stop:
-        group_open(&group, problem, row, min(problem.rows_per_group, stop - row))
+        group_open(group, problem, row, min(problem.rows_per_group, stop - row))
         for chunk in range(problem.chunks):
-            rows_forward(&group, problem, chunk, scratch.states + chunk, scratch)
-        group_merge(&group, problem, scratch.states)
-        group_finish(&group, problem)
-        group_results(&group, problem, scratch.results + (row - first))
-        if problem.output.data != NULL:
-            for chunk in range(problem.chunks):
-                rows_write(&group, problem, chunk, scratch.states + chunk, scratch)
+            if before.rows > 0:
+                behind = rows_output_open(
+                    before, problem, chunk, scratch.states_behind + chunk, scratch.kept_behind)
+            rows_forward(
+                group, problem, chunk, scratch.states + chunk, scratch,
+                &behind if before.rows > 0 else NULL)
+        group_merge(group, problem, scratch.states)
+        group_finish(group, problem)
+        group_results(group, problem, scratch.results + (row - first))
         row += group.rows
-    lines_flush(scratch)
+        if problem.write_behind and row < stop:
+            group, before = before, group
+            scratch.states, scratch.states_behind = scratch.states_behind, scratch.states
+            scratch.kept, scratch.kept_behind = scratch.kept_behind, scratch.kept
+        elif problem.output.data != NULL:
+            for chunk in range(problem.chunks):
+                rows_write(
+                    group, problem, chunk, scratch.states + chunk, scratch.kept, scratch)
+    line_flush(&scratch.line)
 
 
 cdef inline void run_tiles(
@@ -940,7 +1046,7 @@ cdef inline void run_tiles(
                         groups + k, problem, chunk,
                         scratch.states + k * problem.chunks + chunk,
                         scratch.kept + k * problem.kept_stride, scratch)
-    lines_flush(scratch)
+    line_flush(&scratch.line)
 
 
 cdef double sum_in_double(const real *x, Py_ssize_t n) noexcept nogil:
@@ -971,7 +1077,7 @@ cdef void forward_chunk_task(
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
     group_open(&group, problem, task // problem.chunks, 1)
-    rows_forward(&group, problem, task % problem.chunks, states + task, &scratch)
+    rows_forward(&group, problem, task % problem.chunks, states + task, &scratch, NULL)
     environment_leave(before)
 
 
@@ -996,7 +1102,9 @@ cdef void write_chunk_task(
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
     rows_write(
-        groups + task // problem.chunks, problem, task % problem.chunks, states + task, &scratch)
+        groups + task // problem.chunks, problem, task % problem.chunks, states + task,
+        scratch.kept, &scratch)
+    line_flush(&scratch.line)
     if problem.stream:
         stores_finish()
     environment_leave(before)

@@ -8,9 +8,11 @@ cdef enum:
     WORK_PER_TASK = 32768
     ROWS_PER_TASK = 2048
     # Contiguous rows up to this length go by tiles.
-    TILE_CLASSES = 32
+    TILE_CLASSES = 48
     # Rows up to this length are put together before they are written past the caches.
-    ASSEMBLE_CLASSES = 1024
+    ASSEMBLE_CLASSES = 64
+    # Longest row of which two are kept: one summed, one written.
+    WRITE_BEHIND_CLASSES = 65536
     # Classes of all tiles of a batch.
     BATCH_CLASSES = 256
     # Elements of a group of rows: they fit the first-level cache.
@@ -114,10 +116,15 @@ cdef void choose_plan(Problem *problem) noexcept:
             1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
         problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
     problem.assemble = (
-        STORAGE_IS_REAL and not problem.by_tiles and problem.stream and problem.chunks == 1
+        STORAGE_IS_REAL and not problem.by_tiles and problem.stream
         and problem.classes <= ASSEMBLE_CLASSES
         and problem.output.class_stride == sizeof(storage)
         and problem.output.row_stride == problem.classes * <Py_ssize_t>sizeof(storage))
+    problem.write_behind = (
+        problem.stream and not problem.by_tiles and not problem.dense and contiguous
+        and problem.output.class_stride == sizeof(storage)
+        and ASSEMBLE_CLASSES < problem.classes <= WRITE_BEHIND_CLASSES
+        and (problem.keep or problem.operation == LOG_SOFTMAX))
     problem.ahead = 0
     if contiguous:
         problem.ahead = CHUNK * sizeof(storage)
@@ -148,6 +155,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     if long_rows:
         problem.by_tiles = False
         problem.keep = False
+        problem.write_behind = False
         problem.rows_per_group = 1
         problem.rows_per_task = 1
     tasks = (problem.rows + problem.rows_per_task - 1) // problem.rows_per_task

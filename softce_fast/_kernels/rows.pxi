@@ -8,6 +8,9 @@ cdef enum:
     # Vectors whose exponentials are added up plainly, two by two, before the sum goes into a
     # compensated one: an element meets two roundings, however long the row.
     RUN = 4
+    # How far writing stays behind reading. Where both addresses are the same modulo 4096 a read just
+    # ahead of a write would have to wait for it, as if it read what was written.
+    WRITE_LAG = 256
 
 
 cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
@@ -51,107 +54,6 @@ cdef inline Py_ssize_t row_find(const storage *x, Py_ssize_t n, real value) noex
                     return i + k
         i += LANES
     return -1
-
-
-cdef inline Pair row_exponentials(
-    const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale_,
-    real *kept, bint keep, bint tempered, Py_ssize_t ahead,
-) noexcept nogil:
-    """Return the sum of the exponentials but the pivot's, lane by lane; keep them if asked to.
-
-    What lies `ahead` bytes on is fetched from memory meanwhile: it is worked on next. `keep` and
-    `tempered` are constants where this is called, to keep branches out of the loop.
-    """
-    cdef Scale local = scale_with(scale_, tempered)
-    cdef Scale *scale = &local
-    cdef Pair total = pair_from(vector_set(0.0))
-    cdef vector run = vector_set(0.0)
-    cdef vector[RUN] e
-    cdef vector counting = vector_counting()
-    cdef vector zero = vector_set(0.0)
-    cdef Py_ssize_t i = 0, k
-    while i + RUN * LANES <= n:
-        for k in range(RUN):
-            prefetch(<const char *>(x + i + k * LANES) + ahead)
-            e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
-            if keep:
-                vector_put(kept + i + k * LANES, e[k])
-        if i <= pivot < i + RUN * LANES:
-            row_drop(e, pivot - i, counting)
-        # One run late: the additions need not wait for the exponentials above.
-        if i > RUN * LANES:
-            total = pair_add(total, run)
-        else:
-            total = pair_from(run)
-        run = run_sum(e)
-        i += RUN * LANES
-    if i > RUN * LANES:
-        total = pair_add(total, run)
-    else:
-        total = pair_from(run)
-    if i < n:
-        for k in range(RUN):
-            e[k] = zero
-            if i + k * LANES < n:
-                e[k] = exponential(row_vector(x, i + k * LANES, n), reference, scale)
-                if keep:
-                    vector_put(kept + i + k * LANES, e[k])
-        if i <= pivot:
-            row_drop(e, pivot - i, counting)
-        if i > 0:
-            total = pair_add(total, run_sum(e))
-        else:
-            total = pair_from(run_sum(e))
-    return total
-
-
-cdef inline Pair lanes_merge(Pair *lane) noexcept nogil:
-    """Add LANES pairs up as vector_reduce_compensated adds the lanes of one up."""
-    cdef Py_ssize_t k
-    if LANES == 16:
-        for k in range(8):
-            lane[k] = pair_merge(lane[k], lane[(k + 8) % LANES])
-    for k in range(4):
-        lane[k] = pair_merge(lane[k], lane[k + 4])
-    for k in range(2):
-        lane[k] = pair_merge(lane[k], lane[k + 2])
-    return pair_merge(lane[0], lane[1])
-
-
-cdef inline Pair rows_reduce(
-    const real *high, const real *low, Py_ssize_t rows, Py_ssize_t n
-) noexcept nogil:
-    """Add up, row by row, LANES partial sums each: `high` and `low` of rows of n classes.
-
-    Alone each row would wait for its own additions; many are turned over and added side by side.
-    """
-    cdef real[16] total
-    cdef real[16] rest
-    cdef Pair[16] lane
-    cdef Pair result
-    cdef vector[QUARTER_LANES] columns
-    cdef Py_ssize_t k, c
-    if n > LANES and rows > LANES // 4:
-        for c in range(QUARTERS):
-            vectors_get_rows(columns, high + c * QUARTER_LANES, LANES)
-            for k in range(QUARTER_LANES):
-                lane[c * QUARTER_LANES + k].high = columns[k]
-            vectors_get_rows(columns, low + c * QUARTER_LANES, LANES)
-            for k in range(QUARTER_LANES):
-                lane[c * QUARTER_LANES + k].low = columns[k]
-        return lanes_merge(lane)
-    for k in range(LANES):
-        total[k] = 1
-        rest[k] = 0
-    for k in range(rows):
-        if n <= LANES:
-            total[k] = vector_reduce_few(vector_get(high + k * LANES), rest + k)
-        else:
-            total[k] = vector_reduce_compensated(
-                vector_get(high + k * LANES), vector_get(low + k * LANES), rest + k)
-    result.high = vector_get(total)
-    result.low = vector_get(rest)
-    return result
 
 
 cdef inline vector run_sum(const vector *e) noexcept nogil:
@@ -292,36 +194,215 @@ cdef inline vector row_output(
     return v
 
 
+cdef struct Line:
+    # Where rows that follow each other in memory meet: numbers that wait for the rest of their
+    # cache line, which is then written as a whole.
+    real *numbers         # room for two vectors
+    Py_ssize_t pending
+    storage *at           # where the first of them goes
+
+
+cdef inline void line_flush(Line *line) noexcept nogil:
+    if line.pending > 0:
+        vector_store_first(line.at, vector_get(line.numbers), line.pending)
+        line.pending = 0
+
+
+cdef struct RowWriter:
+    # The way through the output of a row.
+    const RowOutput *row
+    storage *out
+    Py_ssize_t n
+    Py_ssize_t next
+    bint stream
+    Line *line
+
+
+cdef inline RowWriter writer_open(
+    const RowOutput *row, OutputKind kind, Py_ssize_t n, const Scale *scale, storage *out,
+    bint stream, Line *line,
+) noexcept nogil:
+    """Start a row. With `stream`, up to its first whole cache line."""
+    cdef RowWriter writer
+    cdef Py_ssize_t head
+    cdef vector first
+    writer.row = row
+    writer.out = out
+    writer.n = n
+    writer.next = 0
+    writer.line = line
+    writer.stream = stream
+    if not stream:
+        return writer
+    if line.pending > 0 and line.at + line.pending != out:
+        line_flush(line)
+    head = LANES - line.pending if line.pending > 0 else stream_head(out)
+    if head < 0:
+        writer.stream = False
+    elif head > 0:
+        first = row_output(row, kind, 0, n, vector_counting(), scale)
+        writer.next = min(head, n)
+        if line.pending == 0:
+            vector_store_first(out, first, writer.next)
+        else:
+            vector_put(line.numbers + line.pending, first)
+            line.pending += writer.next
+            if line.pending == LANES:
+                vector_stream(line.at, vector_get(line.numbers))
+                line.pending = 0
+    return writer
+
+
+cdef inline void writer_step(
+    RowWriter *writer, OutputKind kind, vector counting, const Scale *scale
+) noexcept nogil:
+    """Write the next vector."""
+    cdef vector v = row_output(writer.row, kind, writer.next, writer.n, counting, scale)
+    if writer.stream:
+        vector_stream(writer.out + writer.next, v)
+    else:
+        vector_store(writer.out + writer.next, v)
+    writer.next += LANES
+
+
+cdef inline void writer_close(
+    RowWriter *writer, OutputKind kind, const Scale *scale
+) noexcept nogil:
+    """Write the rest of the row."""
+    cdef vector counting = vector_counting()
+    cdef vector last
+    while writer.next + LANES <= writer.n:
+        writer_step(writer, kind, counting, scale)
+    if writer.next < writer.n:
+        last = row_output(writer.row, kind, writer.next, writer.n, counting, scale)
+        if writer.stream:
+            vector_put(writer.line.numbers, last)
+            writer.line.pending = writer.n - writer.next
+            writer.line.at = writer.out + writer.next
+        else:
+            vector_store_first(writer.out + writer.next, last, writer.n - writer.next)
+
+
 cdef inline void row_write_kind(
     const RowOutput *row, OutputKind kind, Py_ssize_t n, const Scale *scale, storage *out,
-    bint stream,
+    bint stream, Line *line,
 ) noexcept nogil:
-    cdef vector counting = vector_counting()
-    cdef Py_ssize_t i = 0
-    cdef Py_ssize_t head = stream_head(out) if stream else 0
-    if 0 < head < n:
-        # Up to the first whole cache line.
-        vector_store_first(out, row_output(row, kind, 0, n, counting, scale), head)
-        i = head
-    if stream and 0 <= head < n:
-        while i + LANES <= n:
-            vector_stream(out + i, row_output(row, kind, i, n, counting, scale))
-            i += LANES
-    else:
-        while i + LANES <= n:
-            vector_store(out + i, row_output(row, kind, i, n, counting, scale))
-            i += LANES
-    if i < n:
-        vector_store_first(out + i, row_output(row, kind, i, n, counting, scale), n - i)
+    cdef RowWriter writer = writer_open(row, kind, n, scale, out, stream, line)
+    writer_close(&writer, kind, scale)
 
 
 cdef inline void row_write(
-    const RowOutput *row, Py_ssize_t n, const Scale *scale, storage *out, bint stream
+    const RowOutput *row, Py_ssize_t n, const Scale *scale, storage *out, bint stream, Line *line
 ) noexcept nogil:
     """Write n classes of a row."""
     if row.kind == FROM_KEPT:
-        row_write_kind(row, FROM_KEPT, n, scale, out, stream)
+        row_write_kind(row, FROM_KEPT, n, scale, out, stream, line)
     elif row.kind == FROM_LOGITS:
-        row_write_kind(row, FROM_LOGITS, n, scale, out, stream)
+        row_write_kind(row, FROM_LOGITS, n, scale, out, stream, line)
     else:
-        row_write_kind(row, LOGARITHMS, n, scale, out, stream)
+        row_write_kind(row, LOGARITHMS, n, scale, out, stream, line)
+
+
+cdef inline Pair row_exponentials(
+    const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale_,
+    real *kept, bint keep, bint general, Py_ssize_t ahead, RowWriter *behind, OutputKind kind,
+) noexcept nogil:
+    """Return the sum of the exponentials but the pivot's, lane by lane; keep them if asked to.
+
+    Memory is kept busy meanwhile: what lies `ahead` bytes on, to be worked on next, is fetched,
+    and the output of an earlier row, `behind` (NULL for none), is written. `keep`, `general` (see
+    scale_with), `behind == NULL` and `kind` are constants where this is called, to keep branches
+    out of the loop.
+    """
+    cdef Scale local = scale_with(scale_, general)
+    cdef Scale *scale = &local
+    cdef Pair total = pair_from(vector_set(0.0))
+    cdef vector run = vector_set(0.0)
+    cdef vector[RUN] e
+    cdef vector counting = vector_counting()
+    cdef vector zero = vector_set(0.0)
+    cdef Py_ssize_t i = 0, k
+    while i + RUN * LANES <= n:
+        for k in range(RUN):
+            prefetch(<const char *>(x + i + k * LANES) + ahead)
+            e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
+            if keep:
+                vector_put(kept + i + k * LANES, e[k])
+            if behind != NULL and i >= WRITE_LAG and behind.next + LANES <= behind.n:
+                writer_step(behind, kind, counting, scale)
+        if i <= pivot < i + RUN * LANES:
+            row_drop(e, pivot - i, counting)
+        # One run late: the additions need not wait for the exponentials above.
+        if i > RUN * LANES:
+            total = pair_add(total, run)
+        else:
+            total = pair_from(run)
+        run = run_sum(e)
+        i += RUN * LANES
+    if i > RUN * LANES:
+        total = pair_add(total, run)
+    else:
+        total = pair_from(run)
+    if i < n:
+        for k in range(RUN):
+            e[k] = zero
+            if i + k * LANES < n:
+                e[k] = exponential(row_vector(x, i + k * LANES, n), reference, scale)
+                if keep:
+                    vector_put(kept + i + k * LANES, e[k])
+        if i <= pivot:
+            row_drop(e, pivot - i, counting)
+        if i > 0:
+            total = pair_add(total, run_sum(e))
+        else:
+            total = pair_from(run_sum(e))
+    return total
+
+
+cdef inline Pair lanes_merge(Pair *lane) noexcept nogil:
+    """Add LANES pairs up as vector_reduce_compensated adds the lanes of one up."""
+    cdef Py_ssize_t k
+    if LANES == 16:
+        for k in range(8):
+            lane[k] = pair_merge(lane[k], lane[(k + 8) % LANES])
+    for k in range(4):
+        lane[k] = pair_merge(lane[k], lane[k + 4])
+    for k in range(2):
+        lane[k] = pair_merge(lane[k], lane[k + 2])
+    return pair_merge(lane[0], lane[1])
+
+
+cdef inline Pair rows_reduce(
+    const real *high, const real *low, Py_ssize_t rows, Py_ssize_t n
+) noexcept nogil:
+    """Add up, row by row, LANES partial sums each: `high` and `low` of rows of n classes.
+
+    Alone each row would wait for its own additions; many are turned over and added side by side.
+    """
+    cdef real[16] total
+    cdef real[16] rest
+    cdef Pair[16] lane
+    cdef Pair result
+    cdef vector[QUARTER_LANES] columns
+    cdef Py_ssize_t k, c
+    if n > LANES and rows > LANES // 4:
+        for c in range(QUARTERS):
+            vectors_get_rows(columns, high + c * QUARTER_LANES, LANES)
+            for k in range(QUARTER_LANES):
+                lane[c * QUARTER_LANES + k].high = columns[k]
+            vectors_get_rows(columns, low + c * QUARTER_LANES, LANES)
+            for k in range(QUARTER_LANES):
+                lane[c * QUARTER_LANES + k].low = columns[k]
+        return lanes_merge(lane)
+    for k in range(LANES):
+        total[k] = 1
+        rest[k] = 0
+    for k in range(rows):
+        if n <= LANES:
+            total[k] = vector_reduce_few(vector_get(high + k * LANES), rest + k)
+        else:
+            total[k] = vector_reduce_compensated(
+                vector_get(high + k * LANES), vector_get(low + k * LANES), rest + k)
+    result.high = vector_get(total)
+    result.low = vector_get(rest)
+    return result

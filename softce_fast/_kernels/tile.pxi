@@ -72,10 +72,10 @@ cdef struct TileSums:
 
 cdef inline void tile_sums(
     const real *tile, Py_ssize_t n, TileSums *sums, Reference reference, const Scale *scale_,
-    bint use_pivot, bint tempered,
+    bint use_pivot, bint general,
 ) noexcept nogil:
     """Sum the exponentials. The flags are constants here, to keep branches out of the loops."""
-    cdef Scale local = scale_with(scale_, tempered)
+    cdef Scale local = scale_with(scale_, general)
     cdef TileSums sums_ = sums[0]
     sums_.use_pivot = use_pivot
     if n <= 4:

@@ -317,12 +317,13 @@ enum { STEPS = 16 };
 enum { STEPS = 1 };
 #endif
 
-/* 2**((n - base) / STEPS) for whole numbers given as ROUNDER + n and ROUNDER + base: adding ROUNDER
- * rounds to a whole number and leaves it in the low bits. At n - base = -EXPONENT_BIAS * STEPS the result
- * is 0; n may not be less. */
+/* Adding ROUNDER rounds to a whole number and leaves it in the low bits. */
 #define ROUNDER ((real)1.5 * (real)((bits)1 << MANTISSA_BITS))
 
+/* 2**(n / STEPS) for a whole number given as POWER_ROUNDER + n. At n = -EXPONENT_BIAS * STEPS the
+ * result is 0; n may not be less. */
 #if !defined(STORAGE_FLOAT64) && PART_BYTES > 16
+#define POWER_ROUNDER ROUNDER
 /* Entry j: the bits of 2**(j/16), less j << 19, which shifting the whole of n brings back. */
 static const int32_t STEP_TABLE[16] = {
     0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3,
@@ -330,8 +331,8 @@ static const int32_t STEP_TABLE[16] = {
     0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
     0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d,
 };
-INLINE part part_power_of_two(part n, part base) {
-    const part_bits shifted = ((part_bits)n - (part_bits)base) << 19;
+INLINE part part_power_of_two(part n) {
+    const part_bits shifted = (part_bits)n << 19;
 #if PART_BYTES == 64
     const part_bits step = (part_bits)_mm512_permutexvar_epi32(
         (__m512i)n, _mm512_loadu_si512(STEP_TABLE));
@@ -345,13 +346,14 @@ INLINE part part_power_of_two(part n, part base) {
     return (part)(shifted + step);
 }
 #else
-INLINE part part_power_of_two(part n, part base) {
-    return (part)(((part_bits)n - ((part_bits)base - EXPONENT_BIAS)) << MANTISSA_BITS);
+#define POWER_ROUNDER (ROUNDER + EXPONENT_BIAS)
+INLINE part part_power_of_two(part n) {
+    return (part)((part_bits)n << MANTISSA_BITS);
 }
 #endif
 
-INLINE vector vector_power_of_two(vector n, vector base) {
-#define E(i) part_power_of_two(n.p[i], base.p[i])
+INLINE vector vector_power_of_two(vector n) {
+#define E(i) part_power_of_two(n.p[i])
     return (vector)EACH_PART(E);
 #undef E
 }

@@ -19,7 +19,8 @@ cdef extern from "vector.h" nogil:
     const real LN2       # LN2 + LN2_REST is ln(2)
     const real LN2_REST
     const real TWO_TO_MINUS_HEADROOM
-    const real ROUNDER   # adding it rounds to a whole number, kept in the low bits
+    const real ROUNDER   # adding it rounds to a whole number
+    const real POWER_ROUNDER
     const storage STORAGE_NEGATIVE_INFINITY
 
     vector vector_set(real x)
@@ -35,7 +36,7 @@ cdef extern from "vector.h" nogil:
     mask vector_equal(vector a, vector b)
     unsigned int vector_mask_bits(mask m)
     vector vector_select(mask m, vector a, vector b)      # m ? a : b
-    vector vector_power_of_two(vector n, vector base)     # 2**((n - base) / STEPS)
+    vector vector_power_of_two(vector n)                  # 2**((n - POWER_ROUNDER) / STEPS)
     vector vector_exponent(vector a)
     vector vector_fraction(vector a)
     real vector_reduce_few(vector v, real *rest)
