@@ -57,17 +57,19 @@ bench: $(STAMPS)/built $(STAMPS)/extra-bench ## train on real images; softce_fas
 compare: $(STAMPS)/built $(STAMPS)/peers $(STAMPS)/extra-compare ## against PyTorch, JAX, Numba, ...
 	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
 
-lint: $(STAMPS)/built $(STAMPS)/extra-bench $(STAMPS)/extra-dev ## ruff, cython-lint, mypy
+lint: $(STAMPS)/built $(STAMPS)/extra-bench $(STAMPS)/extra-dev ## style and types, stubs against modules
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PATH="$(VENV)/bin:$$PATH" cython-lint softce_fast
 	$(PY) -m mypy
+	$(PY) -m pyright
+	$(PY) tools/stubs.py
 
 wheel: $(STAMPS)/built $(STAMPS)/extra-dev ## wheels for each Python here, repaired and tested
 	$(PY) tools/wheels.py $(WHEEL_ARGS)
 
 sdist-check: $(STAMPS)/built $(STAMPS)/extra-dev ## sdist, wheel from it, the tests against that
-	$(PY) tools/wheels.py --pythons $(PY) --no-repair --all-tests $(WHEEL_ARGS)
+	$(PY) tools/wheels.py --pythons $(PY) --no-repair --tests all $(WHEEL_ARGS)
 
 clean: ## remove everything that was made here
 	rm -rf build dist wheelhouse softce_fast.egg-info $(VENV) $(VENV)-oldest
