@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from softce_fast import reference
 from subprocesses import PACKAGE
 
 FUZZ = Path(__file__).resolve().parent.parent / "tools" / "fuzz.py"
@@ -33,6 +35,10 @@ def test_random_calls_end_in_a_right_answer_or_a_documented_error():
     done = run_fuzz("--seconds", "10", *seed)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.splitlines()[-1].split()[0]) > 100
+
+
+def test_every_function_is_called():
+    assert set(runpy.run_path(str(FUZZ))["MAKERS"]) == set(reference.__all__)
 
 
 SABOTAGE = """
