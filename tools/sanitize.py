@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softce_fast._dispatch import available
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / "build" / "sanitize"
 COPIED = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "softce_fast", "tests", "tools")
@@ -47,6 +49,10 @@ NOT_SANITIZED = (
 REPLACED_IN_SETUP = {
     '"-O3", "-g0"': '"-O1", "-g1"',
     '"inline __attribute__((always_inline))"': '"inline"',
+    # What cannot run here need not be built.
+    "return (*X86_VARIANTS, BASELINE)": (
+        f"return tuple(v for v in (*X86_VARIANTS, BASELINE) if v.name in {available()})"
+    ),
 }
 
 
