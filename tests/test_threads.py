@@ -57,6 +57,17 @@ def calls() -> list[Call]:
             return [sf.cross_entropy(x, labels, axis, reduction="none")]
 
         result.extend([with_gradient, reduced, not_reduced])
+        output = sf.softmax(x, axis)
+        result.extend(
+            [
+                lambda: [sf.softmax_backward(x, output, axis)],
+                lambda: [sf.log_softmax_backward(x, output, axis)],
+                lambda: [sf.nll_loss(x, labels, axis, reduction="none")],
+                lambda: [sf.cross_entropy_from_probs(output, labels, axis, reduction="none")],
+                lambda: [np.asarray(sf.binary_cross_entropy(output, output))],
+                lambda: list(sf.binary_cross_entropy_with_logits_with_grad(x, output)),
+            ]
+        )
         result.extend(
             lambda function=function: [function(x, axis)]  # type: ignore[misc]
             for function in (sf.softmax, sf.log_softmax, sf.logsumexp)
@@ -69,9 +80,7 @@ def calls() -> list[Call]:
     add(random.normal(size=(140_000, 2)).astype(np.float32), 1)
     x = random.normal(size=(1000, 100))
     target = sf.softmax(x[::-1])
-    result.append(lambda: [sf.softmax_backward(x, target), sf.log_softmax_backward(x, target)])
     result.append(lambda: [np.asarray(sf.cross_entropy(x, target, label_smoothing=0.1))])
-    result.append(lambda: list(sf.binary_cross_entropy_with_logits_with_grad(x, target)))
     return result
 
 
