@@ -6,14 +6,15 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ._kernels import probe
 
-Kernels = Any  # a module with the functions of _kernels/entry.pxi
+if TYPE_CHECKING:
+    from ._kernels import Kernels  # a module with the functions of _kernels/entry.pxi
+
 ENVIRONMENT_VARIABLE = "SOFTCE_FAST_ISA"
 
 
@@ -48,7 +49,7 @@ def choose(request: str | None) -> str:
 
 
 isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
-loaded_kernels: dict[np.dtype[Any], ModuleType] = {}
+loaded_kernels: dict[np.dtype[Any], Kernels] = {}
 
 
 # Beyond these the kernels' constants, multiples of the temperature, leave the range of float32.
@@ -60,7 +61,7 @@ def takes(temperature: float) -> bool:
     return TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
 
 
-def kernels_for(dtype: np.dtype[Any]) -> Kernels:
+def kernels_for(dtype: np.dtype[Any]) -> Kernels | Any:
     """Return the kernels for a dtype in native byte order, None if there are none.
 
     They are imported when first asked for.
@@ -77,7 +78,8 @@ def kernels_for(dtype: np.dtype[Any]) -> Kernels:
             "float64",
         )
     ):
-        module = importlib.import_module(f"._kernels.{isa}_{dtype.name}", __package__)
+        name = f"._kernels.{isa}_{dtype.name}"
+        module = cast("Kernels", importlib.import_module(name, __package__))
         loaded_kernels[dtype] = module
     return module
 

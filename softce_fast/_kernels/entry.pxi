@@ -209,11 +209,11 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
             for task in range(tasks):
                 total += sums[task]
     finally:
-        free(memory)
-        free(sums)
-        free(row_losses)
-        free(states)
-        free(groups)
+        memory_give(memory)
+        memory_give(sums)
+        memory_give(row_losses)
+        memory_give(states)
+        memory_give(groups)
     return total
 
 
@@ -348,7 +348,7 @@ cdef double scan_labels(const Problem *problem, int n_threads, int *bad) except?
     for task in range(tasks):
         total += sums[task]
         bad[0] |= flags[task]
-    free(sums)
+    memory_give(sums)
     return total
 
 

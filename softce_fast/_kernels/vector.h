@@ -20,6 +20,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(_WIN32)
+#include <malloc.h>
+#endif
 
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
 #include <immintrin.h>
@@ -559,15 +562,23 @@ INLINE void storage_write(char *p, real x) {
     memcpy(p, line, sizeof(storage));
 }
 
-/* Memory on a cache line's boundary; free() gives it back. */
-INLINE void *memory_take(size_t size) {
+/* Memory on a cache line's boundary; memory_give() gives it back. */
 #if defined(_WIN32)
-#error "write me"
+INLINE void *memory_take(size_t size) {
+    return _aligned_malloc(size ? size : 64, 64);
+}
+INLINE void memory_give(void *memory) {
+    _aligned_free(memory);
+}
 #else
+INLINE void *memory_take(size_t size) {
     void *memory = NULL;
     return posix_memalign(&memory, 64, size ? size : 64) == 0 ? memory : NULL;
-#endif
 }
+INLINE void memory_give(void *memory) {
+    free(memory);
+}
+#endif
 
 INLINE void prefetch(const char *p) {
     __builtin_prefetch(p, 0, 2);
