@@ -491,14 +491,15 @@ def test_memory_mapped_training_step(folder, in_place):
 
 @pytest.mark.slow
 @on_linux
-def test_memory_mapped_training_step_of_10_gigabytes(folder):
+@pytest.mark.parametrize("in_place", ["", "in place"], ids=["grad_out", "in-place"])
+def test_memory_mapped_training_step_of_10_gigabytes(folder, in_place):
     rows, classes = 20_000, 131_072
     size = 4 * rows * classes
     free = shutil.disk_usage(folder).free
     if free < size * 5 // 4:
         pytest.skip(f"needs {size * 5 // 4} bytes of disk, {free} are free")
     path = sparse(folder / "logits", size)
-    run_function(mapped_training_step, str(path), str(rows), str(classes), "in place", timeout=1200)
+    run_function(mapped_training_step, str(path), str(rows), str(classes), in_place, timeout=1200)
 
 
 def wide_row_strides(path: str, output: str) -> None:
