@@ -31,10 +31,10 @@ BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCE
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help build test test-oldest bench compare lint wheel sdist-check clean
+.PHONY: help build test test-oldest bench compare lint wheel sdist-check aarch64 clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) CC, CFLAGS, LDFLAGS, PYTEST_ARGS, ..."
 
 build: $(STAMPS)/built ## build the kernels in place, into the virtual environment
@@ -57,17 +57,22 @@ bench: $(STAMPS)/built $(STAMPS)/extra-bench ## train on real images; softce_fas
 compare: $(STAMPS)/built $(STAMPS)/peers $(STAMPS)/extra-compare ## against PyTorch, JAX, Numba, ...
 	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
 
-lint: $(STAMPS)/built $(STAMPS)/extra-bench $(STAMPS)/extra-dev ## ruff, cython-lint, mypy
+lint: $(STAMPS)/built $(STAMPS)/extra-bench $(STAMPS)/extra-dev ## style and types, stubs against modules
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PATH="$(VENV)/bin:$$PATH" cython-lint softce_fast
 	$(PY) -m mypy
+	$(PY) -m pyright
+	$(PY) tools/stubs.py
 
 wheel: $(STAMPS)/built $(STAMPS)/extra-dev ## wheels for each Python here, repaired and tested
 	$(PY) tools/wheels.py $(WHEEL_ARGS)
 
 sdist-check: $(STAMPS)/built $(STAMPS)/extra-dev ## sdist, wheel from it, the tests against that
-	$(PY) tools/wheels.py --pythons $(PY) --no-repair --all-tests $(WHEEL_ARGS)
+	$(PY) tools/wheels.py --pythons $(PY) --no-repair --tests all $(WHEEL_ARGS)
+
+aarch64: $(STAMPS)/built ## cross-compiled for aarch64, tested under qemu (Debian, Ubuntu)
+	$(PY) tools/aarch64.py
 
 clean: ## remove everything that was made here
 	rm -rf build dist wheelhouse softce_fast.egg-info $(VENV) $(VENV)-oldest

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from setuptools import Extension, setup
 
 KERNELS = Path("softce_fast/_kernels")
 STORAGES = ("float32", "float64", "float16", "bfloat16")
+# What Cython adds to every module, memoryviews above all, is compiled once: a third off the wheel.
+SHARED = "softce_fast._kernels.shared"
 
 
 class Variant(NamedTuple):
@@ -57,6 +60,11 @@ def variants() -> tuple[Variant, ...]:
     return (BASELINE,)
 
 
+def spelled(flags: Iterable[str]) -> list[str]:
+    """Spell GCC's flags for the compiler: clang-cl, on Windows, ignores most of them otherwise."""
+    return [f"/clang:{flag}" if sys.platform == "win32" else flag for flag in flags]
+
+
 def openmp_flags() -> tuple[list[str], list[str]]:
     """Return the compile and link flags for OpenMP, found by building a small module with them."""
     candidates = [(["-fopenmp"], ["-fopenmp"])]
@@ -91,21 +99,35 @@ def builds_with(compile_flags: list[str], link_flags: list[str]) -> bool:
             return False
 
 
+def translated(modules: Sequence[Extension], folder: str) -> list[Extension]:
+    """Make C of the modules' Cython, in a folder."""
+    made: list[Extension] = cythonize(
+        modules,
+        build_dir=folder,
+        compiler_directives={"autotestdict": False},
+        shared_utility_qualified_name=SHARED,
+    )
+    return made
+
+
 def extensions() -> list[Extension]:
     """Return every extension module, its C source freshly made from Cython."""
     compile_openmp, link_openmp = openmp_flags()
-    modules: list[Extension] = []
+    shared = Extension(
+        SHARED, [str(KERNELS / "shared.c")], extra_compile_args=spelled(COMPILE_FLAGS)
+    )
     probe = Extension(
         "softce_fast._kernels.probe",
         [str(KERNELS / "probe.pyx")],
-        extra_compile_args=[*COMPILE_FLAGS, *compile_openmp],
+        extra_compile_args=[*spelled(COMPILE_FLAGS), *compile_openmp],
         extra_link_args=link_openmp,
         depends=[str(KERNELS / "probe.h")],
         define_macros=[("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in variants()) + '"')],
     )
-    modules += cythonize([probe], build_dir="build/cython", show_all_warnings=False)
+    modules = translated([shared, probe], "build/cython")
     sources = [str(path) for path in sorted(KERNELS.glob("*.pxi"))]
     for variant in variants():
+        flags = [*spelled((*COMPILE_FLAGS, *variant.flags)), *compile_openmp]
         kernels = [
             Extension(
                 f"softce_fast._kernels.{variant.name}_{storage}",
@@ -116,17 +138,16 @@ def extensions() -> list[Extension]:
                     # The kernels are written as many small functions that must melt together.
                     ("CYTHON_INLINE", "inline __attribute__((always_inline))"),
                 ],
-                extra_compile_args=[*COMPILE_FLAGS, *variant.flags, *compile_openmp],
                 extra_link_args=link_openmp,
                 depends=[str(KERNELS / "vector.h"), *sources],
             )
             for storage in STORAGES
         ]
         # A folder for each variant: the same .pyx becomes modules of different names.
-        kernels = cythonize(kernels, build_dir=f"build/cython/{variant.name}")
+        kernels = translated(kernels, f"build/cython/{variant.name}")
         for kernel in kernels:
-            # Cython remembers the flags given for a .pyx and would add those of the variant before.
-            kernel.extra_compile_args = [*COMPILE_FLAGS, *variant.flags, *compile_openmp]
+            # Not before: Cython remembers the flags given for a .pyx and adds them to the next.
+            kernel.extra_compile_args = flags
         modules += kernels
     return modules
 

@@ -6,14 +6,15 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ._kernels import probe
 
-Kernels = Any  # a module with the functions of _kernels/entry.pxi
+if TYPE_CHECKING:
+    from ._kernels import Kernels  # a module with the functions of _kernels/entry.pxi
+
 ENVIRONMENT_VARIABLE = "SOFTCE_FAST_ISA"
 
 
@@ -50,7 +51,7 @@ def choose(request: str | None) -> str:
 # Outside of tests `isa` never changes, and modules are only added, by any thread the same ones. The
 # modules themselves have constant tables only: memory to work in is taken for each call.
 isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
-loaded_kernels: dict[np.dtype[Any], ModuleType] = {}
+loaded_kernels: dict[np.dtype[Any], Kernels] = {}
 
 
 # Beyond these the kernels' constants, multiples of the temperature, leave the range of float32.
@@ -62,7 +63,7 @@ def takes(temperature: float) -> bool:
     return TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
 
 
-def kernels_for(dtype: np.dtype[Any]) -> Kernels:
+def kernels_for(dtype: np.dtype[Any]) -> Kernels | Any:
     """Return the kernels for a dtype in native byte order, None if there are none.
 
     They are imported when first asked for.
@@ -79,7 +80,8 @@ def kernels_for(dtype: np.dtype[Any]) -> Kernels:
             "float64",
         )
     ):
-        module = importlib.import_module(f"._kernels.{isa}_{dtype.name}", __package__)
+        name = f"._kernels.{isa}_{dtype.name}"
+        module = cast("Kernels", importlib.import_module(name, __package__))
         loaded_kernels[dtype] = module
     return module
 

@@ -2,13 +2,13 @@
 # cython: initializedcheck=False
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 cdef extern from "vector.h":
     ctypedef double storage     # of the arrays; vector.h knows its size
     ctypedef double real    # of the arithmetic
     void *memory_take(size_t size)
+    void memory_give(void *memory)
 
 cdef extern from "probe.h":
     int openmp_pause()
@@ -19,3 +19,4 @@ include "rows.pxi"
 include "tile.pxi"
 include "engine.pxi"
 include "entry.pxi"
+include "pairs.pxi"

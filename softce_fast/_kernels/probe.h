@@ -15,10 +15,15 @@
 /* Whether the CPU and the operating system support the build called avx512, avx2 or baseline. The
  * features are those beside the flags in the table of setup.py. */
 #if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+/* Clang 14 cannot be asked for f16c by name. That the system keeps AVX's registers is asked below. */
+PROBE int supports_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 PROBE int supports_avx2(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-           && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
 }
 PROBE int supports_avx512(void) {
     return supports_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")

@@ -1,0 +1,123 @@
+"""Build the kernels for aarch64 on another machine, and run tests of them there under qemu-user.
+
+Debian's Python for arm64 is fetched into ``build/aarch64`` and unpacked there; nothing is installed
+into this system. It must be of the version that runs this file, whose Cython and setuptools build.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "build" / "aarch64"
+SYSTEM = FOLDER / "system"  # what qemu takes for /
+PACKAGES = FOLDER / "packages"  # NumPy, pytest and softce_fast
+TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "apt-get", "dpkg-deb")
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+DEBIAN = (
+    *(f"python{VERSION}-minimal", f"libpython{VERSION}-minimal", f"libpython{VERSION}-stdlib"),
+    *(f"libpython{VERSION}-dev", "libc6", "libgcc-s1", "libstdc++6", "libgomp1", "zlib1g"),
+    *("libexpat1", "libffi8", "libbz2-1.0", "liblzma5", "libcrypt1", "libuuid1"),
+)
+REQUIREMENTS = ("numpy", "hypothesis", "ml_dtypes", "mpmath", "pytest>=8", "threadpoolctl")
+# Not those that start another Python: the kernel of this machine could not run it.
+TESTS = ("accuracy", "edges", "errors", "softmax", "typing")
+
+
+def run(
+    command: Sequence[object], folder: Path = FOLDER, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command, which must succeed."""
+    words = [str(word) for word in command]
+    environment = {**os.environ, **(environment or {})}
+    if subprocess.run(words, cwd=folder, env=environment, check=False).returncode:
+        raise SystemExit(f"failed: {' '.join(words)}")
+
+
+def fetch_system() -> None:
+    """Unpack Debian's Python for arm64, with lists of packages of our own."""
+    state, debs = FOLDER / "apt", FOLDER / "debs"
+    for folder in (state / "lists" / "partial", debs):
+        folder.mkdir(parents=True)
+    (state / "status").touch()
+    apt = [
+        *("apt-get", "--quiet", "--option=APT::Architecture=arm64"),
+        *("--option=APT::Architectures::=arm64", f"--option=Dir::State={state}"),
+        *(f"--option=Dir::State::status={state}/status", f"--option=Dir::Cache={state}"),
+        "--option=APT::Sandbox::User=",  # another user could not write here
+    ]
+    run([*apt, "update"])
+    run([*apt, "download", *DEBIAN], debs)
+    for package in sorted(debs.glob("*.deb")):
+        run(["dpkg-deb", "--extract", package, SYSTEM])
+
+
+def fetch_packages() -> None:
+    """Install the wheels that the tests need."""
+    platforms = [f"--platform={name}_aarch64" for name in ("manylinux2014", "manylinux_2_28")]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *platforms]
+    run([*pip, f"--python-version={VERSION}", "--target", PACKAGES, *REQUIREMENTS])
+
+
+def build() -> None:
+    """Build the package with the flags of Debian's Python for arm64."""
+    flags = FOLDER / "sysconfig"
+    flags.mkdir(exist_ok=True)
+    name = "_sysconfigdata__aarch64-linux-gnu"
+    shutil.copy(SYSTEM / "usr" / "lib" / f"python{VERSION}" / f"{name}.py", flags)
+    headers = SYSTEM / "usr" / "include"
+    environment = {
+        "CC": "aarch64-linux-gnu-gcc",
+        "CFLAGS": f"-I{headers}/python{VERSION} -I{headers}",
+        "PYTHONPATH": str(flags),
+        "_PYTHON_HOST_PLATFORM": "linux-aarch64",
+        "_PYTHON_SYSCONFIGDATA_NAME": name,
+    }
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", FOLDER / "work"]
+    run([*command, "--build-lib", PACKAGES], ROOT, environment)
+
+
+def test(arguments: Sequence[str]) -> None:
+    """Run tests in copies of their files: the package that they meet is the one built here."""
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, FOLDER / name, dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", FOLDER)
+    python = ["qemu-aarch64", "-L", SYSTEM, SYSTEM / "usr" / "bin" / f"python{VERSION}"]
+    environment = {
+        "PYTHONHOME": str(SYSTEM / "usr"),
+        "PYTHONPATH": str(PACKAGES),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CI": "true",  # Hypothesis without deadlines
+    }
+    run([*python, "-m", "softce_fast"], environment=environment)
+    files = [f"tests/test_{name}.py" for name in TESTS]
+    run(
+        [*python, "-m", "pytest", "-q", "-m", "not slow", *(arguments or files)],
+        environment=environment,
+    )
+
+
+def main() -> None:
+    """Fetch what is missing, build, test."""
+    missing = [name for name in TOOLS if shutil.which(name) is None]
+    if missing:
+        raise SystemExit(
+            f"Missing: {', '.join(missing)}. This needs Debian or Ubuntu, and: "
+            "apt-get install gcc-aarch64-linux-gnu qemu-user"
+        )
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if not SYSTEM.exists():
+        fetch_system()
+    if not PACKAGES.exists():
+        fetch_packages()
+    build()
+    test(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
