@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import reference
+from . import _checks, _layout, reference
+from ._dispatch import kernels_for
+from ._threads import threads_for
 
 Array = NDArray[Any]
 
@@ -60,9 +63,7 @@ def binary_cross_entropy(
     >>> round(float(sf.binary_cross_entropy(np.array([0.8, 0.1]), np.array([1, 0]))), 3)
     0.164
     """
-    return reference.binary_cross_entropy(
-        probs, target, weight=weight, reduction=reduction, dtype=dtype
-    )
+    return _binary("probs", probs, target, weight, None, reduction, dtype, False, None)[0]
 
 
 def binary_cross_entropy_with_logits(
@@ -119,9 +120,7 @@ def binary_cross_entropy_with_logits(
     >>> round(float(loss), 3)
     0.063
     """
-    return reference.binary_cross_entropy_with_logits(
-        logits, target, weight=weight, pos_weight=pos_weight, reduction=reduction, dtype=dtype
-    )
+    return _binary("logits", logits, target, weight, pos_weight, reduction, dtype, False, None)[0]
 
 
 def binary_cross_entropy_with_logits_with_grad(
@@ -168,7 +167,100 @@ def binary_cross_entropy_with_logits_with_grad(
     >>> grad
     array([-0.5])
     """
-    return reference.binary_cross_entropy_with_logits_with_grad(
-        logits, target, weight=weight, pos_weight=pos_weight, reduction=reduction, dtype=dtype,
-        grad_out=grad_out,
-    )  # fmt: skip
+    return _binary("logits", logits, target, weight, pos_weight, reduction, dtype, True, grad_out)
+
+
+def _binary(
+    name: str,
+    values: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    reduction: str,
+    dtype: DTypeLike | None,
+    with_grad: bool,
+    grad_out: Array | None,
+) -> tuple[Any, Any]:
+    """Return the loss of probabilities (`name` is "probs") or of logits, and the gradient."""
+    arrays = _checks.check_binary(
+        name, values, target, weight, pos_weight, reduction, dtype, grad_out
+    )
+    shape, size = arrays.values.shape, arrays.values.size
+    if kernels_for(_checks.compute_dtype(arrays.dtype)) is None or size == 0:
+        return _reference(name, arrays, reduction, with_grad, grad_out)
+    overlapping = grad_out is not None and _layout.overlaps(
+        grad_out, tuple(item for item in arrays[:4] if item is not None)
+    )
+    grad = np.empty(shape, arrays.dtype) if with_grad else None
+    if grad_out is not None and not overlapping:
+        grad = grad_out
+    losses = np.empty(shape, arrays.dtype) if reduction == "none" else None
+    scale = 1.0 / size if reduction == "mean" else 1.0
+    total = _run(arrays, losses, grad, name == "logits", scale)
+    if grad_out is not None and overlapping:
+        grad_out[...] = grad
+        grad = grad_out
+    if losses is not None:
+        return (losses if losses.ndim else losses[()]), grad
+    with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
+        mean = np.float64(total) / size if reduction == "mean" else np.float64(total)
+        return mean.astype(arrays.dtype), grad
+
+
+def _reference(
+    name: str,
+    arrays: _checks.BinaryArrays,
+    reduction: str,
+    with_grad: bool,
+    grad_out: Array | None,
+) -> tuple[Any, Any]:
+    options: dict[str, Any] = {"reduction": reduction, "dtype": arrays.dtype}
+    options["weight"] = arrays.weight
+    if name == "probs":
+        return reference.binary_cross_entropy(arrays.values, arrays.target, **options), None
+    options["pos_weight"] = arrays.pos_weight
+    if with_grad:
+        return reference.binary_cross_entropy_with_logits_with_grad(
+            arrays.values, arrays.target, grad_out=grad_out, **options
+        )
+    return reference.binary_cross_entropy_with_logits(arrays.values, arrays.target, **options), None
+
+
+def _run(
+    arrays: _checks.BinaryArrays,
+    losses: Array | None,
+    grad: Array | None,
+    from_logits: bool,
+    gradient_scale: float,
+) -> float:
+    """Write the losses and the gradient where they are given; return the sum of the losses."""
+    everything = [*arrays[:4], losses, grad]
+
+    def call(kernels: Any, items: list[Array | None]) -> float:
+        flat = [None if item is None else _layout.as_storage(item.reshape(-1)) for item in items]
+        n_threads = threads_for(arrays.values.size)
+        total: float = kernels.binary(*flat, from_logits, gradient_scale, n_threads)
+        return total
+
+    if all(
+        item is None or (item.dtype == arrays.dtype and item.flags.c_contiguous)
+        for item in everything
+    ):
+        return call(kernels_for(arrays.dtype), everything)
+    compute_dtype = _checks.compute_dtype(arrays.dtype)
+    total = 0.0
+    with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
+        for *inputs, loss_block, grad_block in _layout.staged(tuple(everything), ()):
+            copies: list[Array | None] = [
+                None if item is None else np.array(item, compute_dtype, order="C")
+                for item in inputs
+            ]
+            results = [
+                None if item is None else np.empty(item.shape, compute_dtype)
+                for item in (loss_block, grad_block)
+            ]
+            total += call(kernels_for(compute_dtype), copies + results)
+            for block, result in zip((loss_block, grad_block), results, strict=True):
+                if block is not None:
+                    block[...] = result
+    return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.exceptions import AxisError
@@ -266,6 +266,60 @@ def check_out(out: object, shape: tuple[int, ...], dtype: DType, name: str = "ou
         raise ValueError(f"{name} must have shape {shape}, that of the result, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError(f"{name} must be writable, got a read-only array")
+
+
+def check_backward(
+    grad_output: ArrayLike,
+    output: ArrayLike,
+    axis: int | tuple[int, ...] | None,
+    out: object | None,
+) -> tuple[Array, Array, tuple[int, ...], DType]:
+    """Return the two arrays of a backward function, its axes and the dtype of its result."""
+    gradient = real_array(grad_output, "grad_output")
+    values = real_array(output, "output")
+    check_same_shape(gradient, values.shape, "grad_output", "output")
+    axes = normalize_axes(axis, values.ndim)
+    dtype = promote(result_dtype(gradient.dtype), result_dtype(values.dtype))
+    if out is not None:
+        check_out(out, values.shape, dtype)
+    return gradient, values, axes, dtype
+
+
+class BinaryArrays(NamedTuple):
+    """Checked arguments of a binary loss, all of one shape."""
+
+    values: Array
+    target: Array
+    weight: Array | None
+    pos_weight: Array | None
+    dtype: DType  # of the result
+
+
+def check_binary(
+    name: str,
+    values: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    reduction: str,
+    dtype: DTypeLike | None,
+    grad_out: object | None = None,
+) -> BinaryArrays:
+    """Return the arrays of a binary loss of the argument called `name`."""
+    array = real_array(values, name)
+    result = result_dtype(array.dtype, dtype)
+    check_reduction(reduction)
+    target_array = real_array(target, "target")
+    check_same_shape(target_array, array.shape, "target", name)
+    factors = [
+        None
+        if factor is None
+        else check_broadcast(real_array(factor, factor_name), array.shape, factor_name, name)
+        for factor, factor_name in ((weight, "weight"), (pos_weight, "pos_weight"))
+    ]
+    if grad_out is not None:
+        check_out(grad_out, array.shape, result, "grad_out")
+    return BinaryArrays(array, target_array, *factors, result)
 
 
 # Targets

@@ -48,6 +48,8 @@ def choose(request: str | None) -> str:
     )
 
 
+# Outside of tests `isa` never changes, and modules are only added, by any thread the same ones. The
+# modules themselves have constant tables only: memory to work in is taken for each call.
 isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
 loaded_kernels: dict[np.dtype[Any], Kernels] = {}
 

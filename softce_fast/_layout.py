@@ -100,6 +100,17 @@ def _shares_memory(first: Array, second: Array) -> bool:
         return True
 
 
+def staged(arrays: tuple[Array | None, ...], class_axes: tuple[int, ...]) -> Iterator[Any]:
+    """Yield blocks of rows of arrays of one shape, the row axes first; None stays None."""
+    shape = next(array.shape for array in arrays if array is not None)
+    row_axes = tuple(i for i in range(len(shape)) if i not in class_axes)
+    turned = [None if array is None else array.transpose(row_axes + class_axes) for array in arrays]
+    row_shape = tuple(shape[i] for i in row_axes)
+    for block in row_blocks(row_shape, math.prod(shape[i] for i in class_axes)):
+        index: Any = (*block, ...)  # so that no axis at all gives an array, too, not a scalar
+        yield tuple(None if array is None else array[index] for array in turned)
+
+
 def row_blocks(shape: tuple[int, ...], row_size: int) -> Iterator[tuple[slice, ...]]:
     """Yield slices that cover an array of rows, at most BLOCK_SIZE elements (or one row) each."""
     if not shape:

@@ -242,7 +242,7 @@ def _small_mean(
 
 
 class _Call(NamedTuple):
-    """Checked arguments of a cross-entropy, as the kernels take them."""
+    """Checked arguments of a loss, as the kernels take them."""
 
     labels: Array | None  # int64
     probabilities: Array | None
@@ -252,9 +252,64 @@ class _Call(NamedTuple):
     label_smoothing: float
     z_loss: float
     temperature: float
-    mean: bool
+    reduction: str
     denominator: float | None
     empty_is_zero: bool
+    dtype: DType  # of the result
+
+
+def _checked(
+    name: str,
+    values: ArrayLike,
+    target: ArrayLike,
+    axis: int,
+    weight: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    ignore_index: int,
+    reduction: str,
+    denominator: float | None,
+    empty: str,
+    dtype: DTypeLike | None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+) -> tuple[Array, Array, int, _Call]:
+    """Return the array called `name`, the target, the axis from the front, and all the rest.
+
+    The labels are not compared with the number of classes here.
+    """
+    array = _checks.real_array(values, name)
+    result_dtype = _checks.result_dtype(array.dtype, dtype)
+    compute_dtype = _checks.compute_dtype(result_dtype)
+    axis = _checks.normalize_axis(axis, array.ndim)
+    classes = array.shape[axis]
+    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
+    given, is_labels = _checks.check_target(target, array.shape, axis, name)
+    _checks.check_reduction(reduction)
+    _checks.check_empty(empty)
+    ignore_index = _checks.check_ignore_index(ignore_index)
+    labels, ignored_label = given, ignore_index
+    if is_labels:
+        labels, ignored_label = _int64_labels(given, classes, ignore_index)
+
+    def sample_weights(item: ArrayLike) -> Array:
+        return _checks.check_sample_weight(item, row_shape, name)
+
+    call = _Call(
+        labels if is_labels else None,
+        None if is_labels else given,
+        _as_real(weight, compute_dtype, lambda item: _checks.check_class_weight(item, classes)),
+        _as_real(sample_weight, compute_dtype, sample_weights),
+        ignored_label,
+        _checks.check_label_smoothing(label_smoothing),
+        _checks.check_z_loss(z_loss),
+        _checks.check_temperature(temperature),
+        reduction,
+        _checks.check_denominator(denominator),
+        empty == "zero",
+        result_dtype,
+    )
+    return array, given, axis, call
 
 
 def _cross_entropy(
@@ -274,36 +329,13 @@ def _cross_entropy(
     with_grad: bool,
     grad_out: Array | None,
 ) -> tuple[Any, Any]:
-    array = _checks.real_array(logits, "logits")
-    result_dtype = _checks.result_dtype(array.dtype, dtype)
-    compute_dtype = _checks.compute_dtype(result_dtype)
-    axis = _checks.normalize_axis(axis, array.ndim)
-    classes = array.shape[axis]
-    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
-    given, is_labels = _checks.check_target(target, array.shape, axis)
-    _checks.check_reduction(reduction)
-    _checks.check_empty(empty)
-    ignore_index = _checks.check_ignore_index(ignore_index)
-    labels, ignored_label = given, ignore_index
-    if is_labels:
-        labels, ignored_label = _int64_labels(given, classes, ignore_index)
-    call = _Call(
-        labels if is_labels else None,
-        None if is_labels else given,
-        _as_real(weight, compute_dtype, lambda item: _checks.check_class_weight(item, classes)),
-        _as_real(
-            sample_weight, compute_dtype, lambda item: _checks.check_sample_weight(item, row_shape)
-        ),
-        ignored_label,
-        _checks.check_label_smoothing(label_smoothing),
-        _checks.check_z_loss(z_loss),
-        _checks.check_temperature(temperature),
-        reduction == "mean",
-        _checks.check_denominator(denominator),
-        empty == "zero",
-    )
+    array, given, axis, call = _checked(
+        "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
+        empty, dtype, label_smoothing, z_loss, temperature,
+    )  # fmt: skip
+    compute_dtype = _checks.compute_dtype(call.dtype)
     if grad_out is not None:
-        _checks.check_out(grad_out, array.shape, result_dtype, "grad_out")
+        _checks.check_out(grad_out, array.shape, call.dtype, "grad_out")
         inputs = (array, given, call.class_weight, call.sample_weight)
         if _layout.overlaps(grad_out, tuple(item for item in inputs if item is not None)):
             raise ValueError("grad_out overlaps an input without being the same array")
@@ -313,31 +345,50 @@ def _cross_entropy(
             array, given, axis, weight=weight, sample_weight=sample_weight,
             ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
             temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
-            dtype=result_dtype, grad_out=grad_out,
+            dtype=call.dtype, grad_out=grad_out,
         )  # fmt: skip
         return loss, grad
-    output = np.empty(array.shape, result_dtype) if with_grad and grad_out is None else grad_out
-    losses = np.empty(row_shape, result_dtype) if reduction == "none" else None
+    output = np.empty(array.shape, call.dtype) if with_grad and grad_out is None else grad_out
+    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
+    losses = np.empty(row_shape, call.dtype) if reduction == "none" else None
     summed: Any = None
-    if array.dtype == result_dtype:
+    if array.dtype == call.dtype:
         summed = _direct(array, axis, call, losses, output)
     if summed is None:
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
             summed = _staged(array, axis, call, losses, output, compute_dtype)
     if summed is False:
-        _checks.check_labels(given, classes, ignore_index)
+        _checks.check_labels(given, array.shape[axis], ignore_index)
     if losses is not None:
         return (losses if row_shape else losses[()]), output
     loss, divisor = summed
-    if call.mean:
+    if output is not None and reduction == "mean" and divisor == 0:
+        _divide_by_zero(output, axis, loss, divisor, call)
+    return _reduced(loss, divisor, call), output
+
+
+def _reduced(loss: float, divisor: float, call: _Call) -> Any:
+    """Return the sum of the losses, or their mean, as a scalar of the result's dtype."""
+    if call.reduction == "mean":
         if divisor != 0:
             loss /= divisor
         elif loss != 0:
-            loss = math.copysign(math.inf, loss) if loss == loss else math.nan
+            loss *= math.copysign(math.inf, divisor)
         else:
             loss = 0.0 if call.empty_is_zero else math.nan
     with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
-        return np.float64(loss).astype(result_dtype), output
+        return np.float64(loss).astype(call.dtype)
+
+
+def _divide_by_zero(grad: Array, axis: int, loss: float, divisor: float, call: _Call) -> None:
+    """Divide the gradient of the sum as it is divided by any other number; ignored rows stay 0."""
+    if call.empty_is_zero and loss == 0:
+        grad[...] = 0
+        return
+    with np.errstate(all="ignore"):
+        grad /= grad.dtype.type(divisor)
+    if call.labels is not None:
+        np.moveaxis(grad, axis, -1)[call.labels == call.ignore_index] = 0
 
 
 def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array, int]:
@@ -354,7 +405,7 @@ def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array
 
 
 def _as_real(value: Any, dtype: DType, check: Callable[[Any], Array]) -> Array | None:
-    return None if value is None else np.ascontiguousarray(check(value), dtype)
+    return None if value is None else np.asarray(check(value), dtype, order="C")
 
 
 def _direct(array: Array, axis: int, call: _Call, losses: Array | None, grad: Array | None) -> Any:
@@ -390,9 +441,8 @@ def _run(
         None if call.sample_weight is None else call.sample_weight.reshape(row_shape),
         call.label_smoothing,
         call.z_loss,
-        call.mean,
+        call.reduction == "mean",
         call.denominator,
-        call.empty_is_zero,
         call.ignore_index,
         call.temperature,
         threads_for(view.size),
@@ -419,7 +469,7 @@ def _staged(
         grad = np.moveaxis(grad, axis, -1)
     if call.labels is not None and _any_bad(call.labels, classes, call.ignore_index):
         return False
-    divisor = _divisor(call, array.shape[:-1]) if call.mean else 1.0
+    divisor = _divisor(call, array.shape[:-1]) if call.reduction == "mean" else 1.0
     total = 0.0
     for block in _layout.row_blocks(array.shape[:-1], classes):
         buffer = np.empty(array[block].shape, dtype)
@@ -509,10 +559,9 @@ def nll_loss(
     >>> round(float(sf.nll_loss(log_probs, np.array([0]))), 3)
     0.357
     """
-    return reference.nll_loss(
-        log_probs, target, axis, weight=weight, sample_weight=sample_weight,
-        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+    return _negative_log(
+        "log_probs", log_probs, target, axis, weight, sample_weight, ignore_index, reduction,
+        denominator, empty, dtype,
     )  # fmt: skip
 
 
@@ -561,8 +610,101 @@ def cross_entropy_from_probs(
     >>> round(float(sf.cross_entropy_from_probs(np.array([[0.7, 0.2, 0.1]]), np.array([0]))), 3)
     0.357
     """
-    return reference.cross_entropy_from_probs(
-        probs, target, axis, weight=weight, sample_weight=sample_weight,
-        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+    return _negative_log(
+        "probs", probs, target, axis, weight, sample_weight, ignore_index, reduction,
+        denominator, empty, dtype,
     )  # fmt: skip
+
+
+def _negative_log(
+    name: str,
+    values: ArrayLike,
+    target: ArrayLike,
+    axis: int,
+    weight: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    ignore_index: int,
+    reduction: str,
+    denominator: float | None,
+    empty: str,
+    dtype: DTypeLike | None,
+) -> Any:
+    """Return the loss of probabilities (`name` is "probs") or of log-probabilities."""
+    array, given, axis, call = _checked(
+        name, values, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
+        empty, dtype,
+    )  # fmt: skip
+    is_log = name == "log_probs"
+    compute_dtype = _checks.compute_dtype(call.dtype)
+    if kernels_for(compute_dtype) is None or array.size == 0:
+        function = reference.nll_loss if is_log else reference.cross_entropy_from_probs
+        return function(
+            array, given, axis, weight=weight, sample_weight=sample_weight,
+            ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
+            dtype=call.dtype,
+        )  # fmt: skip
+    if call.labels is not None:
+        _checks.check_labels(given, array.shape[axis], ignore_index)
+    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
+    losses = np.empty(row_shape, compute_dtype)
+    with np.errstate(all="ignore"):  # as in the sums of the kernels
+        _write_negative_logs(array, axis, call, losses, is_log)
+        if call.sample_weight is not None:
+            uncounted = (call.sample_weight == 0) & np.isinf(losses)
+            losses *= call.sample_weight
+            losses[uncounted] = 0
+            if call.labels is not None:
+                losses[call.labels == call.ignore_index] = 0
+        if reduction == "none":
+            result: Array = losses.astype(call.dtype, copy=False)
+            return result if row_shape else result[()]
+    divisor = _divisor(call, row_shape) if reduction == "mean" else 1.0
+    return _reduced(float(losses.sum(dtype=np.float64)), divisor, call)
+
+
+def _write_negative_logs(array: Array, axis: int, call: _Call, losses: Array, is_log: bool) -> None:
+    """Write the loss of each row, without its sample weight."""
+    arrays = array, call.probabilities
+    views = None
+    if all(item is None or item.dtype == call.dtype for item in arrays):
+        given = tuple(item for item in arrays if item is not None)
+        views = _layout.three_axes_together(given, axis)
+    if views is not None:
+        _call_negative_log(kernels_for(call.dtype), views, call, call.labels, losses, is_log)
+        return
+    kernels = kernels_for(losses.dtype)
+    row_blocks = _layout.row_blocks(losses.shape, array.shape[axis])
+    for block, rows in zip(row_blocks, _layout.staged(arrays, (axis,)), strict=True):
+        copies = tuple(
+            np.array(item, losses.dtype, order="C").reshape(-1, array.shape[axis], 1)
+            for item in rows
+            if item is not None
+        )
+        block_losses = np.empty(losses[block].shape, losses.dtype)
+        labels = None if call.labels is None else call.labels[block]
+        _call_negative_log(kernels, copies, call, labels, block_losses, is_log)
+        losses[block] = block_losses
+
+
+def _call_negative_log(
+    kernels: Any,
+    views: tuple[Array, ...],
+    call: _Call,
+    labels: Array | None,
+    losses: Array,
+    is_log: bool,
+) -> None:
+    """Call the kernels on (outer, class, inner) views of the values and the probabilities."""
+    storages = [_layout.as_storage(view) for view in views]
+    last = is_log, threads_for(views[0].size)
+    if labels is None:
+        kernels.probability_losses(*storages, call.class_weight, losses.reshape(-1), *last)
+    else:
+        kernels.label_losses(
+            *storages,
+            labels.reshape(views[0].shape[0], views[0].shape[2]),
+            call.class_weight,
+            losses.reshape(-1),
+            call.ignore_index,
+            *last,
+        )

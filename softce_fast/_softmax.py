@@ -249,7 +249,7 @@ def logsumexp(
     else:
         buffer_dtype = _checks.compute_dtype(result_dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
+            for rows, result_rows, mask_rows in _layout.staged((array, result, mask), axes):
                 buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
                 sums = np.empty((len(buffer), 1), buffer_dtype)
                 kernels.logsumexp(buffer[:, :, None], sums, threads_for(buffer.size))
@@ -301,7 +301,7 @@ def softmax_backward(
     >>> sf.softmax_backward(np.array([1.0, 0.0]), probabilities)
     array([ 0.25, -0.25])
     """
-    return reference.softmax_backward(grad_output, output, axis, out=out)
+    return _backward(grad_output, output, axis, out, False)
 
 
 def log_softmax_backward(
@@ -344,7 +344,7 @@ def log_softmax_backward(
     >>> sf.log_softmax_backward(np.array([1.0, 0.0]), log_probabilities)
     array([ 0.5, -0.5])
     """
-    return reference.log_softmax_backward(grad_output, output, axis, out=out)
+    return _backward(grad_output, output, axis, out, True)
 
 
 def _small(x: Any, axis: Any, temperature: Any, empty: Any, out: Any, log: bool) -> Array | None:
@@ -428,7 +428,7 @@ def _normalize(
     else:
         buffer_dtype = _checks.compute_dtype(result_dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            for rows, result_rows, mask_rows in _staged(array, result, mask, axes):
+            for rows, result_rows, mask_rows in _layout.staged((array, result, mask), axes):
                 buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
                 view = buffer[:, :, None]
                 kernels.softmax(
@@ -438,15 +438,35 @@ def _normalize(
     return result if result.ndim or out is not None else result[()]
 
 
-def _staged(array: Array, result: Array, mask: Array | None, axes: tuple[int, ...]) -> Any:
-    """Yield blocks of rows of the input, the result and the mask, the row axes first."""
-    order = tuple(i for i in range(array.ndim) if i not in axes) + axes
-    array, result = array.transpose(order), result.transpose(order)
-    mask = None if mask is None else mask.transpose(order)
-    row_axes = array.ndim - len(axes)
-    for block in _layout.row_blocks(array.shape[:row_axes], math.prod(array.shape[row_axes:])):
-        index: Any = (*block, ...)  # so that no axis at all gives an array, too, not a scalar
-        yield array[index], result[index], None if mask is None else mask[index]
+def _backward(
+    grad_output: ArrayLike, output: ArrayLike, axis: Axis, out: Array | None, log: bool
+) -> Array:
+    gradient, values, axes, dtype = _checks.check_backward(grad_output, output, axis, out)
+    kernels = kernels_for(_checks.compute_dtype(dtype))
+    if kernels is None or values.size == 0:
+        function = reference.log_softmax_backward if log else reference.softmax_backward
+        return function(gradient, values, axes, out=out)
+    fresh = out is None or _layout.overlaps(out, (gradient, values))
+    result = np.empty(values.shape, dtype) if out is None or fresh else out
+    n_threads = threads_for(values.size)
+    views = None
+    if len(axes) == 1 and gradient.dtype == values.dtype == result.dtype == dtype:
+        views = _layout.three_axes_together((gradient, values, result), axes[0])
+    if views is not None:
+        kernels_for(dtype).backward(*map(_layout.as_storage, views), log, n_threads)
+    else:
+        buffer_dtype = _checks.compute_dtype(dtype)
+        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
+            for *inputs, result_rows in _layout.staged((gradient, values, result), axes):
+                buffers = [_gathered(rows, None, len(axes), buffer_dtype) for rows in inputs]
+                first, second = (buffer[:, :, None] for buffer in buffers)
+                kernels.backward(first, second, first, log, n_threads)
+                result_rows[...] = buffers[0].reshape(result_rows.shape)
+    if out is None:
+        return result if result.ndim else result[()]
+    if fresh:
+        out[...] = result
+    return out
 
 
 def _gathered(rows: Array, mask: Array | None, class_axes: int, dtype: np.dtype[Any]) -> Array:

@@ -229,15 +229,7 @@ def logsumexp(
 def _backward_arguments(
     grad_output: ArrayLike, output: ArrayLike, axis: Axis, out: Array | None
 ) -> tuple[Array, Array, tuple[int, ...], DType]:
-    gradient = _checks.real_array(grad_output, "grad_output")
-    values = _checks.real_array(output, "output")
-    _checks.check_same_shape(gradient, values.shape, "grad_output", "output")
-    axes = _checks.normalize_axes(axis, values.ndim)
-    result = _checks.promote(
-        _checks.result_dtype(gradient.dtype), _checks.result_dtype(values.dtype)
-    )
-    if out is not None:
-        _checks.check_out(out, values.shape, result)
+    gradient, values, axes, result = _checks.check_backward(grad_output, output, axis, out)
     compute = _checks.compute_dtype(result)
     return gradient.astype(compute, copy=False), values.astype(compute, copy=False), axes, result
 
@@ -642,18 +634,7 @@ def cross_entropy_from_probs(
 # Binary losses
 
 
-class _BinaryTask(NamedTuple):
-    """Checked arguments of a binary loss, in the dtype to compute in."""
-
-    values: Array
-    target: Array
-    weight: Array | None
-    pos_weight: Array | None
-    reduction: str
-    dtype: DType  # of the result
-
-
-def _binary_task(
+def _binary_arrays(
     name: str,
     values: ArrayLike,
     target: ArrayLike,
@@ -661,38 +642,24 @@ def _binary_task(
     pos_weight: ArrayLike | None,
     reduction: str,
     dtype: DTypeLike | None,
-) -> _BinaryTask:
-    array = _checks.real_array(values, name)
-    result = _checks.result_dtype(array.dtype, dtype)
-    compute = _checks.compute_dtype(result)
-    _checks.check_reduction(reduction)
-    target_array = _checks.real_array(target, "target")
-    _checks.check_same_shape(target_array, array.shape, "target", name)
-
-    def optional(value: ArrayLike | None, value_name: str) -> Array | None:
-        if value is None:
-            return None
-        factor = _checks.real_array(value, value_name)
-        _checks.check_broadcast(factor, array.shape, value_name, name)
-        return factor.astype(compute, copy=False)
-
-    return _BinaryTask(
-        array.astype(compute, copy=False),
-        target_array.astype(compute, copy=False),
-        optional(weight, "weight"),
-        optional(pos_weight, "pos_weight"),
-        reduction,
-        result,
+    grad_out: Array | None = None,
+) -> _checks.BinaryArrays:
+    """Return the checked arrays in the dtype to compute in."""
+    arrays = _checks.check_binary(
+        name, values, target, weight, pos_weight, reduction, dtype, grad_out
     )
+    compute = _checks.compute_dtype(arrays.dtype)
+    converted = (None if item is None else item.astype(compute, copy=False) for item in arrays[:4])
+    return _checks.BinaryArrays(*converted, arrays.dtype)
 
 
-def _binary_reduce(elements: Array, task: _BinaryTask) -> Any:
-    if task.weight is not None:
-        elements = _product(task.weight, elements)
-    if task.reduction == "none":
-        return _deliver(elements, task.dtype)
+def _binary_reduce(elements: Array, arrays: _checks.BinaryArrays, reduction: str) -> Any:
+    if arrays.weight is not None:
+        elements = _product(arrays.weight, elements)
+    if reduction == "none":
+        return _deliver(elements, arrays.dtype)
     total = np.sum(elements, dtype=np.promote_types(elements.dtype, np.float64))
-    return _deliver(total / elements.size if task.reduction == "mean" else total, task.dtype)
+    return _deliver(total / elements.size if reduction == "mean" else total, arrays.dtype)
 
 
 def binary_cross_entropy(
@@ -705,19 +672,19 @@ def binary_cross_entropy(
 ) -> Any:
     """Cross-entropy of independent yes/no targets, given the probabilities of yes."""
     with np.errstate(all="ignore"):
-        task = _binary_task("probs", probs, target, weight, None, reduction, dtype)
-        yes = _product(task.target, np.log(task.values))
-        no = _product(1 - task.target, np.log1p(-task.values))
-        return _binary_reduce(0 - (yes + no), task)
+        arrays = _binary_arrays("probs", probs, target, weight, None, reduction, dtype)
+        yes = _product(arrays.target, np.log(arrays.values))
+        no = _product(1 - arrays.target, np.log1p(-arrays.values))
+        return _binary_reduce(0 - (yes + no), arrays, reduction)
 
 
-def _binary_with_logits(task: _BinaryTask) -> tuple[Array, Array, Array]:
+def _binary_with_logits(arrays: _checks.BinaryArrays) -> tuple[Array, Array, Array]:
     """Return the coefficients of yes and no, and the unweighted loss of each element."""
-    yes = task.target if task.pos_weight is None else task.target * task.pos_weight
-    no = 1 - task.target
-    softplus = np.log1p(np.exp(-np.abs(task.values)))
-    elements = _product(yes, softplus + np.maximum(-task.values, 0))
-    elements = elements + _product(no, softplus + np.maximum(task.values, 0))
+    yes = arrays.target if arrays.pos_weight is None else arrays.target * arrays.pos_weight
+    no = 1 - arrays.target
+    softplus = np.log1p(np.exp(-np.abs(arrays.values)))
+    elements = _product(yes, softplus + np.maximum(-arrays.values, 0))
+    elements = elements + _product(no, softplus + np.maximum(arrays.values, 0))
     return yes, no, elements
 
 
@@ -732,8 +699,8 @@ def binary_cross_entropy_with_logits(
 ) -> Any:
     """Cross-entropy of independent yes/no targets with the sigmoid of `logits`."""
     with np.errstate(all="ignore"):
-        task = _binary_task("logits", logits, target, weight, pos_weight, reduction, dtype)
-        return _binary_reduce(_binary_with_logits(task)[2], task)
+        arrays = _binary_arrays("logits", logits, target, weight, pos_weight, reduction, dtype)
+        return _binary_reduce(_binary_with_logits(arrays)[2], arrays, reduction)
 
 
 def binary_cross_entropy_with_logits_with_grad(
@@ -748,17 +715,17 @@ def binary_cross_entropy_with_logits_with_grad(
 ) -> tuple[Any, Array]:
     """Binary cross-entropy with logits, and its gradient with respect to `logits`."""
     with np.errstate(all="ignore"):
-        task = _binary_task("logits", logits, target, weight, pos_weight, reduction, dtype)
-        if grad_out is not None:
-            _checks.check_out(grad_out, task.values.shape, task.dtype, "grad_out")
-        yes, no, elements = _binary_with_logits(task)
-        small = np.exp(-np.abs(task.values))
-        positive = task.values >= 0
+        arrays = _binary_arrays(
+            "logits", logits, target, weight, pos_weight, reduction, dtype, grad_out
+        )
+        yes, no, elements = _binary_with_logits(arrays)
+        small = np.exp(-np.abs(arrays.values))
+        positive = arrays.values >= 0
         sigmoid = np.where(positive, 1, small) / (1 + small)
         complement = np.where(positive, small, 1) / (1 + small)  # sigmoid of -logits
         grad = np.asarray(no * sigmoid - yes * complement)
-        if task.weight is not None:
-            grad = grad * task.weight
+        if arrays.weight is not None:
+            grad = grad * arrays.weight
         if reduction == "mean" and grad.size:
             grad = grad / grad.dtype.type(grad.size)
-        return _binary_reduce(elements, task), _deliver(grad, task.dtype, grad_out)
+        return _binary_reduce(elements, arrays, reduction), _deliver(grad, arrays.dtype, grad_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,16 @@ OPERATIONS: dict[str, Operation] = {
     "gradient": _gradient,
     "logsumexp": lambda x, labels, axis: sf.logsumexp(x, axis),
     "loss": _loss,
+    # The second array of these may be any numbers: the logits will do.
+    "softmax_backward": lambda x, labels, axis, out=None: sf.softmax_backward(x, x, axis, out=out),
+    "log_softmax_backward": lambda x, labels, axis, out=None: sf.log_softmax_backward(
+        x, x, axis, out=out
+    ),
+    "nll_loss": lambda x, labels, axis: sf.nll_loss(x, labels, axis, reduction="none"),
+    "dense_nll_loss": lambda x, labels, axis: sf.nll_loss(x, x, axis, reduction="none"),
 }
-WITH_OUTPUT = ("softmax", "log_softmax", "gradient")  # results of the input's shape
+# Results of the input's shape.
+WITH_OUTPUT = ("softmax", "log_softmax", "gradient", "softmax_backward", "log_softmax_backward")
 
 with_classes = pytest.mark.parametrize("classes", CLASS_COUNTS)
 HALF_CLASS_COUNTS = (2, 3, 10, 16, 17, 33, 64, 65, 100, 1000, 4097)
@@ -105,6 +114,23 @@ def test_reduced_losses_on_thread_counts(
                 assert_same_bits(grad, expected[1], reduction, count)
                 alone = sf.cross_entropy(logits, labels, axis, reduction=reduction)
                 assert_same_bits(alone, expected[0], reduction, count)
+
+
+def test_binary_losses_on_thread_counts(isa: str, full_dtype: np.dtype) -> None:
+    logits, labels = batch(10, full_dtype, 300_000)
+    target = np.asarray(labels[:, None] == np.arange(10), full_dtype)
+    for name in ("binary_cross_entropy_with_logits", "binary_cross_entropy"):
+        for reduction in ("mean", "none"):
+            function = functools.partial(getattr(sf, name), reduction=reduction)
+            values = sf.softmax(logits) if name == "binary_cross_entropy" else logits
+            with sf.num_threads(1):
+                expected = function(values, target)
+            for count in THREAD_COUNTS[1:]:
+                with sf.num_threads(count):
+                    assert_same_bits(function(values, target), expected, name, count)
+            if reduction == "none":
+                result = function(np.asfortranarray(values), target)
+                assert_same_bits(result, expected, name, "columns")
 
 
 def check_slices(logits: Array, labels: Array) -> None:

@@ -22,11 +22,13 @@ from subprocesses import run_function, run_python, thread_count
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-
 THREADS = 4
 ROWS, CLASSES = 256, 1000  # enough for four threads
 SECONDS_OF_A_CHILD = 30
+
+
+def counts_threads() -> bool:
+    return sys.platform == "linux" and bool(probe.openmp())
 
 
 def logits() -> np.ndarray:
@@ -96,21 +98,23 @@ def without_call() -> None:
     assert computed_bits() == expected
 
 
+def check_bits_in_parallel(expected: str) -> Callable[[], None]:
+    def work() -> None:
+        assert sf.get_num_threads() == THREADS
+        before = thread_count()
+        assert computed_bits() == expected, "the child's bits differ"
+        assert thread_count() - before == THREADS - 1, "the child is serial"
+
+    return work
+
+
 def child_is_parallel() -> None:
     expected = serial_bits()
     sf.set_num_threads(THREADS)
     computed_bits()
-    alone = thread_count() - (THREADS - 1)
-    assert alone == 1, "the parent should have run in parallel"
-
-    def work() -> None:
-        assert thread_count() == 1
-        assert sf.get_num_threads() == THREADS
-        assert computed_bits() == expected
-        assert thread_count() == THREADS, "the child is serial"
-
+    assert thread_count() == THREADS, "the parent should have run in parallel"
     for _ in range(5):
-        in_child(work)
+        in_child(check_bits_in_parallel(expected))
         computed_bits()
         assert thread_count() == THREADS, "the parent became serial"
 
@@ -158,6 +162,27 @@ def during_call(repetitions: str) -> None:
             thread.join()
     assert not wrong
     assert min(calls) > 0
+
+
+def during_a_long_call() -> None:
+    """One call, of another thread, goes on while this one forks."""
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    computed_bits()
+    row = logits()[0]
+    x = np.broadcast_to(row, (5_000_000, CLASSES))  # a second or so of work, and no memory
+    results: list[np.ndarray] = []
+    thread = threading.Thread(target=lambda: results.append(sf.logsumexp(x)))
+    thread.start()
+    time.sleep(0.05)
+    forks = 0
+    while thread.is_alive():
+        in_child(check_bits(expected))
+        forks += thread.is_alive()
+    thread.join()
+    assert forks > 0
+    assert (results[0] == sf.logsumexp(row)).all()
+    assert computed_bits() == expected
 
 
 def from_another_thread() -> None:
@@ -211,17 +236,40 @@ def executor() -> None:
         assert set(processes.map(bits_of_task, range(6))) == {expected}
 
 
+def forks_beside(peer_works: Callable[[], object]) -> None:
+    """Fork after calls of both, and while another thread calls both."""
+    expected = serial_bits()
+    sf.set_num_threads(THREADS)
+    check = check_bits_in_parallel if counts_threads() else check_bits
+    for _ in range(5):
+        peer_works()
+        assert computed_bits() == expected
+        in_child(check(expected))
+    stop = threading.Event()
+
+    def caller() -> None:
+        while not stop.is_set():
+            peer_works()
+            computed_bits()
+
+    thread = threading.Thread(target=caller)
+    thread.start()
+    try:
+        for _ in range(20):
+            computed_bits()
+            in_child(check(expected))
+    finally:
+        stop.set()
+        thread.join()
+
+
 def with_torch() -> None:
     """PyTorch works in parallel, too; then its DataLoader forks."""
     import torch
 
-    expected = serial_bits()
-    sf.set_num_threads(THREADS)
     torch.set_num_threads(3)
-    for _ in range(5):
-        torch.softmax(torch.from_numpy(logits()), -1)
-        assert computed_bits() == expected
-        in_child(check_bits(expected))
+    x = torch.from_numpy(logits())
+    forks_beside(lambda: torch.softmax(x, -1))
     assert torch.get_num_threads() == 3
     data_loader()
 
@@ -231,14 +279,9 @@ def with_sklearn() -> None:
     from sklearn.cluster import KMeans
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    expected = serial_bits()
-    sf.set_num_threads(THREADS)
     data = logits()
-    KMeans(3, n_init=1, random_state=0).fit(data)
     HistGradientBoostingClassifier(max_iter=1).fit(data[:, :5], np.arange(ROWS) % 2)
-    for _ in range(5):
-        assert computed_bits() == expected
-        in_child(check_bits(expected))
+    forks_beside(lambda: KMeans(3, n_init=1, random_state=0).fit(data))
 
 
 class Rows:
@@ -291,14 +334,19 @@ def test_child_computes_the_right_bits(case):
     run_function(case)
 
 
-@on_linux
-@pytest.mark.skipif(not probe.openmp(), reason="a serial build")
+@pytest.mark.skipif(
+    not counts_threads(), reason="a serial build, or no /proc where threads are counted"
+)
 def test_child_and_parent_stay_parallel():
     run_function(child_is_parallel)
 
 
 def test_fork_during_calls_of_other_threads():
     run_function(during_call, "100", timeout=100)
+
+
+def test_fork_during_a_long_call_of_another_thread():
+    run_function(during_a_long_call, timeout=100)
 
 
 @pytest.mark.slow

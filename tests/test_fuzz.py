@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from softce_fast import reference
 from subprocesses import PACKAGE
 
 FUZZ = Path(__file__).resolve().parent.parent / "tools" / "fuzz.py"
@@ -35,6 +37,10 @@ def test_random_calls_end_in_a_right_answer_or_a_documented_error():
     assert int(done.stdout.splitlines()[-1].split()[0]) > 100
 
 
+def test_every_function_is_called():
+    assert set(runpy.run_path(str(FUZZ))["MAKERS"]) == set(reference.__all__)
+
+
 SABOTAGE = """
 import runpy
 import sys
@@ -52,7 +58,8 @@ FAULTS = {
     "    result = right(*a, **k)\n"
     "    if isinstance(result, np.ndarray) and result.size > 3: result.flat[3] *= 1.001\n"
     "    return result\n",
-    "an undocumented error": "def wrong(*a, **k): raise RuntimeError('on purpose')\n",
+    "an undocumented error": "right = sf.softmax\n"
+    "def wrong(*a, **k): raise RuntimeError('on purpose')\n",
     "a warning": "import warnings\nright = sf.softmax\n"
     "def wrong(*a, **k):\n"
     "    warnings.warn('on purpose')\n"
@@ -62,6 +69,11 @@ FAULTS = {
     "    result = right(x, *a, **k)\n"
     "    if isinstance(x, np.ndarray) and x.flags.writeable: x[...] = 1\n"
     "    return result\n",
+    "a wrong gradient": "right = sf.cross_entropy_with_grad\n"
+    "def wrong(*a, **k):\n"
+    "    loss, gradient = right(*a, **k)\n"
+    "    gradient *= 1.01\n"
+    "    return loss, gradient\n",
 }
 
 
@@ -69,7 +81,7 @@ FAULTS = {
 def test_the_fuzzer_finds(fault, tmp_path):
     note = tmp_path / "note"
     note.write_bytes(b" " * 20)
-    code = SABOTAGE.format(fault=FAULTS[fault] + "sf.softmax = wrong\n")
+    code = SABOTAGE.format(fault=FAULTS[fault] + "setattr(sf, right.__name__, wrong)\n")
     done = subprocess.run(
         [sys.executable, "-c", code, str(FUZZ), str(note)],
         env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},

@@ -368,6 +368,34 @@ def test_probability_targets_of_any_floating_type(full_dtype: np.dtype, target_d
 
 
 @pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("divisor", [0.0, -0.0, "no weight"])
+def test_gradient_of_a_mean_divided_by_zero(full_dtype: np.dtype, divisor: Any, kind: str) -> None:
+    """The gradient is divided by 0 like the loss: what is not 0 turns infinite."""
+    x, target = normal((4, 3), full_dtype), np.array([0, -100, 2, 1])
+    if kind == "probabilities":
+        target = sf.softmax(normal((4, 3), full_dtype, seed=1))
+    options: dict[str, Any] = {"denominator": divisor}
+    if divisor == "no weight":
+        options = {"sample_weight": np.zeros(4)}
+    for empty in ("nan", "zero"):
+        options["empty"] = empty
+        loss, grad = sf.cross_entropy_with_grad(x, target, **options)
+        right, right_grad = sf.reference.cross_entropy_with_grad(x, target, **options)
+        np.testing.assert_array_equal(loss, right)
+        np.testing.assert_array_equal(grad, right_grad)
+
+
+def test_gradient_of_a_mean_with_tiny_weights(full_dtype: np.dtype) -> None:
+    """Their share in the mean is an ordinary number, but its factors are not."""
+    x, target = normal((4, 3), full_dtype), np.array([0, 1, 2, 1])
+    weight = np.full(4, 1e-36)
+    loss, grad = sf.cross_entropy_with_grad(x, target, sample_weight=weight)
+    right, right_grad = sf.cross_entropy_with_grad(x, target)
+    assert_near(loss, right.astype(np.longdouble), full_dtype)
+    assert_near(grad, right_grad.astype(np.longdouble), full_dtype)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("denominator", [1, 7, 0.5, -2.0, np.float32(3), np.int64(4)])
 def test_denominator_replaces_the_divisor(
     full_dtype: np.dtype, denominator: float, kind: str

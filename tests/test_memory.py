@@ -491,45 +491,45 @@ def test_memory_mapped_training_step(folder, in_place):
 
 @pytest.mark.slow
 @on_linux
-def test_memory_mapped_training_step_of_10_gigabytes(folder):
+@pytest.mark.parametrize("in_place", ["", "in place"], ids=["grad_out", "in-place"])
+def test_memory_mapped_training_step_of_10_gigabytes(folder, in_place):
     rows, classes = 20_000, 131_072
     size = 4 * rows * classes
     free = shutil.disk_usage(folder).free
     if free < size * 5 // 4:
         pytest.skip(f"needs {size * 5 // 4} bytes of disk, {free} are free")
     path = sparse(folder / "logits", size)
-    run_function(mapped_training_step, str(path), str(rows), str(classes), "in place", timeout=1200)
+    run_function(mapped_training_step, str(path), str(rows), str(classes), in_place, timeout=1200)
+
+
+GAP = 5 << 30  # bytes from one row to the next
+WIDE = ((3, 1001), (20, 10))  # shapes that go row by row, and by tiles
 
 
 def wide_row_strides(path: str, output: str) -> None:
-    """Rows 5 GiB apart, then classes 5 GiB apart."""
-    gap = 5 << 30
-    count = 1001
+    """Rows far apart, then classes far apart."""
     source = np.memmap(path, np.uint8, "r+")
     target = np.memmap(output, np.uint8, "r+")
-    values = np.random.default_rng(0).normal(size=(3, count)).astype(np.float32)
-
-    def view(memory: np.ndarray) -> np.ndarray:
-        start = memory[: 4 * count].view(np.float32)
-        return as_strided(start, (3, count), (gap, 4))
-
-    x, out = view(source), view(target)
-    x[...] = values
-    labels = np.array([0, 500, 1000])
-    for axis, matrix, result, plain in ((1, x, out, values), (0, x, out, values)):
-        where = labels if axis else np.arange(count) % 3
-        wanted_loss, wanted = sf.cross_entropy_with_grad(plain, where, axis)
-        loss, _ = sf.cross_entropy_with_grad(matrix, where, axis, grad_out=result)
-        assert loss == wanted_loss
-        assert np.array_equal(result, wanted)
-        assert np.array_equal(sf.softmax(matrix, axis, out=result), sf.softmax(plain, axis))
-        assert np.array_equal(sf.logsumexp(matrix, axis), sf.logsumexp(plain, axis))
-    backwards = x[::-1]
-    assert np.array_equal(sf.log_softmax(backwards), sf.log_softmax(values[::-1]))
+    for shape in WIDE:
+        values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        x, out = (
+            as_strided(memory[: 4 * shape[1]].view(np.float32), shape, (GAP, 4))
+            for memory in (source, target)
+        )
+        x[...] = values
+        for axis in (1, 0):
+            labels = np.arange(shape[1 - axis]) % shape[axis]
+            wanted_loss, wanted = sf.cross_entropy_with_grad(values, labels, axis)
+            loss, _ = sf.cross_entropy_with_grad(x, labels, axis, grad_out=out)
+            assert loss == wanted_loss
+            assert np.array_equal(out, wanted)
+            assert np.array_equal(sf.softmax(x, axis, out=out), sf.softmax(values, axis))
+            assert np.array_equal(sf.logsumexp(x, axis), sf.logsumexp(values, axis))
+        assert np.array_equal(sf.log_softmax(x[::-1]), sf.log_softmax(values[::-1]))
 
 
 def test_strides_beyond_32_bits(folder):
-    size = 2 * (5 << 30) + (1 << 20)
+    size = max(rows for rows, _ in WIDE) * GAP
     paths = [str(sparse(folder / name, size)) for name in ("logits", "output")]
     run_function(wide_row_strides, *paths)
 

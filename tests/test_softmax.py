@@ -516,6 +516,35 @@ def test_backward_layouts_and_out(full_dtype: np.dtype, layout: str, name: str) 
 
 
 @with_same_shape
+@pytest.mark.parametrize("shape", [(3, 5000), (1, 300_000), (40, 1025), (3000, 3)])
+def test_backward_of_long_rows_and_many(
+    isa: str, dtype: np.dtype, shape: tuple[int, int], name: str
+) -> None:
+    x, upstream = normal(shape, dtype), normal(shape, dtype, seed=1)
+    output = getattr(sf, name)(x)
+    truths = wide_backward(name, upstream, output, (1,))
+    scale = float(max(np.abs(truths).max(), np.abs(upstream.astype(float).sum(axis=1)).max()))
+    assert_near(BACKWARD[name](upstream, output), truths, dtype, scale=scale)
+
+
+@with_same_shape
+def test_backward_with_out_partly_over_the_input(full_dtype: np.dtype, name: str) -> None:
+    memory = normal((5, 4), full_dtype)
+    upstream, output, out = memory[:3].copy(), normal((3, 4), full_dtype, seed=1), memory[1:4]
+    expected = BACKWARD[name](upstream, output)
+    BACKWARD[name](memory[:3], output, out=out)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_backward_of_infinite_gradients(full_dtype: np.dtype) -> None:
+    upstream = np.array([[np.inf, 1, 2], [1, -np.inf, np.inf], [np.nan, 0, 0]], full_dtype)
+    output = np.array([[0.5, 0.25, 0.25], [0, 0.5, 0.5], [1, 0, 0]], full_dtype)
+    for name, function in BACKWARD.items():
+        expected = getattr(sf.reference, f"{name}_backward")(upstream, output)
+        np.testing.assert_array_equal(function(upstream, output), expected)
+
+
+@with_same_shape
 def test_backward_is_the_difference_quotient(name: str) -> None:
     x, upstream = normal((3, 5)), normal((3, 5), seed=1)
     function = getattr(sf, name)

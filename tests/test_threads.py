@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 import threading
 import time
@@ -56,6 +57,17 @@ def calls() -> list[Call]:
             return [sf.cross_entropy(x, labels, axis, reduction="none")]
 
         result.extend([with_gradient, reduced, not_reduced])
+        output = sf.softmax(x, axis)
+        result.extend(
+            [
+                lambda: [sf.softmax_backward(x, output, axis)],
+                lambda: [sf.log_softmax_backward(x, output, axis)],
+                lambda: [sf.nll_loss(x, labels, axis, reduction="none")],
+                lambda: [sf.cross_entropy_from_probs(output, labels, axis, reduction="none")],
+                lambda: [np.asarray(sf.binary_cross_entropy(output, output))],
+                lambda: list(sf.binary_cross_entropy_with_logits_with_grad(x, output)),
+            ]
+        )
         result.extend(
             lambda function=function: [function(x, axis)]  # type: ignore[misc]
             for function in (sf.softmax, sf.log_softmax, sf.logsumexp)
@@ -68,9 +80,7 @@ def calls() -> list[Call]:
     add(random.normal(size=(140_000, 2)).astype(np.float32), 1)
     x = random.normal(size=(1000, 100))
     target = sf.softmax(x[::-1])
-    result.append(lambda: [sf.softmax_backward(x, target), sf.log_softmax_backward(x, target)])
     result.append(lambda: [np.asarray(sf.cross_entropy(x, target, label_smoothing=0.1))])
-    result.append(lambda: list(sf.binary_cross_entropy_with_logits_with_grad(x, target)))
     return result
 
 
@@ -209,6 +219,13 @@ def test_affinity_is_honoured():
 
 
 @needs_openmp
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="needs taskset")
+def test_affinity_given_from_outside_is_honoured():
+    chosen = cpus()[-1]
+    assert threads_of_a_call(prefix=("taskset", "--cpu-list", str(chosen))) == (1, 1)
+
+
+@needs_openmp
 @on_linux
 def test_affinity_set_after_the_import_is_honoured():
     code = (
@@ -260,6 +277,26 @@ def test_num_threads_is_for_one_python_thread_and_nests():
         assert sf.get_num_threads() == 3
     assert sf.get_num_threads() == outside
     assert seen == [outside]
+
+
+@needs_openmp
+def test_set_num_threads_is_for_all_python_threads():
+    run_python(
+        "import threading, softce_fast as sf\n"
+        "seen = []; sf.set_num_threads(3)\n"
+        "thread = threading.Thread(target=lambda: seen.append(sf.get_num_threads()))\n"
+        "thread.start(); thread.join(); assert seen == [3]"
+    )
+
+
+@needs_openmp
+@pytest.mark.parametrize(
+    "environment",
+    [{"OMP_THREAD_LIMIT": "2"}, {"OMP_DYNAMIC": "true"}, {"OMP_PROC_BIND": "true"}],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_fewer_threads_than_asked_for_do(environment):
+    run_function(many_callers, "1", timeout=120, environment=environment)
 
 
 @needs_openmp
@@ -390,6 +427,24 @@ def test_a_real_group_quota_is_honoured(group_of_one_cpu):
     environment = {"OMP_NUM_THREADS": "2"}
     output = run_python(code, str(group_of_one_cpu / "cgroup.procs"), environment=environment)
     assert output.stdout.split() == ["1", "1"]
+
+
+def quota_of_a_forked_child(tasks: str) -> None:
+    """The child joins a control group; what the parent read is not the child's."""
+    assert sf.get_num_threads() > 1
+    child = os.fork()
+    if child == 0:
+        Path(tasks).write_text(str(os.getpid()))
+        os._exit(sf.get_num_threads() != 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@needs_openmp
+@on_linux
+def test_a_forked_child_has_its_own_quota(group_of_one_cpu):
+    if min(len(cpus()), _threads.read_group_quota(Path("/"))) < 2:
+        pytest.skip("one CPU is all there is")
+    run_function(quota_of_a_forked_child, str(group_of_one_cpu / "cgroup.procs"))
 
 
 # Nobody else's setting changes

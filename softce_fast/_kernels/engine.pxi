@@ -600,9 +600,12 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
     group.result = vector_select(active, loss, zero)
     if problem.output.data == NULL:
         return
-    row_scale = vector_set(problem.gradient_scale * <real>OUTPUT_SCALE * problem.scale.inverse)
+    # The share in the mean first: of tiny weights a large multiple, it could not stand alone.
+    row_scale = vector_set(problem.gradient_scale)
     if problem.sample_weight.data != NULL:
         row_scale = vector_multiply(row_scale, group.sample_weight)
+    row_scale = vector_multiply(
+        row_scale, vector_set(<real>OUTPUT_SCALE * problem.scale.inverse))
     total = with_exact_maximum(total, group, problem, vector_greater(group.maximum, own_logit))
     group.factor = pair_quotient(
         vector_multiply(row_scale, vector_add(share, from_z)), total)

@@ -137,6 +137,10 @@ cdef void choose_plan(Problem *problem) noexcept:
         min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))
 
 
+cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
+    return <int>max(1, min(<Py_ssize_t>n_threads, work // WORK_PER_THREAD))
+
+
 cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     """Run a problem; return the sum of its results if asked to, in float64 and in a fixed order."""
     cdef Py_ssize_t task, tasks, row, work
@@ -150,7 +154,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     cdef bint long_rows
     choose_plan(problem)
     work = problem.rows * problem.classes
-    n_threads = <int>max(1, min(<Py_ssize_t>n_threads, work // WORK_PER_THREAD))
+    n_threads = threads_worth(n_threads, work)
     long_rows = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
     if long_rows:
         problem.by_tiles = False
@@ -366,14 +370,14 @@ def cross_entropy(
     const storage[:, :, :] logits, const int64_t[:, :] labels,
     const storage[:, :, :] probabilities, storage[:, :] losses, storage[:, :, :] gradient,
     const real[:] class_weight, const real[:, :] sample_weight, double label_smoothing,
-    double z_loss, bint mean, denominator, bint empty_is_zero, ignore_index,
-    double temperature, int n_threads,
+    double z_loss, bint mean, denominator, ignore_index, double temperature, int n_threads,
 ):
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
     Of `labels` and `probabilities` one is None. `losses` and `gradient` are written where they are
     given, but not if a label is no class. The gradient is that of the sum, or with `mean` that of
-    the mean, which divides by `denominator` if that is not None.
+    the mean, which divides by `denominator` if that is not None. Dividing by 0 is left to the
+    caller.
     """
     cdef Problem problem = problem_3d(
         CROSS_ENTROPY if labels is not None else SOFT_CROSS_ENTROPY, logits, temperature)
@@ -400,9 +404,8 @@ def cross_entropy(
     if denominator is not None:
         divisor = denominator
     problem.gradient_scale = 1
-    if mean:
-        problem.gradient_scale = <real>(
-            0.0 if divisor == 0 and empty_is_zero else 1.0 / divisor)
+    if mean and divisor != 0:
+        problem.gradient_scale = <real>(1.0 / divisor)
     if losses is not None:
         problem.result = rows_from(<const char *>&losses[0, 0], losses.shape, losses.strides)
     if gradient is not None:

@@ -81,7 +81,6 @@ cdef inline vector coefficient_vector(
 ) noexcept nogil:
     """The coefficients from class i on; 0 past the end."""
     cdef vector v = coefficients.even
-    cdef vector zero = vector_set(0.0)
     cdef real[16] lane
     cdef Py_ssize_t k
     if coefficients.probabilities != NULL:
@@ -93,10 +92,15 @@ cdef inline vector coefficient_vector(
             for k in range(LANES):
                 lane[k] = coefficients.weight[min(i + k, n - 1)]
             v = vector_multiply(v, vector_get(lane))
-    if i + LANES > n:
-        v = vector_select(
-            vector_greater(vector_set(<real>(n - i)), vector_counting()), v, zero)
-    return v
+    return zero_past_end(v, i, n)
+
+
+cdef inline vector zero_past_end(vector v, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """The vector from class i on, 0 past the end."""
+    if i + LANES <= n:
+        return v
+    return vector_select(
+        vector_greater(vector_set(<real>(n - i)), vector_counting()), v, vector_set(0.0))
 
 
 cdef inline void row_spread(
@@ -115,8 +119,8 @@ cdef inline void row_spread(
         sum_ = pair_add(sum_, a)
         spread_ = pair_add(spread_, vector_select(vector_equal(a, zero), zero, product))
         i += LANES
-    total[0] = lanes_sum(pair_finite(sum_))
-    spread[0] = lanes_sum(pair_finite(spread_))
+    total[0] = <real>lanes_sum(pair_finite(sum_))
+    spread[0] = <real>lanes_sum(pair_finite(spread_))
 
 
 cdef inline vector pair_finite(Pair pair) noexcept nogil:
@@ -126,10 +130,10 @@ cdef inline vector pair_finite(Pair pair) noexcept nogil:
     return vector_add(pair.high, vector_select(vector_equal(difference, zero), pair.low, zero))
 
 
-cdef inline real lanes_sum(vector v) noexcept nogil:
+cdef inline double lanes_sum(vector v) noexcept nogil:
     """The sum of the lanes, which may be infinite."""
     cdef real[16] lane
-    cdef real total = 0
+    cdef double total = 0
     cdef Py_ssize_t k
     vector_put(lane, v)
     for k in range(LANES):

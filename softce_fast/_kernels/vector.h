@@ -111,10 +111,12 @@ enum { HAS_FMA = 0 };
 #define NEGATIVE_INFINITY (-__builtin_inf())
 #define LN2 (HAS_FMA ? 0.693147180559945286 : 0x1.62e42fefa4p-1)
 #define LN2_REST (HAS_FMA ? 2.31904681384629956e-17 : -1.72394445256148357e-13)
+#define SMALLEST_NORMAL 0x1p-1022
 #else
 #define NEGATIVE_INFINITY (-__builtin_inff())
 #define LN2 (HAS_FMA ? 0.693147182f : 0x1.62e8p-1f)
 #define LN2_REST (HAS_FMA ? -1.90465421e-9f : -2.90889301e-5f)
+#define SMALLEST_NORMAL 0x1p-126f
 #endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
@@ -129,6 +131,7 @@ enum { HAS_FMA = 0 };
 
 /* See elementary.pxi. */
 #define TWO_TO_MINUS_HEADROOM ((real)0x1p-48)
+#define TWO_TO_64 ((real)0x1p64)
 
 /* ---- one part ---------------------------------------------------------------------------- */
 
@@ -195,6 +198,9 @@ INLINE part part_select(part_mask m, part a, part b) {
     return SUFFIXED(_mm512_mask_blend)(m, b, a);
 #elif PART_BYTES == 32
     return SUFFIXED(_mm256_blendv)(b, a, (part)m);
+#elif defined(X86)
+    /* In C's own operators GCC 12 finds a conditional that it then cannot expand, and stops. */
+    return SUFFIXED(_mm_or)(SUFFIXED(_mm_and)((part)m, a), SUFFIXED(_mm_andnot)((part)m, b));
 #else
     return (part)((m & (part_bits)a) | (~m & (part_bits)b));
 #endif

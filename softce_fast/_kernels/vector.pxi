@@ -18,7 +18,9 @@ cdef extern from "vector.h" nogil:
     const real NEGATIVE_INFINITY
     const real LN2       # LN2 + LN2_REST is ln(2)
     const real LN2_REST
+    const real SMALLEST_NORMAL
     const real TWO_TO_MINUS_HEADROOM
+    const real TWO_TO_64
     const real ROUNDER   # adding it rounds to a whole number
     const real POWER_ROUNDER
     const storage STORAGE_NEGATIVE_INFINITY

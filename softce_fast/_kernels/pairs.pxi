@@ -1,0 +1,479 @@
+# Operations on two arrays of one shape: the gradients through the two softmaxes, the losses of
+# given (log-)probabilities, and the binary losses.
+#
+# Rows go in groups of up to LANES rows, chunk by chunk of PAIR_CHUNK classes: a sum over each chunk,
+# the sums of a row added up in order, then the output, if there is one. Few long rows are shared
+# out by chunks; the sums are the same ones. The binary losses have no rows: a task is a stretch of
+# elements.
+
+cdef enum PairOperation:
+    # What the first and the second array hold.
+    SOFTMAX_BACKWARD         # gradient, probabilities
+    LOG_SOFTMAX_BACKWARD     # gradient, log-probabilities
+    PROBABILITY_LOSS         # target, probabilities
+    LOG_PROBABILITY_LOSS     # target, log-probabilities
+
+
+cdef enum:
+    # Classes of a chunk: those of a group, of both arrays, fit the second-level cache.
+    PAIR_CHUNK = 1024
+
+
+cdef struct PairProblem:
+    PairOperation operation
+    Py_ssize_t rows
+    Py_ssize_t classes
+    Py_ssize_t chunks
+    Array first
+    Array second
+    Array output                # of the gradients
+    const real *class_weight    # of the losses
+    double *sums                # of each chunk of each row
+
+
+# ---- exp and log of any number -----------------------------------------------------------------
+
+
+cdef inline vector plain_exponential(vector x, const Scale *scale) noexcept nogil:
+    """exp(x): infinity where that is too large, 0 where it is below the smallest normal number."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector limit = vector_set(100.0 if sizeof(real) == 4 else 720.0)
+    cdef mask large = vector_greater(x, zero)
+    cdef Reference reference
+    reference.shift = zero
+    reference.exponent = vector_select(large, vector_set(64.0), zero)
+    return vector_multiply(
+        exponential(vector_select(vector_greater(x, limit), limit, x), reference, scale),
+        vector_select(large, vector_set(TWO_TO_64), vector_set(1.0)))
+
+
+cdef inline vector plain_logarithm(vector x, vector correction) noexcept nogil:
+    """log(x + correction) for |correction| far below x: of any x, also subnormal; NaN below 0."""
+    cdef vector zero = vector_set(0.0)
+    cdef mask small = vector_greater(vector_set(SMALLEST_NORMAL), x)
+    cdef vector scaled = vector_select(small, vector_multiply(x, vector_set(TWO_TO_64)), x)
+    cdef vector result = logarithm(
+        scaled, correction, vector_select(small, vector_set(-64.0), zero))
+    result = vector_select(vector_equal(x, vector_set(-NEGATIVE_INFINITY)), x, result)
+    return vector_select(
+        vector_greater(zero, x), vector_subtract(result, vector_set(-NEGATIVE_INFINITY)), result)
+
+
+cdef inline vector logarithm_of_one_plus(vector x) noexcept nogil:
+    """log(1 + x), for x of any size above -1."""
+    cdef vector one = vector_set(1.0)
+    cdef vector zero = vector_set(0.0)
+    cdef vector sum_ = vector_add(one, x)
+    cdef vector rest = vector_subtract(x, vector_subtract(sum_, one))
+    return plain_logarithm(sum_, vector_select(vector_equal(rest, rest), rest, zero))
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+cdef inline void rows_together(
+    const Array *array, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
+    storage *staged, const storage **x,
+) noexcept nogil:
+    """Point x at n classes of each row: where they are if they are neighbours, else at copies."""
+    cdef Py_ssize_t[16] offsets
+    cdef Py_ssize_t c, k
+    cdef const char *at = array.data + start * array.class_stride
+    offsets_of_rows(array, first, rows, offsets)
+    for k in range(rows):
+        x[k] = <const storage *>(at + offsets[k])
+    if array.class_stride == sizeof(storage):
+        return
+    for c in range(n):
+        for k in range(rows):
+            memcpy(staged + k * PAIR_CHUNK + c, at + offsets[k] + c * array.class_stride,
+                   sizeof(storage))
+    for k in range(rows):
+        x[k] = staged + k * PAIR_CHUNK
+
+
+cdef inline double pair_sum(
+    const PairProblem *problem, const storage *first, const storage *second, Py_ssize_t start,
+    Py_ssize_t n,
+) noexcept nogil:
+    """The sum over n classes of a row that the operation asks for."""
+    cdef vector zero = vector_set(0.0)
+    cdef Pair total = pair_from(zero)
+    cdef vector a, b, product
+    cdef Coefficients coefficients
+    cdef Py_ssize_t i = 0
+    coefficients.weight = NULL
+    if problem.class_weight != NULL:
+        coefficients.weight = problem.class_weight + start
+    coefficients.probabilities = first
+    coefficients.share = vector_set(1.0)
+    coefficients.even = zero
+    while i < n:
+        b = zero_past_end(row_vector(second, i, n), i, n)
+        if problem.operation == SOFTMAX_BACKWARD:
+            a = zero_past_end(row_vector(first, i, n), i, n)
+            product = vector_multiply(a, b)
+            total = pair_add(total, product)
+            total.low = vector_add(total.low, multiply_error(a, b, product))
+        elif problem.operation == LOG_SOFTMAX_BACKWARD:
+            total = pair_add(total, zero_past_end(row_vector(first, i, n), i, n))
+        else:
+            a = coefficient_vector(&coefficients, i, n)
+            if problem.operation == PROBABILITY_LOSS:
+                b = plain_logarithm(b, zero)
+            total = pair_add(total, product_or_zero(a, b))
+        i += LANES
+    return lanes_sum(pair_finite(total))
+
+
+cdef inline void pair_write(
+    const PairProblem *problem, const storage *first, const storage *second, double total,
+    Py_ssize_t n, const Scale *scale, storage *out,
+) noexcept nogil:
+    """Write n classes of a gradient."""
+    cdef vector high = vector_set(<real>total)
+    cdef double rest = total - <real>total
+    cdef vector low = vector_set(<real>rest if rest == rest else <real>0)
+    cdef vector a, b
+    cdef Py_ssize_t i = 0
+    while i < n:
+        a = row_vector(first, i, n)
+        b = row_vector(second, i, n)
+        if problem.operation == SOFTMAX_BACKWARD:
+            a = vector_multiply(b, vector_subtract(vector_subtract(a, high), low))
+        else:
+            a = vector_fnma(plain_exponential(b, scale), high, a)
+        if i + LANES <= n:
+            vector_store(out + i, a)
+        else:
+            vector_store_first(out + i, a, n - i)
+        i += LANES
+
+
+cdef void pair_sums_of_chunk(
+    const PairProblem *problem, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t chunk,
+    storage *staged,
+) noexcept nogil:
+    """Sum one chunk of a group's rows."""
+    cdef Py_ssize_t start = chunk * PAIR_CHUNK
+    cdef Py_ssize_t n = min(<Py_ssize_t>PAIR_CHUNK, problem.classes - start)
+    cdef Py_ssize_t k
+    cdef const storage *a[16]
+    cdef const storage *b[16]
+    cdef environment before = 0
+    # A logarithm is to see subnormal probabilities; elsewhere they would only be slow.
+    cdef bint flush = problem.output.data != NULL
+    if flush:
+        before = environment_enter()
+    rows_together(&problem.first, first, rows, start, n, staged, a)
+    rows_together(&problem.second, first, rows, start, n, staged + LANES * PAIR_CHUNK, b)
+    for k in range(rows):
+        problem.sums[(first + k) * problem.chunks + chunk] = pair_sum(
+            problem, a[k], b[k], start, n)
+    if flush:
+        environment_leave(before)
+
+
+cdef void pair_write_chunk(
+    const PairProblem *problem, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t chunk,
+    storage *staged,
+) noexcept nogil:
+    """Write one chunk of a group's rows; the first of a row's sums is that of the whole row."""
+    cdef Py_ssize_t start = chunk * PAIR_CHUNK
+    cdef Py_ssize_t n = min(<Py_ssize_t>PAIR_CHUNK, problem.classes - start)
+    cdef Py_ssize_t c, k
+    cdef Py_ssize_t[16] offsets
+    cdef Scale scale = scale_for(1.0)
+    cdef char *out = problem.output.data + start * problem.output.class_stride
+    cdef const storage *a[16]
+    cdef const storage *b[16]
+    cdef storage *row
+    cdef environment before = environment_enter()
+    scale = scale_with(&scale, False)
+    rows_together(&problem.first, first, rows, start, n, staged, a)
+    rows_together(&problem.second, first, rows, start, n, staged + LANES * PAIR_CHUNK, b)
+    offsets_of_rows(&problem.output, first, rows, offsets)
+    staged += 2 * LANES * PAIR_CHUNK
+    for k in range(rows):
+        row = staged + k * PAIR_CHUNK
+        if problem.output.class_stride == sizeof(storage):
+            row = <storage *>(out + offsets[k])
+        pair_write(
+            problem, a[k], b[k], problem.sums[(first + k) * problem.chunks], n, &scale, row)
+    if problem.output.class_stride != sizeof(storage):
+        for c in range(n):
+            for k in range(rows):
+                memcpy(out + offsets[k] + c * problem.output.class_stride,
+                       staged + k * PAIR_CHUNK + c, sizeof(storage))
+    environment_leave(before)
+
+
+cdef inline void pair_merge_sums(
+    const PairProblem *problem, Py_ssize_t first, Py_ssize_t rows
+) noexcept nogil:
+    """Add the sums of each row's chunks up, into the first of them."""
+    cdef Py_ssize_t row, chunk
+    for row in range(first, first + rows):
+        for chunk in range(1, problem.chunks):
+            problem.sums[row * problem.chunks] += problem.sums[row * problem.chunks + chunk]
+
+
+cdef void pair_task(
+    const PairProblem *problem, Py_ssize_t first, Py_ssize_t stop, storage *staged
+) noexcept nogil:
+    """Work through rows, all chunks of a group before the next group."""
+    cdef Py_ssize_t chunk, rows
+    cdef Py_ssize_t rows_per_group = max(
+        <Py_ssize_t>1, min(<Py_ssize_t>LANES, WORK_PER_TASK // problem.classes))
+    while first < stop:
+        rows = min(rows_per_group, stop - first)
+        for chunk in range(problem.chunks):
+            pair_sums_of_chunk(problem, first, rows, chunk, staged)
+        pair_merge_sums(problem, first, rows)
+        if problem.output.data != NULL:
+            for chunk in range(problem.chunks):
+                pair_write_chunk(problem, first, rows, chunk, staged)
+        first += rows
+
+
+cdef int run_pairs(PairProblem *problem, int n_threads) except -1:
+    """Run a problem: fill problem.sums, and the output if there is one."""
+    cdef Py_ssize_t task, tasks
+    cdef Py_ssize_t per_thread = 3 * LANES * PAIR_CHUNK
+    cdef Py_ssize_t rows_per_task = max(<Py_ssize_t>1, WORK_PER_TASK // problem.classes)
+    cdef bint by_chunks
+    cdef storage *staged
+    n_threads = threads_worth(n_threads, problem.rows * problem.classes)
+    by_chunks = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
+    staged = <storage *>aligned_memory(n_threads * per_thread * sizeof(storage))
+    with nogil:
+        if by_chunks:
+            tasks = problem.rows * problem.chunks
+            for task in prange(tasks, num_threads=n_threads, schedule="static"):
+                pair_sums_of_chunk(
+                    problem, task // problem.chunks, 1, task % problem.chunks,
+                    staged + threadid() * per_thread)
+            pair_merge_sums(problem, 0, problem.rows)
+            if problem.output.data != NULL:
+                for task in prange(tasks, num_threads=n_threads, schedule="static"):
+                    pair_write_chunk(
+                        problem, task // problem.chunks, 1, task % problem.chunks,
+                        staged + threadid() * per_thread)
+        else:
+            tasks = (problem.rows + rows_per_task - 1) // rows_per_task
+            for task in prange(tasks, num_threads=n_threads, schedule="dynamic"):
+                pair_task(
+                    problem, task * rows_per_task,
+                    min((task + 1) * rows_per_task, problem.rows),
+                    staged + threadid() * per_thread)
+    free(staged)
+    return 0
+
+
+cdef PairProblem pair_problem(
+    PairOperation operation, const storage[:, :, :] first, const storage[:, :, :] second
+) except *:
+    """Describe a problem, and take the memory for its sums."""
+    cdef PairProblem problem
+    memset(&problem, 0, sizeof(problem))
+    problem.operation = operation
+    problem.rows = first.shape[0] * first.shape[2]
+    problem.classes = first.shape[1]
+    problem.chunks = (problem.classes + PAIR_CHUNK - 1) // PAIR_CHUNK
+    problem.first = array_from(<const char *>&first[0, 0, 0], first.shape, first.strides)
+    problem.second = array_from(<const char *>&second[0, 0, 0], second.shape, second.strides)
+    problem.sums = <double *>aligned_memory(problem.rows * problem.chunks * sizeof(double))
+    return problem
+
+
+def backward(
+    const storage[:, :, :] gradient, const storage[:, :, :] output, storage[:, :, :] result,
+    bint log, int n_threads,
+):
+    """Write the gradient through softmax or log_softmax along axis 1 to `result`."""
+    cdef PairProblem problem = pair_problem(
+        LOG_SOFTMAX_BACKWARD if log else SOFTMAX_BACKWARD, gradient, output)
+    problem.output = array_from(<const char *>&result[0, 0, 0], result.shape, result.strides)
+    try:
+        run_pairs(&problem, n_threads)
+    finally:
+        free(problem.sums)
+
+
+def probability_losses(
+    const storage[:, :, :] values, const storage[:, :, :] target, const real[::1] class_weight,
+    real[::1] losses, bint values_are_logarithms, int n_threads,
+):
+    """Write the losses of class probabilities, one for each row, to `losses`."""
+    cdef PairProblem problem = pair_problem(
+        LOG_PROBABILITY_LOSS if values_are_logarithms else PROBABILITY_LOSS, target, values)
+    cdef Py_ssize_t row
+    if class_weight is not None:
+        problem.class_weight = &class_weight[0]
+    try:
+        run_pairs(&problem, n_threads)
+        for row in range(problem.rows):
+            losses[row] = <real>(0 - problem.sums[row * problem.chunks])
+    finally:
+        free(problem.sums)
+
+
+def label_losses(
+    const storage[:, :, :] values, const int64_t[:, :] labels, const real[::1] class_weight,
+    real[::1] losses, int64_t ignore_index, bint values_are_logarithms, int n_threads,
+):
+    """Write the losses of class indices, one for each row, to `losses`; 0 for ignored rows."""
+    cdef Array rows = array_from(<const char *>&values[0, 0, 0], values.shape, values.strides)
+    cdef Array target = rows_from(<const char *>&labels[0, 0], labels.shape, labels.strides)
+    cdef const real *weight = NULL
+    cdef real *out = &losses[0]
+    cdef Py_ssize_t n = losses.shape[0]
+    cdef Py_ssize_t task
+    if class_weight is not None:
+        weight = &class_weight[0]
+    for task in prange(
+        (n + LANES - 1) // LANES, num_threads=threads_worth(n_threads, n), schedule="static",
+        nogil=True,
+    ):
+        label_losses_task(
+            &rows, &target, weight, ignore_index, values_are_logarithms, task * LANES,
+            min((task + 1) * <Py_ssize_t>LANES, n), out)
+
+
+cdef void label_losses_task(
+    const Array *values, const Array *target, const real *class_weight, int64_t ignore_index,
+    bint values_are_logarithms, Py_ssize_t first, Py_ssize_t stop, real *losses,
+) noexcept nogil:
+    cdef real[16] picked
+    cdef real[16] weight
+    cdef vector v
+    cdef int64_t label
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        picked[k] = 0
+        weight[k] = 0
+    for k in range(stop - first):
+        memcpy(&label, target.data + row_offset(target, first + k), sizeof(label))
+        if label != ignore_index:
+            picked[k] = storage_read(
+                values.data + row_offset(values, first + k) + label * values.class_stride)
+            weight[k] = class_weight[label] if class_weight != NULL else <real>1
+    v = vector_get(picked)
+    if not values_are_logarithms:
+        v = plain_logarithm(v, vector_set(0.0))
+    vector_put(picked, product_or_zero(
+        vector_get(weight), vector_subtract(vector_set(0.0), v)))
+    memcpy(losses + first, picked, (stop - first) * sizeof(real))
+
+
+# ---- binary losses -----------------------------------------------------------------------------
+
+
+cdef struct BinaryProblem:
+    # Pointers are NULL for none.
+    Py_ssize_t size
+    const storage *values
+    const storage *target
+    const storage *weight
+    const storage *pos_weight
+    storage *losses
+    storage *gradient
+    bint from_logits
+    real gradient_scale
+
+
+cdef inline vector binary_vector(
+    const BinaryProblem *problem, Py_ssize_t i, const Scale *scale, vector *gradient
+) noexcept nogil:
+    """The losses from element i on, and their gradients."""
+    cdef Py_ssize_t n = problem.size
+    cdef vector zero = vector_set(0.0)
+    cdef vector one = vector_set(1.0)
+    cdef vector x = zero_past_end(row_vector(problem.values, i, n), i, n)
+    cdef vector yes = zero_past_end(row_vector(problem.target, i, n), i, n)
+    cdef vector no = vector_subtract(one, yes)
+    cdef vector minus = vector_subtract(zero, x)
+    cdef vector small, softplus, share, rest, loss
+    cdef mask positive = vector_greater(x, zero)
+    if not problem.from_logits:
+        return vector_subtract(zero, vector_add(
+            product_or_zero(yes, plain_logarithm(x, zero)),
+            product_or_zero(no, logarithm_of_one_plus(minus))))
+    if problem.pos_weight != NULL:
+        yes = vector_multiply(yes, row_vector(problem.pos_weight, i, n))
+    small = plain_exponential(vector_subtract(zero, vector_absolute(x)), scale)
+    softplus = logarithm_of_one_plus(small)
+    loss = vector_add(
+        product_or_zero(yes, vector_add(softplus, vector_select(positive, zero, minus))),
+        product_or_zero(no, vector_add(softplus, vector_select(positive, x, zero))))
+    # The sigmoid of x and of -x: neither is 1 minus the other, which would lose digits.
+    share = vector_divide(one, vector_add(one, small))
+    rest = vector_multiply(small, share)
+    gradient[0] = vector_subtract(
+        vector_multiply(no, vector_select(positive, share, rest)),
+        vector_multiply(yes, vector_select(positive, rest, share)))
+    return loss
+
+
+cdef double binary_task(
+    const BinaryProblem *problem, Py_ssize_t first, Py_ssize_t stop
+) noexcept nogil:
+    """Work through elements; return the sum of their losses."""
+    cdef Scale scale = scale_for(1.0)
+    cdef vector loss, gradient, weight
+    cdef Pair total = pair_from(vector_set(0.0))
+    cdef Py_ssize_t i = first
+    scale = scale_with(&scale, False)
+    gradient = total.high
+    while i < stop:
+        loss = binary_vector(problem, i, &scale, &gradient)
+        if problem.weight != NULL:
+            weight = row_vector(problem.weight, i, problem.size)
+            loss = product_or_zero(weight, loss)
+            gradient = vector_multiply(weight, gradient)
+        gradient = vector_multiply(gradient, vector_set(problem.gradient_scale))
+        total = pair_add(total, zero_past_end(loss, i, problem.size))
+        if i + LANES <= problem.size:
+            if problem.losses != NULL:
+                vector_store(problem.losses + i, loss)
+            if problem.gradient != NULL:
+                vector_store(problem.gradient + i, gradient)
+        else:
+            if problem.losses != NULL:
+                vector_store_first(problem.losses + i, loss, problem.size - i)
+            if problem.gradient != NULL:
+                vector_store_first(problem.gradient + i, gradient, problem.size - i)
+        i += LANES
+    return lanes_sum(pair_finite(total))
+
+
+def binary(
+    const storage[::1] values, const storage[::1] target, const storage[::1] weight,
+    const storage[::1] pos_weight, storage[::1] losses, storage[::1] gradient, bint from_logits,
+    double gradient_scale, int n_threads,
+):
+    """Return the sum of the binary losses, and write them and their gradients where asked to."""
+    cdef BinaryProblem problem
+    cdef Py_ssize_t task, tasks = (values.shape[0] + WORK_PER_TASK - 1) // WORK_PER_TASK
+    cdef double total = 0
+    cdef double *sums
+    problem.size = values.shape[0]
+    problem.values = &values[0]
+    problem.target = &target[0]
+    problem.weight = &weight[0] if weight is not None else NULL
+    problem.pos_weight = &pos_weight[0] if pos_weight is not None else NULL
+    problem.losses = &losses[0] if losses is not None else NULL
+    problem.gradient = &gradient[0] if gradient is not None else NULL
+    problem.from_logits = from_logits
+    problem.gradient_scale = <real>gradient_scale
+    sums = <double *>aligned_memory(tasks * sizeof(double))
+    for task in prange(
+        tasks, num_threads=threads_worth(n_threads, problem.size), schedule="static", nogil=True
+    ):
+        sums[task] = binary_task(
+            &problem, task * WORK_PER_TASK,
+            min((task + 1) * <Py_ssize_t>WORK_PER_TASK, problem.size))
+    for task in range(tasks):
+        total += sums[task]
+    free(sums)
+    return total
