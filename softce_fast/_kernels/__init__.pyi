@@ -1,4 +1,6 @@
-"""The functions of every kernel module: ``entry.pxi``, compiled for each variant and storage type.
+"""The functions of every kernel module, compiled for each variant and storage type.
+
+They are those of ``entry.pxi`` and ``pairs.pxi``.
 
 Arrays of one call have the storage type of the module; labels are int64; weights have the type
 that it computes in. ``tools/stubs.py`` compares this with the modules themselves.
@@ -38,7 +40,6 @@ class Kernels(Protocol):
         z_loss: float,
         mean: bool,
         denominator: float | None,
-        empty_is_zero: bool,
         ignore_index: int,
         temperature: float,
         n_threads: int,
@@ -46,4 +47,38 @@ class Kernels(Protocol):
     def cross_entropy_small(
         self, logits: _Array, labels: _Labels, gradient: _Array | None, ignore_index: int
     ) -> float | None: ...
+    def backward(
+        self, gradient: _Array, output: _Array, result: _Array, log: bool, n_threads: int
+    ) -> None: ...
+    def probability_losses(
+        self,
+        values: _Array,
+        target: _Array,
+        class_weight: _Array | None,
+        losses: _Array,
+        values_are_logarithms: bool,
+        n_threads: int,
+    ) -> None: ...
+    def label_losses(
+        self,
+        values: _Array,
+        labels: _Labels,
+        class_weight: _Array | None,
+        losses: _Array,
+        ignore_index: int,
+        values_are_logarithms: bool,
+        n_threads: int,
+    ) -> None: ...
+    def binary(
+        self,
+        values: _Array,
+        target: _Array,
+        weight: _Array | None,
+        pos_weight: _Array | None,
+        losses: _Array | None,
+        gradient: _Array | None,
+        from_logits: bool,
+        gradient_scale: float,
+        n_threads: int,
+    ) -> float: ...
     def pause(self) -> None: ...

@@ -93,61 +93,82 @@ cdef inline void rows_together(
 
 
 cdef inline double pair_sum(
-    const PairProblem *problem, const storage *first, const storage *second, Py_ssize_t start,
-    Py_ssize_t n,
+    const PairProblem *problem, PairOperation operation, const storage *first,
+    const storage *second, Py_ssize_t start, Py_ssize_t n,
 ) noexcept nogil:
-    """The sum over n classes of a row that the operation asks for."""
+    """The sum over n classes of a row that the operation, a constant here, asks for."""
     cdef vector zero = vector_set(0.0)
     cdef Pair total = pair_from(zero)
-    cdef vector a, b, product
     cdef Coefficients coefficients
     cdef Py_ssize_t i = 0
+    cdef double result
+    cdef real rest
     coefficients.weight = NULL
     if problem.class_weight != NULL:
         coefficients.weight = problem.class_weight + start
     coefficients.probabilities = first
     coefficients.share = vector_set(1.0)
     coefficients.even = zero
-    while i < n:
-        b = zero_past_end(row_vector(second, i, n), i, n)
-        if problem.operation == SOFTMAX_BACKWARD:
-            a = zero_past_end(row_vector(first, i, n), i, n)
-            product = vector_multiply(a, b)
-            total = pair_add(total, product)
-            total.low = vector_add(total.low, multiply_error(a, b, product))
-        elif problem.operation == LOG_SOFTMAX_BACKWARD:
-            total = pair_add(total, zero_past_end(row_vector(first, i, n), i, n))
-        else:
-            a = coefficient_vector(&coefficients, i, n)
-            if problem.operation == PROBABILITY_LOSS:
-                b = plain_logarithm(b, zero)
-            total = pair_add(total, product_or_zero(a, b))
+    while i + LANES <= n:
+        total = pair_merge(total, pair_term(
+            operation, vector_load(first + i), vector_load(second + i), &coefficients, i, n))
         i += LANES
-    return lanes_sum(pair_finite(total))
+    if i < n:
+        total = pair_merge(total, pair_term(
+            operation, zero_past_end(row_vector(first, i, n), i, n),
+            zero_past_end(row_vector(second, i, n), i, n), &coefficients, i, n))
+    result = vector_reduce_compensated(total.high, total.low, &rest)
+    result += rest
+    if result != result:
+        # What an infinite sum lost is no number.
+        result = lanes_sum(pair_finite(total))
+    return result
+
+
+cdef inline Pair pair_term(
+    PairOperation operation, vector a, vector b, const Coefficients *coefficients, Py_ssize_t i,
+    Py_ssize_t n,
+) noexcept nogil:
+    """What classes i and on, `a` and `b` of the two arrays, add to the sum of their row."""
+    cdef Pair term
+    if operation == SOFTMAX_BACKWARD:
+        term.high = vector_multiply(a, b)
+        term.low = multiply_error(a, b, term.high)
+        return term
+    if operation == LOG_SOFTMAX_BACKWARD:
+        return pair_from(a)
+    if coefficients.weight != NULL:
+        a = coefficient_vector(coefficients, i, n)
+    if operation == PROBABILITY_LOSS:
+        b = plain_logarithm(b, vector_set(0.0))
+    return pair_from(product_or_zero(a, b))
 
 
 cdef inline void pair_write(
-    const PairProblem *problem, const storage *first, const storage *second, double total,
+    PairOperation operation, const storage *first, const storage *second, double total,
     Py_ssize_t n, const Scale *scale, storage *out,
 ) noexcept nogil:
     """Write n classes of a gradient."""
-    cdef vector high = vector_set(<real>total)
     cdef double rest = total - <real>total
-    cdef vector low = vector_set(<real>rest if rest == rest else <real>0)
-    cdef vector a, b
+    cdef Pair sum_
     cdef Py_ssize_t i = 0
-    while i < n:
-        a = row_vector(first, i, n)
-        b = row_vector(second, i, n)
-        if problem.operation == SOFTMAX_BACKWARD:
-            a = vector_multiply(b, vector_subtract(vector_subtract(a, high), low))
-        else:
-            a = vector_fnma(plain_exponential(b, scale), high, a)
-        if i + LANES <= n:
-            vector_store(out + i, a)
-        else:
-            vector_store_first(out + i, a, n - i)
+    sum_.high = vector_set(<real>total)
+    sum_.low = vector_set(<real>rest if rest == rest else <real>0)
+    while i + LANES <= n:
+        vector_store(out + i, pair_gradient(
+            operation, vector_load(first + i), vector_load(second + i), sum_, scale))
         i += LANES
+    if i < n:
+        vector_store_first(out + i, pair_gradient(
+            operation, row_vector(first, i, n), row_vector(second, i, n), sum_, scale), n - i)
+
+
+cdef inline vector pair_gradient(
+    PairOperation operation, vector a, vector b, Pair total, const Scale *scale
+) noexcept nogil:
+    if operation == SOFTMAX_BACKWARD:
+        return vector_multiply(b, vector_subtract(vector_subtract(a, total.high), total.low))
+    return vector_fnma(plain_exponential(b, scale), total.high, a)
 
 
 cdef void pair_sums_of_chunk(
@@ -167,9 +188,18 @@ cdef void pair_sums_of_chunk(
         before = environment_enter()
     rows_together(&problem.first, first, rows, start, n, staged, a)
     rows_together(&problem.second, first, rows, start, n, staged + LANES * PAIR_CHUNK, b)
+    cdef double *sums = problem.sums + first * problem.chunks + chunk
     for k in range(rows):
-        problem.sums[(first + k) * problem.chunks + chunk] = pair_sum(
-            problem, a[k], b[k], start, n)
+        if problem.operation == SOFTMAX_BACKWARD:
+            sums[k * problem.chunks] = pair_sum(problem, SOFTMAX_BACKWARD, a[k], b[k], start, n)
+        elif problem.operation == LOG_SOFTMAX_BACKWARD:
+            sums[k * problem.chunks] = pair_sum(
+                problem, LOG_SOFTMAX_BACKWARD, a[k], b[k], start, n)
+        elif problem.operation == PROBABILITY_LOSS:
+            sums[k * problem.chunks] = pair_sum(problem, PROBABILITY_LOSS, a[k], b[k], start, n)
+        else:
+            sums[k * problem.chunks] = pair_sum(
+                problem, LOG_PROBABILITY_LOSS, a[k], b[k], start, n)
     if flush:
         environment_leave(before)
 
@@ -188,6 +218,7 @@ cdef void pair_write_chunk(
     cdef const storage *a[16]
     cdef const storage *b[16]
     cdef storage *row
+    cdef double total
     cdef environment before = environment_enter()
     scale = scale_with(&scale, False)
     rows_together(&problem.first, first, rows, start, n, staged, a)
@@ -198,8 +229,11 @@ cdef void pair_write_chunk(
         row = staged + k * PAIR_CHUNK
         if problem.output.class_stride == sizeof(storage):
             row = <storage *>(out + offsets[k])
-        pair_write(
-            problem, a[k], b[k], problem.sums[(first + k) * problem.chunks], n, &scale, row)
+        total = problem.sums[(first + k) * problem.chunks]
+        if problem.operation == SOFTMAX_BACKWARD:
+            pair_write(SOFTMAX_BACKWARD, a[k], b[k], total, n, &scale, row)
+        else:
+            pair_write(LOG_SOFTMAX_BACKWARD, a[k], b[k], total, n, &scale, row)
     if problem.output.class_stride != sizeof(storage):
         for c in range(n):
             for k in range(rows):
@@ -266,7 +300,7 @@ cdef int run_pairs(PairProblem *problem, int n_threads) except -1:
                     problem, task * rows_per_task,
                     min((task + 1) * rows_per_task, problem.rows),
                     staged + threadid() * per_thread)
-    free(staged)
+    memory_give(staged)
     return 0
 
 
@@ -297,7 +331,7 @@ def backward(
     try:
         run_pairs(&problem, n_threads)
     finally:
-        free(problem.sums)
+        memory_give(problem.sums)
 
 
 def probability_losses(
@@ -315,7 +349,7 @@ def probability_losses(
         for row in range(problem.rows):
             losses[row] = <real>(0 - problem.sums[row * problem.chunks])
     finally:
-        free(problem.sums)
+        memory_give(problem.sums)
 
 
 def label_losses(
@@ -475,5 +509,5 @@ def binary(
             min((task + 1) * <Py_ssize_t>WORK_PER_TASK, problem.size))
     for task in range(tasks):
         total += sums[task]
-    free(sums)
+    memory_give(sums)
     return total

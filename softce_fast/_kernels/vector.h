@@ -520,6 +520,19 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
 #elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
     const __mmask8 m = (__mmask8)((1u << count) - 1);
     v.p[0] = _mm512_mask_loadu_pd(_mm512_set1_pd(STORAGE_NEGATIVE_INFINITY), m, p);
+#elif PART_BYTES == 32 && (defined(STORAGE_FLOAT32) || defined(STORAGE_FLOAT64))
+    static const bits WANTED[2 * LANES] = {
+#if defined(STORAGE_FLOAT32)
+        -1, -1, -1, -1, -1, -1, -1, -1,
+#endif
+        -1, -1, -1, -1, -1, -1, -1, -1,
+    };
+    for (int i = 0; i < PARTS; i++) {
+        const __m256i m =
+            _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count + i * PART_LANES));
+        const part loaded = SUFFIXED(_mm256_maskload)(p + i * PART_LANES, m);
+        v.p[i] = part_select((part_mask)m, loaded, part_set(STORAGE_NEGATIVE_INFINITY));
+    }
 #else
     storage line[LANES];
     for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
