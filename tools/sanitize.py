@@ -225,9 +225,11 @@ def run(name: str, pytest_arguments: list[str]) -> bool:
             f"--{'deselect' if '::' in name else 'ignore'}={name}" for name in NOT_SANITIZED
         ]
         chosen = pytest_arguments or ["-m", "not slow", *left_out, "tests"]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+        # Only so much is captured that the last words of a dying process are seen.
+        options = ["-q", "--capture=sys", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *chosen]
     started = time.monotonic()
-    # Reports go to a file as well: pytest keeps what a test writes, also that of a dying process.
+    # The processes that tests start have their output captured: reports go to a file as well.
     with tempfile.TemporaryDirectory() as reports:
         environment = environment_for(folder, sanitizer)
         for variable in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
