@@ -453,7 +453,8 @@ def _backward(
     if len(axes) == 1 and gradient.dtype == values.dtype == result.dtype == dtype:
         views = _layout.three_axes_together((gradient, values, result), axes[0])
     if views is not None:
-        kernels_for(dtype).backward(*map(_layout.as_storage, views), log, n_threads)
+        first, second, target = (_layout.as_storage(view) for view in views)
+        kernels_for(dtype).backward(first, second, target, log, n_threads)
     else:
         buffer_dtype = _checks.compute_dtype(dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
