@@ -123,6 +123,16 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+BACKWARD = (
+    ("softmax_backward", sf.softmax_backward),
+    ("log_softmax_backward", sf.log_softmax_backward),
+)
+FROM_OUTPUTS = (
+    ("nll_loss", sf.nll_loss),
+    ("cross_entropy_from_probs", sf.cross_entropy_from_probs),
+)
+
+
 class Expected(NamedTuple):
     """Inputs and results for rows of one length, in ordinary memory."""
 
@@ -149,6 +159,17 @@ def expected_for(rows: int, classes: int, dtype: np.dtype) -> Expected:
         "logsumexp": sf.logsumexp(values),
     }
     every_option = {**OPTIONS, "weight": weight, "sample_weight": sample_weight}
+    for name, function in BACKWARD:
+        results[name] = function(values, target)
+    for name, function in FROM_OUTPUTS:
+        results[name] = function(target, labels, reduction="none")
+        results[name + " of target"] = function(target, target, reduction="none")
+    results["binary"] = sf.binary_cross_entropy(target, target, reduction="none")
+    results["binary losses"], results["binary gradient"] = (
+        sf.binary_cross_entropy_with_logits_with_grad(
+            values, target, pos_weight=weight, reduction="none"
+        )
+    )
     for name, result in (
         ("", sf.cross_entropy_with_grad(values, labels, reduction="none")),
         (" with options", sf.cross_entropy_with_grad(values, labels, **every_option)),
@@ -247,6 +268,26 @@ class Bench:
             check("losses" + name, losses)
             check("gradient" + name, out)
             self.output.check(out)
+        for name, function in BACKWARD:
+            announce(name)
+            out = self.output.place(layout, dtype, at_end)
+            check(name, function(x, target, axis, out=out))
+            self.output.check(out)
+        for name, function in FROM_OUTPUTS:
+            announce(name)
+            check(name, function(target, labels, axis, reduction="none"))
+            check(name + " of target", function(target, target, axis, reduction="none"))
+        announce("binary_cross_entropy")
+        check("binary", sf.binary_cross_entropy(target, target, reduction="none"))
+        announce("binary_cross_entropy_with_logits_with_grad")
+        out = self.output.place(layout, dtype, at_end)
+        along_classes = weight.reshape(classes, *[1] * (x.ndim - axis - 1))
+        losses, _ = sf.binary_cross_entropy_with_logits_with_grad(
+            x, target, pos_weight=along_classes, reduction="none", grad_out=out
+        )
+        check("binary losses", losses)
+        check("binary gradient", out)
+        self.output.check(out)
         # The gradient in place: writes past the logits' edge show here.
         announce("cross_entropy_with_grad in place")
         sf.cross_entropy_with_grad(x, labels, axis, reduction="none", grad_out=x)
