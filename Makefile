@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+JOBS ?= 2
 COMPARE_ARGS ?=
 WHEEL_ARGS ?=
 
@@ -35,12 +36,12 @@ BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) CC, CFLAGS, LDFLAGS, PYTEST_ARGS, ..."
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) CC, CFLAGS, LDFLAGS, JOBS, PYTEST_ARGS, ..."
 
 build: $(STAMPS)/built ## build the kernels in place, into the virtual environment
 
 test: $(STAMPS)/built $(STAMPS)/extra-test $(STAMPS)/peers ## build, then run all tests
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
 
 test-oldest: ## the tests with the oldest NumPy that pyproject.toml allows
 	@mkdir -p build

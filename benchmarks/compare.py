@@ -413,10 +413,11 @@ def main() -> None:
     for name, reason in skipped.items():
         print(f"skipped {PEERS[name].title}: {reason}")
 
+    description = machine.describe(PACKAGES)  # now: what is missing shows before the long run
     entries, failed = run(cases, names, settings)
     document = {
         "kind": "compare",
-        **machine.describe(PACKAGES),
+        **description,
         "settings": {**vars(settings), "settle_seconds": SETTLE_SECONDS},
         "skipped": {**skipped, **failed},
         "cases": entries,

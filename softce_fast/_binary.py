@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, reference
+from . import _checks, _layout, _memory, reference
 from ._dispatch import kernels_for
 from ._threads import threads_for
 
@@ -191,10 +191,10 @@ def _binary(
     overlapping = grad_out is not None and _layout.overlaps(
         grad_out, tuple(item for item in arrays[:4] if item is not None)
     )
-    grad = np.empty(shape, arrays.dtype) if with_grad else None
+    grad = _memory.empty(shape, arrays.dtype) if with_grad else None
     if grad_out is not None and not overlapping:
         grad = grad_out
-    losses = np.empty(shape, arrays.dtype) if reduction == "none" else None
+    losses = _memory.empty(shape, arrays.dtype) if reduction == "none" else None
     scale = 1.0 / size if reduction == "mean" else 1.0
     total = _run(arrays, losses, grad, name == "logits", scale)
     if grad_out is not None and overlapping:

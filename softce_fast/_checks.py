@@ -311,15 +311,16 @@ def check_binary(
     check_reduction(reduction)
     target_array = real_array(target, "target")
     check_same_shape(target_array, array.shape, "target", name)
-    factors = [
-        None
-        if factor is None
-        else check_broadcast(real_array(factor, factor_name), array.shape, factor_name, name)
-        for factor, factor_name in ((weight, "weight"), (pos_weight, "pos_weight"))
-    ]
+
+    def optional(factor: ArrayLike | None, factor_name: str) -> Array | None:
+        if factor is None:
+            return None
+        return check_broadcast(real_array(factor, factor_name), array.shape, factor_name, name)
+
+    weights, pos_weights = optional(weight, "weight"), optional(pos_weight, "pos_weight")
     if grad_out is not None:
         check_out(grad_out, array.shape, result, "grad_out")
-    return BinaryArrays(array, target_array, *factors, result)
+    return BinaryArrays(array, target_array, weights, pos_weights, result)
 
 
 # Targets

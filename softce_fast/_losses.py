@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, reference
+from . import _checks, _layout, _memory, reference
 from ._dispatch import kernels_for, loaded_kernels, takes
 from ._threads import SERIAL_SIZE, threads_for
 
@@ -348,7 +348,7 @@ def _cross_entropy(
             dtype=call.dtype, grad_out=grad_out,
         )  # fmt: skip
         return loss, grad
-    output = np.empty(array.shape, call.dtype) if with_grad and grad_out is None else grad_out
+    output = _memory.empty(array.shape, call.dtype) if with_grad and grad_out is None else grad_out
     row_shape = array.shape[:axis] + array.shape[axis + 1 :]
     losses = np.empty(row_shape, call.dtype) if reduction == "none" else None
     summed: Any = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, reference
+from . import _checks, _layout, _memory, reference
 from ._dispatch import kernels_for, loaded_kernels, takes
 from ._threads import SERIAL_SIZE, threads_for
 
@@ -397,7 +397,7 @@ def _normalize(
     temperature = _checks.check_temperature(temperature)
     _checks.check_empty(empty)
     if out is None:
-        result = np.empty(array.shape, result_dtype)
+        result = _memory.empty(array.shape, result_dtype)
     else:
         _checks.check_out(out, array.shape, result_dtype)
         if out is not array and _layout.overlaps(out, (array,) if mask is None else (array, mask)):
@@ -447,13 +447,14 @@ def _backward(
         function = reference.log_softmax_backward if log else reference.softmax_backward
         return function(gradient, values, axes, out=out)
     fresh = out is None or _layout.overlaps(out, (gradient, values))
-    result = np.empty(values.shape, dtype) if out is None or fresh else out
+    result = _memory.empty(values.shape, dtype) if out is None or fresh else out
     n_threads = threads_for(values.size)
     views = None
     if len(axes) == 1 and gradient.dtype == values.dtype == result.dtype == dtype:
         views = _layout.three_axes_together((gradient, values, result), axes[0])
     if views is not None:
-        kernels_for(dtype).backward(*map(_layout.as_storage, views), log, n_threads)
+        first, second, target = (_layout.as_storage(view) for view in views)
+        kernels_for(dtype).backward(first, second, target, log, n_threads)
     else:
         buffer_dtype = _checks.compute_dtype(dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0

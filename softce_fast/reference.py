@@ -649,8 +649,17 @@ def _binary_arrays(
         name, values, target, weight, pos_weight, reduction, dtype, grad_out
     )
     compute = _checks.compute_dtype(arrays.dtype)
-    converted = (None if item is None else item.astype(compute, copy=False) for item in arrays[:4])
-    return _checks.BinaryArrays(*converted, arrays.dtype)
+
+    def optional(factor: Array | None) -> Array | None:
+        return None if factor is None else factor.astype(compute, copy=False)
+
+    return _checks.BinaryArrays(
+        arrays.values.astype(compute, copy=False),
+        arrays.target.astype(compute, copy=False),
+        optional(arrays.weight),
+        optional(arrays.pos_weight),
+        arrays.dtype,
+    )
 
 
 def _binary_reduce(elements: Array, arrays: _checks.BinaryArrays, reduction: str) -> Any:

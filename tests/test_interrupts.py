@@ -205,6 +205,8 @@ def test_import_in_a_subinterpreter_gives_a_clear_result(when):
     Whichever interpreter came first goes on working.
     """
     result = run_python(SUBINTERPRETER, when, environment={"PYTHONWARNINGS": "ignore"}, check=False)
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0" and "SystemError" in result.stderr:
+        pytest.skip("this NumPy itself cannot be imported a second time")
     assert result.returncode == 0, result.stdout + result.stderr
     in_subinterpreter, in_main = result.stdout.splitlines()
     for line in (in_subinterpreter, in_main):

@@ -77,6 +77,9 @@ def test_matches_scipy(special, name, axis, dtype):
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("return_sign", [False, True])
 def test_logsumexp_matches_scipy(special, x, b, keepdims, return_sign):
+    infinite = return_sign and np.isinf(x).any()
+    if infinite and np.isnan(special.logsumexp([INF], return_sign=True)[1]):
+        pytest.skip("this SciPy has no sign for an infinite sum")
     arguments = {"b": b, "keepdims": keepdims, "return_sign": return_sign}
     result = reference.logsumexp(x, 1, **arguments)
     expected = special.logsumexp(x, 1, **arguments)

@@ -1,10 +1,10 @@
 # Operations on two arrays of one shape: the gradients through the two softmaxes, the losses of
 # given (log-)probabilities, and the binary losses.
 #
-# Rows go in groups of up to LANES rows, chunk by chunk of PAIR_CHUNK classes: a sum over each chunk,
-# the sums of a row added up in order, then the output, if there is one. Few long rows are shared
-# out by chunks; the sums are the same ones. The binary losses have no rows: a task is a stretch of
-# elements.
+# Rows go in groups of up to LANES rows, chunk by chunk of PAIR_CHUNK classes: a sum over each
+# chunk, the sums of a row added up in order, then the output, if there is one. Few long rows are
+# shared out by chunks; the sums are the same ones. The binary losses have no rows: a task is a
+# stretch of elements.
 
 cdef enum PairOperation:
     # What the first and the second array hold.

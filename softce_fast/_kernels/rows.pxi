@@ -8,8 +8,8 @@ cdef enum:
     # Vectors whose exponentials are added up plainly, two by two, before the sum goes into a
     # compensated one: an element meets two roundings, however long the row.
     RUN = 4
-    # How far writing stays behind reading. Where both addresses are the same modulo 4096 a read just
-    # ahead of a write would have to wait for it, as if it read what was written.
+    # How far writing stays behind reading. Where both addresses are the same modulo 4096 a read
+    # just ahead of a write would have to wait for it, as if it read what was written.
     WRITE_LAG = 256
 
 

@@ -1,0 +1,118 @@
+"""The memory of large fresh results: kept for the next one, and never shared by two."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import mmap
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+import subprocesses
+from softce_fast import _memory
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(mmap, "MADV_FREE"), reason="the system cannot take back pages that are kept"
+)
+
+SHAPE = (4200, 1000)
+FLOAT32 = np.dtype(np.float32)
+assert np.prod(SHAPE) * FLOAT32.itemsize > _memory.SMALLEST_BLOCK
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Any:
+    gc.collect()
+    _memory._free.clear()
+    yield
+    _memory._free.clear()
+
+
+def address(array: Any) -> int:
+    return int(array.ctypes.data)
+
+
+def test_memory_is_kept_for_the_next_result() -> None:
+    first = _memory.empty(SHAPE, FLOAT32)
+    place = address(first)
+    del first
+    assert address(_memory.empty(SHAPE, FLOAT32)) == place
+
+
+def test_memory_is_not_shared_while_a_view_is_held() -> None:
+    first = _memory.empty(SHAPE, FLOAT32)
+    first[...] = 1
+    view = first.T[5:, ::2]
+    del first
+    others = [_memory.empty(SHAPE, FLOAT32) for _ in range(3)]
+    for other in others:
+        other[...] = 2
+    assert len({address(other) for other in others}) == 3
+    assert (view == 1).all()
+
+
+def test_few_blocks_are_kept_and_none_of_another_size() -> None:
+    arrays = [_memory.empty(SHAPE, FLOAT32) for _ in range(5)]
+    arrays.clear()
+    assert len(_memory._free) == _memory.MOST_BLOCKS
+    larger = _memory.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
+    assert not _memory._free
+    del larger
+    assert len(_memory._free) == 1
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 4), (1 << 19, 7)])
+def test_small_results_are_of_numpy(shape: tuple[int, int]) -> None:
+    array = _memory.empty(shape, FLOAT32)
+    assert array.flags.owndata
+    assert (array.shape, array.dtype) == (shape, FLOAT32)
+
+
+def test_results_are_ordinary_arrays(dtype: np.dtype) -> None:
+    shape = (SHAPE[0] * 4 // dtype.itemsize, SHAPE[1])
+    result = _memory.empty(shape, dtype)
+    assert type(result) is np.ndarray
+    assert (result.shape, result.dtype) == (shape, dtype)
+    assert result.flags.c_contiguous
+    assert result.flags.writeable
+    assert result.flags.aligned
+    result[...] = 3
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(result[:2])), result[:2])
+
+
+def test_results_in_a_loop_and_from_many_threads() -> None:
+    x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    expected = sf.softmax(x, out=np.empty_like(x))
+
+    def work(_: int) -> bool:
+        result = sf.softmax(x)
+        loss, grad = sf.cross_entropy_with_grad(x, np.zeros(len(x), int))
+        return bool((result == expected).all() and np.isfinite(loss) and (grad[:, 0] < 0).all())
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(12)))
+
+
+CHILD = """
+import os, numpy as np, softce_fast as sf
+from softce_fast import _memory
+x = np.zeros((4200, 1000), np.float32)
+held = sf.softmax(x)
+sf.softmax(x)
+assert len(_memory._free) == 1
+child = os.fork()
+if child == 0:
+    same = bool((sf.softmax(x) == held).all())
+    os._exit(0 if same and len(_memory._free) == 1 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert (sf.softmax(x) == held).all()
+print("done")
+"""
+
+
+def test_forked_child() -> None:
+    subprocesses.run_python(CHILD)
