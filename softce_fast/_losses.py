@@ -658,8 +658,9 @@ def _negative_log(
         if reduction == "none":
             result: Array = losses.astype(call.dtype, copy=False)
             return result if row_shape else result[()]
+        total = float(losses.sum(dtype=np.float64))
     divisor = _divisor(call, row_shape) if reduction == "mean" else 1.0
-    return _reduced(float(losses.sum(dtype=np.float64)), divisor, call)
+    return _reduced(total, divisor, call)
 
 
 def _write_negative_logs(array: Array, axis: int, call: _Call, losses: Array, is_log: bool) -> None:

@@ -650,6 +650,12 @@ def test_every_label_ignored_matches_torch(torch: Any) -> None:
 # nll_loss and cross_entropy_from_probs
 
 
+def test_nll_loss_of_opposite_infinities(full_dtype: np.dtype) -> None:
+    """Their sum is no number, and no warning."""
+    log_probs = np.array([[np.inf, 0], [0, -np.inf]], full_dtype)
+    assert np.isnan(sf.nll_loss(log_probs, np.array([0, 1]), reduction="sum"))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("weights", WEIGHTS, ids=lambda flags: "+".join(flags) or "plain")
 @pytest.mark.parametrize("kind", TARGETS)
