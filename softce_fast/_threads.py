@@ -18,8 +18,8 @@ from ._kernels import probe
 # Elements below which no kernel would share its work: the number of threads is not looked up.
 SERIAL_SIZE = 65536
 
-# All the state there is, with that in _dispatch.py. It needs no lock, with or without a GIL: each
-# name is bound in one step, and what two threads may find out at once is the same for both.
+# All the state there is, with that in _dispatch.py and _memory.py. It needs no lock, with a GIL or
+# without: each name is bound in one step, and what two threads may find out at once is the same.
 _local = threading.local()  # what num_threads() asked for in this thread
 _requested: int | None = None  # what set_num_threads() asked for
 _quota: int | None = None  # of the control group; None: not read yet
