@@ -302,7 +302,8 @@ cdef double scan_task(
     cdef int64_t label, counts
     cdef real sample_weight = 1
     cdef bint weighted = problem.class_weight != NULL or problem.sample_weight.data != NULL
-    if not weighted and problem.target.row_stride == sizeof(int64_t):
+    cdef bint aligned = <size_t>problem.target.data % sizeof(int64_t) == 0
+    if not weighted and aligned and problem.target.row_stride == sizeof(int64_t):
         # A loop without branches, for the compiler to make vectors of.
         labels = <const int64_t *>problem.target.data
         for row in range(first, stop):
