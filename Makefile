@@ -91,7 +91,7 @@ $(STAMPS)/venv: tools/preflight.sh
 	@mkdir -p $(STAMPS)
 	@sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '" ' | tr , '\n' \
 	    >$(STAMPS)/build-requirements.txt
-	@$(PIP) install 'pip>=23' -r $(STAMPS)/build-requirements.txt
+	@env -u PIP_CONSTRAINT $(PIP) install 'pip>=23' -r $(STAMPS)/build-requirements.txt
 	@touch $@
 
 $(STAMPS)/built: $(STAMPS)/venv $(BUILD_SOURCES)

@@ -13,11 +13,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 KERNELS = Path("softce_fast/_kernels")
-STORAGES = ("float32", "float64", "float16", "bfloat16")
+# Each storage type, and the source that its kernels are made from.
+STORAGES = {
+    "float32": "full.pyx",
+    "float64": "full.pyx",
+    "float16": "half.pyx",
+    "bfloat16": "half.pyx",
+}
 # What Cython adds to every module, memoryviews above all, is compiled once: a third off the wheel.
 SHARED = "softce_fast._kernels.shared"
 
@@ -128,27 +135,24 @@ def extensions() -> list[Extension]:
     sources = [str(path) for path in sorted(KERNELS.glob("*.pxi"))]
     for variant in variants():
         flags = [*spelled((*COMPILE_FLAGS, *variant.flags)), *compile_openmp]
-        kernels = [
-            Extension(
+        for storage, source in STORAGES.items():
+            kernels = Extension(
                 f"softce_fast._kernels.{variant.name}_{storage}",
-                [str(KERNELS / f"{storage}.pyx")],
-                include_dirs=[str(KERNELS)],
-                define_macros=[
-                    (f"STORAGE_{storage.upper()}", None),
-                    # The kernels are written as many small functions that must melt together.
-                    ("CYTHON_INLINE", "inline __attribute__((always_inline))"),
-                ],
+                [str(KERNELS / source)],
+                include_dirs=[str(KERNELS), numpy.get_include()],
                 extra_link_args=link_openmp,
-                depends=[str(KERNELS / "vector.h"), *sources],
+                depends=[str(KERNELS / name) for name in ("vector.h", "probe.h")] + sources,
             )
-            for storage in STORAGES
-        ]
-        # A folder for each variant: the same .pyx becomes modules of different names.
-        kernels = translated(kernels, f"build/cython/{variant.name}")
-        for kernel in kernels:
+            # A folder for each: the same .pyx becomes modules of different names.
+            modules += translated([kernels], f"build/cython/{variant.name}_{storage}")
             # Not before: Cython remembers the flags given for a .pyx and adds them to the next.
-            kernel.extra_compile_args = flags
-        modules += kernels
+            modules[-1].extra_compile_args = flags
+            modules[-1].define_macros = [
+                (f"STORAGE_{storage.upper()}", None),
+                # The kernels are written as many small functions that must melt together.
+                ("CYTHON_INLINE", "inline __attribute__((always_inline))"),
+                ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ]
     return modules
 
 

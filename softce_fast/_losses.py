@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks, _layout, _memory, reference
 from ._dispatch import kernels_for, loaded_kernels, takes
-from ._threads import SERIAL_SIZE, threads_for
+from ._threads import threads_for
 
 Array = NDArray[Any]
 DType = np.dtype[Any]
@@ -104,13 +104,6 @@ def cross_entropy(
     >>> round(float(loss), 3)
     0.417
     """
-    if weight is None and sample_weight is None and denominator is None and dtype is None:
-        small = _small_mean(
-            logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
-            empty, False, None,
-        )  # fmt: skip
-        if small is not None:
-            return small[0]
     loss, _ = _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
         temperature, reduction, denominator, empty, dtype, False, None,
@@ -176,69 +169,10 @@ def cross_entropy_with_grad(
     >>> grad.round(3)
     array([[-0.341,  0.242,  0.099]])
     """
-    if weight is None and sample_weight is None and denominator is None and dtype is None:
-        small = _small_mean(
-            logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
-            empty, True, grad_out,
-        )  # fmt: skip
-        if small is not None:
-            return small
     return _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
         temperature, reduction, denominator, empty, dtype, True, grad_out,
     )  # fmt: skip
-
-
-def _small_mean(
-    logits: Any,
-    target: Any,
-    axis: Any,
-    ignore_index: Any,
-    label_smoothing: Any,
-    z_loss: Any,
-    temperature: Any,
-    reduction: Any,
-    empty: Any,
-    with_grad: bool,
-    grad_out: Any,
-) -> tuple[Any, Any] | None:
-    """Return loss and gradient of an ordinary small call, None (nothing done) for any other.
-
-    What is not ordinary, errors included, is left to the general way. So types are compared
-    exactly: an array may be equal to 1.0, too, and a masked array lends its memory.
-    """
-    if (
-        type(logits) is np.ndarray
-        and logits.ndim == 2
-        and logits.size < SERIAL_SIZE
-        and type(target) is np.ndarray
-        and type(axis) is int
-        and axis == -1
-        and type(ignore_index) is int
-        and type(label_smoothing) is float
-        and label_smoothing == 0.0
-        and type(z_loss) is float
-        and z_loss == 0.0
-        and type(temperature) is float
-        and temperature == 1.0
-        and type(reduction) is str
-        and reduction == "mean"
-        and type(empty) is str
-        and empty == "nan"
-        and (grad_out is None or type(grad_out) is np.ndarray)
-    ):
-        dtype = logits.dtype
-        kernels = loaded_kernels.get(dtype)
-        if kernels is not None:
-            grad = grad_out
-            if with_grad and grad is None:
-                grad = np.empty(logits.shape, dtype)
-            try:
-                loss = kernels.cross_entropy_small(logits, target, grad, ignore_index)
-            except (BufferError, OverflowError, TypeError, ValueError):
-                return None
-            return None if loss is None else (dtype.type(loss), grad)
-    return None
 
 
 class _Call(NamedTuple):
@@ -329,6 +263,21 @@ def _cross_entropy(
     with_grad: bool,
     grad_out: Array | None,
 ) -> tuple[Any, Any]:
+    if (
+        type(logits) is np.ndarray
+        and weight is None
+        and sample_weight is None
+        and denominator is None
+        and dtype is None
+    ):
+        kernels = loaded_kernels.get(logits.dtype)
+        if kernels is not None:
+            small = kernels.cross_entropy_small(
+                logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
+                empty, with_grad, grad_out,
+            )  # fmt: skip
+            if small is not None:
+                return small
     array, given, axis, call = _checked(
         "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
         empty, dtype, label_smoothing, z_loss, temperature,
@@ -405,7 +354,7 @@ def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array
 
 
 def _as_real(value: Any, dtype: DType, check: Callable[[Any], Array]) -> Array | None:
-    return None if value is None else np.asarray(check(value), dtype, order="C")
+    return None if value is None else np.require(check(value), dtype, ["C", "ALIGNED"])
 
 
 def _direct(array: Array, axis: int, call: _Call, losses: Array | None, grad: Array | None) -> Any:

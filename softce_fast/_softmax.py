@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks, _layout, _memory, reference
 from ._dispatch import kernels_for, loaded_kernels, takes
-from ._threads import SERIAL_SIZE, threads_for
+from ._threads import threads_for
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...] | None
@@ -89,10 +89,6 @@ def softmax(
     >>> sf.softmax(np.array([2.0, 1.0, 0.1])).round(3)
     array([0.659, 0.242, 0.099])
     """
-    if where is dtype is None:
-        result = _small(x, axis, temperature, empty, out, False)
-        if result is not None:
-            return result
     return _normalize(x, axis, where, temperature, empty, dtype, out, False)
 
 
@@ -150,10 +146,6 @@ def log_softmax(
     >>> sf.log_softmax(np.array([20.0, 0.0, 0.0], dtype=np.float32)).tolist()[0]
     -4.122307...e-09
     """
-    if where is dtype is None:
-        result = _small(x, axis, temperature, empty, out, True)
-        if result is not None:
-            return result
     return _normalize(x, axis, where, temperature, empty, dtype, out, True)
 
 
@@ -347,35 +339,6 @@ def log_softmax_backward(
     return _backward(grad_output, output, axis, out, True)
 
 
-def _small(x: Any, axis: Any, temperature: Any, empty: Any, out: Any, log: bool) -> Array | None:
-    """Return the result of an ordinary small call, None (nothing done) for any other.
-
-    What is not ordinary, errors included, is left to the general way. So types are compared
-    exactly: an array may be equal to 1.0, too, and a masked array lends its memory.
-    """
-    if (
-        type(x) is np.ndarray
-        and x.ndim == 2
-        and x.size < SERIAL_SIZE
-        and type(axis) is int
-        and axis == -1
-        and type(temperature) is float
-        and temperature == 1.0
-        and type(empty) is str
-        and empty == "nan"
-        and (out is None or type(out) is np.ndarray)
-    ):
-        kernels = loaded_kernels.get(x.dtype)
-        if kernels is not None:
-            result = np.empty(x.shape, x.dtype) if out is None else out
-            try:
-                if kernels.softmax_small(x, result, log):
-                    return result
-            except (BufferError, TypeError, ValueError):
-                return None
-    return None
-
-
 def _normalize(
     x: ArrayLike,
     axis: Axis,
@@ -386,6 +349,12 @@ def _normalize(
     out: Array | None,
     log: bool,
 ) -> Array:
+    if type(x) is np.ndarray and where is None and dtype is None:
+        kernels = loaded_kernels.get(x.dtype)
+        if kernels is not None:
+            small = kernels.softmax_small(x, axis, temperature, empty, out, log)
+            if small is not None:
+                return small
     array = _checks.real_array(x, "x")
     result_dtype = array.dtype if dtype is None else None
     kernels = None if result_dtype is None else kernels_for(result_dtype)

@@ -15,8 +15,8 @@ from pathlib import Path
 from . import _checks, _dispatch
 from ._kernels import probe
 
-# Elements below which no kernel would share its work: the number of threads is not looked up.
-SERIAL_SIZE = 65536
+# Below that the number of threads is not looked up.
+_SERIAL_SIZE = probe.serial_size()
 
 # All the state there is, with that in _dispatch.py and _memory.py. It needs no lock, with a GIL or
 # without: each name is bound in one step, and what two threads may find out at once is the same.
@@ -122,7 +122,7 @@ def num_threads(n: int) -> Iterator[None]:
 
 def threads_for(size: int) -> int:
     """Return how many threads a call on `size` elements may use."""
-    return 1 if size < SERIAL_SIZE else get_num_threads()
+    return 1 if size < _SERIAL_SIZE else get_num_threads()
 
 
 def _affinity() -> int:

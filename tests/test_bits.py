@@ -279,6 +279,25 @@ def test_large_outputs(isa: str, name: str, classes: int) -> None:
         assert_same_bits(operation(logits, labels, -1, out=out), expected, start)
 
 
+@pytest.mark.parametrize("name", WITH_OUTPUT)
+@pytest.mark.parametrize("classes", [3, 21, 70])
+@pytest.mark.parametrize("past_a_line", [0, 3])
+def test_large_outputs_by_columns(isa: str, name: str, classes: int, past_a_line: int) -> None:
+    """The class axis in the middle: cache lines start in every row, or never where a row does."""
+    inner = 2_150_000 // classes // 16 * 16 + past_a_line
+    operation = OPERATIONS[name]
+    part, part_labels = batch(classes, np.float32, 0, fewest_rows=400)
+    rows = np.resize(part, (2 * inner, classes))
+    labels = np.resize(part_labels, 2 * inner).reshape(2, inner)
+    columns = np.ascontiguousarray(rows.reshape(2, inner, classes).swapaxes(1, 2))
+    expected = np.resize(operation(part, part_labels, -1), rows.shape).reshape(2, inner, classes)
+    memory = np.empty(columns.size + 16, np.float32)
+    for start in (0, 3, 12):
+        out = memory[start : start + columns.size].reshape(columns.shape)
+        operation(columns, labels, 1, out=out)
+        assert_same_bits(out.swapaxes(1, 2), expected, start)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_one_long_row(isa: str, full_dtype: np.dtype, name: str) -> None:
     """300,000 classes: alone, shared out over threads, and among others."""

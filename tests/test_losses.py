@@ -537,6 +537,21 @@ def test_grad_out_over_the_target() -> None:
         np.testing.assert_array_equal(grad, right[1])
 
 
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_grad_out_over_labels(axis: int) -> None:
+    """Labels within the gradient's memory: small calls and others refuse."""
+    sf.cross_entropy(normal((3, 10)), labels_for((3, 10), 1))
+    memory = normal((300,))
+    labels = memory.view(np.int64)[100:112]
+    labels[:] = np.arange(12) % 10
+    before = memory.copy()
+    with pytest.raises(ValueError, match="overlap"):
+        sf.cross_entropy_with_grad(
+            normal((12, 10)), labels, axis, grad_out=memory[:120].reshape(12, 10)
+        )
+    np.testing.assert_array_equal(memory, before)
+
+
 @pytest.mark.parametrize("name", ["weight", "sample_weight"])
 def test_grad_out_over_weights(name: str) -> None:
     memory = np.abs(normal((10, 10))) + 0.1

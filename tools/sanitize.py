@@ -224,7 +224,8 @@ def run(name: str, pytest_arguments: list[str]) -> bool:
         left_out = [
             f"--{'deselect' if '::' in name else 'ignore'}={name}" for name in NOT_SANITIZED
         ]
-        chosen = pytest_arguments or ["-m", "not slow", *left_out, "tests"]
+        processes = ["--numprocesses", str(os.cpu_count())]
+        chosen = pytest_arguments or [*processes, "-m", "not slow", *left_out, "tests"]
         # Only so much is captured that the last words of a dying process are seen.
         options = ["-q", "--capture=sys", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *options, *chosen]

@@ -1,5 +1,6 @@
 """Compiled kernels: one module for each instruction set and storage type, and a probe of the CPU.
 
-``vector.h`` knows the instruction sets, ``*.pxi`` hold the algorithms, ``float32.pyx`` and its
-siblings are compiled once for every variant of the table in ``setup.py``.
+``vector.h`` knows the instruction sets and storage types, ``*.pxi`` hold the algorithms;
+``full.pyx`` and ``half.pyx`` are compiled for each instruction set and storage type of the tables
+in ``setup.py``.
 """

@@ -1,6 +1,6 @@
 """The functions of every kernel module, compiled for each variant and storage type.
 
-They are those of ``entry.pxi`` and ``pairs.pxi``.
+They are those of ``entry.pxi``, ``pairs.pxi`` and ``small.pxi``.
 
 Arrays of one call have the storage type of the module; labels are int64; weights have the type
 that it computes in. ``tools/stubs.py`` compares this with the modules themselves.
@@ -25,7 +25,9 @@ class Kernels(Protocol):
         empty_is_zero: bool,
         n_threads: int,
     ) -> None: ...
-    def softmax_small(self, logits: _Array, output: _Array, log: bool) -> bool: ...
+    def softmax_small(
+        self, x: Any, axis: Any, temperature: Any, empty: Any, out: Any, log: bool
+    ) -> _Array | None: ...
     def logsumexp(self, logits: _Array, result: _Array, n_threads: int) -> None: ...
     def cross_entropy(
         self,
@@ -45,8 +47,19 @@ class Kernels(Protocol):
         n_threads: int,
     ) -> tuple[float, float] | None: ...
     def cross_entropy_small(
-        self, logits: _Array, labels: _Labels, gradient: _Array | None, ignore_index: int
-    ) -> float | None: ...
+        self,
+        logits: Any,
+        target: Any,
+        axis: Any,
+        ignore_index: Any,
+        label_smoothing: Any,
+        z_loss: Any,
+        temperature: Any,
+        reduction: Any,
+        empty: Any,
+        with_grad: bool,
+        grad_out: Any,
+    ) -> tuple[Any, _Array | None] | None: ...
     def backward(
         self, gradient: _Array, output: _Array, result: _Array, log: bool, n_threads: int
     ) -> None: ...

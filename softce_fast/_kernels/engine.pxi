@@ -69,8 +69,10 @@ cdef struct Problem:
     bint stream             # write the output past the caches
     bint keep               # exponentials of all chunks are kept from forward to write
     bint assemble           # a group's rows are put together before they are written
+    bint by_lines           # tiles end where the output's cache lines end
     bint write_behind       # a group's output is written while the next one is summed
-    Py_ssize_t ahead        # bytes from what is worked on to what comes next
+    Py_ssize_t ahead        # bytes from what is worked on to what comes next,
+    Py_ssize_t ahead_stride  # and from one cache line of that to the next
     size_t kept_stride      # numbers from one kept row, or tile, to the next
 
 
@@ -412,7 +414,7 @@ cdef inline void tile_forward(
         for line in range(n):
             prefetch(
                 problem.logits.data + group.offsets[0] + problem.ahead
-                + line * <Py_ssize_t>(LANES * sizeof(storage)))
+                + line * problem.ahead_stride)
     tile_fill(tile, group, problem, chunk)
     state.maximum = tile_maximum(tile, n)
     state.reference = reference_for(state.maximum, &problem.scale)
@@ -679,15 +681,24 @@ cdef inline void group_results(Group *group, const Problem *problem, real *resul
     cdef real[16] maximum
     cdef Py_ssize_t k
     vector_put(result, group.result)
-    if problem.operation == LOGSUMEXP:
+    if problem.operation == LOGSUMEXP and vector_mask_bits(
+        vector_equal(group.maximum, vector_set(-NEGATIVE_INFINITY))
+    ) != 0:
         vector_put(maximum, group.maximum)
         for k in range(group.rows):
             if maximum[k] == -NEGATIVE_INFINITY and not row_has_nan(problem, group.offsets[k]):
                 result[k] = maximum[k]
     if problem.task_losses != NULL or problem.row_losses != NULL:
-        for k in range(group.rows):
-            results[k] = result[k]
-    if problem.result.data != NULL:
+        if group.rows == LANES:
+            vector_put(results, vector_get(result))
+        else:
+            for k in range(group.rows):
+                results[k] = result[k]
+    if problem.result.data == NULL:
+        return
+    if group.rows == LANES and problem.result.row_stride == sizeof(storage):
+        vector_store(<storage *>problem.result.data + group.first, vector_get(result))
+    else:
         for k in range(group.rows):
             storage_write(
                 problem.result.data + row_offset(&problem.result, group.first + k), result[k])
@@ -1020,6 +1031,22 @@ cdef inline void run_rows(
     line_flush(&scratch.line)
 
 
+cdef inline Py_ssize_t rows_of_tile(
+    const Problem *problem, Py_ssize_t row, Py_ssize_t stop
+) noexcept nogil:
+    """How many rows make the next tile: LANES, or as many as end at the end of a cache line."""
+    cdef Py_ssize_t rows = min(<Py_ssize_t>LANES, stop - row)
+    cdef Py_ssize_t inner
+    if problem.by_lines:
+        inner = row % problem.output.inner_length
+        rows = min(rows, problem.output.inner_length - inner)
+        inner = stream_head(
+            <storage *>(problem.output.data + row_offset(&problem.output, row)))
+        if inner > 0:
+            rows = min(rows, inner)
+    return rows
+
+
 cdef inline void run_tiles(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
 ) noexcept nogil:
@@ -1030,7 +1057,7 @@ cdef inline void run_tiles(
     while row < stop:
         tiles = 0
         while tiles < problem.batch and row < stop:
-            group_open(groups + tiles, problem, row, min(<Py_ssize_t>LANES, stop - row))
+            group_open(groups + tiles, problem, row, rows_of_tile(problem, row, stop))
             states = scratch.states + tiles * problem.chunks
             for chunk in range(problem.chunks):
                 tile_forward(

@@ -7,10 +7,8 @@ cdef enum:
     # Elements of a task: small enough to share out evenly, large enough not to notice the sharing.
     WORK_PER_TASK = 32768
     ROWS_PER_TASK = 2048
-    # Contiguous rows up to this length go by tiles.
-    TILE_CLASSES = 48
     # Rows up to this length are put together before they are written past the caches.
-    ASSEMBLE_CLASSES = 64
+    ASSEMBLE_CLASSES = 48
     # Longest row of which two are kept: one summed, one written.
     WRITE_BEHIND_CLASSES = 65536
     # Classes of all tiles of a batch.
@@ -115,6 +113,10 @@ cdef void choose_plan(Problem *problem) noexcept:
         problem.rows_per_group = max(
             1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
         problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
+    problem.by_lines = (
+        problem.by_tiles and problem.stream and problem.output.inner_stride == sizeof(storage)
+        and problem.output.inner_length > 1
+        and problem.output.class_stride % <Py_ssize_t>(LANES * sizeof(storage)) == 0)
     problem.assemble = (
         STORAGE_IS_REAL and not problem.by_tiles and problem.stream
         and problem.classes <= ASSEMBLE_CLASSES
@@ -126,7 +128,11 @@ cdef void choose_plan(Problem *problem) noexcept:
         and ASSEMBLE_CLASSES < problem.classes <= WRITE_BEHIND_CLASSES
         and (problem.keep or problem.operation == LOG_SOFTMAX))
     problem.ahead = 0
-    if contiguous:
+    problem.ahead_stride = LANES * sizeof(storage)
+    if problem.by_tiles and not contiguous:
+        problem.ahead = problem.batch * LANES * <Py_ssize_t>sizeof(storage)
+        problem.ahead_stride = problem.logits.class_stride
+    elif contiguous:
         problem.ahead = CHUNK * sizeof(storage)
         if problem.chunks == 1:
             problem.ahead = (
@@ -233,55 +239,6 @@ def softmax(
     problem.empty_is_zero = empty_is_zero
     set_output_3d(&problem, output)
     run(&problem, n_threads, False)
-
-
-def softmax_small(const storage[:, :] logits, storage[:, :] output, bint log):
-    """Write softmax or log_softmax along the last axis on one thread, of an ordinary call.
-
-    Returns False, with nothing done, if shapes differ, the arrays overlap in part, or are empty.
-    """
-    cdef Problem problem
-    if (
-        logits.shape[0] != output.shape[0] or logits.shape[1] != output.shape[1]
-        or logits.shape[0] == 0 or logits.shape[1] == 0
-        or overlap_in_part(logits, output)
-    ):
-        return False
-    problem = problem_for(
-        LOG_SOFTMAX if log else SOFTMAX,
-        array_2d(<const char *>&logits[0, 0], logits.shape, logits.strides),
-        logits.shape[1], logits.shape[0], 1.0)
-    set_output(&problem, array_2d(<const char *>&output[0, 0], output.shape, output.strides))
-    run(&problem, 1, False)
-    return True
-
-
-cdef bint overlap_in_part(const storage[:, :] a, const storage[:, :] b) noexcept:
-    """Whether the memory of two arrays of one shape may overlap, unless they are the same array."""
-    cdef Py_ssize_t a_low, a_high, b_low, b_high
-    if (
-        &a[0, 0] == &b[0, 0] and a.strides[0] == b.strides[0] and a.strides[1] == b.strides[1]
-    ):
-        return False
-    extent(<Py_ssize_t>&a[0, 0], a.shape, a.strides, &a_low, &a_high)
-    extent(<Py_ssize_t>&b[0, 0], b.shape, b.strides, &b_low, &b_high)
-    return a_low < b_high and b_low < a_high
-
-
-cdef void extent(
-    Py_ssize_t data, const Py_ssize_t *shape, const Py_ssize_t *strides, Py_ssize_t *low,
-    Py_ssize_t *high,
-) noexcept:
-    """The addresses between which a 2-d array lies."""
-    cdef Py_ssize_t axis, reach
-    low[0] = data
-    high[0] = data + <Py_ssize_t>sizeof(storage)
-    for axis in range(2):
-        reach = (shape[axis] - 1) * strides[axis]
-        if reach < 0:
-            low[0] += reach
-        else:
-            high[0] += reach
 
 
 def logsumexp(const storage[:, :, :] logits, storage[:, :] result, int n_threads):
@@ -412,42 +369,6 @@ def cross_entropy(
     if gradient is not None:
         set_output_3d(&problem, gradient)
     return run(&problem, n_threads, True), divisor
-
-
-def cross_entropy_small(
-    const storage[:, :] logits, const int64_t[:] labels, storage[:, :] gradient,
-    int64_t ignore_index,
-):
-    """Return the mean loss on one thread, writing its gradient if asked to, of an ordinary call.
-
-    Returns None, with nothing done, if a shape or a label does not fit, the arrays overlap in
-    part, or no row counts.
-    """
-    cdef Problem problem
-    cdef double divisor
-    cdef int bad = 0
-    if (
-        logits.shape[0] != labels.shape[0] or logits.shape[0] == 0 or logits.shape[1] == 0
-        or (gradient is not None and (
-            logits.shape[0] != gradient.shape[0] or logits.shape[1] != gradient.shape[1]
-            or overlap_in_part(logits, gradient)))
-    ):
-        return None
-    problem = problem_for(
-        CROSS_ENTROPY, array_2d(<const char *>&logits[0, 0], logits.shape, logits.strides),
-        logits.shape[1], logits.shape[0], 1.0)
-    problem.target.data = <char *>&labels[0]
-    problem.target.row_stride = labels.strides[0]
-    problem.target.inner_length = 1
-    problem.ignore_index = ignore_index
-    divisor = scan_labels(&problem, 1, &bad)
-    if bad or divisor == 0:
-        return None
-    problem.gradient_scale = <real>(1.0 / divisor)
-    if gradient is not None:
-        set_output(
-            &problem, array_2d(<const char *>&gradient[0, 0], gradient.shape, gradient.strides))
-    return run(&problem, 1, True) / divisor
 
 
 def pause():

@@ -52,6 +52,9 @@ PROBE int openmp_max_threads(void) { return 1; }
 PROBE int openmp_pause(void) { return 0; }
 #endif
 
+/* Elements of a call below which no kernel would share its work. */
+enum { SERIAL_SIZE = 65536 };
+
 #if defined(__clang__)
 #define COMPILER "Clang " __clang_version__
 #elif defined(__GNUC__)

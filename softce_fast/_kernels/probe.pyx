@@ -7,6 +7,7 @@ cdef extern from "probe.h":
     int openmp_version()
     int openmp_max_threads()
     int openmp_pause() nogil
+    const Py_ssize_t SERIAL_SIZE
     const char *COMPILER
     const char *SOFTCE_FAST_VARIANTS
 
@@ -33,6 +34,11 @@ def openmp():
 def max_threads():
     """Return omp_get_max_threads() of the calling thread, 1 in a serial build."""
     return openmp_max_threads()
+
+
+def serial_size():
+    """Return the number of elements below which no kernel would share its work."""
+    return SERIAL_SIZE
 
 
 def pause():

@@ -4,6 +4,10 @@
 # a tile is filled and when it is emptied; the arithmetic between is that of the row passes,
 # operation by operation and in the same order, so that a row comes out the same, bit for bit.
 
+cdef enum:
+    # Contiguous rows up to this length go by tiles.
+    TILE_CLASSES = 48
+
 
 cdef inline void tile_load(
     real *tile, const char *x, Py_ssize_t class_stride, Py_ssize_t row_stride,
@@ -12,11 +16,28 @@ cdef inline void tile_load(
     """Fill a tile with n classes; `row_stride` is the step between `offsets`, 0 if uneven."""
     cdef vector[QUARTER_LANES] columns
     cdef Py_ssize_t c, k, start
+    cdef real[(TILE_CLASSES + 1) * 16] numbers
     if rows == LANES and row_stride == sizeof(storage):
         for c in range(n):
             vector_put(tile + c * LANES, vector_load(
                 <const storage *>(x + offsets[0] + c * class_stride)))
     elif rows == LANES and row_stride != 0 and class_stride == sizeof(storage):
+        if (
+            not STORAGE_IS_REAL and n <= TILE_CLASSES
+            and row_stride == n * <Py_ssize_t>sizeof(storage)
+        ):
+            # Rows without gaps between them are converted as they lie, whole vectors at once.
+            for c in range(n):
+                vector_put(numbers + c * LANES, vector_load(
+                    <const storage *>(x + offsets[0]) + c * LANES))
+            c = 0
+            while c < n:
+                start = max(<Py_ssize_t>0, min(c, n - QUARTER_LANES))
+                vectors_get_rows(columns, numbers + start, n)
+                for k in range(min(n, <Py_ssize_t>QUARTER_LANES)):
+                    vector_put(tile + (start + k) * LANES, columns[k])
+                c += QUARTER_LANES
+            return
         if n < QUARTER_LANES:
             vectors_load_rows_first(columns, x + offsets[0], row_stride, n)
             for k in range(n):
@@ -135,6 +156,10 @@ cdef inline Pair tile_sums_many(
     cdef Pair[16] lane
     cdef vector[RUN] e
     cdef Py_ssize_t c = 0, k, j
+    if n <= RUN * LANES:
+        for k in range(LANES):
+            lane[k] = pair_from(tile_run_sum(tile, k, n, sums, reference, scale))
+        return lanes_merge(lane)
     for k in range(LANES):
         lane[k] = pair_from(vector_set(0.0))
     while c + RUN * LANES <= n:
@@ -144,12 +169,26 @@ cdef inline Pair tile_sums_many(
             lane[k] = pair_add(lane[k], run_sum(e))
         c += RUN * LANES
     for k in range(min(<Py_ssize_t>LANES, n - c)):
-        for j in range(RUN):
-            e[j] = vector_set(0.0)
-            if c + j * LANES + k < n:
-                e[j] = tile_exponential(tile, c + j * LANES + k, sums, reference, scale)
-        lane[k] = pair_add(lane[k], run_sum(e))
+        lane[k] = pair_add(lane[k], tile_run_sum(tile, c + k, n, sums, reference, scale))
     return lanes_merge(lane)
+
+
+cdef inline vector tile_run_sum(
+    const real *tile, Py_ssize_t c, Py_ssize_t n, TileSums *sums, Reference reference,
+    const Scale *scale
+) noexcept nogil:
+    """run_sum() of what a lane has of the last run, class c first, without adding zeros."""
+    cdef vector total = tile_exponential(tile, c, sums, reference, scale)
+    cdef vector second
+    if c + LANES < n:
+        total = vector_add(total, tile_exponential(tile, c + LANES, sums, reference, scale))
+    if c + 2 * LANES < n:
+        second = tile_exponential(tile, c + 2 * LANES, sums, reference, scale)
+        if c + 3 * LANES < n:
+            second = vector_add(
+                second, tile_exponential(tile, c + 3 * LANES, sums, reference, scale))
+        total = vector_add(total, second)
+    return total
 
 
 cdef struct TileOutput:

@@ -51,6 +51,7 @@
 #if defined(STORAGE_FLOAT64)
 typedef double real;
 typedef int64_t bits;
+typedef uint64_t word;
 typedef double storage;
 #define SUFFIXED(name) PASTE(name, _pd)
 #define MANTISSA_BITS 52
@@ -59,6 +60,7 @@ typedef double storage;
 #else
 typedef float real;
 typedef int32_t bits;
+typedef uint32_t word;
 #define SUFFIXED(name) PASTE(name, _ps)
 #define MANTISSA_BITS 23
 #define EXPONENT_BIAS 127
@@ -88,6 +90,7 @@ enum {
 
 typedef real part __attribute__((vector_size(PART_BYTES)));
 typedef bits part_bits __attribute__((vector_size(PART_BYTES)));
+typedef word part_words __attribute__((vector_size(PART_BYTES)));
 typedef real quarter __attribute__((vector_size(16)));
 typedef struct { part p[PARTS]; } vector;
 
@@ -375,15 +378,20 @@ INLINE vector vector_power_of_two(vector n) {
 #endif
 #define ONE_BITS ((bits)EXPONENT_BIAS << MANTISSA_BITS)
 
+/* A sum that may go round, as that of a NaN's bits does. */
+INLINE part_bits part_add_bits(part_bits a, bits b) {
+    return (part_bits)((part_words)a + (word)b);
+}
+
 INLINE part part_exponent(part a) {
     const real whole = (real)((bits)1 << MANTISSA_BITS);
-    const part_bits raised = (part_bits)a + (ONE_BITS - SQRT_HALF_BITS);
+    const part_bits raised = part_add_bits((part_bits)a, ONE_BITS - SQRT_HALF_BITS);
     const part_bits field = (raised >> MANTISSA_BITS) | (part_bits)part_set(whole);
     return (part)field - (whole + EXPONENT_BIAS);
 }
 
 INLINE part part_fraction(part a) {
-    const part_bits raised = (part_bits)a + (ONE_BITS - SQRT_HALF_BITS);
+    const part_bits raised = part_add_bits((part_bits)a, ONE_BITS - SQRT_HALF_BITS);
     const part_bits fraction_field = raised & (((bits)1 << MANTISSA_BITS) - 1);
     return (part)(fraction_field + SQRT_HALF_BITS);
 }
@@ -421,7 +429,11 @@ typedef uint16_t part_halves __attribute__((vector_size(PART_BYTES / 2)));
 INLINE part part_widen(const storage *p) {
     part_halves h;
     memcpy(&h, p, sizeof h);
-#if defined(STORAGE_BFLOAT16)
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 64
+    return (part)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#elif defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+    return (part)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+#elif defined(STORAGE_BFLOAT16)
     return (part)(__builtin_convertvector(h, part_bits) << 16);
 #elif PART_BYTES > 16
     typedef part_halves packed;
@@ -446,11 +458,21 @@ INLINE part part_widen(const storage *p) {
 /* Round to nearest, ties to even. */
 INLINE void part_narrow(storage *p, part v) {
 #if defined(STORAGE_BFLOAT16)
-    const part_bits word = (part_bits)v;
-    const part_bits rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
-    const part_bits is_nan = (part_bits)(v != v);
-    const part_bits chosen = (is_nan & 0x7fc0) | (~is_nan & rounded);
-    const part_halves h = __builtin_convertvector(chosen, part_halves);
+    /* The upper halves of the words. A NaN, quiet after any arithmetic, is not rounded. */
+    const part_words to_even = (((part_words)v >> 16) & 1) + 0x7fff;
+    const part rounded = part_select(part_equal(v, v), (part)((part_words)v + to_even), v);
+#if PART_BYTES == 64
+    typedef uint16_t words __attribute__((vector_size(64)));
+    const words upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const part_halves h = (part_halves)_mm512_castsi512_si256(
+        _mm512_permutexvar_epi16((__m512i)upper, (__m512i)rounded));
+#elif PART_BYTES == 32
+    const __m256i upper = _mm256_srli_epi32((__m256i)rounded, 16);
+    const part_halves h = (part_halves)_mm_packus_epi32(
+        _mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+#else
+    const part_halves h = __builtin_convertvector((part_bits)rounded >> 16, part_halves);
+#endif
 #elif PART_BYTES == 64
     const part_halves h = (part_halves)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
 #elif PART_BYTES == 32
@@ -536,7 +558,7 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
 #else
     storage line[LANES];
     for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
-    for (ptrdiff_t i = 0; i < count; i++) line[i] = p[i];
+    for (ptrdiff_t i = 0; i < count; i++) memcpy(line + i, p + i, sizeof(storage));
     v = vector_load(line);
 #endif
     return v;
@@ -550,7 +572,7 @@ INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
 #else
     storage line[LANES];
     vector_store(line, v);
-    for (ptrdiff_t i = 0; i < count; i++) p[i] = line[i];
+    for (ptrdiff_t i = 0; i < count; i++) memcpy(p + i, line + i, sizeof(storage));
 #endif
 }
 
@@ -618,14 +640,17 @@ INLINE void prefetch(const char *p) {
 #endif
 
 INLINE quarter quarter_load(const char *p) {
+#if !defined(STORAGE_FLOAT16) && !defined(STORAGE_BFLOAT16)
     quarter q;
-#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-    for (int i = 0; i < QUARTER_LANES; i++)
-        q[i] = storage_read(p + i * (ptrdiff_t)sizeof(storage));
-#else
     memcpy(&q, p, sizeof q);
-#endif
     return q;
+#elif PART_BYTES == 16
+    return part_widen((const storage *)p);
+#elif defined(STORAGE_FLOAT16)
+    return _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return (quarter)_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)p)), 16);
+#endif
 }
 
 /* The first `count` (1 to QUARTER_LANES - 1) elements; what the other lanes hold is not used. */
@@ -634,6 +659,12 @@ INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
     return _mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), p);
 #elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
     return _mm_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+#elif defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+    storage first[QUARTER_LANES] = {0};
+    memcpy(first, p, sizeof(storage));
+    if (count > 1) memcpy(first + 1, p + sizeof(storage), sizeof(storage));
+    if (count > 2) memcpy(first + 2, p + 2 * sizeof(storage), sizeof(storage));
+    return quarter_load((const char *)first);
 #else
     quarter q;
     for (int i = 0; i < QUARTER_LANES; i++)

@@ -1,17 +1,20 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# cython: initializedcheck=False
+# All of a kernel module, for storage types of any kind.
+from cpython.float cimport PyFloat_AS_DOUBLE
+from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
+from numpy cimport import_array, ndarray
 
 cdef extern from "vector.h":
-    ctypedef unsigned short storage     # of the arrays; vector.h knows its size
-    ctypedef double real    # of the arithmetic
+    ctypedef double real    # of the arithmetic; vector.h knows its size
     void *memory_take(size_t size)
     void memory_give(void *memory)
 
 cdef extern from "probe.h":
     int openmp_pause()
+    const Py_ssize_t SERIAL_SIZE
 
 include "vector.pxi"
 include "elementary.pxi"
@@ -20,3 +23,6 @@ include "tile.pxi"
 include "engine.pxi"
 include "entry.pxi"
 include "pairs.pxi"
+include "small.pxi"
+
+import_array()
