@@ -379,6 +379,19 @@ def run(
             process.close()
 
 
+def updated(earlier: dict[str, Any], later: dict[str, Any]) -> list[dict[str, Any]]:
+    """The earlier document's cases in their order, those measured again replaced by the later."""
+    for key in ("machine", "versions"):
+        if earlier[key] != later[key]:
+            raise ValueError(f"the results are not of the same {key}: measure all of them again")
+
+    def name(entry: dict[str, Any]) -> tuple[str, str, str]:
+        return entry["operation"], entry["shape"], entry["dtype"]
+
+    entries = {name(entry): entry for entry in (*earlier["cases"], *later["cases"])}
+    return list(entries.values())
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one float32 shape per column")
@@ -391,6 +404,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rounds", type=int, help="blocks of each peer")
     parser.add_argument(
         "--json", type=Path, default=RESULTS / "local" / "compare.json", help="where results go"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="keep what the file has of other cases"
     )
     parser.add_argument("--no-plots", action="store_true")
     return parser.parse_args(arguments)
@@ -420,8 +436,10 @@ def main() -> None:
         **description,
         "settings": {**vars(settings), "settle_seconds": SETTLE_SECONDS},
         "skipped": {**skipped, **failed},
-        "cases": entries,
+        "cases": [{**entry, "date": description["date"]} for entry in entries],
     }
+    if options.update:
+        document["cases"] = updated(json.loads(options.json.read_text()), document)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(document, indent=1) + "\n")
 

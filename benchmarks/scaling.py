@@ -96,7 +96,7 @@ def row_shapes(classes: int, dtype: str) -> list[tuple[int, int]]:
 
 
 def class_shapes() -> list[tuple[int, int]]:
-    return [(max(TOTAL_ELEMENTS // classes, 1), classes) for classes in CLASS_COUNTS]
+    return [(-(-TOTAL_ELEMENTS // classes), classes) for classes in CLASS_COUNTS]
 
 
 def thread_points(counts: list[int], dtype: str, seconds: float) -> list[dict[str, Any]]:
