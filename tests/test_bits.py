@@ -29,12 +29,37 @@ def _gradient(x: Array, labels: Array, axis: int, out: Array | None = None) -> A
     return sf.cross_entropy_with_grad(x, labels, axis, reduction="none", grad_out=out)[1]
 
 
+def _smoothed(x: Array, labels: Array, axis: int, out: Array | None = None) -> Array:
+    weight = np.linspace(0.5, 2, x.shape[axis])
+    return sf.cross_entropy_with_grad(
+        x, labels, axis, weight=weight, label_smoothing=0.1, reduction="none", grad_out=out
+    )[1]
+
+
+def _dense_target(x: Array) -> Array:
+    """Numbers in the layout of x, 0 where x is infinite."""
+    return (np.abs(x) < 3).astype(x.dtype)
+
+
+def _dense_gradient(x: Array, labels: Array, axis: int, out: Array | None = None) -> Array:
+    target = _dense_target(x)
+    return sf.cross_entropy_with_grad(x, target, axis, reduction="none", grad_out=out)[1]
+
+
 OPERATIONS: dict[str, Operation] = {
     "softmax": lambda x, labels, axis, out=None: sf.softmax(x, axis, out=out),
     "log_softmax": lambda x, labels, axis, out=None: sf.log_softmax(x, axis, out=out),
     "gradient": _gradient,
     "logsumexp": lambda x, labels, axis: sf.logsumexp(x, axis),
     "loss": _loss,
+    "smoothed_loss": lambda x, labels, axis: sf.cross_entropy(
+        x, labels, axis, label_smoothing=0.3, reduction="none"
+    ),
+    "smoothed_gradient": _smoothed,
+    "dense_loss": lambda x, labels, axis: sf.cross_entropy(
+        x, _dense_target(x), axis, reduction="none"
+    ),
+    "dense_gradient": _dense_gradient,
     # The second array of these may be any numbers: the logits will do.
     "softmax_backward": lambda x, labels, axis, out=None: sf.softmax_backward(x, x, axis, out=out),
     "log_softmax_backward": lambda x, labels, axis, out=None: sf.log_softmax_backward(
@@ -44,7 +69,10 @@ OPERATIONS: dict[str, Operation] = {
     "dense_nll_loss": lambda x, labels, axis: sf.nll_loss(x, x, axis, reduction="none"),
 }
 # Results of the input's shape.
-WITH_OUTPUT = ("softmax", "log_softmax", "gradient", "softmax_backward", "log_softmax_backward")
+WITH_OUTPUT = (
+    *("softmax", "log_softmax", "gradient", "smoothed_gradient", "dense_gradient"),
+    *("softmax_backward", "log_softmax_backward"),
+)
 
 with_classes = pytest.mark.parametrize("classes", CLASS_COUNTS)
 HALF_CLASS_COUNTS = (2, 3, 10, 16, 17, 33, 64, 65, 100, 1000, 4097)

@@ -56,6 +56,7 @@ cdef struct Problem:
     Array result            # logsumexp or loss of each row
     Array sample_weight     # of each row, in `real`
     const real *class_weight
+    const real *coefficient_sums    # of each chunk, where every row has the same coefficients
     Scale scale
     double *task_losses     # the sum of the losses of each task,
     real *row_losses        # or, where rows are long, the loss of each row
@@ -94,6 +95,8 @@ cdef struct Group:
     Py_ssize_t output_row_stride
     Py_ssize_t[16] offsets
     Py_ssize_t[16] output_offsets
+    Py_ssize_t target_row_stride
+    Py_ssize_t[16] target_offsets
     int64_t[16] labels
     vector active                 # 0 where the label is ignored, else 1
     unsigned int ignored          # the same: bit k is row k
@@ -184,6 +187,9 @@ cdef inline void group_open(
     if problem.output.data != NULL:
         group.output_row_stride = offsets_of_rows(
             &problem.output, first, rows, group.output_offsets)
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        group.target_row_stride = offsets_of_rows(
+            &problem.target, first, rows, group.target_offsets)
     for k in range(LANES):
         group.labels[k] = -1
     if problem.operation == CROSS_ENTROPY:
@@ -356,7 +362,7 @@ cdef inline Coefficients coefficients_of(
         coefficients.weight = problem.class_weight + start
     if problem.operation == SOFT_CROSS_ENTROPY:
         coefficients.probabilities = contiguous_row(
-            problem.target.data + row_offset(&problem.target, group.first + row)
+            problem.target.data + group.target_offsets[row]
             + start * problem.target.class_stride,
             problem.target.class_stride, chunk_length(problem, chunk), scratch.target)
     return coefficients
@@ -366,19 +372,68 @@ cdef inline void rows_spread(
     Group *group, const Problem *problem, Py_ssize_t chunk, const storage **x,
     const real *maximum, ChunkState *state, Scratch *scratch
 ) noexcept nogil:
-    """Sum the coefficients of dense targets over one chunk."""
+    """Sum what dense targets take over one chunk."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k
-    cdef real[16] total
-    cdef real[16] spread
-    for k in range(LANES):
-        total[k] = 0
-        spread[k] = 0
+    cdef Coefficients coefficients
+    cdef Pair total, spread
+    cdef vector origin
+    cdef real[256] total_high       # LANES * LANES numbers
+    cdef real[256] total_low
+    cdef real[256] spread_high
+    cdef real[256] spread_low
     for k in range(group.rows):
-        row_spread(
-            x[k], chunk_length(problem, chunk), maximum[k],
-            coefficients_of(group, problem, k, chunk, scratch), total + k, spread + k)
-    state.coefficients = vector_get(total)
-    state.spread = vector_get(spread)
+        coefficients = coefficients_of(group, problem, k, chunk, scratch)
+        origin = spread_origin(vector_set(maximum[k]))
+        if problem.operation == SOFT_CROSS_ENTROPY:
+            row_spread(x[k], n, origin, &coefficients, True, True, &total, &spread)
+            vector_put(total_high + k * LANES, total.high)
+            vector_put(total_low + k * LANES, total.low)
+        elif problem.class_weight != NULL:
+            row_spread(x[k], n, origin, &coefficients, False, True, &total, &spread)
+        else:
+            row_spread(x[k], n, origin, &coefficients, False, False, &total, &spread)
+        vector_put(spread_high + k * LANES, spread.high)
+        vector_put(spread_low + k * LANES, spread.low)
+    state.spread = pair_finite(rows_reduce(spread_high, spread_low, group.rows, n))
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        state.coefficients = pair_finite(rows_reduce(total_high, total_low, group.rows, n))
+    else:
+        state.coefficients = vector_set(problem.coefficient_sums[chunk])
+
+
+cdef inline TileCoefficients tile_coefficients_of(
+    const Problem *problem, Py_ssize_t chunk, const real *probabilities
+) noexcept nogil:
+    """Describe the coefficients of a chunk of a tile."""
+    cdef TileCoefficients coefficients
+    coefficients.weight = NULL
+    coefficients.probabilities = NULL
+    coefficients.even = vector_set(problem.label_smoothing / <real>problem.classes)
+    coefficients.share = vector_set(<real>1 - problem.label_smoothing)
+    if problem.class_weight != NULL:
+        coefficients.weight = problem.class_weight + chunk * CHUNK
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        coefficients.probabilities = probabilities
+    return coefficients
+
+
+cdef inline void tile_spread(
+    const Problem *problem, Py_ssize_t chunk, ChunkState *state, const real *tile,
+    const real *probabilities,
+) noexcept nogil:
+    """rows_spread() for a tile."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef TileSums sums
+    sums.coefficients = tile_coefficients_of(problem, chunk, probabilities)
+    sums.origin = spread_origin(state.maximum)
+    tile_sums(tile, n, &sums, state.reference, &problem.scale, SPREAD, False, False)
+    state.spread = pair_finite(sums.total)
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        tile_sums(tile, n, &sums, state.reference, &problem.scale, COEFFICIENT, False, False)
+        state.coefficients = pair_finite(sums.total)
+    else:
+        state.coefficients = vector_set(problem.coefficient_sums[chunk])
 
 
 cdef inline bint any_nonzero(vector v) noexcept nogil:
@@ -388,10 +443,17 @@ cdef inline bint any_nonzero(vector v) noexcept nogil:
 cdef inline void tile_fill(
     real *tile, const Group *group, const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
+    """Fill a tile with logits and, where the target has some, probabilities behind them."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
     tile_load(
         tile, problem.logits.data + chunk * CHUNK * problem.logits.class_stride,
-        problem.logits.class_stride, group.row_stride, group.offsets,
-        chunk_length(problem, chunk), group.rows)
+        problem.logits.class_stride, group.row_stride, group.offsets, n, group.rows)
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        tile_load(
+            tile + n * LANES,
+            problem.target.data + chunk * CHUNK * problem.target.class_stride,
+            problem.target.class_stride, group.target_row_stride, group.target_offsets, n,
+            group.rows)
 
 
 cdef inline vector labels_in_chunk(const Group *group, Py_ssize_t chunk) noexcept nogil:
@@ -418,6 +480,8 @@ cdef inline void tile_forward(
     tile_fill(tile, group, problem, chunk)
     state.maximum = tile_maximum(tile, n)
     state.reference = reference_for(state.maximum, &problem.scale)
+    if problem.dense:
+        tile_spread(problem, chunk, state, tile, tile + n * LANES)
     sums.exponentials = tile
     sums.pivot_logit = vector_set(0.0)
     if problem.operation == LOG_SOFTMAX:
@@ -429,11 +493,11 @@ cdef inline void tile_forward(
     elif pivots_at_maximum(problem):
         sums.pivot = tile_find(tile, n, state.maximum)
     if problem.scale.tempered or any_nonzero(state.reference.shift):
-        tile_sums(tile, n, &sums, state.reference, &problem.scale, True, True)
+        tile_sums(tile, n, &sums, state.reference, &problem.scale, EXPONENTIAL, True, True)
     elif problem.operation == CROSS_ENTROPY or pivots_at_maximum(problem):
-        tile_sums(tile, n, &sums, state.reference, &problem.scale, True, False)
+        tile_sums(tile, n, &sums, state.reference, &problem.scale, EXPONENTIAL, True, False)
     else:
-        tile_sums(tile, n, &sums, state.reference, &problem.scale, False, False)
+        tile_sums(tile, n, &sums, state.reference, &problem.scale, EXPONENTIAL, False, False)
     state.others = sums.total
     group.label_logit = sums.pivot_logit
 
@@ -879,6 +943,10 @@ cdef inline void tile_write(
         output.kind = FROM_LOGITS
     if problem.chunks > 1:
         tile_fill(tile, group, problem, chunk)
+    output.dense = problem.dense
+    if problem.dense:
+        output.coefficients = tile_coefficients_of(problem, chunk, tile + n * LANES)
+        output.dense_factor = group.dense_factor
     output.values = tile
     output.minus = group.minus
     output.factor = chunk_output(group, problem, state, &output.reference)
@@ -940,7 +1008,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     cdef size_t behind = 0
     if problem.by_tiles:
         states *= problem.batch
-        # Logits, and for logarithms the exponentials behind them.
+        # Logits, and behind them exponentials (for logarithms) or probabilities.
         kept = problem.batch * problem.kept_stride * sizeof(real)
         numbers += (columns + 1) * LANES * sizeof(real)
     else:

@@ -99,7 +99,7 @@ cdef void choose_plan(Problem *problem) noexcept:
     cdef bint neighbours = (
         problem.logits.row_stride == sizeof(storage)
         or problem.logits.inner_stride == sizeof(storage))
-    problem.by_tiles = not problem.dense and problem.rows >= 4 and (
+    problem.by_tiles = problem.rows >= 4 and (
         problem.classes <= TILE_CLASSES or (neighbours and not contiguous))
     problem.keep = (
         not problem.by_tiles and problem.output.data != NULL
@@ -108,7 +108,9 @@ cdef void choose_plan(Problem *problem) noexcept:
         columns = min(<Py_ssize_t>CHUNK, problem.classes)
         problem.rows_per_group = LANES
         problem.batch = max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
-        problem.kept_stride = (2 if problem.operation == LOG_SOFTMAX else 1) * columns * LANES
+        problem.kept_stride = columns * LANES
+        if problem.operation == LOG_SOFTMAX or problem.operation == SOFT_CROSS_ENTROPY:
+            problem.kept_stride *= 2
     else:
         problem.rows_per_group = max(
             1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
@@ -155,6 +157,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     cdef char *memory = NULL
     cdef double *sums = NULL
     cdef real *row_losses = NULL
+    cdef real *coefficient_sums = NULL
     cdef ChunkState *states = NULL
     cdef Group *groups = NULL
     cdef bint long_rows
@@ -178,6 +181,10 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
         elif sum_results:
             sums = <double *>aligned_memory(tasks * sizeof(double))
             problem.task_losses = sums
+        if problem.dense and problem.operation == CROSS_ENTROPY:
+            coefficient_sums = <real *>aligned_memory(problem.chunks * sizeof(real))
+            sum_coefficients(problem, coefficient_sums)
+            problem.coefficient_sums = coefficient_sums
         per_thread = scratch_size(problem)
         memory = aligned_memory(n_threads * per_thread)
         if long_rows:
@@ -218,9 +225,23 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
         memory_give(memory)
         memory_give(sums)
         memory_give(row_losses)
+        memory_give(coefficient_sums)
         memory_give(states)
         memory_give(groups)
     return total
+
+
+cdef void sum_coefficients(const Problem *problem, real *sums) noexcept nogil:
+    """The sums, chunk by chunk, of what label smoothing gives to the classes of any row."""
+    cdef Py_ssize_t chunk, c
+    cdef double total
+    for chunk in range(problem.chunks):
+        total = chunk_length(problem, chunk)
+        if problem.class_weight != NULL:
+            total = 0
+            for c in range(chunk_length(problem, chunk)):
+                total += problem.class_weight[chunk * CHUNK + c]
+        sums[chunk] = <real>(problem.label_smoothing * total / problem.classes)
 
 
 cdef char *aligned_memory(size_t size) except NULL:

@@ -92,6 +92,17 @@ cdef inline void rows_together(
         x[k] = staged + k * PAIR_CHUNK
 
 
+cdef inline double lanes_sum(vector v) noexcept nogil:
+    """The sum of the lanes, which may be infinite."""
+    cdef real[16] lane
+    cdef double total = 0
+    cdef Py_ssize_t k
+    vector_put(lane, v)
+    for k in range(LANES):
+        total += lane[k]
+    return total
+
+
 cdef inline double pair_sum(
     const PairProblem *problem, PairOperation operation, const storage *first,
     const storage *second, Py_ssize_t start, Py_ssize_t n,

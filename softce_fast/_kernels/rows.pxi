@@ -103,24 +103,57 @@ cdef inline vector zero_past_end(vector v, Py_ssize_t i, Py_ssize_t n) noexcept 
         vector_greater(vector_set(<real>(n - i)), vector_counting()), v, vector_set(0.0))
 
 
-cdef inline void row_spread(
-    const storage *x, Py_ssize_t n, real maximum, Coefficients coefficients, real *total,
-    real *spread,
-) noexcept nogil:
-    """Sum the coefficients, and coefficient * (maximum - x), where 0 * inf is 0."""
+cdef inline vector spread_origin(vector maximum) noexcept nogil:
+    """What logits are counted from: the maximum, 0 where there is none."""
+    return vector_select(
+        vector_greater(maximum, vector_set(NEGATIVE_INFINITY)), maximum, vector_set(0.0))
+
+
+cdef inline vector spread_term(vector coefficient, vector origin, vector x) noexcept nogil:
+    """coefficient * (origin - x), where 0 * inf is 0."""
     cdef vector zero = vector_set(0.0)
-    cdef vector top = vector_set(maximum if maximum > NEGATIVE_INFINITY else <real>0)
-    cdef Pair sum_ = pair_from(zero), spread_ = pair_from(zero)
-    cdef vector a, product
+    return vector_select(
+        vector_equal(coefficient, zero), zero,
+        vector_multiply(coefficient, vector_subtract(origin, x)))
+
+
+cdef inline void row_spread(
+    const storage *x, Py_ssize_t n, vector origin, const Coefficients *coefficients_, bint soft,
+    bint weighted, Pair *total, Pair *spread,
+) noexcept nogil:
+    """Sum, lane by lane, the spread_term() of a row and, where `soft`, the coefficients.
+
+    `soft` (there are probabilities) and `weighted` are constants where this is called.
+    """
+    cdef Coefficients coefficients = coefficients_[0]
     cdef Py_ssize_t i = 0
-    while i < n:
-        a = coefficient_vector(&coefficients, i, n)
-        product = vector_multiply(a, vector_subtract(top, row_vector(x, i, n)))
-        sum_ = pair_add(sum_, a)
-        spread_ = pair_add(spread_, vector_select(vector_equal(a, zero), zero, product))
-        i += LANES
-    total[0] = <real>lanes_sum(pair_finite(sum_))
-    spread[0] = <real>lanes_sum(pair_finite(spread_))
+    total[0] = pair_from(vector_set(0.0))
+    spread[0] = total[0]
+    if not soft:
+        coefficients.probabilities = NULL
+    if not weighted:
+        coefficients.weight = NULL
+    while i + RUN * LANES <= n:
+        run_spread(x, i, i + RUN * LANES, origin, &coefficients, soft, total, spread)
+        i += RUN * LANES
+    if i < n:
+        run_spread(x, i, n, origin, &coefficients, soft, total, spread)
+
+
+cdef inline void run_spread(
+    const storage *x, Py_ssize_t i, Py_ssize_t n, vector origin,
+    const Coefficients *coefficients, bint soft, Pair *total, Pair *spread,
+) noexcept nogil:
+    """Add what row_spread() sums of a run that begins at class i and ends at n at the latest."""
+    cdef vector[RUN] a
+    cdef vector[RUN] term
+    cdef Py_ssize_t k
+    for k in range(RUN):
+        a[k] = coefficient_vector(coefficients, i + k * LANES, n)
+        term[k] = spread_term(a[k], origin, row_vector(x, i + k * LANES, n))
+    if soft:
+        total[0] = pair_add(total[0], run_sum(a))
+    spread[0] = pair_add(spread[0], run_sum(term))
 
 
 cdef inline vector pair_finite(Pair pair) noexcept nogil:
@@ -128,17 +161,6 @@ cdef inline vector pair_finite(Pair pair) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef vector difference = vector_subtract(pair.high, pair.high)
     return vector_add(pair.high, vector_select(vector_equal(difference, zero), pair.low, zero))
-
-
-cdef inline double lanes_sum(vector v) noexcept nogil:
-    """The sum of the lanes, which may be infinite."""
-    cdef real[16] lane
-    cdef double total = 0
-    cdef Py_ssize_t k
-    vector_put(lane, v)
-    for k in range(LANES):
-        total += lane[k]
-    return total
 
 
 cdef enum OutputKind:

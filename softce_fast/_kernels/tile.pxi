@@ -82,22 +82,52 @@ cdef inline vector tile_find(const real *tile, Py_ssize_t n, vector value) noexc
     return found
 
 
+cdef struct TileCoefficients:
+    # Of the classes in a dense target; see Coefficients.
+    const real *weight
+    const real *probabilities    # a tile of them
+    vector share
+    vector even
+
+
+cdef inline vector tile_coefficient(
+    const TileCoefficients *coefficients, Py_ssize_t c
+) noexcept nogil:
+    cdef vector v = coefficients.even
+    if coefficients.probabilities != NULL:
+        v = vector_fma(
+            coefficients.share, vector_get(coefficients.probabilities + c * LANES), v)
+    if coefficients.weight != NULL:
+        v = vector_multiply(v, vector_set(coefficients.weight[c]))
+    return v
+
+
+cdef enum Term:
+    EXPONENTIAL
+    COEFFICIENT
+    SPREAD         # see spread_term
+
+
 cdef struct TileSums:
     # What is summed up over a tile, and what is found on the way.
+    Term term
     vector pivot              # class to leave out of a row's sum; outside [0, n) for none
     bint use_pivot
     vector pivot_logit        # the logit of that class
-    real *exponentials        # gets the exponentials, 0 for the pivots; may be the tile
+    real *exponentials        # gets the exponentials; may be the tile
+    TileCoefficients coefficients
+    vector origin
     Pair total
 
 
 cdef inline void tile_sums(
     const real *tile, Py_ssize_t n, TileSums *sums, Reference reference, const Scale *scale_,
-    bint use_pivot, bint general,
+    Term term, bint use_pivot, bint general,
 ) noexcept nogil:
-    """Sum the exponentials. The flags are constants here, to keep branches out of the loops."""
+    """Sum terms up. Which ones are constants here, to keep branches out of the loops."""
     cdef Scale local = scale_with(scale_, general)
     cdef TileSums sums_ = sums[0]
+    sums_.term = term
     sums_.use_pivot = use_pivot
     if n <= 4:
         sums_.total = tile_sums_few(tile, n, 4, &sums_, reference, &local)
@@ -110,17 +140,22 @@ cdef inline void tile_sums(
     sums[0] = sums_
 
 
-cdef inline vector tile_exponential(
+cdef inline vector tile_term(
     const real *tile, Py_ssize_t c, TileSums *sums, Reference reference, const Scale *scale
 ) noexcept nogil:
     cdef vector x = vector_get(tile + c * LANES)
-    cdef vector e = exponential(x, reference, scale)
+    cdef vector e
     cdef mask here
+    if sums.term == COEFFICIENT:
+        return tile_coefficient(&sums.coefficients, c)
+    if sums.term == SPREAD:
+        return spread_term(tile_coefficient(&sums.coefficients, c), sums.origin, x)
+    e = exponential(x, reference, scale)
+    vector_put(sums.exponentials + c * LANES, e)
     if sums.use_pivot:
         here = vector_equal(vector_set(<real>c), sums.pivot)
         e = vector_select(here, vector_set(0.0), e)
         sums.pivot_logit = vector_select(here, x, sums.pivot_logit)
-    vector_put(sums.exponentials + c * LANES, e)
     return e
 
 
@@ -137,7 +172,7 @@ cdef inline Pair tile_sums_few(
     for k in range(width):
         lane[k] = vector_set(0.0)
         if k < n:
-            lane[k] = tile_exponential(tile, k, sums, reference, scale)
+            lane[k] = tile_term(tile, k, sums, reference, scale)
     if width > 8:
         for k in range(8):
             lane[k] = vector_add(lane[k], lane[k + 8])
@@ -165,7 +200,7 @@ cdef inline Pair tile_sums_many(
     while c + RUN * LANES <= n:
         for k in range(LANES):
             for j in range(RUN):
-                e[j] = tile_exponential(tile, c + j * LANES + k, sums, reference, scale)
+                e[j] = tile_term(tile, c + j * LANES + k, sums, reference, scale)
             lane[k] = pair_add(lane[k], run_sum(e))
         c += RUN * LANES
     for k in range(min(<Py_ssize_t>LANES, n - c)):
@@ -178,15 +213,15 @@ cdef inline vector tile_run_sum(
     const Scale *scale
 ) noexcept nogil:
     """run_sum() of what a lane has of the last run, class c first, without adding zeros."""
-    cdef vector total = tile_exponential(tile, c, sums, reference, scale)
+    cdef vector total = tile_term(tile, c, sums, reference, scale)
     cdef vector second
     if c + LANES < n:
-        total = vector_add(total, tile_exponential(tile, c + LANES, sums, reference, scale))
+        total = vector_add(total, tile_term(tile, c + LANES, sums, reference, scale))
     if c + 2 * LANES < n:
-        second = tile_exponential(tile, c + 2 * LANES, sums, reference, scale)
+        second = tile_term(tile, c + 2 * LANES, sums, reference, scale)
         if c + 3 * LANES < n:
             second = vector_add(
-                second, tile_exponential(tile, c + 3 * LANES, sums, reference, scale))
+                second, tile_term(tile, c + 3 * LANES, sums, reference, scale))
         total = vector_add(total, second)
     return total
 
@@ -198,6 +233,9 @@ cdef struct TileOutput:
     vector minus
     Pair factor
     Reference reference
+    bint dense                # subtract dense_factor * coefficient
+    vector dense_factor
+    TileCoefficients coefficients
     bint by_label
     vector label              # the class that gets at_label instead
     vector at_label
@@ -205,11 +243,14 @@ cdef struct TileOutput:
 
 
 cdef inline vector tile_output(
-    const TileOutput *tile, OutputKind kind, bint by_label, Py_ssize_t c, const Scale *scale
+    const TileOutput *tile, OutputKind kind, bint dense, bint by_label, Py_ssize_t c,
+    const Scale *scale,
 ) noexcept nogil:
     """The output for class c."""
     cdef vector v = output_vector(
         vector_get(tile.values + c * LANES), tile.minus, tile.factor, tile.reference, scale, kind)
+    if dense:
+        v = vector_fnma(tile.dense_factor, tile_coefficient(&tile.coefficients, c), v)
     if by_label:
         v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
         v = vector_select(vector_greater(tile.active, vector_set(0.0)), v, vector_set(0.0))
@@ -217,8 +258,8 @@ cdef inline vector tile_output(
 
 
 cdef inline void tile_unpack_kind(
-    const TileOutput *tile_, OutputKind kind, bint by_label, Py_ssize_t n, const Scale *scale,
-    real *rows,
+    const TileOutput *tile_, OutputKind kind, bint dense, bint by_label, Py_ssize_t n,
+    const Scale *scale, real *rows,
 ) noexcept nogil:
     cdef TileOutput tile = tile_[0]
     cdef vector[QUARTER_LANES] columns
@@ -228,7 +269,7 @@ cdef inline void tile_unpack_kind(
         start = min(c, n - count)
         for k in range(QUARTER_LANES):
             columns[k] = tile_output(
-                &tile, kind, by_label, start + min(k, count - 1), scale)
+                &tile, kind, dense, by_label, start + min(k, count - 1), scale)
         vectors_put_rows(rows + start, n, columns)
         c += QUARTER_LANES
 
@@ -237,16 +278,16 @@ cdef inline void tile_unpack(
     const TileOutput *tile, Py_ssize_t n, const Scale *scale, real *rows
 ) noexcept nogil:
     """Lay the output's rows one behind the other; `rows` needs QUARTER_LANES numbers more."""
-    if tile.by_label and tile.kind == FROM_KEPT:
-        tile_unpack_kind(tile, FROM_KEPT, True, n, scale, rows)
+    if tile.kind == LOGARITHMS:
+        tile_unpack_kind(tile, LOGARITHMS, False, False, n, scale, rows)
+    elif tile.dense and tile.by_label:
+        tile_unpack_kind(tile, FROM_KEPT, True, True, n, scale, rows)
+    elif tile.dense:
+        tile_unpack_kind(tile, FROM_KEPT, True, False, n, scale, rows)
     elif tile.by_label:
-        tile_unpack_kind(tile, FROM_LOGITS, True, n, scale, rows)
-    elif tile.kind == FROM_KEPT:
-        tile_unpack_kind(tile, FROM_KEPT, False, n, scale, rows)
-    elif tile.kind == FROM_LOGITS:
-        tile_unpack_kind(tile, FROM_LOGITS, False, n, scale, rows)
+        tile_unpack_kind(tile, FROM_KEPT, False, True, n, scale, rows)
     else:
-        tile_unpack_kind(tile, LOGARITHMS, False, n, scale, rows)
+        tile_unpack_kind(tile, FROM_KEPT, False, False, n, scale, rows)
 
 
 cdef inline void tile_store(
@@ -259,7 +300,7 @@ cdef inline void tile_store(
     cdef real[16] lane
     cdef storage *line
     for c in range(n):
-        v = tile_output(tile, tile.kind, tile.by_label, c, scale)
+        v = tile_output(tile, tile.kind, tile.dense, tile.by_label, c, scale)
         if rows == LANES and row_stride == sizeof(storage):
             line = <storage *>(out + offsets[0] + c * class_stride)
             if stream and stream_head(line) == 0:
