@@ -247,19 +247,18 @@ def _run(
         for item in everything
     ):
         return call(kernels_for(arrays.dtype), everything)
-    compute_dtype = _checks.compute_dtype(arrays.dtype)
+    buffer_dtype = _checks.block_dtype(arrays.dtype, *arrays[:4])
     total = 0.0
     with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
         for *inputs, loss_block, grad_block in _layout.staged(tuple(everything), ()):
             copies: list[Array | None] = [
-                None if item is None else np.array(item, compute_dtype, order="C")
-                for item in inputs
+                None if item is None else np.array(item, buffer_dtype, order="C") for item in inputs
             ]
             results = [
-                None if item is None else np.empty(item.shape, compute_dtype)
+                None if item is None else np.empty(item.shape, buffer_dtype)
                 for item in (loss_block, grad_block)
             ]
-            total += call(kernels_for(compute_dtype), copies + results)
+            total += call(kernels_for(buffer_dtype), copies + results)
             for block, result in zip((loss_block, grad_block), results, strict=True):
                 if block is not None:
                     block[...] = result

@@ -80,6 +80,16 @@ def compute_dtype(dtype: DType) -> DType:
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
+def block_dtype(dtype: DType, *arrays: Array | None) -> DType:
+    """Return the dtype of copied blocks of `arrays`, for a result of `dtype`.
+
+    The result's own, where all have it but for the order of their bytes: the copies then give the
+    same bits as the arrays themselves would. Else what is computed in.
+    """
+    own = all(array is None or array.dtype.newbyteorder("=") == dtype for array in arrays)
+    return dtype if own else compute_dtype(dtype)
+
+
 def promote(first: DType, second: DType) -> DType:
     """Return the dtype of a result of two arrays whose results alone have these dtypes."""
     if first == second:

@@ -282,14 +282,13 @@ def _cross_entropy(
         "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
         empty, dtype, label_smoothing, z_loss, temperature,
     )  # fmt: skip
-    compute_dtype = _checks.compute_dtype(call.dtype)
     if grad_out is not None:
         _checks.check_out(grad_out, array.shape, call.dtype, "grad_out")
         inputs = (array, given, call.class_weight, call.sample_weight)
         if _layout.overlaps(grad_out, tuple(item for item in inputs if item is not None)):
             raise ValueError("grad_out overlaps an input without being the same array")
-    kernels = kernels_for(compute_dtype)
-    if kernels is None or array.size == 0 or not takes(call.temperature):
+    buffer_dtype = _checks.block_dtype(call.dtype, array, call.probabilities)
+    if kernels_for(buffer_dtype) is None or array.size == 0 or not takes(call.temperature):
         loss, grad = reference.cross_entropy_with_grad(
             array, given, axis, weight=weight, sample_weight=sample_weight,
             ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -305,7 +304,7 @@ def _cross_entropy(
         summed = _direct(array, axis, call, losses, output)
     if summed is None:
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            summed = _staged(array, axis, call, losses, output, compute_dtype)
+            summed = _staged(array, axis, call, losses, output, buffer_dtype)
     if summed is False:
         _checks.check_labels(given, array.shape[axis], ignore_index)
     if losses is not None:
@@ -407,7 +406,7 @@ def _staged(
     grad: Array | None,
     dtype: DType,
 ) -> Any:
-    """Run the kernels on copies of blocks of rows, in the dtype to compute in."""
+    """Run the kernels on copies of blocks of rows, of the given dtype."""
     kernels = kernels_for(dtype)
     classes = array.shape[axis]
     array = np.moveaxis(array, axis, -1)
@@ -622,11 +621,12 @@ def _write_negative_logs(array: Array, axis: int, call: _Call, losses: Array, is
     if views is not None:
         _call_negative_log(kernels_for(call.dtype), views, call, call.labels, losses, is_log)
         return
-    kernels = kernels_for(losses.dtype)
+    dtype = _checks.block_dtype(call.dtype, *arrays)
+    kernels = kernels_for(dtype)
     row_blocks = _layout.row_blocks(losses.shape, array.shape[axis])
     for block, rows in zip(row_blocks, _layout.staged(arrays, (axis,)), strict=True):
         copies = tuple(
-            np.array(item, losses.dtype, order="C").reshape(-1, array.shape[axis], 1)
+            np.array(item, dtype, order="C").reshape(-1, array.shape[axis], 1)
             for item in rows
             if item is not None
         )

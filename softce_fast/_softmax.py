@@ -214,7 +214,8 @@ def logsumexp(
     shape = kept_shape if keepdims else tuple(n for i, n in enumerate(array.shape) if i not in axes)
     if out is not None:
         _checks.check_out(out, shape, result_dtype)
-    kernels = kernels_for(_checks.compute_dtype(result_dtype))
+    buffer_dtype = _checks.block_dtype(result_dtype, array)
+    kernels = kernels_for(buffer_dtype)
     if b is not None or return_sign or kernels is None or array.size == 0:
         return reference.logsumexp(
             array,
@@ -231,20 +232,22 @@ def logsumexp(
     if len(axes) == 1 and mask is None and array.dtype == result_dtype:
         direct = _layout.three_axes_together((array,), axes[0])
     if direct is not None:
-        storage = kernels_for(result_dtype)
         view = direct[0]
-        storage.logsumexp(
+        kernels.logsumexp(
             _layout.as_storage(view),
             _layout.as_storage(result.reshape(view.shape[0], view.shape[2])),
             threads_for(array.size),
         )
     else:
-        buffer_dtype = _checks.compute_dtype(result_dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
             for rows, result_rows, mask_rows in _layout.staged((array, result, mask), axes):
                 buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
                 sums = np.empty((len(buffer), 1), buffer_dtype)
-                kernels.logsumexp(buffer[:, :, None], sums, threads_for(buffer.size))
+                kernels.logsumexp(
+                    _layout.as_storage(buffer[:, :, None]),
+                    _layout.as_storage(sums),
+                    threads_for(buffer.size),
+                )
                 result_rows[...] = sums.reshape(result_rows.shape)
     result = result.reshape(shape)
     if out is not None:
@@ -388,18 +391,18 @@ def _normalize(
                 threads_for(array.size),
             )
             return result
-    kernels = kernels_for(_checks.compute_dtype(result_dtype))
+    buffer_dtype = _checks.block_dtype(result_dtype, array)
+    kernels = kernels_for(buffer_dtype)
     if kernels is None or not takes(temperature):
         function = reference.log_softmax if log else reference.softmax
         result[...] = function(
             array, axes, where=mask, temperature=temperature, empty=empty, dtype=result_dtype
         )
     else:
-        buffer_dtype = _checks.compute_dtype(result_dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
             for rows, result_rows, mask_rows in _layout.staged((array, result, mask), axes):
                 buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
-                view = buffer[:, :, None]
+                view = _layout.as_storage(buffer[:, :, None])
                 kernels.softmax(
                     view, view, log, temperature, empty == "zero", threads_for(buffer.size)
                 )
@@ -411,7 +414,8 @@ def _backward(
     grad_output: ArrayLike, output: ArrayLike, axis: Axis, out: Array | None, log: bool
 ) -> Array:
     gradient, values, axes, dtype = _checks.check_backward(grad_output, output, axis, out)
-    kernels = kernels_for(_checks.compute_dtype(dtype))
+    buffer_dtype = _checks.block_dtype(dtype, gradient, values)
+    kernels = kernels_for(buffer_dtype)
     if kernels is None or values.size == 0:
         function = reference.log_softmax_backward if log else reference.softmax_backward
         return function(gradient, values, axes, out=out)
@@ -423,13 +427,12 @@ def _backward(
         views = _layout.three_axes_together((gradient, values, result), axes[0])
     if views is not None:
         first, second, target = (_layout.as_storage(view) for view in views)
-        kernels_for(dtype).backward(first, second, target, log, n_threads)
+        kernels.backward(first, second, target, log, n_threads)
     else:
-        buffer_dtype = _checks.compute_dtype(dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
             for *inputs, result_rows in _layout.staged((gradient, values, result), axes):
                 buffers = [_gathered(rows, None, len(axes), buffer_dtype) for rows in inputs]
-                first, second = (buffer[:, :, None] for buffer in buffers)
+                first, second = (_layout.as_storage(buffer[:, :, None]) for buffer in buffers)
                 kernels.backward(first, second, first, log, n_threads)
                 result_rows[...] = buffers[0].reshape(result_rows.shape)
     if out is None:

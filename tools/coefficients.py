@@ -2,8 +2,9 @@
 
 Fits in 60 digits, close to the best polynomial of their degree:
 
-* ``exp(r) = 1 + r + r**2 * q(r)`` on ``|r| <= ln(2)/2``, a little widened, by Lawson's iteration
-  (least squares, reweighted towards the least maximum of the relative error);
+* ``exp(r) = 1 + r + r**2 * q(r)`` on ``|r| <= ln(2)/(2*STEPS)``, a little widened, by Lawson's
+  iteration (least squares, reweighted towards the least maximum of the relative error); for the
+  half types ``1 + r * q(r)``;
 * ``log((1 + s)/(1 - s)) = 2*s + s**3 * w(s**2)`` while the argument is in ``[1/sqrt(2), sqrt(2)]``,
   by a Chebyshev fit.
 
@@ -29,15 +30,15 @@ from mpmath import (
 mp.dps = 60
 
 
-def exponential(degree: int) -> list[mpf]:
-    """Return the coefficients of r**degree .. r**2 in exp(r)."""
-    bound = log(mpf(2)) / 2 * mpf("1.0005")
-    count = degree - 1
+def exponential(degree: int, steps: int, first: int = 2) -> list[mpf]:
+    """Return the coefficients of r**degree .. r**first in exp(r); those before are Taylor's."""
+    bound = log(mpf(2)) / (2 * steps) * mpf("1.0005")
+    count = degree - first + 1
     points = [bound * cos(pi * (2 * k + 1) / 240) for k in range(120)]
     weights = [mpf(1) / 120] * 120
     powers = [[point**k for k in range(count)] for point in points]
-    values = [(exp(r) - 1 - r) / r**2 for r in points]
-    relative = [r**2 / exp(r) for r in points]
+    values = [(exp(r) - 1 - (r if first == 2 else 0)) / r**first for r in points]
+    relative = [r**first / exp(r) for r in points]
     for _ in range(40):
         normal, right = matrix(count, count), matrix(count, 1)
         for power, value, scale, weight in zip(powers, values, relative, weights, strict=True):
@@ -67,12 +68,20 @@ def logarithm(terms: int) -> list[mpf]:
 
 
 def main() -> None:
-    half = log(mpf(2)) / 2
-    for name, digits, degree in [("float32", 10, 6), ("float64", 18, 11)]:
-        values = exponential(degree)
+    for name, digits, degree, steps, first in [
+        ("float32", 10, 6, 1, 2),
+        ("float32", 10, 3, 16, 2),
+        ("half types", 10, 2, 16, 1),
+        ("float64", 18, 11, 1, 2),
+    ]:
+        values = exponential(degree, steps, first)
+        half = log(mpf(2)) / (2 * steps)
         points = [half * k / 500 for k in range(-500, 501)]
-        worst = max(abs((1 + r + r**2 * polyval(values, r)) / exp(r) - 1) for r in points)
-        print(f"exp {name}: relative error 2**{nstr(log(worst, 2), 4)}")
+        linear = first - 1  # the coefficient of r, where it is not fitted
+        worst = max(
+            abs((1 + linear * r + r**first * polyval(values, r)) / exp(r) - 1) for r in points
+        )
+        print(f"exp {name}, {steps} steps: relative error 2**{nstr(log(worst, 2), 4)}")
         print("   ", [nstr(value, digits) for value in values])
     for name, digits, terms in [("float32", 10, 4), ("float64", 18, 8)]:
         values = logarithm(terms)

@@ -12,7 +12,6 @@
 cdef enum:
     # The exponential of a row's maximum is 2**HEADROOM, within a factor of sqrt(2).
     HEADROOM = 48
-    OUTPUT_SCALE = 4294967296
 
 
 cdef struct Scale:
@@ -47,7 +46,7 @@ cdef inline Pair pair_from(vector high) noexcept nogil:
     return pair
 
 
-cdef inline Pair pair_merge(Pair a, Pair b) noexcept nogil:
+cdef inline Pair pair_merge_exactly(Pair a, Pair b) noexcept nogil:
     """a + b by Knuth's two-sum, which is exact in the high parts."""
     cdef Pair result
     cdef vector kept
@@ -57,6 +56,13 @@ cdef inline Pair pair_merge(Pair a, Pair b) noexcept nogil:
         vector_subtract(a.high, vector_subtract(result.high, kept)),
         vector_subtract(b.high, kept)))
     return result
+
+
+cdef inline Pair pair_merge(Pair a, Pair b) noexcept nogil:
+    """a + b, as exact as the storage type deserves."""
+    if DIGITS_TO_SPARE:
+        return pair_from(vector_add(a.high, b.high))
+    return pair_merge_exactly(a, b)
 
 
 cdef inline Pair pair_add(Pair a, vector b) noexcept nogil:
@@ -81,28 +87,31 @@ cdef inline vector multiply_error(vector a, vector b, vector product) noexcept n
 
 
 cdef inline Pair pair_multiply(Pair a, vector b) noexcept nogil:
-    cdef Pair result
-    result.high = vector_multiply(a.high, b)
-    result.low = vector_fma(a.low, b, multiply_error(a.high, b, result.high))
+    cdef Pair result = pair_from(vector_multiply(a.high, b))
+    if not DIGITS_TO_SPARE:
+        result.low = vector_fma(a.low, b, multiply_error(a.high, b, result.high))
     return result
 
 
 cdef inline Pair pair_product(Pair a, Pair b) noexcept nogil:
     cdef Pair result = pair_multiply(a, b.high)
-    result.low = vector_fma(a.high, b.low, result.low)
+    if not DIGITS_TO_SPARE:
+        result.low = vector_fma(a.high, b.low, result.low)
     return result
 
 
 cdef inline Pair pair_quotient(vector a, Pair b) noexcept nogil:
-    """a / b: the rounded quotient, and one Newton step for what it misses."""
-    cdef Pair result
+    """a / b: a quotient, and what it misses."""
+    cdef vector inverse = vector_divide(vector_set(1.0), b.high)
+    cdef Pair result = pair_from(vector_multiply(a, inverse))
     cdef vector product, rest
-    result.high = vector_divide(a, b.high)
+    if DIGITS_TO_SPARE:
+        return result
     product = vector_multiply(result.high, b.high)
     rest = vector_subtract(vector_subtract(a, product), multiply_error(
         result.high, b.high, product))
     rest = vector_fnma(result.high, b.low, rest)
-    result.low = vector_divide(rest, b.high)
+    result.low = vector_multiply(rest, inverse)
     return result
 
 
@@ -118,6 +127,8 @@ cdef inline vector output_product(vector a, Pair factor) noexcept nogil:
 
     The scale keeps a * factor.low from underflowing where the product does not.
     """
+    if DIGITS_TO_SPARE:
+        return vector_multiply(a, factor.high)
     return vector_multiply(
         vector_fma(a, factor.high, vector_multiply(a, factor.low)),
         vector_set(1.0 / OUTPUT_SCALE))
@@ -135,7 +146,11 @@ cdef Scale scale_for(double temperature) noexcept nogil:
     scale.shifted = True
     scale.inverse = <real>(1.0 / temperature)
     scale.log2e = <real>(1.44269504088896341 * STEPS / temperature)
-    scale.shift_limit = <real>((256.0 if sizeof(real) == 4 else 2048.0) * temperature)
+    if DIGITS_TO_SPARE:
+        # What ln2_low would have been is not worth an operation for small numbers only.
+        scale.shift_limit = <real>(32.0 * temperature)
+    else:
+        scale.shift_limit = <real>((256.0 if sizeof(real) == 4 else 2048.0) * temperature)
     if HAS_FMA:
         high = <double>(<real>ln2)
         scale.ln2_middle = 0
@@ -197,9 +212,13 @@ cdef inline Split exponential_split(
     z = vector_maximum(exponential_floor(reference, scale), z)
     n = vector_fma(z, vector_set(scale.log2e), rounder)
     s.power = vector_power_of_two(n)
-    r = split(z, vector_subtract(n, rounder), scale)
+    r = split(z, vector_subtract(n, rounder), scale, DIGITS_TO_SPARE)
     if scale.tempered:
         r = vector_multiply(r, vector_set(scale.inverse))
+    s.r = r
+    if STEPS == 16 and DIGITS_TO_SPARE:
+        s.p = vector_fma(vector_set(5.000042488e-1), r, vector_set(1.00005866))
+        return s
     if STEPS == 16:
         p = vector_fma(vector_set(1.66668367e-1), r, vector_set(5.00016217e-1))
     elif sizeof(real) == 4:
@@ -217,7 +236,6 @@ cdef inline Split exponential_split(
         p = vector_fma(p, r, vector_set(4.16666666665296921e-2))
         p = vector_fma(p, r, vector_set(1.66666666666664115e-1))
         p = vector_fma(p, r, vector_set(5.00000000000001067e-1))
-    s.r = r
     s.p = vector_fma(p, r, vector_set(1.0))
     return s
 
@@ -232,17 +250,19 @@ cdef inline Pair exponential_pair(vector x, Reference reference, const Scale *sc
     """exponential(), with what its last addition lost."""
     cdef Split s = exponential_split(x, reference, scale)
     cdef vector change = vector_multiply(s.power, s.r)
-    cdef Pair result
-    result.high = vector_fma(change, s.p, s.power)
-    result.low = vector_fma(change, s.p, vector_subtract(s.power, result.high))
+    cdef Pair result = pair_from(vector_fma(change, s.p, s.power))
+    if not DIGITS_TO_SPARE:
+        result.low = vector_fma(change, s.p, vector_subtract(s.power, result.high))
     return result
 
 
-cdef inline vector split(vector z, vector n, const Scale *scale) noexcept nogil:
-    """z - n * ln(2) / STEPS * T, without rounding but the last."""
+cdef inline vector split(vector z, vector n, const Scale *scale, bint roughly) noexcept nogil:
+    """z - n * ln(2) / STEPS * T, without rounding but the last; `roughly`, within n * ln2_low."""
     cdef vector r = vector_fnma(n, vector_set(scale.ln2_high), z)
     if not HAS_FMA:
         r = vector_fnma(n, vector_set(scale.ln2_middle), r)
+    if roughly:
+        return r
     return vector_fnma(n, vector_set(scale.ln2_low), r)
 
 
@@ -342,7 +362,7 @@ cdef inline vector negative_log_share(
     cdef vector log_own = split(
         vector_subtract(own_logit, reference.shift),
         vector_multiply(
-            vector_add(reference.exponent, vector_set(HEADROOM)), vector_set(STEPS)), scale)
+            vector_add(reference.exponent, vector_set(HEADROOM)), vector_set(STEPS)), scale, False)
     if scale.tempered:
         log_own = vector_multiply(log_own, vector_set(scale.inverse))
     return vector_subtract(

@@ -103,16 +103,12 @@ cdef struct Group:
     vector label_logit            # set by tiles of one chunk
     vector label_weight           # class weight at the label, without what smoothing takes
     vector sample_weight
-    vector coefficients           # as in ChunkState, for whole rows
-    vector spread
-    vector maximum
-    Reference reference
-    Pair others
+    ChunkState whole              # the chunks merged, or the only one; without `factor`
+    vector result                 # set where the operation has it, as all of these:
     vector minus                  # see output_vector
     Pair factor
     vector at_label               # the gradient at the label
     vector dense_factor           # dense targets: what a coefficient takes off the gradient
-    vector result
 
 
 cdef struct Scratch:
@@ -178,9 +174,6 @@ cdef inline void group_open(
     cdef Py_ssize_t k
     group.first = first
     group.rows = rows
-    group.minus = vector_set(0.0)
-    group.at_label = group.minus
-    group.dense_factor = group.minus
     group.active = vector_set(1.0)
     group.ignored = 0
     group.row_stride = offsets_of_rows(&problem.logits, first, rows, group.offsets)
@@ -502,6 +495,13 @@ cdef inline void tile_forward(
     group.label_logit = sums.pivot_logit
 
 
+cdef inline ChunkState *chunk_state(
+    Group *group, const Problem *problem, ChunkState *states, Py_ssize_t chunk
+) noexcept nogil:
+    """The state of a chunk: one of `states`, or that of the whole rows."""
+    return &group.whole if problem.chunks == 1 else states + chunk
+
+
 cdef inline void group_merge(
     Group *group, const Problem *problem, ChunkState *states
 ) noexcept nogil:
@@ -514,48 +514,45 @@ cdef inline void group_merge(
     cdef vector lowest = vector_set(NEGATIVE_INFINITY)
     cdef mask occupied
     cdef Pair total, part
-    group.maximum = states[0].maximum
     if problem.chunks == 1:
-        group.reference = states[0].reference
-        group.others = states[0].others
-        group.coefficients = states[0].coefficients
-        group.spread = states[0].spread
         return
+    group.whole.maximum = states[0].maximum
     for chunk in range(1, problem.chunks):
-        group.maximum = vector_maximum(states[chunk].maximum, group.maximum)
-    group.reference = reference_for(group.maximum, &problem.scale)
+        group.whole.maximum = vector_maximum(states[chunk].maximum, group.whole.maximum)
+    group.whole.reference = reference_for(group.whole.maximum, &problem.scale)
     total = pair_from(zero)
-    group.coefficients = zero
-    group.spread = zero
+    group.whole.coefficients = zero
+    group.whole.spread = zero
     top = one
     for chunk in range(problem.chunks):
         occupied = vector_greater(states[chunk].maximum, lowest)
         # The chunk's reference as seen from the row's: a power of two where neither is shifted.
         between.shift = zero
         between.exponent = vector_select(occupied, vector_subtract(
-            group.reference.exponent, states[chunk].reference.exponent), zero)
+            group.whole.reference.exponent, states[chunk].reference.exponent), zero)
         states[chunk].factor = exponential_pair(
             vector_select(occupied, vector_subtract(
-                states[chunk].reference.shift, group.reference.shift), zero),
+                states[chunk].reference.shift, group.whole.reference.shift), zero),
             between, &problem.scale)
         part = states[chunk].others
         if pivots_at_maximum(problem):
             # Each chunk left its own maximum out; only the row's is to stay out.
             is_top = vector_select(
-                vector_equal(states[chunk].maximum, group.maximum), top, zero)
+                vector_equal(states[chunk].maximum, group.whole.maximum), top, zero)
             top = vector_subtract(top, is_top)
             part = pair_add(part, vector_select(vector_greater(is_top, zero), zero, exponential(
                 states[chunk].maximum, states[chunk].reference, &problem.scale)))
-        total = pair_merge(total, pair_product(part, states[chunk].factor))
+        total = pair_merge_exactly(total, pair_product(part, states[chunk].factor))
         if problem.dense:
             # The chunk's spread is counted from its own maximum.
-            group.coefficients = vector_add(group.coefficients, states[chunk].coefficients)
-            group.spread = vector_add(group.spread, vector_fma(
+            group.whole.coefficients = vector_add(
+                group.whole.coefficients, states[chunk].coefficients)
+            group.whole.spread = vector_add(group.whole.spread, vector_fma(
                 states[chunk].coefficients,
                 vector_select(
-                    occupied, vector_subtract(group.maximum, states[chunk].maximum), zero),
+                    occupied, vector_subtract(group.whole.maximum, states[chunk].maximum), zero),
                 states[chunk].spread))
-    group.others = total
+    group.whole.others = total
 
 
 # ---- finish ----------------------------------------------------------------------------------
@@ -568,7 +565,7 @@ cdef inline void group_finish(Group *group, const Problem *problem) noexcept nog
     elif problem.operation == LOG_SOFTMAX:
         finish_log_softmax(group, problem)
     elif problem.operation == LOGSUMEXP:
-        group.result = log_total(group.others, group.reference, &problem.scale)
+        group.result = log_total(group.whole.others, group.whole.reference, &problem.scale)
     else:
         finish_cross_entropy(group, problem)
 
@@ -576,7 +573,7 @@ cdef inline void group_finish(Group *group, const Problem *problem) noexcept nog
 cdef inline void finish_softmax(Group *group, const Problem *problem) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef Pair total = with_exact_maximum(
-        group.others, group, problem, vector_equal(zero, zero))
+        group.whole.others, group, problem, vector_equal(zero, zero))
     group.factor = pair_quotient(vector_set(OUTPUT_SCALE), total)
     if problem.empty_is_zero:
         group.factor = pair_select(row_is_empty(group), pair_from(zero), group.factor)
@@ -585,13 +582,13 @@ cdef inline void finish_softmax(Group *group, const Problem *problem) noexcept n
 cdef inline mask row_is_empty(const Group *group) noexcept nogil:
     """Whether there is no finite element: a NaN, which is never the maximum, is in the sum."""
     return vector_equal(
-        vector_add(group.others.high, group.maximum), vector_set(NEGATIVE_INFINITY))
+        vector_add(group.whole.others.high, group.whole.maximum), vector_set(NEGATIVE_INFINITY))
 
 
 cdef inline void finish_log_softmax(Group *group, const Problem *problem) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef mask empty
-    group.minus = group.maximum
+    group.minus = group.whole.maximum
     group.factor = pair_from(log_total_over_maximum(group, problem))
     if problem.empty_is_zero:
         empty = row_is_empty(group)
@@ -603,9 +600,9 @@ cdef inline vector log_total_over_maximum(
     const Group *group, const Problem *problem
 ) noexcept nogil:
     """log(sum(exp((x - maximum) / T))), where the pivot is the maximum."""
-    cdef Pair own = exponential_pair(group.maximum, group.reference, &problem.scale)
+    cdef Pair own = exponential_pair(group.whole.maximum, group.whole.reference, &problem.scale)
     return negative_log_share(
-        group.others, own, group.maximum, group.reference, &problem.scale)
+        group.whole.others, own, group.whole.maximum, group.whole.reference, &problem.scale)
 
 
 cdef inline vector product_or_zero(vector coefficient, vector x) noexcept nogil:
@@ -634,30 +631,30 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
             own_logit = group.label_logit
         else:
             own_logit = label_logits(group, problem)
-        own = exponential_pair(own_logit, group.reference, &problem.scale)
+        own = exponential_pair(own_logit, group.whole.reference, &problem.scale)
         loss = negative_log_share(
-            group.others, own, own_logit, group.reference, &problem.scale)
+            group.whole.others, own, own_logit, group.whole.reference, &problem.scale)
         if weighted:
             loss = product_or_zero(group.label_weight, loss)
         share = group.label_weight
     else:
-        own_logit = group.maximum
-        own = exponential_pair(own_logit, group.reference, &problem.scale)
+        own_logit = group.whole.maximum
+        own = exponential_pair(own_logit, group.whole.reference, &problem.scale)
         loss = zero
         share = zero
-    total = pair_merge(group.others, own)
+    total = pair_merge(group.whole.others, own)
     if problem.dense:
         if by_label:
             top = log_excess(total, group, problem)
         else:
             top = log_total_over_maximum(group, problem)
         loss = vector_add(loss, vector_fma(
-            group.coefficients, top,
-            vector_multiply(group.spread, vector_set(problem.scale.inverse))))
-        share = vector_add(share, group.coefficients)
+            group.whole.coefficients, top,
+            vector_multiply(group.whole.spread, vector_set(problem.scale.inverse))))
+        share = vector_add(share, group.whole.coefficients)
     from_z = zero
     if problem.z_loss != 0:
-        from_z = log_total(total, group.reference, &problem.scale)
+        from_z = log_total(total, group.whole.reference, &problem.scale)
         top = vector_multiply(from_z, vector_set(problem.z_loss))
         loss = vector_fma(top, from_z, loss)
         from_z = vector_add(top, top)
@@ -670,15 +667,14 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
     row_scale = vector_set(problem.gradient_scale)
     if problem.sample_weight.data != NULL:
         row_scale = vector_multiply(row_scale, group.sample_weight)
-    row_scale = vector_multiply(
-        row_scale, vector_set(<real>OUTPUT_SCALE * problem.scale.inverse))
-    total = with_exact_maximum(total, group, problem, vector_greater(group.maximum, own_logit))
+    row_scale = vector_multiply(row_scale, vector_set(OUTPUT_SCALE * problem.scale.inverse))
+    total = with_exact_maximum(total, group, problem, vector_greater(group.whole.maximum, own_logit))
     group.factor = pair_quotient(
         vector_multiply(row_scale, vector_add(share, from_z)), total)
     if by_label:
         # Minus the sum of the others, where subtracting from 1 would lose the digits.
         group.at_label = output_product(
-            vector_subtract(zero, vector_add(group.others.high, group.others.low)),
+            vector_subtract(zero, vector_add(group.whole.others.high, group.whole.others.low)),
             pair_quotient(vector_multiply(row_scale, group.label_weight), total))
         if problem.dense or problem.z_loss != 0:
             group.at_label = vector_add(group.at_label, output_product(own.high, pair_quotient(
@@ -717,7 +713,7 @@ cdef inline vector log_excess(
     Pair total, const Group *group, const Problem *problem
 ) noexcept nogil:
     """log(sum(exp((x - maximum) / T))), where the pivot is not the maximum."""
-    cdef Pair own = exponential_pair(group.maximum, group.reference, &problem.scale)
+    cdef Pair own = exponential_pair(group.whole.maximum, group.whole.reference, &problem.scale)
     cdef vector zero = vector_set(0.0)
     cdef Pair minus_own, others
     minus_own.high = vector_subtract(zero, own.high)
@@ -725,16 +721,16 @@ cdef inline vector log_excess(
     others = pair_merge(total, minus_own)
     others.high = vector_maximum(zero, vector_add(others.high, others.low))
     others.low = zero
-    return negative_log_share(others, own, group.maximum, group.reference, &problem.scale)
+    return negative_log_share(others, own, group.whole.maximum, group.whole.reference, &problem.scale)
 
 
 cdef inline Pair with_exact_maximum(
     Pair total, const Group *group, const Problem *problem, mask where_
 ) noexcept nogil:
     """Add what the exponential of the maximum lost: all the error that a confident row has."""
-    cdef Pair top = exponential_pair(group.maximum, group.reference, &problem.scale)
-    if problem.classes == 1:
-        return total    # the quotient is to be 1
+    cdef Pair top = exponential_pair(group.whole.maximum, group.whole.reference, &problem.scale)
+    if DIGITS_TO_SPARE or problem.classes == 1:
+        return total    # the quotient of a single class is to be 1
     total.low = vector_add(total.low, vector_select(where_, top.low, vector_set(0.0)))
     return total
 
@@ -746,9 +742,9 @@ cdef inline void group_results(Group *group, const Problem *problem, real *resul
     cdef Py_ssize_t k
     vector_put(result, group.result)
     if problem.operation == LOGSUMEXP and vector_mask_bits(
-        vector_equal(group.maximum, vector_set(-NEGATIVE_INFINITY))
+        vector_equal(group.whole.maximum, vector_set(-NEGATIVE_INFINITY))
     ) != 0:
-        vector_put(maximum, group.maximum)
+        vector_put(maximum, group.whole.maximum)
         for k in range(group.rows):
             if maximum[k] == -NEGATIVE_INFINITY and not row_has_nan(problem, group.offsets[k]):
                 result[k] = maximum[k]
@@ -800,8 +796,8 @@ cdef inline Pair chunk_output(
     if problem.chunks == 1 or problem.operation == LOG_SOFTMAX:
         return group.factor
     low = chunk_is_low(state)
-    reference.shift = vector_select(low, group.reference.shift, reference.shift)
-    reference.exponent = vector_select(low, group.reference.exponent, reference.exponent)
+    reference.shift = vector_select(low, group.whole.reference.shift, reference.shift)
+    reference.exponent = vector_select(low, group.whole.reference.exponent, reference.exponent)
     return pair_select(low, group.factor, pair_product(group.factor, state.factor))
 
 
@@ -840,9 +836,12 @@ cdef inline RowsOutput rows_output_open(
     vector_put(rows.factor_rest, factors.low)
     vector_put(rows.shift, references.shift)
     vector_put(rows.exponent, references.exponent)
-    vector_put(rows.minus, group.minus)
-    vector_put(rows.at_label, group.at_label)
-    vector_put(rows.dense_factor, group.dense_factor)
+    if problem.operation == LOG_SOFTMAX:
+        vector_put(rows.minus, group.minus)
+    if problem.operation == CROSS_ENTROPY:
+        vector_put(rows.at_label, group.at_label)
+    if problem.dense:
+        vector_put(rows.dense_factor, group.dense_factor)
     rows.low = 0
     if problem.chunks > 1 and problem.keep:
         rows.low = vector_mask_bits(chunk_is_low(state))
@@ -948,13 +947,14 @@ cdef inline void tile_write(
         output.coefficients = tile_coefficients_of(problem, chunk, tile + n * LANES)
         output.dense_factor = group.dense_factor
     output.values = tile
-    output.minus = group.minus
+    if problem.operation == LOG_SOFTMAX:
+        output.minus = group.minus
     output.factor = chunk_output(group, problem, state, &output.reference)
     output.by_label = problem.operation == CROSS_ENTROPY
     if output.by_label:
         output.label = labels_in_chunk(group, chunk)
-    output.at_label = group.at_label
-    output.active = group.active
+        output.at_label = group.at_label
+        output.active = group.active
     if (
         problem.chunks == 1 and group.rows == LANES
         and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage)
@@ -1080,9 +1080,11 @@ cdef inline void run_rows(
         for chunk in range(problem.chunks):
             if before.rows > 0:
                 behind = rows_output_open(
-                    before, problem, chunk, scratch.states_behind + chunk, scratch.kept_behind)
+                    before, problem, chunk,
+                    chunk_state(before, problem, scratch.states_behind, chunk),
+                    scratch.kept_behind)
             rows_forward(
-                group, problem, chunk, scratch.states + chunk, scratch,
+                group, problem, chunk, chunk_state(group, problem, scratch.states, chunk), scratch,
                 &behind if before.rows > 0 else NULL)
         group_merge(group, problem, scratch.states)
         group_finish(group, problem)
@@ -1095,7 +1097,8 @@ cdef inline void run_rows(
         elif problem.output.data != NULL:
             for chunk in range(problem.chunks):
                 rows_write(
-                    group, problem, chunk, scratch.states + chunk, scratch.kept, scratch)
+                    group, problem, chunk, chunk_state(group, problem, scratch.states, chunk),
+                    scratch.kept, scratch)
     line_flush(&scratch.line)
 
 
@@ -1129,7 +1132,8 @@ cdef inline void run_tiles(
             states = scratch.states + tiles * problem.chunks
             for chunk in range(problem.chunks):
                 tile_forward(
-                    groups + tiles, problem, chunk, states + chunk,
+                    groups + tiles, problem, chunk,
+                    chunk_state(groups + tiles, problem, states, chunk),
                     scratch.kept + tiles * problem.kept_stride)
             row += groups[tiles].rows
             tiles += 1
@@ -1140,9 +1144,10 @@ cdef inline void run_tiles(
         if problem.output.data != NULL:
             for k in range(tiles):
                 for chunk in range(problem.chunks):
+                    states = scratch.states + k * problem.chunks
                     tile_write(
                         groups + k, problem, chunk,
-                        scratch.states + k * problem.chunks + chunk,
+                        chunk_state(groups + k, problem, states, chunk),
                         scratch.kept + k * problem.kept_stride, scratch)
     line_flush(&scratch.line)
 

@@ -85,7 +85,8 @@ enum {
     PART_LANES = PART_BYTES / sizeof(real),
     QUARTER_LANES = 16 / sizeof(real),
     QUARTERS = LANES / QUARTER_LANES,
-    STORAGE_IS_REAL = sizeof(storage) == sizeof(real)
+    STORAGE_IS_REAL = sizeof(storage) == sizeof(real),
+    DIGITS_TO_SPARE = sizeof(storage) < sizeof(real)
 };
 
 typedef real part __attribute__((vector_size(PART_BYTES)));
@@ -135,6 +136,7 @@ enum { HAS_FMA = 0 };
 /* See elementary.pxi. */
 #define TWO_TO_MINUS_HEADROOM ((real)0x1p-48)
 #define TWO_TO_64 ((real)0x1p64)
+#define OUTPUT_SCALE ((real)(DIGITS_TO_SPARE ? 1.0 : 0x1p32))
 
 /* ---- one part ---------------------------------------------------------------------------- */
 
@@ -479,7 +481,9 @@ INLINE void part_narrow(storage *p, part v) {
     const part_halves h = (part_halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
 #else
     const part_bits word = (part_bits)v, sign = (word >> 16) & 0x8000, size = word & 0x7fffffff;
-    const part_bits normal = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+    /* Of a NaN the sum, not used then, may go round. */
+    const part_words odd = ((part_words)size >> 13) & 1;
+    const part_bits normal = (part_bits)(((part_words)size - 0x38000000 + 0xfff + odd) >> 13);
     /* Adding 1/2 rounds at a half's smallest step, 2**-24. */
     const part_bits small = (part_bits)((part)size + (real)0.5) - 0x3f000000;
     const part_bits is_small = (size < 0x38800000), is_large = (size >= 0x47800000);
@@ -828,9 +832,15 @@ INLINE void vectors_put_rows(real *rows, ptrdiff_t row_stride, vector *columns) 
 
 /* The sum of the lanes of `high`, plus what it lost, `low`. Each step keeps its own rounding error
  * (two-sum), operation by operation as pair_merge in elementary.pxi. */
+#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+#define MERGE(type, a_high, a_low, b_high, b_low, high, low) \
+    const type high = (a_high) + (b_high); \
+    const type low __attribute__((unused)) = {0};
+#else
 #define MERGE(type, a_high, a_low, b_high, b_low, high, low) \
     const type high = (a_high) + (b_high), low##_kept = high - (a_high); \
     const type low = ((a_low) + (b_low)) + (((a_high) - (high - low##_kept)) + ((b_high)-low##_kept));
+#endif
 
 INLINE real vector_reduce_compensated(vector high, vector low, real *rest) {
 #if PART_BYTES == 64
@@ -861,7 +871,7 @@ INLINE real vector_reduce_compensated(vector high, vector low, real *rest) {
 
 /* The sum of the lanes of v, added up plainly until four remain, then as above. */
 INLINE real vector_reduce_few(vector v, real *rest) {
-    const real none = 0;
+    const real none __attribute__((unused)) = 0;
 #if defined(STORAGE_FLOAT64)
 #if PART_BYTES == 64
     const __m256d half = LOWER_HALF(v.p[0]) + UPPER_HALF(v.p[0]);

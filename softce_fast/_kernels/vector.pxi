@@ -12,6 +12,7 @@ cdef extern from "vector.h" nogil:
         QUARTER_LANES    # numbers in 16 bytes
         QUARTERS
         STORAGE_IS_REAL
+        DIGITS_TO_SPARE  # numbers are stored with fewer digits than they are computed with
         EXPONENT_BIAS
         STEPS            # of exponential() in a power of two
         HAS_FMA          # a*b + c rounds once
@@ -21,6 +22,7 @@ cdef extern from "vector.h" nogil:
     const real SMALLEST_NORMAL
     const real TWO_TO_MINUS_HEADROOM
     const real TWO_TO_64
+    const real OUTPUT_SCALE
     const real ROUNDER   # adding it rounds to a whole number
     const real POWER_ROUNDER
     const storage STORAGE_NEGATIVE_INFINITY
