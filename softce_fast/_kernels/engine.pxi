@@ -67,9 +67,9 @@ cdef struct Problem:
     int64_t ignore_index
     bint empty_is_zero      # rows without a finite logit give 0 instead of NaN
     bint by_tiles
+    const Problem *by_rows  # the same planned by rows, for those too few for a tile; or NULL
     bint stream             # write the output past the caches
     bint keep               # exponentials of all chunks are kept from forward to write
-    bint assemble           # a group's rows are put together before they are written
     bint by_lines           # tiles end where the output's cache lines end
     bint write_behind       # a group's output is written while the next one is summed
     Py_ssize_t ahead        # bytes from what is worked on to what comes next,
@@ -464,18 +464,14 @@ cdef inline void tile_forward(
     """Fill the state of one chunk of the group, all rows side by side."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef TileSums sums
-    cdef Py_ssize_t line
-    if problem.ahead != 0:
-        for line in range(n):
-            prefetch(
-                problem.logits.data + group.offsets[0] + problem.ahead
-                + line * problem.ahead_stride)
     tile_fill(tile, group, problem, chunk)
     state.maximum = tile_maximum(tile, n)
     state.reference = reference_for(state.maximum, &problem.scale)
     if problem.dense:
         tile_spread(problem, chunk, state, tile, tile + n * LANES)
     sums.exponentials = tile
+    sums.ahead = problem.logits.data + group.offsets[0] + problem.ahead
+    sums.ahead_stride = problem.ahead_stride
     sums.pivot_logit = vector_set(0.0)
     if problem.operation == LOG_SOFTMAX:
         # The logits are still wanted: the exponentials go behind them.
@@ -668,7 +664,8 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
     if problem.sample_weight.data != NULL:
         row_scale = vector_multiply(row_scale, group.sample_weight)
     row_scale = vector_multiply(row_scale, vector_set(OUTPUT_SCALE * problem.scale.inverse))
-    total = with_exact_maximum(total, group, problem, vector_greater(group.whole.maximum, own_logit))
+    total = with_exact_maximum(
+        total, group, problem, vector_greater(group.whole.maximum, own_logit))
     group.factor = pair_quotient(
         vector_multiply(row_scale, vector_add(share, from_z)), total)
     if by_label:
@@ -721,7 +718,8 @@ cdef inline vector log_excess(
     others = pair_merge(total, minus_own)
     others.high = vector_maximum(zero, vector_add(others.high, others.low))
     others.low = zero
-    return negative_log_share(others, own, group.whole.maximum, group.whole.reference, &problem.scale)
+    return negative_log_share(
+        others, own, group.whole.maximum, group.whole.reference, &problem.scale)
 
 
 cdef inline Pair with_exact_maximum(
@@ -889,22 +887,18 @@ cdef inline void rows_write_row(
 ) noexcept nogil:
     """Write one chunk of one row."""
     cdef char *out = rows_output_address(rows, problem, k)
-    if problem.assemble:
-        out = <char *>(<storage *>scratch.line.numbers + scratch.line.pending + k * rows.n)
     cdef bint direct = problem.output.class_stride == sizeof(storage)
     cdef RowOutput row
     cdef Py_ssize_t c
     if rows.group.ignored >> k & 1:
-        if not problem.assemble:
-            line_flush(&scratch.line)
+        line_flush(&scratch.line)
         for c in range(rows.n):
             storage_write(out + c * problem.output.class_stride, 0)
         return
     row = rows_output_row(rows, problem, k, scratch)
     if direct:
         row_write(
-            &row, rows.n, &problem.scale, <storage *>out,
-            problem.stream and not problem.assemble, &scratch.line)
+            &row, rows.n, &problem.scale, <storage *>out, problem.stream, &scratch.line)
         return
     row_write(&row, rows.n, &problem.scale, scratch.staged, False, &scratch.line)
     for c in range(rows.n):
@@ -920,10 +914,6 @@ cdef inline void rows_write(
     cdef Py_ssize_t k
     for k in range(group.rows):
         rows_write_row(&rows, problem, k, scratch)
-    if problem.assemble:
-        lines_write(
-            &scratch.line, <storage *>(problem.output.data + group.output_offsets[0]),
-            group.rows * rows.n, problem.stream)
 
 
 cdef inline void tile_write(
@@ -997,7 +987,10 @@ cdef inline void lines_write(Line *line, storage *out, Py_ssize_t n, bint stream
 
 
 cdef size_t scratch_size(const Problem *problem) noexcept nogil:
-    return scratch_place(problem, NULL, NULL)
+    cdef size_t size = scratch_place(problem, NULL, NULL)
+    if problem.by_rows != NULL:
+        size = max(size, scratch_place(problem.by_rows, NULL, NULL))
+    return size
 
 
 cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
@@ -1014,8 +1007,6 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     else:
         if problem.keep:
             kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
-        if problem.assemble:
-            numbers += (problem.rows_per_group * columns + LANES) * sizeof(real)
         staged = problem.rows_per_group * columns * sizeof(storage)
     if problem.task_losses != NULL:
         results = (problem.rows_per_task + LANES) * sizeof(real)
@@ -1029,6 +1020,9 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     if problem.write_behind:
         behind = states + kept
     if scratch != NULL:
+        # The results first: at the same place however the rows are worked on.
+        scratch.results = <real *>memory
+        memory += results
         scratch.states = <ChunkState *>memory
         scratch.kept = <real *>(memory + states)
         scratch.states_behind = <ChunkState *>(memory + behind)
@@ -1037,8 +1031,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         scratch.line.numbers = <real *>memory
         scratch.line.pending = 0
         scratch.staged = <storage *>(memory + numbers)
-        scratch.results = <real *>(memory + numbers + staged)
-        scratch.target = <storage *>(memory + numbers + staged + results)
+        scratch.target = <storage *>(memory + numbers + staged)
     return round_up(behind + states + kept + numbers + staged + results + target)
 
 
@@ -1050,17 +1043,28 @@ cdef void run_task(const Problem *problem, Py_ssize_t task, char *memory) noexce
     """Work through the rows of one task."""
     cdef Py_ssize_t first = task * problem.rows_per_task
     cdef Py_ssize_t stop = min(first + problem.rows_per_task, problem.rows)
+    cdef Py_ssize_t row = first
+    cdef const Problem *rest = problem
+    cdef real *results
     cdef Scratch scratch
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
+    results = scratch.results
     if problem.row_losses != NULL:
-        scratch.results = problem.row_losses + first
+        results = problem.row_losses + first
     if problem.by_tiles:
-        run_tiles(problem, first, stop, &scratch)
-    else:
-        run_rows(problem, first, stop, &scratch)
+        row = stop
+        if problem.by_rows != NULL:
+            rest = problem.by_rows
+            row -= (stop - first) % LANES
+        scratch.results = results
+        run_tiles(problem, first, row, &scratch)
+    if row < stop:
+        scratch_place(rest, memory, &scratch)
+        scratch.results = results + (row - first)
+        run_rows(rest, row, stop, &scratch)
     if problem.task_losses != NULL:
-        problem.task_losses[task] = sum_in_double(scratch.results, stop - first)
+        problem.task_losses[task] = sum_in_double(results, stop - first)
     if problem.stream:
         stores_finish()
     environment_leave(before)

@@ -7,8 +7,8 @@ cdef enum:
     # Elements of a task: small enough to share out evenly, large enough not to notice the sharing.
     WORK_PER_TASK = 32768
     ROWS_PER_TASK = 2048
-    # Rows up to this length are put together before they are written past the caches.
-    ASSEMBLE_CLASSES = 48
+    # The same where the rows are not packed: tiles take their numbers one by one then.
+    STRIDED_CLASSES = 48
     # Longest row of which two are kept: one summed, one written.
     WRITE_BEHIND_CLASSES = 65536
     # Classes of all tiles of a batch.
@@ -94,13 +94,42 @@ cdef void set_output_3d(Problem *problem, storage[:, :, :] output) noexcept:
 
 cdef void choose_plan(Problem *problem) noexcept:
     """Decide how rows are grouped. Any choice gives the same bits."""
-    cdef Py_ssize_t columns
     cdef bint contiguous = problem.logits.class_stride == sizeof(storage)
     cdef bint neighbours = (
         problem.logits.row_stride == sizeof(storage)
         or problem.logits.inner_stride == sizeof(storage))
-    problem.by_tiles = problem.rows >= 4 and (
-        problem.classes <= TILE_CLASSES or (neighbours and not contiguous))
+    cdef bint packed = problem.logits.row_stride != 0 and (
+        problem.output.data == NULL or (
+            problem.output.class_stride == sizeof(storage)
+            and problem.output.row_stride == problem.classes * <Py_ssize_t>sizeof(storage)))
+    if contiguous and packed:
+        problem.by_tiles = problem.classes <= TILE_CLASSES * LANES // 16 and problem.rows >= (
+            4 if problem.classes <= LANES else LANES)
+    else:
+        problem.by_tiles = problem.rows >= 4 and (
+            (neighbours and not contiguous) or problem.classes <= STRIDED_CLASSES)
+    problem.rows_per_task = max(
+        <Py_ssize_t>LANES if problem.classes <= CHUNK or problem.by_tiles else 1,
+        min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))
+    plan_groups(problem, contiguous)
+
+
+cdef void plan_by_rows(Problem *problem, Problem *by_rows) noexcept:
+    """Plan what tiles leave over of contiguous rows, once all the rest is decided."""
+    if (
+        problem.by_tiles and problem.logits.class_stride == sizeof(storage)
+        and problem.classes > LANES and problem.rows % LANES != 0
+    ):
+        by_rows[0] = problem[0]
+        by_rows.by_tiles = False
+        plan_groups(by_rows, True)
+        by_rows.write_behind = False
+        problem.by_rows = by_rows
+
+
+cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
+    """Decide all that follows from going by tiles or by rows."""
+    cdef Py_ssize_t columns
     problem.keep = (
         not problem.by_tiles and problem.output.data != NULL
         and problem.operation != LOG_SOFTMAX and problem.classes <= KEPT_CLASSES)
@@ -119,15 +148,10 @@ cdef void choose_plan(Problem *problem) noexcept:
         problem.by_tiles and problem.stream and problem.output.inner_stride == sizeof(storage)
         and problem.output.inner_length > 1
         and problem.output.class_stride % <Py_ssize_t>(LANES * sizeof(storage)) == 0)
-    problem.assemble = (
-        STORAGE_IS_REAL and not problem.by_tiles and problem.stream
-        and problem.classes <= ASSEMBLE_CLASSES
-        and problem.output.class_stride == sizeof(storage)
-        and problem.output.row_stride == problem.classes * <Py_ssize_t>sizeof(storage))
     problem.write_behind = (
         problem.stream and not problem.by_tiles and not problem.dense and contiguous
         and problem.output.class_stride == sizeof(storage)
-        and ASSEMBLE_CLASSES < problem.classes <= WRITE_BEHIND_CLASSES
+        and problem.classes <= WRITE_BEHIND_CLASSES
         and (problem.keep or problem.operation == LOG_SOFTMAX))
     problem.ahead = 0
     problem.ahead_stride = LANES * sizeof(storage)
@@ -140,9 +164,6 @@ cdef void choose_plan(Problem *problem) noexcept:
             problem.ahead = (
                 problem.rows_per_group * (problem.batch if problem.by_tiles else 1)
                 * problem.logits.row_stride)
-    problem.rows_per_task = max(
-        <Py_ssize_t>LANES if problem.classes <= CHUNK or problem.by_tiles else 1,
-        min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))
 
 
 cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
@@ -161,6 +182,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     cdef ChunkState *states = NULL
     cdef Group *groups = NULL
     cdef bint long_rows
+    cdef Problem by_rows
     choose_plan(problem)
     work = problem.rows * problem.classes
     n_threads = threads_worth(n_threads, work)
@@ -185,6 +207,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
             coefficient_sums = <real *>aligned_memory(problem.chunks * sizeof(real))
             sum_coefficients(problem, coefficient_sums)
             problem.coefficient_sums = coefficient_sums
+        plan_by_rows(problem, &by_rows)
         per_thread = scratch_size(problem)
         memory = aligned_memory(n_threads * per_thread)
         if long_rows:

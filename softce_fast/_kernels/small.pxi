@@ -27,7 +27,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef enum:
     # Scratch memory that the stack may give.
-    STACK_BYTES = 16384
+    STACK_BYTES = 32768
 
 
 cdef struct SmallArray:
@@ -131,14 +131,17 @@ cdef double run_small(Problem *problem, bint sum_results) except? -1.0:
     """run() on one thread, of a problem that is a single task if its scratch fits the stack."""
     cdef double total = 0
     cdef char[STACK_BYTES + 64] memory
+    cdef Problem by_rows
     choose_plan(problem)
     if sum_results:
         problem.task_losses = &total
+    plan_by_rows(problem, &by_rows)
     if (
         problem.rows > problem.rows_per_task or (sum_results and problem.classes > CHUNK)
         or scratch_size(problem) > STACK_BYTES
     ):
         problem.task_losses = NULL
+        problem.by_rows = NULL
         return run(problem, 1, sum_results)
     run_task(problem, 0, <char *>round_up(<size_t>memory))
     return total

@@ -5,8 +5,8 @@
 # operation by operation and in the same order, so that a row comes out the same, bit for bit.
 
 cdef enum:
-    # Contiguous rows up to this length go by tiles.
-    TILE_CLASSES = 48
+    # Packed rows up to this length go by tiles; in float64, up to half of it.
+    TILE_CLASSES = 120
 
 
 cdef inline void tile_load(
@@ -115,6 +115,8 @@ cdef struct TileSums:
     bint use_pivot
     vector pivot_logit        # the logit of that class
     real *exponentials        # gets the exponentials; may be the tile
+    const char *ahead         # fetched meanwhile: a cache line for each class,
+    Py_ssize_t ahead_stride   # from one to the next
     TileCoefficients coefficients
     vector origin
     Pair total
@@ -150,6 +152,7 @@ cdef inline vector tile_term(
         return tile_coefficient(&sums.coefficients, c)
     if sums.term == SPREAD:
         return spread_term(tile_coefficient(&sums.coefficients, c), sums.origin, x)
+    prefetch(sums.ahead + c * sums.ahead_stride)
     e = exponential(x, reference, scale)
     vector_put(sums.exponentials + c * LANES, e)
     if sums.use_pivot:
