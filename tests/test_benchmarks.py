@@ -129,8 +129,20 @@ def test_compare_summary_and_table() -> None:
     assert "2.05" in table
     assert "skipped Numba: not installed" in table
     assert "JAX: failed: no reason" in table
-    assert "1 of 1 speed targets reached; 1 of 1 cases" in table
+    assert "1 of 1 speed targets reached, 1 where" in table
+    assert "faster than every peer in 1 of 1 cases; 1 of 1 cases" in table
     assert "2.05 (1.5)" in report.targets_markdown(document)
+
+
+def test_code_written_for_the_comparison_is_told_from_libraries() -> None:
+    document = compare_document()
+    (entry,) = document["cases"]
+    entry["seconds"]["numba_polynomial"] = {"median": 0.5e-3}
+    entry["best_peer"] = "numba_polynomial"
+    entry["ratio"] = 0.5e-3 / entry["seconds"]["softce_fast"]["median"]
+    assert report.ratio_to_libraries(entry) == pytest.approx(2e-3 / 0.975e-3)
+    assert "0 of 1 speed targets reached, 1 where" in report.compare_summary(document)
+    assert "faster than every peer in 0 of 1 cases" in report.compare_summary(document)
 
 
 def test_a_missed_target_is_told() -> None:
