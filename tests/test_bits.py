@@ -293,15 +293,18 @@ def test_small_calls(isa: str, full_dtype: np.dtype, classes: int) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_OUTPUT)
-@pytest.mark.parametrize("classes", [3, 10, 17, 65, 1000, 10_000])
-def test_large_outputs(isa: str, name: str, classes: int) -> None:
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [*((n, np.float32) for n in (3, 10, 17, 65, 120, 1000, 10_000)), (61, np.float64)],
+)
+def test_large_outputs(isa: str, name: str, classes: int, dtype: type) -> None:
     """Outputs beyond the caches, which may be written past them."""
     rows = 4_300_000 // classes
-    part, part_labels = batch(classes, np.float32, 0, fewest_rows=min(rows, 400))
+    part, part_labels = batch(classes, dtype, 0, fewest_rows=min(rows, 400))
     logits, labels = np.resize(part, (rows, classes)), np.resize(part_labels, rows)
     operation = OPERATIONS[name]
     expected = np.resize(operation(part, part_labels, -1), (rows, classes))
-    memory = np.empty(rows * classes + 16, np.float32)
+    memory = np.empty(rows * classes + 16, dtype)
     for start in (0, 3):
         out = memory[start : start + rows * classes].reshape(rows, classes)
         assert_same_bits(operation(logits, labels, -1, out=out), expected, start)

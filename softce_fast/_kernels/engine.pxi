@@ -9,8 +9,9 @@
 #   write     the output, if there is one
 #
 # Forward and write exist twice: for single rows (rows.pxi) and for tiles (tile.pxi). Both give the
-# same bits, so which one serves a group is a matter of speed alone. Few long rows are shared out by
-# chunks instead of rows; the chunks are the same ones.
+# same bits, so which one serves a group is a matter of speed alone: rows that are left over and
+# would not fill a tile go one by one. Few long rows are shared out by chunks instead of rows; the
+# chunks are the same ones.
 
 cdef enum Operation:
     SOFTMAX

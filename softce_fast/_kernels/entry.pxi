@@ -17,8 +17,8 @@ cdef enum:
     WORK_PER_GROUP = 4096
     # Longest row whose exponentials are kept for writing; they fit the second-level cache.
     KEPT_CLASSES = 131072
-    # Outputs from this size on are written past the caches.
-    STREAM_BYTES = 16777216
+    # Arrays from this size on are larger than the caches; outputs are written past them.
+    LARGE_BYTES = 16777216
     # Labels of a task that checks them.
     SCAN_PER_TASK = 65536
 
@@ -83,9 +83,11 @@ cdef Array array_2d(const char *data, const Py_ssize_t *shape, const Py_ssize_t 
 
 cdef void set_output(Problem *problem, Array output) noexcept:
     problem.output = output
-    problem.stream = (
-        output.data != problem.logits.data
-        and problem.rows * problem.classes * <Py_ssize_t>sizeof(storage) >= STREAM_BYTES)
+    problem.stream = output.data != problem.logits.data and is_large(problem)
+
+
+cdef inline bint is_large(const Problem *problem) noexcept:
+    return problem.rows * problem.classes * <Py_ssize_t>sizeof(storage) >= LARGE_BYTES
 
 
 cdef void set_output_3d(Problem *problem, storage[:, :, :] output) noexcept:
@@ -102,8 +104,11 @@ cdef void choose_plan(Problem *problem) noexcept:
         problem.output.data == NULL or (
             problem.output.class_stride == sizeof(storage)
             and problem.output.row_stride == problem.classes * <Py_ssize_t>sizeof(storage)))
+    cdef Py_ssize_t tile_classes = TILE_CLASSES
+    if not is_large(problem):
+        tile_classes = TILE_CLASSES * LANES // 16
     if contiguous and packed:
-        problem.by_tiles = problem.classes <= TILE_CLASSES * LANES // 16 and problem.rows >= (
+        problem.by_tiles = problem.classes <= tile_classes and problem.rows >= (
             4 if problem.classes <= LANES else LANES)
     else:
         problem.by_tiles = problem.rows >= 4 and (

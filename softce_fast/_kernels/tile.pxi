@@ -5,7 +5,7 @@
 # operation by operation and in the same order, so that a row comes out the same, bit for bit.
 
 cdef enum:
-    # Packed rows up to this length go by tiles; in float64, up to half of it.
+    # Packed rows up to this length go by tiles; within the caches, in float64, up to half of it.
     TILE_CLASSES = 120
 
 
