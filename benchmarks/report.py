@@ -487,9 +487,15 @@ def targets_markdown(document: Document) -> str:
         blocks.append(markdown(header, rows, left=3))
     blocks.append(
         f"In brackets the target; of several shapes the least favourable one. "
-        f"{compare_summary(document)}. {machine.one_line(document)}."
+        f"{compare_summary(document)}. {machine.one_line(document)}{dates_text(document)}."
     )
     return "\n\n".join(blocks)
+
+
+def dates_text(document: Document) -> str:
+    """Since when the cases were measured, where that was not all in one run."""
+    dates = sorted({entry["date"] for entry in document["cases"] if "date" in entry})
+    return f" (the oldest case: {dates[0]})" if len(dates) > 1 else ""
 
 
 def reference_markdown(document: Document) -> str:
