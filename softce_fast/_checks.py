@@ -86,7 +86,7 @@ def block_dtype(dtype: DType, *arrays: Array | None) -> DType:
     The result's own, where all have it but for the order of their bytes: the copies then give the
     same bits as the arrays themselves would. Else what is computed in.
     """
-    own = all(array is None or array.dtype.newbyteorder("=") == dtype for array in arrays)
+    own = all(array is None or result_dtype(array.dtype, None) == dtype for array in arrays)
     return dtype if own else compute_dtype(dtype)
 
 

@@ -7,7 +7,8 @@ cdef enum:
     # Elements of a task: small enough to share out evenly, large enough not to notice the sharing.
     WORK_PER_TASK = 32768
     ROWS_PER_TASK = 2048
-    # The same where the rows are not packed: tiles take their numbers one by one then.
+    # Longest rows that go by tiles where they are not packed (else TILE_CLASSES): their numbers
+    # are taken one by one then.
     STRIDED_CLASSES = 48
     # Longest row of which two are kept: one summed, one written.
     WRITE_BEHIND_CLASSES = 65536
