@@ -118,7 +118,7 @@ cdef struct Scratch:
     real *kept                    # exponentials: rows of a group, or its tile
     ChunkState *states_behind     # the same of the group before,
     real *kept_behind             # whose output is still to be written
-    Line line                     # its numbers are followed by the rows of a tile, unpacked
+    Line line                     # its elements are followed by the rows of a tile, unpacked
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
     storage *target               # a row of class probabilities copied together
@@ -951,7 +951,7 @@ cdef inline void tile_write(
         and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage)
         and problem.output.class_stride == sizeof(storage)
     ):
-        tile_unpack(&output, n, &problem.scale, scratch.line.numbers + scratch.line.pending)
+        tile_unpack(&output, n, &problem.scale, scratch.line.elements + scratch.line.pending)
         lines_write(
             &scratch.line, <storage *>(out + group.output_offsets[0]), n * LANES, problem.stream)
     else:
@@ -962,26 +962,26 @@ cdef inline void tile_write(
 
 
 cdef inline void lines_write(Line *line, storage *out, Py_ssize_t n, bint stream) noexcept nogil:
-    """Write n numbers of a line, behind those pending, in whole cache lines; keep the rest."""
+    """Write n elements of a line, behind those pending, in whole cache lines; keep the rest."""
     cdef Py_ssize_t i = 0, head
     out = out - line.pending
     n += line.pending
     if line.pending == 0:
         head = stream_head(out)
         if head > 0:
-            vector_store_first(out, vector_get(line.numbers), head)
+            memcpy(out, line.elements, head * sizeof(storage))
             i = head
         elif head < 0:
             stream = False
     while i + LANES <= n:
         if stream:
-            vector_stream(out + i, vector_get(line.numbers + i))
+            storage_stream(out + i, line.elements + i)
         else:
-            vector_store(out + i, vector_get(line.numbers + i))
+            storage_copy(out + i, line.elements + i)
         i += LANES
     line.pending = n - i
     line.at = out + i
-    vector_put(line.numbers, vector_get(line.numbers + i))
+    storage_copy(line.elements, line.elements + i)
 
 
 # ---- tasks -------------------------------------------------------------------------------------
@@ -998,13 +998,13 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
     cdef size_t states = problem.chunks * sizeof(ChunkState)
-    cdef size_t kept = 0, numbers = 2 * LANES * sizeof(real), staged = 0, results = 0, target = 0
+    cdef size_t kept = 0, line = 2 * LANES * sizeof(storage), staged = 0, results = 0, target = 0
     cdef size_t behind = 0
     if problem.by_tiles:
         states *= problem.batch
         # Logits, and behind them exponentials (for logarithms) or probabilities.
         kept = problem.batch * problem.kept_stride * sizeof(real)
-        numbers += (columns + 1) * LANES * sizeof(real)
+        line += (columns + 1) * LANES * sizeof(storage)
     else:
         if problem.keep:
             kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
@@ -1015,7 +1015,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         target = columns * sizeof(storage)
     states = round_up(states)
     kept = round_up(kept)
-    numbers = round_up(numbers)
+    line = round_up(line)
     staged = round_up(staged)
     results = round_up(results)
     if problem.write_behind:
@@ -1029,11 +1029,11 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         scratch.states_behind = <ChunkState *>(memory + behind)
         scratch.kept_behind = <real *>(memory + behind + states)
         memory += behind + states + kept
-        scratch.line.numbers = <real *>memory
+        scratch.line.elements = <storage *>memory
         scratch.line.pending = 0
-        scratch.staged = <storage *>(memory + numbers)
-        scratch.target = <storage *>(memory + numbers + staged)
-    return round_up(behind + states + kept + numbers + staged + results + target)
+        scratch.staged = <storage *>(memory + line)
+        scratch.target = <storage *>(memory + line + staged)
+    return round_up(behind + states + kept + line + staged + results + target)
 
 
 cdef inline size_t round_up(size_t size) noexcept nogil:

@@ -221,16 +221,16 @@ cdef inline vector row_output(
 
 
 cdef struct Line:
-    # Where rows that follow each other in memory meet: numbers that wait for the rest of their
+    # Where rows that follow each other in memory meet: elements that wait for the rest of their
     # cache line, which is then written as a whole.
-    real *numbers         # room for two vectors
+    storage *elements     # room for two vectors
     Py_ssize_t pending
     storage *at           # where the first of them goes
 
 
 cdef inline void line_flush(Line *line) noexcept nogil:
     if line.pending > 0:
-        vector_store_first(line.at, vector_get(line.numbers), line.pending)
+        memcpy(line.at, line.elements, line.pending * sizeof(storage))
         line.pending = 0
 
 
@@ -271,10 +271,10 @@ cdef inline RowWriter writer_open(
         if line.pending == 0:
             vector_store_first(out, first, writer.next)
         else:
-            vector_put(line.numbers + line.pending, first)
+            vector_store(line.elements + line.pending, first)
             line.pending += writer.next
             if line.pending == LANES:
-                vector_stream(line.at, vector_get(line.numbers))
+                storage_stream(line.at, line.elements)
                 line.pending = 0
     return writer
 
@@ -302,7 +302,7 @@ cdef inline void writer_close(
     if writer.next < writer.n:
         last = row_output(writer.row, kind, writer.next, writer.n, counting, scale)
         if writer.stream:
-            vector_put(writer.line.numbers, last)
+            vector_store(writer.line.elements, last)
             writer.line.pending = writer.n - writer.next
             writer.line.at = writer.out + writer.next
         else:

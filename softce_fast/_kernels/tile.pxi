@@ -14,31 +14,14 @@ cdef inline void tile_load(
     const Py_ssize_t *offsets, Py_ssize_t n, Py_ssize_t rows,
 ) noexcept nogil:
     """Fill a tile with n classes; `row_stride` is the step between `offsets`, 0 if uneven."""
-    cdef vector[QUARTER_LANES] columns
+    cdef vector[QUARTER_CLASSES] columns
     cdef Py_ssize_t c, k, start
-    cdef real[(TILE_CLASSES + 1) * 16] numbers
     if rows == LANES and row_stride == sizeof(storage):
         for c in range(n):
             vector_put(tile + c * LANES, vector_load(
                 <const storage *>(x + offsets[0] + c * class_stride)))
     elif rows == LANES and row_stride != 0 and class_stride == sizeof(storage):
-        if (
-            not STORAGE_IS_REAL and n <= TILE_CLASSES
-            and row_stride == n * <Py_ssize_t>sizeof(storage)
-        ):
-            # Rows without gaps between them are converted as they lie, whole vectors at once.
-            for c in range(n):
-                vector_put(numbers + c * LANES, vector_load(
-                    <const storage *>(x + offsets[0]) + c * LANES))
-            c = 0
-            while c < n:
-                start = max(<Py_ssize_t>0, min(c, n - QUARTER_LANES))
-                vectors_get_rows(columns, numbers + start, n)
-                for k in range(min(n, <Py_ssize_t>QUARTER_LANES)):
-                    vector_put(tile + (start + k) * LANES, columns[k])
-                c += QUARTER_LANES
-            return
-        if n < QUARTER_LANES:
+        if n < QUARTER_CLASSES:
             vectors_load_rows_first(columns, x + offsets[0], row_stride, n)
             for k in range(n):
                 vector_put(tile + k * LANES, columns[k])
@@ -46,11 +29,11 @@ cdef inline void tile_load(
         c = 0
         while c < n:
             # The last step is taken back so far that it is a whole one.
-            start = min(c, n - QUARTER_LANES)
+            start = min(c, n - QUARTER_CLASSES)
             vectors_load_rows(columns, x + offsets[0] + start * class_stride, row_stride)
-            for k in range(QUARTER_LANES):
+            for k in range(QUARTER_CLASSES):
                 vector_put(tile + (start + k) * LANES, columns[k])
-            c += QUARTER_LANES
+            c += QUARTER_CLASSES
     else:
         for c in range(n):
             for k in range(LANES):
@@ -262,25 +245,26 @@ cdef inline vector tile_output(
 
 cdef inline void tile_unpack_kind(
     const TileOutput *tile_, OutputKind kind, bint dense, bint by_label, Py_ssize_t n,
-    const Scale *scale, real *rows,
+    const Scale *scale, storage *rows,
 ) noexcept nogil:
     cdef TileOutput tile = tile_[0]
-    cdef vector[QUARTER_LANES] columns
+    cdef vector[QUARTER_CLASSES] columns
     cdef Py_ssize_t c = 0, k, start
-    cdef Py_ssize_t count = min(n, <Py_ssize_t>QUARTER_LANES)
+    cdef Py_ssize_t count = min(n, <Py_ssize_t>QUARTER_CLASSES)
     while c < n:
         start = min(c, n - count)
-        for k in range(QUARTER_LANES):
-            columns[k] = tile_output(
-                &tile, kind, dense, by_label, start + min(k, count - 1), scale)
-        vectors_put_rows(rows + start, n, columns)
-        c += QUARTER_LANES
+        for k in range(QUARTER_CLASSES):
+            columns[k] = columns[0]
+            if k < count:
+                columns[k] = tile_output(&tile, kind, dense, by_label, start + k, scale)
+        vectors_store_rows(rows + start, n * <Py_ssize_t>sizeof(storage), columns)
+        c += QUARTER_CLASSES
 
 
 cdef inline void tile_unpack(
-    const TileOutput *tile, Py_ssize_t n, const Scale *scale, real *rows
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, storage *rows
 ) noexcept nogil:
-    """Lay the output's rows one behind the other; `rows` needs QUARTER_LANES numbers more."""
+    """Lay the output's rows one behind the other; `rows` needs room for QUARTER_CLASSES more."""
     if tile.kind == LOGARITHMS:
         tile_unpack_kind(tile, LOGARITHMS, False, False, n, scale, rows)
     elif tile.dense and tile.by_label:

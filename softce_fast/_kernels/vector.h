@@ -85,6 +85,7 @@ enum {
     PART_LANES = PART_BYTES / sizeof(real),
     QUARTER_LANES = 16 / sizeof(real),
     QUARTERS = LANES / QUARTER_LANES,
+    QUARTER_CLASSES = 16 / sizeof(storage),
     STORAGE_IS_REAL = sizeof(storage) == sizeof(real),
     DIGITS_TO_SPARE = sizeof(storage) < sizeof(real)
 };
@@ -427,59 +428,67 @@ INLINE void vector_put(real *p, vector v) {
 #if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
 
 typedef uint16_t part_halves __attribute__((vector_size(PART_BYTES / 2)));
+typedef struct { part_halves p[PARTS]; } halves; /* LANES of them, as they are stored */
 
-INLINE part part_widen(const storage *p) {
-    part_halves h;
-    memcpy(&h, p, sizeof h);
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 64
-    return (part)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
-#elif defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-    return (part)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
-#elif defined(STORAGE_BFLOAT16)
-    return (part)(__builtin_convertvector(h, part_bits) << 16);
-#elif PART_BYTES > 16
-    typedef part_halves packed;
-#if PART_BYTES == 64
-    return _mm512_cvtph_ps((__m256i)(packed)h);
-#else
-    return _mm256_cvtph_ps((__m128i)(packed)h);
-#endif
+/* Half types, each in the lower half of a word, the upper half 0. */
+INLINE part part_widen_words(part_words wide) {
+#if defined(STORAGE_BFLOAT16)
+    return (part)(wide << 16);
+#elif PART_BYTES == 64
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)wide));
+#elif PART_BYTES == 32
+    const __m256i twice = _mm256_packus_epi32((__m256i)wide, (__m256i)wide);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(twice, 0x08)));
 #else
     /* Shift the fields into place and correct the exponent's bias; a subnormal half is its
      * bits times 2**-24, infinity and NaN get the full exponent. */
-    const part_bits wide = __builtin_convertvector(h, part_bits);
-    const part_bits size = wide & 0x7fff;
+    const part_bits size = (part_bits)wide & 0x7fff;
     const part_bits special = (size >= 0x7c00) & 0x7f800000;
     const part_bits normal = ((size << 13) + 0x38000000) | special;
     const part_bits small = (part_bits)(__builtin_convertvector(size, part) * (real)0x1p-24);
     const part_bits is_small = size < 0x400;
-    return (part)((is_small & small) | (~is_small & normal) | ((wide & 0x8000) << 16));
+    return (part)((is_small & small) | (~is_small & normal) | (((part_bits)wide & 0x8000) << 16));
 #endif
 }
 
-/* Round to nearest, ties to even. */
-INLINE void part_narrow(storage *p, part v) {
-#if defined(STORAGE_BFLOAT16)
-    /* The upper halves of the words. A NaN, quiet after any arithmetic, is not rounded. */
-    const part_words to_even = (((part_words)v >> 16) & 1) + 0x7fff;
-    const part rounded = part_select(part_equal(v, v), (part)((part_words)v + to_even), v);
+INLINE part_words part_words_of(part_halves h) {
 #if PART_BYTES == 64
-    typedef uint16_t words __attribute__((vector_size(64)));
-    const words upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
-    const part_halves h = (part_halves)_mm512_castsi512_si256(
-        _mm512_permutexvar_epi16((__m512i)upper, (__m512i)rounded));
+    return (part_words)_mm512_cvtepu16_epi32((__m256i)h);
 #elif PART_BYTES == 32
-    const __m256i upper = _mm256_srli_epi32((__m256i)rounded, 16);
-    const part_halves h = (part_halves)_mm_packus_epi32(
-        _mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+    return (part_words)_mm256_cvtepu16_epi32((__m128i)h);
 #else
-    const part_halves h = __builtin_convertvector((part_bits)rounded >> 16, part_halves);
+    return __builtin_convertvector(h, part_words);
 #endif
-#elif PART_BYTES == 64
-    const part_halves h = (part_halves)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
-#elif PART_BYTES == 32
-    const part_halves h = (part_halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+}
+
+INLINE part part_widen(part_halves h) {
+#if defined(STORAGE_FLOAT16) && PART_BYTES == 64
+    return _mm512_cvtph_ps((__m256i)h);
+#elif defined(STORAGE_FLOAT16) && PART_BYTES == 32
+    return _mm256_cvtph_ps((__m128i)h);
 #else
+    return part_widen_words(part_words_of(h));
+#endif
+}
+
+/* Rounding to nearest, ties to even. */
+#if defined(STORAGE_BFLOAT16)
+/* The upper half of each word becomes the result. A NaN, quiet after any arithmetic, is not rounded. */
+INLINE part_words part_round(part v) {
+    const part_words to_even = (((part_words)v >> 16) & 1) + 0x7fff;
+    return (part_words)part_select(part_equal(v, v), (part)((part_words)v + to_even), v);
+}
+#elif PART_BYTES == 64
+INLINE part_halves part_narrow(part v) {
+    return (part_halves)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif PART_BYTES == 32
+INLINE part_halves part_narrow(part v) {
+    return (part_halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+}
+#else
+/* The lower half of each word becomes the result, the upper half 0. */
+INLINE part_words part_narrow_words(part v) {
     const part_bits word = (part_bits)v, sign = (word >> 16) & 0x8000, size = word & 0x7fffffff;
     /* Of a NaN the sum, not used then, may go round. */
     const part_words odd = ((part_words)size >> 13) & 1;
@@ -489,35 +498,83 @@ INLINE void part_narrow(storage *p, part v) {
     const part_bits is_small = (size < 0x38800000), is_large = (size >= 0x47800000);
     const part_bits is_nan = (size > 0x7f800000);
     const part_bits finite = (is_small & small) | (~is_small & normal);
-    const part_bits chosen =
-        (is_large & 0x7c00) | (is_nan & 0x0200) | (~is_large & finite) | sign;
-    const part_halves h = __builtin_convertvector(chosen, part_halves);
+    return (part_words)(
+        (is_large & 0x7c00) | (is_nan & 0x0200) | (~is_large & finite) | sign);
+}
 #endif
-    memcpy(p, &h, sizeof h);
+
+INLINE halves vector_narrow(vector v) {
+    halves h;
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 64
+    typedef uint16_t words __attribute__((vector_size(64)));
+    const words upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    h.p[0] = (part_halves)_mm512_castsi512_si256(
+        _mm512_permutexvar_epi16((__m512i)upper, (__m512i)part_round(v.p[0])));
+#elif defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+    /* Packing goes by 16 bytes of either register in turn. */
+    const __m256i mixed = _mm256_packus_epi32(
+        (__m256i)(part_round(v.p[0]) >> 16), (__m256i)(part_round(v.p[1]) >> 16));
+    const __m256i sorted = _mm256_permute4x64_epi64(mixed, 0xd8);
+    memcpy(&h, &sorted, sizeof h);
+#else
+    for (int i = 0; i < PARTS; i++) {
+#if defined(STORAGE_BFLOAT16)
+        h.p[i] = __builtin_convertvector(part_round(v.p[i]) >> 16, part_halves);
+#elif PART_BYTES > 16
+        h.p[i] = part_narrow(v.p[i]);
+#else
+        h.p[i] = __builtin_convertvector(part_narrow_words(v.p[i]), part_halves);
+#endif
+    }
+#endif
+    return h;
 }
 
 INLINE vector vector_load(const storage *p) {
-#define E(i) part_widen(p + i * PART_LANES)
+    halves h;
+    memcpy(&h, p, sizeof h);
+#define E(i) part_widen(h.p[i])
     return (vector)EACH_PART(E);
 #undef E
 }
 
 INLINE void vector_store(storage *p, vector v) {
-    for (int i = 0; i < PARTS; i++) part_narrow(p + i * PART_LANES, v.p[i]);
+    const halves h = vector_narrow(v);
+    memcpy(p, &h, sizeof h);
 }
 
 /* Non-temporal; p on a 32-byte boundary. */
-INLINE void vector_stream(storage *p, vector v) {
-    storage line[LANES] __attribute__((aligned(32)));
-    vector_store(line, v);
-#if PART_BYTES > 16
-    _mm256_stream_si256((__m256i *)p, _mm256_load_si256((const __m256i *)line));
+INLINE void halves_stream(storage *p, halves h) {
+#if PART_BYTES == 64
+    _mm256_stream_si256((__m256i *)p, (__m256i)h.p[0]);
+#elif PART_BYTES == 32
+    _mm256_stream_si256((__m256i *)p, _mm256_set_m128i((__m128i)h.p[1], (__m128i)h.p[0]));
 #elif defined(__SSE2__)
-    _mm_stream_si128((__m128i *)p, _mm_load_si128((const __m128i *)line));
-    _mm_stream_si128((__m128i *)(p + LANES / 2), _mm_load_si128((const __m128i *)(line + LANES / 2)));
+    __m128i q[2];
+    memcpy(q, &h, sizeof h);
+    _mm_stream_si128((__m128i *)p, q[0]);
+    _mm_stream_si128((__m128i *)(p + LANES / 2), q[1]);
 #else
-    memcpy(p, line, sizeof line);
+    memcpy(p, &h, sizeof h);
 #endif
+}
+
+INLINE void vector_stream(storage *p, vector v) {
+    halves_stream(p, vector_narrow(v));
+}
+
+/* LANES elements as they are. Source and target may overlap. */
+INLINE void storage_copy(storage *p, const storage *from) {
+    halves h;
+    memcpy(&h, from, sizeof h);
+    memcpy(p, &h, sizeof h);
+}
+
+/* The same; p as for vector_stream. */
+INLINE void storage_stream(storage *p, const storage *from) {
+    halves h;
+    memcpy(&h, from, sizeof h);
+    halves_stream(p, h);
 }
 
 #else
@@ -533,6 +590,16 @@ INLINE void vector_store(storage *p, vector v) {
 /* Non-temporal; p on a 64-byte boundary. */
 INLINE void vector_stream(storage *p, vector v) {
     for (int i = 0; i < PARTS; i++) part_stream(p + i * PART_LANES, v.p[i]);
+}
+
+/* LANES elements as they are. Source and target may overlap. */
+INLINE void storage_copy(storage *p, const storage *from) {
+    vector_put(p, vector_get(from));
+}
+
+/* The same; p as for vector_stream. */
+INLINE void storage_stream(storage *p, const storage *from) {
+    vector_stream(p, vector_get(from));
 }
 
 #endif
@@ -582,23 +649,22 @@ INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
 
 /* One element, at any address. */
 INLINE real storage_read(const char *p) {
-    storage line[PART_LANES] = {0};
-    memcpy(line, p, sizeof(storage));
+    storage x;
+    memcpy(&x, p, sizeof x);
 #if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-    return part_widen(line)[0];
+    return part_widen((part_halves){x})[0];
 #else
-    return line[0];
+    return x;
 #endif
 }
 
 INLINE void storage_write(char *p, real x) {
-    storage line[PART_LANES] = {0};
 #if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-    part_narrow(line, part_set(x));
+    const storage narrowed = vector_narrow(vector_set(x)).p[0][0];
 #else
-    line[0] = x;
+    const storage narrowed = x;
 #endif
-    memcpy(p, line, sizeof(storage));
+    memcpy(p, &narrowed, sizeof narrowed);
 }
 
 /* Memory on a cache line's boundary; memory_give() gives it back. */
@@ -643,36 +709,46 @@ INLINE void prefetch(const char *p) {
 #define LOWER_QUARTER(v) _mm256_castps256_ps128(v)
 #endif
 
+/* 16 bytes as they are stored: QUARTER_CLASSES elements. */
 INLINE quarter quarter_load(const char *p) {
-#if !defined(STORAGE_FLOAT16) && !defined(STORAGE_BFLOAT16)
     quarter q;
     memcpy(&q, p, sizeof q);
     return q;
-#elif PART_BYTES == 16
-    return part_widen((const storage *)p);
-#elif defined(STORAGE_FLOAT16)
-    return _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p));
-#else
-    return (quarter)_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)p)), 16);
-#endif
 }
 
-/* The first `count` (1 to QUARTER_LANES - 1) elements; what the other lanes hold is not used. */
+/* The first `count` (1 to QUARTER_CLASSES - 1) elements; what the others hold is not used. */
 INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
 #if PART_BYTES == 64 && defined(STORAGE_FLOAT32)
     return _mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), p);
 #elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
     return _mm_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
-#elif defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-    storage first[QUARTER_LANES] = {0};
-    memcpy(first, p, sizeof(storage));
-    if (count > 1) memcpy(first + 1, p + sizeof(storage), sizeof(storage));
-    if (count > 2) memcpy(first + 2, p + 2 * sizeof(storage), sizeof(storage));
-    return quarter_load((const char *)first);
+#elif PART_BYTES == 64
+    return (quarter)_mm_maskz_loadu_epi16((__mmask8)((1u << count) - 1), p);
+#elif __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+    quarter q = {0};
+    memcpy(&q, p, count * sizeof(storage));
+    return q;
 #else
+    /* In whole words: one by one, they would have to reach the cache before they can be read. */
+    uint64_t word[2] = {0, 0};
+    const ptrdiff_t size = count * (ptrdiff_t)sizeof(storage);
     quarter q;
-    for (int i = 0; i < QUARTER_LANES; i++)
-        q[i] = storage_read(p + (i < count ? i : 0) * (ptrdiff_t)sizeof(storage));
+    if (size > 8) {
+        memcpy(word, p, 8);
+        memcpy(word + 1, p + size - 8, 8);
+        word[1] >>= 8 * (16 - size);
+    } else if (size == 8) {
+        memcpy(word, p, 8);
+    } else {
+        uint32_t start = 0, end = 0;
+        memcpy(&start, p, sizeof(storage));
+        if (size >= 4) {
+            memcpy(&start, p, 4);
+            memcpy(&end, p + size - 4, 4);
+        }
+        word[0] = start | (uint64_t)end << (8 * (size - 4) & 63);
+    }
+    memcpy(&q, word, sizeof q);
     return q;
 #endif
 }
@@ -681,10 +757,6 @@ INLINE quarter quarter_get(const real *p) {
     quarter q;
     memcpy(&q, p, sizeof q);
     return q;
-}
-
-INLINE void quarter_put(real *p, quarter q) {
-    memcpy(p, &q, sizeof q);
 }
 
 INLINE vector vector_from_quarters(quarter a, quarter b, quarter c, quarter d) {
@@ -763,7 +835,7 @@ INLINE void vectors_transpose_quarters(vector *v) {
     }
 }
 
-/* QUARTER_LANES classes of LANES rows: columns[c] gets class c, lane k is row k. Rows are
+/* What 16 bytes hold of LANES rows, turned over: lane k of vector c is number c of row k. Rows are
  * `row_stride` apart, in what `load` counts in. */
 #define LOAD_ROWS(columns, rows, row_stride, load) \
     for (int k = 0; k < QUARTER_LANES; k++) { \
@@ -773,36 +845,101 @@ INLINE void vectors_transpose_quarters(vector *v) {
     } \
     vectors_transpose_quarters(columns);
 
-INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride) {
-    LOAD_ROWS(columns, rows, row_stride, quarter_load)
-}
-
-/* The same of `count` classes, fewer than QUARTER_LANES. */
-INLINE void vectors_load_rows_first(vector *columns, const char *rows, ptrdiff_t row_stride,
-                                    ptrdiff_t count) {
-#define LOAD_FIRST(p) quarter_load_first(p, count)
-    LOAD_ROWS(columns, rows, row_stride, LOAD_FIRST)
-#undef LOAD_FIRST
-}
-
-/* The same of numbers. */
 INLINE void vectors_get_rows(vector *columns, const real *rows, ptrdiff_t row_stride) {
     LOAD_ROWS(columns, rows, row_stride, quarter_get)
 }
 
-/* The inverse. Writes QUARTER_LANES numbers a row whatever is wanted of them, in the order of the
- * rows: what a row writes too much, the next one overwrites; after the last, room is needed. */
-INLINE void vectors_put_rows(real *rows, ptrdiff_t row_stride, vector *columns) {
-    vectors_transpose_quarters(columns);
-#define PUT_QUARTER(q) \
-    for (int k = 0; k < QUARTER_LANES; k++) \
-        quarter_put(rows + ((q) * QUARTER_LANES + k) * row_stride, QUARTER(columns[k], q));
-    PUT_QUARTER(0)
-    PUT_QUARTER(1)
-    PUT_QUARTER(2)
-    PUT_QUARTER(3)
-#undef PUT_QUARTER
+#define LOAD_FIRST(p) quarter_load_first(p, count)
+
+/* The inverse. Writes 16 bytes a row whatever is wanted of them, in the order of the rows: what a
+ * row writes too much, the next one overwrites; after the last, room is needed. */
+#define STORE_QUARTER(columns, rows, row_stride, q) \
+    for (int k = 0; k < QUARTER_LANES; k++) { \
+        const quarter v = QUARTER((columns)[k], q); \
+        memcpy((char *)(rows) + ((q) * QUARTER_LANES + k) * (row_stride), &v, sizeof v); \
+    }
+#define STORE_ROWS(columns, rows, row_stride) \
+    vectors_transpose_quarters(columns); \
+    STORE_QUARTER(columns, rows, row_stride, 0) \
+    STORE_QUARTER(columns, rows, row_stride, 1) \
+    STORE_QUARTER(columns, rows, row_stride, 2) \
+    STORE_QUARTER(columns, rows, row_stride, 3)
+
+#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+
+/* Half types are turned over in pairs, two neighbouring classes to a word. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+enum { FIRST = 0, SECOND = 16 };
+#else
+enum { FIRST = 16, SECOND = 0 };
+#endif
+
+INLINE void vectors_from_pairs(vector *columns, const vector *pairs) {
+    for (int k = 0; k < QUARTER_LANES; k++)
+        for (int i = 0; i < PARTS; i++) {
+            const part_words both = (part_words)pairs[k].p[i];
+            columns[2 * k].p[i] = part_widen_words(both >> FIRST & 0xffff);
+            columns[2 * k + 1].p[i] = part_widen_words(both >> SECOND & 0xffff);
+        }
 }
+
+INLINE part part_pair(part first, part second) {
+#if defined(STORAGE_BFLOAT16)
+    return (part)(part_round(first) >> 16 << FIRST | part_round(second) >> 16 << SECOND);
+#elif PART_BYTES == 64
+    return (part)(part_words_of(part_narrow(first)) << FIRST
+                  | part_words_of(part_narrow(second)) << SECOND);
+#elif PART_BYTES == 32
+    const __m128i a = (__m128i)part_narrow(first), b = (__m128i)part_narrow(second);
+    return (part)_mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
+#else
+    return (part)(part_narrow_words(first) << FIRST | part_narrow_words(second) << SECOND);
+#endif
+}
+
+/* QUARTER_CLASSES classes of LANES rows: columns[c] gets class c, lane k is row k. */
+INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride) {
+    vector pairs[QUARTER_LANES];
+    LOAD_ROWS(pairs, rows, row_stride, quarter_load)
+    vectors_from_pairs(columns, pairs);
+}
+
+/* The same of `count` classes, fewer than QUARTER_CLASSES. */
+INLINE void vectors_load_rows_first(vector *columns, const char *rows, ptrdiff_t row_stride,
+                                    ptrdiff_t count) {
+    vector pairs[QUARTER_LANES];
+    LOAD_ROWS(pairs, rows, row_stride, LOAD_FIRST)
+    vectors_from_pairs(columns, pairs);
+}
+
+/* The inverse of vectors_load_rows; see STORE_ROWS. */
+INLINE void vectors_store_rows(storage *rows, ptrdiff_t row_stride, vector *columns) {
+    vector pairs[QUARTER_LANES];
+    for (int k = 0; k < QUARTER_LANES; k++)
+        for (int i = 0; i < PARTS; i++)
+            pairs[k].p[i] = part_pair(columns[2 * k].p[i], columns[2 * k + 1].p[i]);
+    STORE_ROWS(pairs, rows, row_stride)
+}
+
+#else
+
+/* QUARTER_CLASSES classes of LANES rows: columns[c] gets class c, lane k is row k. */
+INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride) {
+    LOAD_ROWS(columns, rows, row_stride, quarter_load)
+}
+
+/* The same of `count` classes, fewer than QUARTER_CLASSES. */
+INLINE void vectors_load_rows_first(vector *columns, const char *rows, ptrdiff_t row_stride,
+                                    ptrdiff_t count) {
+    LOAD_ROWS(columns, rows, row_stride, LOAD_FIRST)
+}
+
+/* The inverse of vectors_load_rows; see STORE_ROWS. */
+INLINE void vectors_store_rows(storage *rows, ptrdiff_t row_stride, vector *columns) {
+    STORE_ROWS(columns, rows, row_stride)
+}
+
+#endif
 
 /* ---- across the lanes ----------------------------------------------------------------------
  * The order is part of the contract: halves onto each other, 16 lanes to 8, 4, 2, 1, so that

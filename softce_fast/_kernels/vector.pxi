@@ -11,6 +11,7 @@ cdef extern from "vector.h" nogil:
         LANES            # numbers in a vector: 16 of 4 bytes or 8 of 8
         QUARTER_LANES    # numbers in 16 bytes
         QUARTERS
+        QUARTER_CLASSES  # elements in 16 bytes, as they are stored
         STORAGE_IS_REAL
         DIGITS_TO_SPARE  # numbers are stored with fewer digits than they are computed with
         EXPONENT_BIAS
@@ -54,11 +55,13 @@ cdef extern from "vector.h" nogil:
     void vector_store(storage *p, vector v)
     void vector_store_first(storage *p, vector v, Py_ssize_t count)
     void vector_stream(storage *p, vector v)
+    void storage_copy(storage *p, const storage *source)      # LANES elements
+    void storage_stream(storage *p, const storage *source)
     void vectors_load_rows(vector *columns, const char *rows, Py_ssize_t row_stride)
     void vectors_load_rows_first(vector *columns, const char *rows, Py_ssize_t row_stride,
                                  Py_ssize_t count)
     void vectors_get_rows(vector *columns, const real *rows, Py_ssize_t row_stride)
-    void vectors_put_rows(real *rows, Py_ssize_t row_stride, vector *columns)
+    void vectors_store_rows(storage *rows, Py_ssize_t row_stride, vector *columns)
     real storage_read(const char *p)
     void storage_write(char *p, real x)
 
