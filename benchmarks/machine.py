@@ -77,10 +77,11 @@ def describe(packages: Iterable[str] = ("numpy", "softce_fast")) -> dict[str, An
 
 
 def one_line(description: dict[str, Any]) -> str:
-    """The machine and date in one line, for tables and plots."""
+    """The machine, the kernels' build and the date in one line, for tables and plots."""
     machine = description["machine"]
     cores = machine["cores"]
     return (
-        f"{machine['cpu']}, {cores} core{'s' if cores != 1 else ''}, {machine['system']}, "
+        f"{machine['cpu']}, {cores} core{'s' if cores != 1 else ''}, "
+        f"{description['softce_fast']['isa']['in use']} build, {machine['system']}, "
         f"{description['date']}"
     )

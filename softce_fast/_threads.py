@@ -200,5 +200,15 @@ def _after_fork_in_child() -> None:
     _quota = None
 
 
+def _start_openmp() -> None:
+    # LLVM's runtime renews itself in a forked child, unless this variable, read once at its start,
+    # says no: which scikit-learn tells every runtime, for the sake of one of Intel's.
+    renewal = os.environ.pop("KMP_INIT_AT_FORK", None)
+    probe.max_threads()
+    if renewal is not None:
+        os.environ["KMP_INIT_AT_FORK"] = renewal
+
+
+_start_openmp()
 if hasattr(os, "register_at_fork") and probe.openmp():
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

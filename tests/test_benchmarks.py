@@ -101,6 +101,7 @@ def test_a_wrong_result_is_found() -> None:
 HEAD: dict[str, Any] = {
     "date": "2000-01-01 00:00 UTC",
     "machine": {"cpu": "A CPU", "cores": 2, "system": "Linux"},
+    "softce_fast": {"isa": {"in use": "avx2"}},
     "versions": {"python": "3.12", "numpy": "2.0"},
 }
 

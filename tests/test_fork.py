@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 THREADS = 4
 ROWS, CLASSES = 256, 1000  # enough for four threads
 SECONDS_OF_A_CHILD = 30
+VARIABLE = "KMP_INIT_AT_FORK"
 
 
 def counts_threads() -> bool:
@@ -332,6 +333,13 @@ def subprocess_works() -> None:
 )
 def test_child_computes_the_right_bits(case):
     run_function(case)
+
+
+@pytest.mark.parametrize("value", ["FALSE", "TRUE"])
+def test_llvm_is_not_kept_from_renewing_itself(value):
+    """scikit-learn sets the variable, and whoever starts this process may have imported it."""
+    code = f"test_fork.after_call(); assert os.environ[{VARIABLE!r}] == {value!r}"
+    run_python(f"import os, test_fork; {code}", environment={VARIABLE: value})
 
 
 @pytest.mark.skipif(

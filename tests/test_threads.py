@@ -239,14 +239,19 @@ def test_affinity_set_after_the_import_is_honoured():
 def asked_for() -> None:
     before = thread_count()
     x = np.zeros((2000, 1000), np.float32)
+    # LLVM's OpenMP, which comes with Clang, does.
+    keeps_idle_threads = sf.show_config(mode="dicts")["compiler"].startswith("Clang")
+    counts = []
 
     def check(count: int) -> None:
         assert sf.get_num_threads() == count
         sf.softmax(x)
+        counts.append(count)
+        alive = max(counts) if keeps_idle_threads else count
         deadline = time.monotonic() + 10  # those too many take a while to end
-        while thread_count() - before + 1 > count and time.monotonic() < deadline:
+        while thread_count() - before + 1 > alive and time.monotonic() < deadline:
             time.sleep(0.001)
-        assert thread_count() - before + 1 == count
+        assert thread_count() - before + 1 == alive
 
     for count in (1, 3, 2, 5):
         sf.set_num_threads(count)
