@@ -214,7 +214,6 @@ def _checked(
     """
     array = _checks.real_array(values, name)
     result_dtype = _checks.result_dtype(array.dtype, dtype)
-    compute_dtype = _checks.compute_dtype(result_dtype)
     axis = _checks.normalize_axis(axis, array.ndim)
     classes = array.shape[axis]
     row_shape = array.shape[:axis] + array.shape[axis + 1 :]
@@ -232,8 +231,8 @@ def _checked(
     call = _Call(
         labels if is_labels else None,
         None if is_labels else given,
-        _as_real(weight, compute_dtype, lambda item: _checks.check_class_weight(item, classes)),
-        _as_real(sample_weight, compute_dtype, sample_weights),
+        _as_real(weight, result_dtype, lambda item: _checks.check_class_weight(item, classes)),
+        _as_real(sample_weight, result_dtype, sample_weights),
         ignored_label,
         _checks.check_label_smoothing(label_smoothing),
         _checks.check_z_loss(z_loss),
@@ -352,8 +351,18 @@ def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array
     return np.ascontiguousarray(labels, np.int64).reshape(labels.shape), ignore_index
 
 
-def _as_real(value: Any, dtype: DType, check: Callable[[Any], Array]) -> Array | None:
-    return None if value is None else np.require(check(value), dtype, ["C", "ALIGNED"])
+def _as_real(value: Any, result_dtype: DType, check: Callable[[Any], Array]) -> Array | None:
+    """Return weights in the dtype that a result is computed in.
+
+    For half types any NaN among them becomes NumPy's own: rounding to bfloat16 is an addition to a
+    number's bits, which the payload of another NaN, all ones, might not survive as one.
+    """
+    if value is None:
+        return None
+    weights = np.require(check(value), _checks.compute_dtype(result_dtype), ["C", "ALIGNED"])
+    if result_dtype.itemsize == 2 and np.isnan(weights).any():
+        weights = np.where(np.isnan(weights), np.float32(np.nan), weights)
+    return weights
 
 
 def _direct(array: Array, axis: int, call: _Call, losses: Array | None, grad: Array | None) -> Any:

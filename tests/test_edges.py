@@ -122,6 +122,43 @@ def test_row_with_nan(geometry: Geometry, classes: int, dtype: np.dtype) -> None
     check_special(rows, geometry, NAN, NAN, NAN, empty="zero")
 
 
+def test_nan_of_any_payload_stays_nan(half_dtype: np.dtype) -> None:
+    """Rounding to a half type may carry; it must not carry a NaN's payload away."""
+    infinity = np.array(INF, half_dtype).view(np.uint16)
+    words = np.arange(1 << 16).astype(np.uint16)
+    payloads = words[words & 0x7FFF > infinity].view(half_dtype)
+    rows = np.zeros((len(payloads), 3), half_dtype)
+    rows[:, 1] = payloads
+    labels = np.arange(len(rows)) % 3
+    for logits in (rows, rows[:3]):
+        losses, grad = sf.cross_entropy_with_grad(
+            logits, labels[: len(logits)], reduction="none", label_smoothing=0.1
+        )
+        binary, slope = sf.binary_cross_entropy_with_logits_with_grad(
+            logits, np.ones_like(logits), reduction="none"
+        )
+        for result in (
+            sf.softmax(logits), sf.log_softmax(logits), sf.logsumexp(logits), losses, grad,
+            sf.cross_entropy_from_probs(logits, np.ones(len(logits), int), reduction="none"),
+            binary[:, 1], slope[:, 1],
+        ):  # fmt: skip
+            assert np.isnan(result).all()
+
+
+@pytest.mark.parametrize("payload", [0x7F800001, 0x7FFFFFFF, 0xFFFF8000, 0xFFFFFFFF])
+def test_weights_that_are_nan_of_any_payload(half_dtype: np.dtype, payload: int) -> None:
+    weight = np.full(40, payload, np.uint32).view(np.float32)
+    logits = np.zeros((40, 40), half_dtype)
+    labels = np.arange(40)
+    for options in (
+        {"weight": weight}, {"sample_weight": weight}, {"weight": weight, "label_smoothing": 0.1},
+    ):  # fmt: skip
+        for target in (labels, np.full_like(logits, 1 / 40)):
+            losses, grad = sf.cross_entropy_with_grad(logits, target, reduction="none", **options)
+            assert np.isnan(losses).all()
+            assert np.isnan(grad).all()
+
+
 def test_row_with_positive_infinity(geometry: Geometry, classes: int, dtype: np.dtype) -> None:
     for place in places(classes):
         rows = ordinary(geometry, classes, dtype)

@@ -70,8 +70,8 @@ def logarithm(terms: int) -> list[mpf]:
 def main() -> None:
     for name, digits, degree, steps, first in [
         ("float32", 10, 6, 1, 2),
-        ("float32", 10, 3, 16, 2),
-        ("half types", 10, 2, 16, 1),
+        ("float32", 10, 4, 4, 2),
+        ("half types", 10, 3, 4, 1),
         ("float64", 18, 11, 1, 2),
     ]:
         values = exponential(degree, steps, first)

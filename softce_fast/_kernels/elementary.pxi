@@ -216,11 +216,13 @@ cdef inline Split exponential_split(
     if scale.tempered:
         r = vector_multiply(r, vector_set(scale.inverse))
     s.r = r
-    if STEPS == 16 and DIGITS_TO_SPARE:
-        s.p = vector_fma(vector_set(5.000042488e-1), r, vector_set(1.00005866))
+    if STEPS == 4 and DIGITS_TO_SPARE:
+        p = vector_fma(vector_set(1.66571918e-1), r, vector_set(5.002593277e-1))
+        s.p = vector_fma(p, r, vector_set(1.000000779))
         return s
-    if STEPS == 16:
-        p = vector_fma(vector_set(1.66668367e-1), r, vector_set(5.00016217e-1))
+    if STEPS == 4:
+        p = vector_fma(vector_set(4.164173383e-2), r, vector_set(1.667210856e-1))
+        p = vector_fma(p, r, vector_set(5.000002042e-1))
     elif sizeof(real) == 4:
         p = vector_fma(vector_set(1.38145352e-3), r, vector_set(8.36874558e-3))
         p = vector_fma(p, r, vector_set(4.16683909e-2))

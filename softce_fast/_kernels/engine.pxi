@@ -951,7 +951,8 @@ cdef inline void tile_write(
         and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage)
         and problem.output.class_stride == sizeof(storage)
     ):
-        tile_unpack(&output, n, &problem.scale, scratch.line.elements + scratch.line.pending)
+        tile_unpack(
+            &output, n, &problem.scale, tile, scratch.line.elements + scratch.line.pending)
         lines_write(
             &scratch.line, <storage *>(out + group.output_offsets[0]), n * LANES, problem.stream)
     else:

@@ -14,7 +14,7 @@ cdef inline void tile_load(
     const Py_ssize_t *offsets, Py_ssize_t n, Py_ssize_t rows,
 ) noexcept nogil:
     """Fill a tile with n classes; `row_stride` is the step between `offsets`, 0 if uneven."""
-    cdef vector[QUARTER_CLASSES] columns
+    cdef vector[QUARTER_LANES] words
     cdef Py_ssize_t c, k, start
     if rows == LANES and row_stride == sizeof(storage):
         for c in range(n):
@@ -22,17 +22,19 @@ cdef inline void tile_load(
                 <const storage *>(x + offsets[0] + c * class_stride)))
     elif rows == LANES and row_stride != 0 and class_stride == sizeof(storage):
         if n < QUARTER_CLASSES:
-            vectors_load_rows_first(columns, x + offsets[0], row_stride, n)
-            for k in range(n):
-                vector_put(tile + k * LANES, columns[k])
+            words_load_first(words, x + offsets[0], row_stride, n)
+            for k in range((n + WORD_CLASSES - 1) // WORD_CLASSES):
+                word_put(tile + k * WORD_CLASSES * LANES, words[k], n - k * WORD_CLASSES)
             return
         c = 0
         while c < n:
             # The last step is taken back so far that it is a whole one.
             start = min(c, n - QUARTER_CLASSES)
-            vectors_load_rows(columns, x + offsets[0] + start * class_stride, row_stride)
-            for k in range(QUARTER_CLASSES):
-                vector_put(tile + (start + k) * LANES, columns[k])
+            words_load(words, x + offsets[0] + start * class_stride, row_stride)
+            for k in range(QUARTER_LANES):
+                if start + (k + 1) * WORD_CLASSES > c:
+                    word_put(
+                        tile + (start + k * WORD_CLASSES) * LANES, words[k], WORD_CLASSES)
             c += QUARTER_CLASSES
     else:
         for c in range(n):
@@ -245,36 +247,54 @@ cdef inline vector tile_output(
 
 cdef inline void tile_unpack_kind(
     const TileOutput *tile_, OutputKind kind, bint dense, bint by_label, Py_ssize_t n,
-    const Scale *scale, storage *rows,
+    const Scale *scale, real *words, storage *rows,
 ) noexcept nogil:
     cdef TileOutput tile = tile_[0]
-    cdef vector[QUARTER_CLASSES] columns
-    cdef Py_ssize_t c = 0, k, start
-    cdef Py_ssize_t count = min(n, <Py_ssize_t>QUARTER_CLASSES)
-    while c < n:
-        start = min(c, n - count)
-        for k in range(QUARTER_CLASSES):
-            columns[k] = columns[0]
-            if k < count:
-                columns[k] = tile_output(&tile, kind, dense, by_label, start + k, scale)
-        vectors_store_rows(rows + start, n * <Py_ssize_t>sizeof(storage), columns)
-        c += QUARTER_CLASSES
+    cdef vector[WORD_CLASSES] columns
+    cdef vector[QUARTER_LANES] turned
+    cdef Py_ssize_t count = (n + WORD_CLASSES - 1) // WORD_CLASSES
+    cdef Py_ssize_t last = max(count - QUARTER_LANES, <Py_ssize_t>0)
+    cdef Py_ssize_t step = 0, start = last, i, k
+    if WORD_CLASSES > 1:
+        for i in range(count):
+            for k in range(WORD_CLASSES):
+                columns[k] = tile_output(
+                    &tile, kind, dense, by_label, min(i * WORD_CLASSES + k, n - 1), scale)
+            vector_put(words + i * LANES, word_from(columns))
+    # The last step first: half a word too much goes to the next row, before that row's first one.
+    while True:
+        for k in range(QUARTER_LANES):
+            turned[k] = turned[0]
+            if start + k < count:
+                # To compute a few numbers twice costs less than to keep them all.
+                if WORD_CLASSES > 1:
+                    turned[k] = vector_get(words + (start + k) * LANES)
+                else:
+                    turned[k] = tile_output(&tile, kind, dense, by_label, start + k, scale)
+        words_store(rows + start * WORD_CLASSES, n * <Py_ssize_t>sizeof(storage), turned)
+        if step >= last:
+            return
+        start = step
+        step += QUARTER_LANES
 
 
 cdef inline void tile_unpack(
-    const TileOutput *tile, Py_ssize_t n, const Scale *scale, storage *rows
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, real *words, storage *rows
 ) noexcept nogil:
-    """Lay the output's rows one behind the other; `rows` needs room for QUARTER_CLASSES more."""
+    """Lay the output's rows one behind the other; `rows` needs room for QUARTER_CLASSES more.
+
+    `words` may get the output as it is stored, before it is turned over. It may be the tile's values.
+    """
     if tile.kind == LOGARITHMS:
-        tile_unpack_kind(tile, LOGARITHMS, False, False, n, scale, rows)
+        tile_unpack_kind(tile, LOGARITHMS, False, False, n, scale, words, rows)
     elif tile.dense and tile.by_label:
-        tile_unpack_kind(tile, FROM_KEPT, True, True, n, scale, rows)
+        tile_unpack_kind(tile, FROM_KEPT, True, True, n, scale, words, rows)
     elif tile.dense:
-        tile_unpack_kind(tile, FROM_KEPT, True, False, n, scale, rows)
+        tile_unpack_kind(tile, FROM_KEPT, True, False, n, scale, words, rows)
     elif tile.by_label:
-        tile_unpack_kind(tile, FROM_KEPT, False, True, n, scale, rows)
+        tile_unpack_kind(tile, FROM_KEPT, False, True, n, scale, words, rows)
     else:
-        tile_unpack_kind(tile, FROM_KEPT, False, False, n, scale, rows)
+        tile_unpack_kind(tile, FROM_KEPT, False, False, n, scale, words, rows)
 
 
 cdef inline void tile_store(

@@ -86,6 +86,7 @@ enum {
     QUARTER_LANES = 16 / sizeof(real),
     QUARTERS = LANES / QUARTER_LANES,
     QUARTER_CLASSES = 16 / sizeof(storage),
+    WORD_CLASSES = sizeof(real) / sizeof(storage),
     STORAGE_IS_REAL = sizeof(storage) == sizeof(real),
     DIGITS_TO_SPARE = sizeof(storage) < sizeof(real)
 };
@@ -324,10 +325,10 @@ INLINE vector vector_absolute(vector a) {
 
 /* ---- vectors: exponent fields -------------------------------------------------------------- */
 
-/* Exponentials are split at every STEPS-th part of a power of two. With 16 steps, looked up in a
- * register, a polynomial of degree 3 does where 1 step takes degree 6. */
+/* Exponentials are split at every STEPS-th part of a power of two. With 4 steps, looked up within 16
+ * bytes of a register, a polynomial of degree 4 does where 1 step takes degree 6. */
 #if !defined(STORAGE_FLOAT64) && PART_BYTES > 16
-enum { STEPS = 16 };
+enum { STEPS = 4 };
 #else
 enum { STEPS = 1 };
 #endif
@@ -339,26 +340,17 @@ enum { STEPS = 1 };
  * result is 0; n may not be less. */
 #if !defined(STORAGE_FLOAT64) && PART_BYTES > 16
 #define POWER_ROUNDER ROUNDER
-/* Entry j: the bits of 2**(j/16), less j << 19, which shifting the whole of n brings back. */
-static const int32_t STEP_TABLE[16] = {
-    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3,
-    0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
-    0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d,
-};
+/* Entry j: the bits of 2**(j/4), less j << 21, which shifting the whole of n brings back. */
+static const int32_t STEP_TABLE[4] = {0x3f800000, 0x3f7837f0, 0x3f7504f3, 0x3f7744fd};
 INLINE part part_power_of_two(part n) {
-    const part_bits shifted = (part_bits)n << 19;
+    __m128 table;
+    memcpy(&table, STEP_TABLE, sizeof table);
 #if PART_BYTES == 64
-    const part_bits step = (part_bits)_mm512_permutexvar_epi32(
-        (__m512i)n, _mm512_loadu_si512(STEP_TABLE));
+    const part step = _mm512_permutevar_ps(_mm512_broadcast_f32x4(table), (__m512i)n);
 #else
-    const __m256 low = _mm256_loadu_ps((const float *)STEP_TABLE);
-    const __m256 high = _mm256_loadu_ps((const float *)STEP_TABLE + 8);
-    const part_bits step = (part_bits)_mm256_blendv_ps(
-        _mm256_permutevar8x32_ps(low, (__m256i)n), _mm256_permutevar8x32_ps(high, (__m256i)n),
-        (part)((part_bits)n << 28));
+    const part step = _mm256_permutevar_ps(_mm256_set_m128(table, table), (__m256i)n);
 #endif
-    return (part)(shifted + step);
+    return (part)(((part_bits)n << 21) + (part_bits)step);
 }
 #else
 #define POWER_ROUNDER (ROUNDER + EXPONENT_BIAS)
@@ -389,7 +381,7 @@ INLINE part_bits part_add_bits(part_bits a, bits b) {
 INLINE part part_exponent(part a) {
     const real whole = (real)((bits)1 << MANTISSA_BITS);
     const part_bits raised = part_add_bits((part_bits)a, ONE_BITS - SQRT_HALF_BITS);
-    const part_bits field = (raised >> MANTISSA_BITS) | (part_bits)part_set(whole);
+    const part_words field = ((part_words)raised >> MANTISSA_BITS) | (part_words)part_set(whole);
     return (part)field - (whole + EXPONENT_BIAS);
 }
 
@@ -473,10 +465,11 @@ INLINE part part_widen(part_halves h) {
 
 /* Rounding to nearest, ties to even. */
 #if defined(STORAGE_BFLOAT16)
-/* The upper half of each word becomes the result. A NaN, quiet after any arithmetic, is not rounded. */
+/* The upper half of each word becomes the result. The lower half of a NaN has to be 0, lest its
+ * payload be carried away: that of a widened one is, and that of the CPU's own. Weights, which come in
+ * as `real`, are seen to by _as_real in _losses.py. */
 INLINE part_words part_round(part v) {
-    const part_words to_even = (((part_words)v >> 16) & 1) + 0x7fff;
-    return (part_words)part_select(part_equal(v, v), (part)((part_words)v + to_even), v);
+    return (part_words)v + (((part_words)v >> 16 & 1) + 0x7fff);
 }
 #elif PART_BYTES == 64
 INLINE part_halves part_narrow(part v) {
@@ -730,15 +723,14 @@ INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
     return q;
 #else
     /* In whole words: one by one, they would have to reach the cache before they can be read. */
-    uint64_t word[2] = {0, 0};
+    typedef uint64_t quarter_words __attribute__((vector_size(16)));
     const ptrdiff_t size = count * (ptrdiff_t)sizeof(storage);
-    quarter q;
-    if (size > 8) {
-        memcpy(word, p, 8);
-        memcpy(word + 1, p + size - 8, 8);
-        word[1] >>= 8 * (16 - size);
-    } else if (size == 8) {
-        memcpy(word, p, 8);
+    uint64_t low = 0, high = 0;
+    if (size >= 8) {
+        memcpy(&low, p, 8);
+        memcpy(&high, p + size - 8, 8);
+        /* In two steps: at 8 bytes nothing of it is wanted. */
+        high = high >> 1 >> (8 * (16 - size) - 1);
     } else {
         uint32_t start = 0, end = 0;
         memcpy(&start, p, sizeof(storage));
@@ -746,10 +738,9 @@ INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
             memcpy(&start, p, 4);
             memcpy(&end, p + size - 4, 4);
         }
-        word[0] = start | (uint64_t)end << (8 * (size - 4) & 63);
+        low = start | (uint64_t)end << (8 * (size - 4) & 63);
     }
-    memcpy(&q, word, sizeof q);
-    return q;
+    return (quarter)(quarter_words){low, high};
 #endif
 }
 
@@ -851,36 +842,54 @@ INLINE void vectors_get_rows(vector *columns, const real *rows, ptrdiff_t row_st
 
 #define LOAD_FIRST(p) quarter_load_first(p, count)
 
-/* The inverse. Writes 16 bytes a row whatever is wanted of them, in the order of the rows: what a
- * row writes too much, the next one overwrites; after the last, room is needed. */
 #define STORE_QUARTER(columns, rows, row_stride, q) \
     for (int k = 0; k < QUARTER_LANES; k++) { \
         const quarter v = QUARTER((columns)[k], q); \
         memcpy((char *)(rows) + ((q) * QUARTER_LANES + k) * (row_stride), &v, sizeof v); \
     }
-#define STORE_ROWS(columns, rows, row_stride) \
-    vectors_transpose_quarters(columns); \
-    STORE_QUARTER(columns, rows, row_stride, 0) \
-    STORE_QUARTER(columns, rows, row_stride, 1) \
-    STORE_QUARTER(columns, rows, row_stride, 2) \
-    STORE_QUARTER(columns, rows, row_stride, 3)
+
+/* QUARTER_CLASSES classes of LANES rows, turned over in words: lane k of words[i] is word i of row k. A
+ * word is WORD_CLASSES classes: one, or of half types two neighbours. */
+INLINE void words_load(vector *words, const char *rows, ptrdiff_t row_stride) {
+    LOAD_ROWS(words, rows, row_stride, quarter_load)
+}
+
+/* The same of `count` classes, fewer than QUARTER_CLASSES. */
+INLINE void words_load_first(vector *words, const char *rows, ptrdiff_t row_stride,
+                             ptrdiff_t count) {
+    LOAD_ROWS(words, rows, row_stride, LOAD_FIRST)
+}
+
+/* The inverse of words_load. Writes 16 bytes a row whatever is wanted of them, in the order of the
+ * rows: what a row writes too much, the next one overwrites; after the last, room is needed. */
+INLINE void words_store(storage *rows, ptrdiff_t row_stride, vector *words) {
+    vectors_transpose_quarters(words);
+    STORE_QUARTER(words, rows, row_stride, 0)
+    STORE_QUARTER(words, rows, row_stride, 1)
+    STORE_QUARTER(words, rows, row_stride, 2)
+    STORE_QUARTER(words, rows, row_stride, 3)
+}
 
 #if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
 
-/* Half types are turned over in pairs, two neighbouring classes to a word. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 enum { FIRST = 0, SECOND = 16 };
 #else
 enum { FIRST = 16, SECOND = 0 };
 #endif
 
-INLINE void vectors_from_pairs(vector *columns, const vector *pairs) {
-    for (int k = 0; k < QUARTER_LANES; k++)
-        for (int i = 0; i < PARTS; i++) {
-            const part_words both = (part_words)pairs[k].p[i];
-            columns[2 * k].p[i] = part_widen_words(both >> FIRST & 0xffff);
-            columns[2 * k + 1].p[i] = part_widen_words(both >> SECOND & 0xffff);
-        }
+INLINE void part_split(part pair, part *first, part *second) {
+#if defined(STORAGE_FLOAT16) && PART_BYTES == 32
+    const __m256i halves_apart = _mm256_set_epi64x(
+        0x0f0e0b0a07060302, 0x0d0c090805040100, 0x0f0e0b0a07060302, 0x0d0c090805040100);
+    const __m256i apart = _mm256_permute4x64_epi64(
+        _mm256_shuffle_epi8((__m256i)pair, halves_apart), 0xd8);
+    *first = _mm256_cvtph_ps(_mm256_castsi256_si128(apart));
+    *second = _mm256_cvtph_ps(_mm256_extracti128_si256(apart, 1));
+#else
+    *first = part_widen_words((part_words)pair >> FIRST & 0xffff);
+    *second = part_widen_words((part_words)pair >> SECOND & 0xffff);
+#endif
 }
 
 INLINE part part_pair(part first, part second) {
@@ -897,46 +906,29 @@ INLINE part part_pair(part first, part second) {
 #endif
 }
 
-/* QUARTER_CLASSES classes of LANES rows: columns[c] gets class c, lane k is row k. */
-INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride) {
-    vector pairs[QUARTER_LANES];
-    LOAD_ROWS(pairs, rows, row_stride, quarter_load)
-    vectors_from_pairs(columns, pairs);
+/* The classes of a word, of which the first `count` are wanted, put at p, LANES apart. */
+INLINE void word_put(real *p, vector word, ptrdiff_t count) {
+    vector first, second;
+    for (int i = 0; i < PARTS; i++) part_split(word.p[i], &first.p[i], &second.p[i]);
+    vector_put(p, first);
+    if (count > 1) vector_put(p + LANES, second);
 }
 
-/* The same of `count` classes, fewer than QUARTER_CLASSES. */
-INLINE void vectors_load_rows_first(vector *columns, const char *rows, ptrdiff_t row_stride,
-                                    ptrdiff_t count) {
-    vector pairs[QUARTER_LANES];
-    LOAD_ROWS(pairs, rows, row_stride, LOAD_FIRST)
-    vectors_from_pairs(columns, pairs);
-}
-
-/* The inverse of vectors_load_rows; see STORE_ROWS. */
-INLINE void vectors_store_rows(storage *rows, ptrdiff_t row_stride, vector *columns) {
-    vector pairs[QUARTER_LANES];
-    for (int k = 0; k < QUARTER_LANES; k++)
-        for (int i = 0; i < PARTS; i++)
-            pairs[k].p[i] = part_pair(columns[2 * k].p[i], columns[2 * k + 1].p[i]);
-    STORE_ROWS(pairs, rows, row_stride)
+INLINE vector word_from(const vector *columns) {
+#define E(i) part_pair(columns[0].p[i], columns[1].p[i])
+    return (vector)EACH_PART(E);
+#undef E
 }
 
 #else
 
-/* QUARTER_CLASSES classes of LANES rows: columns[c] gets class c, lane k is row k. */
-INLINE void vectors_load_rows(vector *columns, const char *rows, ptrdiff_t row_stride) {
-    LOAD_ROWS(columns, rows, row_stride, quarter_load)
+INLINE void word_put(real *p, vector word, ptrdiff_t count) {
+    (void)count;
+    vector_put(p, word);
 }
 
-/* The same of `count` classes, fewer than QUARTER_CLASSES. */
-INLINE void vectors_load_rows_first(vector *columns, const char *rows, ptrdiff_t row_stride,
-                                    ptrdiff_t count) {
-    LOAD_ROWS(columns, rows, row_stride, LOAD_FIRST)
-}
-
-/* The inverse of vectors_load_rows; see STORE_ROWS. */
-INLINE void vectors_store_rows(storage *rows, ptrdiff_t row_stride, vector *columns) {
-    STORE_ROWS(columns, rows, row_stride)
+INLINE vector word_from(const vector *columns) {
+    return columns[0];
 }
 
 #endif

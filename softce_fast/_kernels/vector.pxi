@@ -12,6 +12,7 @@ cdef extern from "vector.h" nogil:
         QUARTER_LANES    # numbers in 16 bytes
         QUARTERS
         QUARTER_CLASSES  # elements in 16 bytes, as they are stored
+        WORD_CLASSES     # and in as many bytes as a number has
         STORAGE_IS_REAL
         DIGITS_TO_SPARE  # numbers are stored with fewer digits than they are computed with
         EXPONENT_BIAS
@@ -57,11 +58,12 @@ cdef extern from "vector.h" nogil:
     void vector_stream(storage *p, vector v)
     void storage_copy(storage *p, const storage *source)      # LANES elements
     void storage_stream(storage *p, const storage *source)
-    void vectors_load_rows(vector *columns, const char *rows, Py_ssize_t row_stride)
-    void vectors_load_rows_first(vector *columns, const char *rows, Py_ssize_t row_stride,
-                                 Py_ssize_t count)
+    void words_load(vector *words, const char *rows, Py_ssize_t row_stride)
+    void words_load_first(vector *words, const char *rows, Py_ssize_t row_stride, Py_ssize_t count)
+    void words_store(storage *rows, Py_ssize_t row_stride, vector *words)
+    void word_put(real *p, vector word, Py_ssize_t count)
+    vector word_from(const vector *columns)
     void vectors_get_rows(vector *columns, const real *rows, Py_ssize_t row_stride)
-    void vectors_store_rows(storage *rows, Py_ssize_t row_stride, vector *columns)
     real storage_read(const char *p)
     void storage_write(char *p, real x)
 
