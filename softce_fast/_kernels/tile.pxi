@@ -283,7 +283,7 @@ cdef inline void tile_unpack(
 ) noexcept nogil:
     """Lay the output's rows one behind the other; `rows` needs room for QUARTER_CLASSES more.
 
-    `words` may get the output as it is stored, before it is turned over. It may be the tile's values.
+    `words` may get the output as it is stored, before it is turned over; it may be the tile itself.
     """
     if tile.kind == LOGARITHMS:
         tile_unpack_kind(tile, LOGARITHMS, False, False, n, scale, words, rows)
