@@ -379,17 +379,22 @@ def run(
             process.close()
 
 
-def updated(earlier: dict[str, Any], later: dict[str, Any]) -> list[dict[str, Any]]:
-    """The earlier document's cases in their order, those measured again replaced by the later."""
+def earlier_cases(path: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cases that a file has; ValueError if they are not of the machine and versions described."""
+    earlier = json.loads(path.read_text())
     for key in ("machine", "versions"):
-        if earlier[key] != later[key]:
+        if earlier[key] != description[key]:
             raise ValueError(f"the results are not of the same {key}: measure all of them again")
+    return list(earlier["cases"])
+
+
+def updated(earlier: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The earlier cases in their order, those measured again replaced by the later."""
 
     def name(entry: dict[str, Any]) -> tuple[str, str, str]:
         return entry["operation"], entry["shape"], entry["dtype"]
 
-    entries = {name(entry): entry for entry in (*earlier["cases"], *later["cases"])}
-    return list(entries.values())
+    return list({name(entry): entry for entry in (*earlier, *later)}.values())
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -430,16 +435,15 @@ def main() -> None:
         print(f"skipped {PEERS[name].title}: {reason}")
 
     description = machine.describe(PACKAGES)  # now: what is missing shows before the long run
+    earlier = earlier_cases(options.json, description) if options.update else []
     entries, failed = run(cases, names, settings)
     document = {
         "kind": "compare",
         **description,
         "settings": {**vars(settings), "settle_seconds": SETTLE_SECONDS},
         "skipped": {**skipped, **failed},
-        "cases": [{**entry, "date": description["date"]} for entry in entries],
+        "cases": updated(earlier, [{**entry, "date": description["date"]} for entry in entries]),
     }
-    if options.update:
-        document["cases"] = updated(json.loads(options.json.read_text()), document)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(document, indent=1) + "\n")
 
