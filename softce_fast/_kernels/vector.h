@@ -531,6 +531,22 @@ INLINE vector vector_load(const storage *p) {
 #undef E
 }
 
+/* The same elements in any order, for what does not depend on it: fewer steps for bfloat16. */
+INLINE vector vector_load_unordered(const storage *p) {
+#if defined(STORAGE_BFLOAT16) && PART_BYTES < 64
+    vector v;
+    for (int i = 0; i < PARTS; i += 2) {
+        part_words pairs;
+        memcpy(&pairs, p + i * PART_LANES, sizeof pairs);
+        v.p[i] = (part)(pairs << 16);
+        v.p[i + 1] = (part)(pairs & 0xffff0000);
+    }
+    return v;
+#else
+    return vector_load(p);
+#endif
+}
+
 INLINE void vector_store(storage *p, vector v) {
     const halves h = vector_narrow(v);
     memcpy(p, &h, sizeof h);
@@ -574,6 +590,10 @@ INLINE void storage_stream(storage *p, const storage *from) {
 
 INLINE vector vector_load(const storage *p) {
     return vector_get(p);
+}
+
+INLINE vector vector_load_unordered(const storage *p) {
+    return vector_load(p);
 }
 
 INLINE void vector_store(storage *p, vector v) {

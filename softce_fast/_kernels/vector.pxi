@@ -52,6 +52,7 @@ cdef extern from "vector.h" nogil:
     vector vector_get(const real *p)
     void vector_put(real *p, vector v)
     vector vector_load(const storage *p)
+    vector vector_load_unordered(const storage *p)
     vector vector_load_first(const storage *p, Py_ssize_t count)
     void vector_store(storage *p, vector v)
     void vector_store_first(storage *p, vector v, Py_ssize_t count)
