@@ -380,7 +380,7 @@ def run(
 
 
 def earlier_cases(path: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cases that a file has; ValueError if they are not of the machine and versions described."""
+    """The cases of a file; ValueError unless they are of the machine and versions described."""
     earlier = json.loads(path.read_text())
     for key in ("machine", "versions"):
         if earlier[key] != description[key]:
