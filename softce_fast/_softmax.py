@@ -144,7 +144,7 @@ def log_softmax(
     >>> import numpy as np
     >>> import softce_fast as sf
     >>> sf.log_softmax(np.array([20.0, 0.0, 0.0], dtype=np.float32)).tolist()[0]
-    -4.122307...e-09
+    -4.12230...e-09
     """
     return _normalize(x, axis, where, temperature, empty, dtype, out, True)
 

@@ -307,6 +307,25 @@ def test_probability_zero_where_the_target_is_positive(
         assert sf.cross_entropy(values, np.zeros(5, int), label_smoothing=0.1) == INF
 
 
+@pytest.mark.parametrize("count", [1, 5, 100])
+def test_logarithm_of_what_is_no_probability(dtype: np.dtype, count: int) -> None:
+    """Below 0 there is no logarithm, of however small or large a number."""
+    tiny = {2: 1e-7, 4: 1e-40, 8: 1e-310}[dtype.itemsize]  # among them subnormal ones
+    for wrong in (-1.0, -0.5, -tiny, -1e4, -INF):
+        probs = np.full((count, 3), wrong, dtype)
+        assert np.isnan(sf.binary_cross_entropy(probs, np.ones_like(probs), reduction="none")).all()
+        assert np.isnan(
+            sf.cross_entropy_from_probs(probs, np.ones(count, int), reduction="none")
+        ).all()
+        assert np.isnan(
+            sf.cross_entropy_from_probs(probs, np.full_like(probs, 0.5), reduction="none")
+        ).all()
+    for wrong in (1.5, 2.0, 1e4, INF):
+        probs = np.full((count, 3), wrong, dtype)
+        target = np.full_like(probs, 0.5)
+        assert np.isnan(sf.binary_cross_entropy(probs, target, reduction="none")).all()
+
+
 def test_zero_times_log_zero_in_binary_losses(dtype: np.dtype) -> None:
     probs = np.array([0, 1, 0, 1, NAN], dtype)
     target = np.array([0, 1, 1, 0, 1], dtype)

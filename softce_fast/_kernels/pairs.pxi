@@ -54,9 +54,9 @@ cdef inline vector plain_logarithm(vector x, vector correction) noexcept nogil:
     cdef vector scaled = vector_select(small, vector_multiply(x, vector_set(TWO_TO_64)), x)
     cdef vector result = logarithm(
         scaled, correction, vector_select(small, vector_set(-64.0), zero))
-    result = vector_select(vector_equal(x, vector_set(-NEGATIVE_INFINITY)), x, result)
-    return vector_select(
-        vector_greater(zero, x), vector_subtract(result, vector_set(-NEGATIVE_INFINITY)), result)
+    cdef vector infinity = vector_set(-NEGATIVE_INFINITY)
+    result = vector_select(vector_equal(x, infinity), x, result)
+    return vector_select(vector_greater(zero, x), vector_subtract(infinity, infinity), result)
 
 
 cdef inline vector logarithm_of_one_plus(vector x) noexcept nogil:
