@@ -95,7 +95,7 @@ $(STAMPS)/venv: tools/preflight.sh
 	@touch $@
 
 $(STAMPS)/built: $(STAMPS)/venv $(BUILD_SOURCES)
-	@echo "Building the kernels (a minute or two)"
+	@echo "Building the kernels (some minutes; all cores work on it)"
 	@$(PIP) install --no-build-isolation --editable .
 	@touch $@
 
