@@ -74,6 +74,18 @@ def variants() -> tuple[Variant, ...]:
     return (BASELINE,)
 
 
+def variants_to_build() -> tuple[Variant, ...]:
+    """Return all variants, or with SOFTCE_FAST_BUILD=native the best that this machine can run."""
+    chosen = os.environ.get("SOFTCE_FAST_BUILD", "all")
+    if chosen == "all":
+        return variants()
+    if chosen != "native":
+        raise SystemExit(f"SOFTCE_FAST_BUILD must be 'all' or 'native', not {chosen!r}")
+    asked = '#include "probe.h"\nint main(void) {{ return !supports_{0}(); }}\n'
+    runs = (v for v in X86_VARIANTS if builds(asked.format(v.name), [f"-I{KERNELS}"], [], run=True))
+    return (next((variant for variant in runs if variant in variants()), BASELINE),)
+
+
 def spelled(flags: Iterable[str]) -> list[str]:
     """Spell GCC's flags for the compiler: clang-cl, on Windows, ignores most of them otherwise."""
     return [f"/clang:{flag}" if sys.platform == "win32" else flag for flag in flags]
@@ -95,36 +107,48 @@ def openmp_flags() -> tuple[list[str], list[str]]:
     return [], []
 
 
-def builds(source: str, compile_flags: list[str], link_flags: list[str]) -> bool:
-    """Tell whether a program in C compiles and links."""
+def builds(
+    source: str, compile_flags: list[str], link_flags: list[str], *, run: bool = False
+) -> bool:
+    """Tell whether a program in C compiles and links, and on request returns 0 when it is run."""
     compiler = (os.environ.get("CC") or shutil.which("cc") or "gcc").split()
     flags = os.environ.get("CFLAGS", "").split(), os.environ.get("LDFLAGS", "").split()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.c")
         path.write_text(source)
-        command = [
-            *(*compiler, *flags[0], *compile_flags, str(path)),
-            *("-o", str(path.with_suffix("")), *flags[1], *link_flags),
+        program = str(path.with_suffix(".exe"))
+        commands = [
+            [
+                *(*compiler, *flags[0], *compile_flags, str(path)),
+                *("-o", program, *flags[1], *link_flags),
+            ],
+            *([[program]] if run else []),
         ]
         try:
-            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+            return not any(
+                subprocess.run(command, capture_output=True, check=False).returncode
+                for command in commands
+            )
         except OSError:
             return False
 
 
-def kernel_module(variant: Variant, storage: str) -> Extension:
-    """Return the kernels of a variant for a storage type; their Cython is a copy of its own.
+def copied(source: str, name: str) -> str:
+    """Copy some Cython for the module of a name: it is translated and compiled anew.
 
-    For Cython keeps one C source and one set of flags for each .pyx, not for each module.
+    Cython keeps one C source and one set of flags for each .pyx, not for each module.
     """
-    source = COPIES / f"{variant.name}_{storage}.pyx"
     COPIES.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(KERNELS / STORAGES[storage], source)
+    return str(shutil.copyfile(KERNELS / source, COPIES / f"{name}.pyx"))
+
+
+def kernel_module(variant: Variant, storage: str) -> Extension:
+    """Return the kernels of a variant for a storage type."""
+    name = f"{variant.name}_{storage}"
     return Extension(
-        f"softce_fast._kernels.{source.stem}",
-        [str(source)],
+        f"softce_fast._kernels.{name}",
+        [copied(STORAGES[storage], name)],
         include_dirs=[str(KERNELS), numpy.get_include()],
-        depends=[str(path) for path in sorted([*KERNELS.glob("*.h"), *KERNELS.glob("*.pxi")])],
         define_macros=[
             (f"STORAGE_{storage.upper()}", None),
             # The kernels are written as many small functions that must melt together.
@@ -137,6 +161,7 @@ def kernel_module(variant: Variant, storage: str) -> Extension:
 
 def extensions() -> list[Extension]:
     """Return every extension module, its C source freshly made from Cython."""
+    chosen = variants_to_build()
     compile_openmp, link_openmp = openmp_flags()
     compile_flags = [
         *spelled(COMPILE_FLAGS),
@@ -145,14 +170,14 @@ def extensions() -> list[Extension]:
     ]
     probe = Extension(
         "softce_fast._kernels.probe",
-        [str(KERNELS / "probe.pyx")],
-        depends=[str(KERNELS / "probe.h")],
-        define_macros=[("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in variants()) + '"')],
+        [copied("probe.pyx", "probe")],
+        include_dirs=[str(KERNELS)],
+        define_macros=[("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in chosen) + '"')],
     )
     modules: list[Extension] = cythonize(
         [
             *(Extension(SHARED, [str(KERNELS / "shared.c")]), probe),
-            *(kernel_module(variant, storage) for variant in variants() for storage in STORAGES),
+            *(kernel_module(variant, storage) for variant in chosen for storage in STORAGES),
         ],
         build_dir="build/cython",
         include_path=[str(KERNELS)],

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import softce_fast
+from softce_fast import _dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "setup.py").exists():
@@ -67,6 +68,19 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = folder.glob("*.whl")
     return path
+
+
+def test_build_for_this_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("Cython")
+    monkeypatch.chdir(ROOT)
+    setup = wheels.load_setup()
+    monkeypatch.delenv("SOFTCE_FAST_BUILD", raising=False)
+    assert setup.variants_to_build() == setup.variants()
+    monkeypatch.setenv("SOFTCE_FAST_BUILD", "native")
+    assert [v.name for v in setup.variants_to_build()] == [_dispatch.available()[0]]
+    monkeypatch.setenv("SOFTCE_FAST_BUILD", "fastest")
+    with pytest.raises(SystemExit, match="must be 'all' or 'native', not 'fastest'"):
+        setup.variants_to_build()
 
 
 @pytest.mark.slow
