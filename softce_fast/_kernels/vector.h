@@ -899,7 +899,14 @@ enum { FIRST = 16, SECOND = 0 };
 #endif
 
 INLINE void part_split(part pair, part *first, part *second) {
-#if defined(STORAGE_FLOAT16) && PART_BYTES == 32
+#if defined(STORAGE_FLOAT16) && PART_BYTES == 64
+    typedef uint16_t words __attribute__((vector_size(64)));
+    const words halves_apart = {0, 2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                1, 3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const __m512i apart = _mm512_permutexvar_epi16((__m512i)halves_apart, (__m512i)pair);
+    *first = _mm512_cvtph_ps(_mm512_castsi512_si256(apart));
+    *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(apart, 1));
+#elif defined(STORAGE_FLOAT16) && PART_BYTES == 32
     const __m256i halves_apart = _mm256_set_epi64x(
         0x0f0e0b0a07060302, 0x0d0c090805040100, 0x0f0e0b0a07060302, 0x0d0c090805040100);
     const __m256i apart = _mm256_permute4x64_epi64(
@@ -916,8 +923,12 @@ INLINE part part_pair(part first, part second) {
 #if defined(STORAGE_BFLOAT16)
     return (part)(part_round(first) >> 16 << FIRST | part_round(second) >> 16 << SECOND);
 #elif PART_BYTES == 64
-    return (part)(part_words_of(part_narrow(first)) << FIRST
-                  | part_words_of(part_narrow(second)) << SECOND);
+    typedef uint16_t words __attribute__((vector_size(64)));
+    const words in_turn = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i apart = _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)part_narrow(first)),
+                                             (__m256i)part_narrow(second), 1);
+    return (part)_mm512_permutexvar_epi16((__m512i)in_turn, apart);
 #elif PART_BYTES == 32
     const __m128i a = (__m128i)part_narrow(first), b = (__m128i)part_narrow(second);
     return (part)_mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
