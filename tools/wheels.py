@@ -248,7 +248,7 @@ def test_wheel(python: Path, wheel: Path, folder: Path, tests: str) -> None:
     run(*check, **options)
     # Copies of the tests, but not of the package: what they import is the wheel.
     markers = [] if tests == "all" else ["-m", "not slow"]
-    run(installed, "-m", "pytest", "-q", *TESTS[tests], *markers, **options)
+    run(installed, "-m", "pytest", "-q", "-n2", *TESTS[tests], *markers, **options)
 
 
 def main() -> None:
