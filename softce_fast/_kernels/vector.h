@@ -420,17 +420,14 @@ INLINE void vector_put(real *p, vector v) {
 #if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
 
 typedef uint16_t part_halves __attribute__((vector_size(PART_BYTES / 2)));
+typedef uint16_t part_pairs __attribute__((vector_size(PART_BYTES)));
 typedef struct { part_halves p[PARTS]; } halves; /* LANES of them, as they are stored */
 
-/* Half types, each in the lower half of a word, the upper half 0. */
+/* Half types, each in the lower half of a word, the upper half 0. Of float16, where the CPU has no
+ * instruction for it. */
 INLINE part part_widen_words(part_words wide) {
 #if defined(STORAGE_BFLOAT16)
     return (part)(wide << 16);
-#elif PART_BYTES == 64
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)wide));
-#elif PART_BYTES == 32
-    const __m256i twice = _mm256_packus_epi32((__m256i)wide, (__m256i)wide);
-    return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(twice, 0x08)));
 #else
     /* Shift the fields into place and correct the exponent's bias; a subnormal half is its
      * bits times 2**-24, infinity and NaN get the full exponent. */
@@ -499,8 +496,7 @@ INLINE part_words part_narrow_words(part v) {
 INLINE halves vector_narrow(vector v) {
     halves h;
 #if defined(STORAGE_BFLOAT16) && PART_BYTES == 64
-    typedef uint16_t words __attribute__((vector_size(64)));
-    const words upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const part_pairs upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
     h.p[0] = (part_halves)_mm512_castsi512_si256(
         _mm512_permutexvar_epi16((__m512i)upper, (__m512i)part_round(v.p[0])));
 #elif defined(STORAGE_BFLOAT16) && PART_BYTES == 32
@@ -899,14 +895,19 @@ enum { FIRST = 16, SECOND = 0 };
 #endif
 
 INLINE void part_split(part pair, part *first, part *second) {
-#if defined(STORAGE_FLOAT16) && PART_BYTES == 64
-    typedef uint16_t words __attribute__((vector_size(64)));
-    const words halves_apart = {0, 2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
-                                1, 3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+#if defined(STORAGE_BFLOAT16)
+    const part lower = (part)((part_words)pair << 16);
+    const part upper = (part)((part_words)pair & 0xffff0000);
+    *first = FIRST == 0 ? lower : upper;
+    *second = FIRST == 0 ? upper : lower;
+#elif PART_BYTES == 64
+    const part_pairs halves_apart = {
+        0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
     const __m512i apart = _mm512_permutexvar_epi16((__m512i)halves_apart, (__m512i)pair);
     *first = _mm512_cvtph_ps(_mm512_castsi512_si256(apart));
     *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(apart, 1));
-#elif defined(STORAGE_FLOAT16) && PART_BYTES == 32
+#elif PART_BYTES == 32
     const __m256i halves_apart = _mm256_set_epi64x(
         0x0f0e0b0a07060302, 0x0d0c090805040100, 0x0f0e0b0a07060302, 0x0d0c090805040100);
     const __m256i apart = _mm256_permute4x64_epi64(
@@ -920,12 +921,15 @@ INLINE void part_split(part pair, part *first, part *second) {
 }
 
 INLINE part part_pair(part first, part second) {
-#if defined(STORAGE_BFLOAT16)
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+    return (part)_mm256_blend_epi16(
+        (__m256i)(part_round(first) >> 16), (__m256i)part_round(second), 0xaa);
+#elif defined(STORAGE_BFLOAT16)
     return (part)(part_round(first) >> 16 << FIRST | part_round(second) >> 16 << SECOND);
 #elif PART_BYTES == 64
-    typedef uint16_t words __attribute__((vector_size(64)));
-    const words in_turn = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const part_pairs in_turn = {
+        0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i apart = _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)part_narrow(first)),
                                              (__m256i)part_narrow(second), 1);
     return (part)_mm512_permutexvar_epi16((__m512i)in_turn, apart);
