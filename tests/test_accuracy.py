@@ -12,8 +12,8 @@ import softce_fast as sf
 import truth
 from tolerances import assert_ulp
 
-# Around the lengths where the code changes its way: lanes, tiles, runs of vectors, chunks.
-CLASS_COUNTS = (2, 3, 5, 10, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 129, 1000)
+# Around the lengths where the code changes its way: lanes, tiles, blocks, runs of vectors, chunks.
+CLASS_COUNTS = (2, 3, 5, 10, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 127, 129, 255, 1000)
 CLASS_COUNTS += (4095, 4096, 4097, 10_000, 131_072)
 
 Array = truth.Array
@@ -28,7 +28,7 @@ class Case:
 
 
 def cases(classes: int, dtype: np.dtype) -> Iterator[Case]:
-    elements = 3000 if classes < 4000 else min(3 * classes, 131_072)
+    elements = max(3000, 17 * classes) if classes < 4000 else min(3 * classes, 131_072)
     for inputs in truth.accuracy_inputs(
         dtype,
         class_counts=[classes],

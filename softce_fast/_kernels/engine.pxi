@@ -8,10 +8,13 @@
 #             row in each lane)
 #   write     the output, if there is one
 #
-# Forward and write exist twice: for single rows (rows.pxi) and for tiles (tile.pxi). Both give the
-# same bits, so which one serves a group is a matter of speed alone: rows that are left over and
-# would not fill a tile go one by one. Few long rows are shared out by chunks instead of rows; the
-# chunks are the same ones.
+# Forward and write exist three times: for single rows (rows.pxi), for tiles (tile.pxi) and for
+# blocks (block.pxi). All give the same bits, so which one serves a group is a matter of speed
+# alone: rows that are left over and would not fill a tile or block go one by one. Few long rows are
+# shared out by chunks instead of rows; the chunks are the same ones.
+#
+# What is `cdef inline` is inlined wherever it is called, the rest nowhere (see setup.py). So each
+# pass is a function with all its loops, and no two compete for registers.
 
 cdef enum Operation:
     SOFTMAX
@@ -19,6 +22,13 @@ cdef enum Operation:
     LOGSUMEXP
     CROSS_ENTROPY         # of class indices
     SOFT_CROSS_ENTROPY    # of class probabilities
+
+
+cdef enum Passes:
+    # What the rows of a problem go by, those left over excepted.
+    BY_ROWS
+    BY_TILES
+    BY_BLOCKS
 
 
 cdef struct Array:
@@ -67,8 +77,8 @@ cdef struct Problem:
     bint dense              # the target has a coefficient for every class
     int64_t ignore_index
     bint empty_is_zero      # rows without a finite logit give 0 instead of NaN
-    bint by_tiles
-    const Problem *by_rows  # the same planned by rows, for those too few for a tile; or NULL
+    Passes passes
+    const Problem *by_rows  # the same planned by rows, for those too few for the rest; or NULL
     bint stream             # write the output past the caches
     bint keep               # exponentials of all chunks are kept from forward to write
     bint by_lines           # tiles end where the output's cache lines end
@@ -115,10 +125,10 @@ cdef struct Group:
 cdef struct Scratch:
     # Of one thread.
     ChunkState *states            # of all chunks of a group
-    real *kept                    # exponentials: rows of a group, or its tile
+    real *kept                    # exponentials: the rows of a group, or its tile
     ChunkState *states_behind     # the same of the group before,
     real *kept_behind             # whose output is still to be written
-    Line line                     # its elements are followed by the rows of a tile, unpacked
+    Line line                     # its elements are followed by rows, unpacked
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
     storage *target               # a row of class probabilities copied together
@@ -245,7 +255,7 @@ cdef inline bint pivots_at_maximum(const Problem *problem) noexcept nogil:
     return problem.operation == LOG_SOFTMAX or problem.operation == SOFT_CROSS_ENTROPY
 
 
-cdef inline void rows_forward(
+cdef void rows_forward(
     Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch,
     const RowsOutput *behind,
 ) noexcept nogil:
@@ -459,7 +469,7 @@ cdef inline vector labels_in_chunk(const Group *group, Py_ssize_t chunk) noexcep
     return vector_get(label)
 
 
-cdef inline void tile_forward(
+cdef void tile_forward(
     Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile
 ) noexcept nogil:
     """Fill the state of one chunk of the group, all rows side by side."""
@@ -490,6 +500,31 @@ cdef inline void tile_forward(
         tile_sums(tile, n, &sums, state.reference, &problem.scale, EXPONENTIAL, False, False)
     state.others = sums.total
     group.label_logit = sums.pivot_logit
+
+
+cdef inline void block_forward(
+    Group *group, const Problem *problem, ChunkState *state, const BlockOutput *behind,
+    Scratch *scratch,
+) noexcept nogil:
+    """Fill the state of LANES whole rows, and write the rows `behind`."""
+    cdef const char *x = problem.logits.data + group.offsets[0]
+    cdef real *kept = scratch.kept
+    cdef Py_ssize_t n = problem.classes
+    cdef Py_ssize_t k
+    state.maximum = block_maximum(x, group.row_stride, n)
+    state.reference = reference_for(state.maximum, &problem.scale)
+    if problem.scale.tempered or any_nonzero(state.reference.shift):
+        block_exponentials(
+            x, group.row_stride, n, state.reference, &problem.scale, kept, problem.kept_stride,
+            problem.ahead, behind, &scratch.line, True)
+    else:
+        block_exponentials(
+            x, group.row_stride, n, state.reference, &problem.scale, kept, problem.kept_stride,
+            problem.ahead, behind, &scratch.line, False)
+    if problem.operation == CROSS_ENTROPY:
+        for k in range(LANES):
+            kept[k * problem.kept_stride + group.labels[k]] = 0
+    state.others = block_sums(kept, problem.kept_stride, n)
 
 
 cdef inline ChunkState *chunk_state(
@@ -624,7 +659,7 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
     cdef Pair own, total
     cdef mask active = vector_greater(group.active, zero)
     if by_label:
-        if problem.by_tiles and problem.chunks == 1:
+        if problem.passes == BY_TILES and problem.chunks == 1:
             own_logit = group.label_logit
         else:
             own_logit = label_logits(group, problem)
@@ -917,7 +952,7 @@ cdef inline void rows_write(
         rows_write_row(&rows, problem, k, scratch)
 
 
-cdef inline void tile_write(
+cdef void tile_write(
     Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile,
     Scratch *scratch
 ) noexcept nogil:
@@ -962,6 +997,24 @@ cdef inline void tile_write(
             group.output_offsets, group.rows, problem.stream)
 
 
+cdef inline void block_output_open(
+    BlockOutput *output, const Group *group, const Problem *problem, const real *kept
+) noexcept nogil:
+    """Describe the output of a finished block, whose group the next one may then take."""
+    output.kept = kept
+    output.stride = problem.kept_stride
+    output.out = <storage *>(problem.output.data + group.output_offsets[0])
+    output.stream = problem.stream
+    output.whole_lines = problem.classes % LANES == 0 and stream_head(output.out) == 0
+    vector_put(output.factor, group.factor.high)
+    vector_put(output.factor_rest, group.factor.low)
+    output.by_label = problem.operation == CROSS_ENTROPY
+    if output.by_label:
+        memcpy(output.label, group.labels, sizeof(output.label))
+        vector_put(output.at_label, group.at_label)
+        output.ignored = group.ignored
+
+
 cdef inline void lines_write(Line *line, storage *out, Py_ssize_t n, bint stream) noexcept nogil:
     """Write n elements of a line, behind those pending, in whole cache lines; keep the rest."""
     cdef Py_ssize_t i = 0, head
@@ -1001,15 +1054,17 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     cdef size_t states = problem.chunks * sizeof(ChunkState)
     cdef size_t kept = 0, line = 2 * LANES * sizeof(storage), staged = 0, results = 0, target = 0
     cdef size_t behind = 0
-    if problem.by_tiles:
+    if problem.passes == BY_TILES:
         states *= problem.batch
         # Logits, and behind them exponentials (for logarithms) or probabilities.
         kept = problem.batch * problem.kept_stride * sizeof(real)
         line += (columns + 1) * LANES * sizeof(storage)
-    else:
-        if problem.keep:
-            kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
+    elif problem.keep:
+        kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
+    if problem.passes == BY_ROWS:
         staged = problem.rows_per_group * columns * sizeof(storage)
+    elif problem.passes == BY_BLOCKS:
+        line += (columns + LANES) * sizeof(storage)
     if problem.task_losses != NULL:
         results = (problem.rows_per_task + LANES) * sizeof(real)
     if problem.operation == SOFT_CROSS_ENTROPY:
@@ -1054,13 +1109,16 @@ cdef void run_task(const Problem *problem, Py_ssize_t task, char *memory) noexce
     results = scratch.results
     if problem.row_losses != NULL:
         results = problem.row_losses + first
-    if problem.by_tiles:
+    if problem.passes != BY_ROWS:
         row = stop
         if problem.by_rows != NULL:
             rest = problem.by_rows
             row -= (stop - first) % LANES
         scratch.results = results
-        run_tiles(problem, first, row, &scratch)
+        if problem.passes == BY_TILES:
+            run_tiles(problem, first, row, &scratch)
+        else:
+            run_blocks(problem, first, row, &scratch)
     if row < stop:
         scratch_place(rest, memory, &scratch)
         scratch.results = results + (row - first)
@@ -1072,7 +1130,7 @@ cdef void run_task(const Problem *problem, Py_ssize_t task, char *memory) noexce
     environment_leave(before)
 
 
-cdef inline void run_rows(
+cdef void run_rows(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
 ) noexcept nogil:
     cdef Py_ssize_t row = first, chunk
@@ -1124,7 +1182,7 @@ cdef inline Py_ssize_t rows_of_tile(
     return rows
 
 
-cdef inline void run_tiles(
+cdef void run_tiles(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
 ) noexcept nogil:
     """A batch of tiles goes through each step before the next: no tile waits for another."""
@@ -1155,6 +1213,30 @@ cdef inline void run_tiles(
                         groups + k, problem, chunk,
                         chunk_state(groups + k, problem, states, chunk),
                         scratch.kept + k * problem.kept_stride, scratch)
+    line_flush(&scratch.line)
+
+
+cdef void run_blocks(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
+) noexcept nogil:
+    """A block's output is written while the next one is worked on."""
+    cdef Py_ssize_t row = first, k
+    cdef Group group
+    cdef BlockOutput output
+    cdef BlockOutput *behind = NULL
+    while row < stop:
+        group_open(&group, problem, row, LANES)
+        block_forward(&group, problem, &group.whole, behind, scratch)
+        group_finish(&group, problem)
+        group_results(&group, problem, scratch.results + (row - first))
+        if problem.output.data != NULL:
+            block_output_open(&output, &group, problem, scratch.kept)
+            behind = &output
+            scratch.kept, scratch.kept_behind = scratch.kept_behind, scratch.kept
+        row += LANES
+    if behind != NULL:
+        for k in range(LANES):
+            block_write_row(behind, k, problem.classes, &scratch.line)
     line_flush(&scratch.line)
 
 

@@ -95,9 +95,8 @@ cdef void set_output_3d(Problem *problem, storage[:, :, :] output) noexcept:
     set_output(problem, array_from(<const char *>&output[0, 0, 0], output.shape, output.strides))
 
 
-cdef void choose_plan(Problem *problem) noexcept:
-    """Decide how rows are grouped. Any choice gives the same bits."""
-    cdef bint contiguous = problem.logits.class_stride == sizeof(storage)
+cdef Passes passes_for(const Problem *problem, bint contiguous) noexcept:
+    """Choose what the rows go by. `contiguous`: the classes of the logits are neighbours."""
     cdef bint neighbours = (
         problem.logits.row_stride == sizeof(storage)
         or problem.logits.inner_stride == sizeof(storage))
@@ -106,42 +105,59 @@ cdef void choose_plan(Problem *problem) noexcept:
             problem.output.class_stride == sizeof(storage)
             and problem.output.row_stride == problem.classes * <Py_ssize_t>sizeof(storage)))
     cdef Py_ssize_t tile_classes = TILE_CLASSES
+    if not contiguous or not packed:
+        if problem.rows >= 4 and (
+            (neighbours and not contiguous) or problem.classes <= STRIDED_CLASSES
+        ):
+            return BY_TILES
+        return BY_ROWS
+    if (
+        problem.rows >= LANES and problem.operation != LOG_SOFTMAX and not problem.dense
+        and problem.classes >= (4 if problem.output.data == NULL else 3) * LANES
+        and problem.classes * LANES < WORK_PER_GROUP
+    ):
+        return BY_BLOCKS
     if not is_large(problem):
         tile_classes = TILE_CLASSES * LANES // 16
-    if contiguous and packed:
-        problem.by_tiles = problem.classes <= tile_classes and problem.rows >= (
-            4 if problem.classes <= LANES else LANES)
-    else:
-        problem.by_tiles = problem.rows >= 4 and (
-            (neighbours and not contiguous) or problem.classes <= STRIDED_CLASSES)
+    if problem.classes <= tile_classes and problem.rows >= (
+        4 if problem.classes <= LANES else LANES
+    ):
+        return BY_TILES
+    return BY_ROWS
+
+
+cdef void choose_plan(Problem *problem) noexcept:
+    """Decide how rows are grouped. Any choice gives the same bits."""
+    cdef bint contiguous = problem.logits.class_stride == sizeof(storage)
+    problem.passes = passes_for(problem, contiguous)
     problem.rows_per_task = max(
-        <Py_ssize_t>LANES if problem.classes <= CHUNK or problem.by_tiles else 1,
+        1 if problem.classes > CHUNK and problem.passes == BY_ROWS else <Py_ssize_t>LANES,
         min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))
     plan_groups(problem, contiguous)
 
 
 cdef void plan_by_rows(Problem *problem, Problem *by_rows) noexcept:
-    """Plan what tiles leave over of contiguous rows, once all the rest is decided."""
+    """Plan what tiles or blocks leave over of contiguous rows, once all the rest is decided."""
     if (
-        problem.by_tiles and problem.logits.class_stride == sizeof(storage)
+        problem.passes != BY_ROWS and problem.logits.class_stride == sizeof(storage)
         and problem.classes > LANES and problem.rows % LANES != 0
     ):
         by_rows[0] = problem[0]
-        by_rows.by_tiles = False
+        by_rows.passes = BY_ROWS
         plan_groups(by_rows, True)
         by_rows.write_behind = False
         problem.by_rows = by_rows
 
 
 cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
-    """Decide all that follows from going by tiles or by rows."""
-    cdef Py_ssize_t columns
-    problem.keep = (
-        not problem.by_tiles and problem.output.data != NULL
+    """Decide all that follows from what the rows go by."""
+    cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
+    problem.keep = problem.passes == BY_BLOCKS or (
+        problem.passes == BY_ROWS and problem.output.data != NULL
         and problem.operation != LOG_SOFTMAX and problem.classes <= KEPT_CLASSES)
-    if problem.by_tiles:
-        columns = min(<Py_ssize_t>CHUNK, problem.classes)
-        problem.rows_per_group = LANES
+    problem.batch = 1
+    problem.rows_per_group = LANES
+    if problem.passes == BY_TILES:
         problem.batch = max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
         problem.kept_stride = columns * LANES
         if problem.operation == LOG_SOFTMAX or problem.operation == SOFT_CROSS_ENTROPY:
@@ -151,25 +167,24 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
             1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
         problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
     problem.by_lines = (
-        problem.by_tiles and problem.stream and problem.output.inner_stride == sizeof(storage)
-        and problem.output.inner_length > 1
+        problem.passes == BY_TILES and problem.stream
+        and problem.output.inner_stride == sizeof(storage) and problem.output.inner_length > 1
         and problem.output.class_stride % <Py_ssize_t>(LANES * sizeof(storage)) == 0)
-    problem.write_behind = (
-        problem.stream and not problem.by_tiles and not problem.dense and contiguous
-        and problem.output.class_stride == sizeof(storage)
-        and problem.classes <= WRITE_BEHIND_CLASSES
-        and (problem.keep or problem.operation == LOG_SOFTMAX))
+    problem.write_behind = problem.output.data != NULL and (
+        problem.passes == BY_BLOCKS or (
+            problem.passes == BY_ROWS and problem.stream and not problem.dense and contiguous
+            and problem.output.class_stride == sizeof(storage)
+            and problem.classes <= WRITE_BEHIND_CLASSES
+            and (problem.keep or problem.operation == LOG_SOFTMAX)))
     problem.ahead = 0
     problem.ahead_stride = LANES * sizeof(storage)
-    if problem.by_tiles and not contiguous:
+    if problem.passes == BY_TILES and not contiguous:
         problem.ahead = problem.batch * LANES * <Py_ssize_t>sizeof(storage)
         problem.ahead_stride = problem.logits.class_stride
     elif contiguous:
         problem.ahead = CHUNK * sizeof(storage)
         if problem.chunks == 1:
-            problem.ahead = (
-                problem.rows_per_group * (problem.batch if problem.by_tiles else 1)
-                * problem.logits.row_stride)
+            problem.ahead = problem.rows_per_group * problem.batch * problem.logits.row_stride
 
 
 cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
@@ -194,7 +209,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     n_threads = threads_worth(n_threads, work)
     long_rows = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
     if long_rows:
-        problem.by_tiles = False
+        problem.passes = BY_ROWS
         problem.keep = False
         problem.write_behind = False
         problem.rows_per_group = 1

@@ -15,6 +15,11 @@ cdef enum:
 
 cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
     """The greatest element that is a number; -inf if there is none."""
+    return vector_reduce_maximum(row_maxima(x, n))
+
+
+cdef inline vector row_maxima(const storage *x, Py_ssize_t n) noexcept nogil:
+    """row_maximum(), lane by lane."""
     cdef vector a = vector_set(NEGATIVE_INFINITY)
     cdef vector b = a, c = a, d = a
     cdef Py_ssize_t i = 0
@@ -29,7 +34,7 @@ cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
         i += LANES
     if i < n:
         b = vector_maximum(vector_load_first(x + i, n - i), b)
-    return vector_reduce_maximum(vector_maximum(vector_maximum(a, b), vector_maximum(c, d)))
+    return vector_maximum(vector_maximum(a, b), vector_maximum(c, d))
 
 
 cdef inline vector row_vector(const storage *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -310,14 +315,17 @@ cdef inline void writer_close(
 
 
 cdef inline void row_write_kind(
-    const RowOutput *row, OutputKind kind, Py_ssize_t n, const Scale *scale, storage *out,
+    const RowOutput *row_, OutputKind kind, Py_ssize_t n, const Scale *scale_, storage *out,
     bint stream, Line *line,
 ) noexcept nogil:
-    cdef RowWriter writer = writer_open(row, kind, n, scale, out, stream, line)
-    writer_close(&writer, kind, scale)
+    # Copies, which no store in the loop can change: they stay in registers.
+    cdef RowOutput row = row_[0]
+    cdef Scale scale = scale_[0]
+    cdef RowWriter writer = writer_open(&row, kind, n, &scale, out, stream, line)
+    writer_close(&writer, kind, &scale)
 
 
-cdef inline void row_write(
+cdef void row_write(
     const RowOutput *row, Py_ssize_t n, const Scale *scale, storage *out, bint stream, Line *line
 ) noexcept nogil:
     """Write n classes of a row."""
@@ -398,28 +406,66 @@ cdef inline Pair lanes_merge(Pair *lane) noexcept nogil:
     return pair_merge(lane[0], lane[1])
 
 
+cdef inline void vectors_fold(vector *v, Py_ssize_t width) noexcept nogil:
+    """Halve 2 * width vectors, each of which then holds the maxima of twice as many rows."""
+    cdef vector even, odd
+    cdef Py_ssize_t k
+    for k in range(width):
+        vectors_halve(v + 2 * k, width, &even, &odd)
+        v[k] = vector_maximum(even, odd)
+
+
+cdef inline vector rows_maximum(vector *v) noexcept nogil:
+    """The maximum of the lanes of each of LANES vectors, which are used up."""
+    if LANES == 16:
+        vectors_fold(v, 8)
+    vectors_fold(v, 4)
+    vectors_fold(v, 2)
+    vectors_fold(v, 1)
+    return v[0]
+
+
+cdef inline void pairs_fold(vector *high, vector *low, Py_ssize_t width) noexcept nogil:
+    """vectors_fold() for sums."""
+    cdef Pair even, odd
+    cdef Py_ssize_t k
+    for k in range(width):
+        vectors_halve(high + 2 * k, width, &even.high, &odd.high)
+        vectors_halve(low + 2 * k, width, &even.low, &odd.low)
+        even = pair_merge(even, odd)
+        high[k] = even.high
+        low[k] = even.low
+
+
 cdef inline Pair rows_reduce(
     const real *high, const real *low, Py_ssize_t rows, Py_ssize_t n
 ) noexcept nogil:
     """Add up, row by row, LANES partial sums each: `high` and `low` of rows of n classes.
 
-    Alone each row would wait for its own additions; many are turned over and added side by side.
+    Alone each row would wait for its own additions; many are added up side by side.
     """
     cdef real[16] total
     cdef real[16] rest
-    cdef Pair[16] lane
+    cdef vector[16] highs
+    cdef vector[16] lows
     cdef Pair result
-    cdef vector[QUARTER_LANES] columns
-    cdef Py_ssize_t k, c
+    cdef Py_ssize_t k
     if n > LANES and rows > LANES // 4:
-        for c in range(QUARTERS):
-            vectors_get_rows(columns, high + c * QUARTER_LANES, LANES)
-            for k in range(QUARTER_LANES):
-                lane[c * QUARTER_LANES + k].high = columns[k]
-            vectors_get_rows(columns, low + c * QUARTER_LANES, LANES)
-            for k in range(QUARTER_LANES):
-                lane[c * QUARTER_LANES + k].low = columns[k]
-        return lanes_merge(lane)
+        for k in range(LANES):
+            highs[k] = vector_get(high + k * LANES)
+            lows[k] = vector_set(0.0)
+        if n > RUN * LANES:
+            # Else nothing was added up yet with a rest.
+            for k in range(LANES):
+                lows[k] = vector_get(low + k * LANES)
+        if LANES == 16:
+            pairs_fold(highs, lows, 8)
+        pairs_fold(highs, lows, 4)
+        pairs_fold(highs, lows, 2)
+        pairs_fold(highs, lows, 1)
+        result.high = highs[0]
+        result.low = lows[0]
+        return result
     for k in range(LANES):
         total[k] = 1
         rest[k] = 0

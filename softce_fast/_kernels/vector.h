@@ -613,6 +613,20 @@ INLINE void storage_stream(storage *p, const storage *from) {
 
 #endif
 
+/* `count` elements, fewer than LANES, in pieces: one branch for each bit of it. */
+INLINE void copy_first(storage *to, const storage *from, ptrdiff_t count) {
+#define PIECE(elements) \
+    if (count & (elements)) { \
+        memcpy(to, from, (elements) * sizeof(storage)); \
+        to += (elements), from += (elements); \
+    }
+    PIECE(8)
+    PIECE(4)
+    PIECE(2)
+    PIECE(1)
+#undef PIECE
+}
+
 /* The first `count` (1 to LANES - 1) elements; the other lanes are -infinity. Reads no further. */
 INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
     vector v;
@@ -622,6 +636,9 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
 #elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
     const __mmask8 m = (__mmask8)((1u << count) - 1);
     v.p[0] = _mm512_mask_loadu_pd(_mm512_set1_pd(STORAGE_NEGATIVE_INFINITY), m, p);
+#elif PART_BYTES == 64
+    v.p[0] = part_widen((part_halves)_mm256_mask_loadu_epi16(
+        _mm256_set1_epi16((short)STORAGE_NEGATIVE_INFINITY), (__mmask16)((1u << count) - 1), p));
 #elif PART_BYTES == 32 && (defined(STORAGE_FLOAT32) || defined(STORAGE_FLOAT64))
     static const bits WANTED[2 * LANES] = {
 #if defined(STORAGE_FLOAT32)
@@ -638,7 +655,7 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
 #else
     storage line[LANES];
     for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
-    for (ptrdiff_t i = 0; i < count; i++) memcpy(line + i, p + i, sizeof(storage));
+    copy_first(line, p, count);
     v = vector_load(line);
 #endif
     return v;
@@ -649,10 +666,13 @@ INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), v.p[0]);
 #elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
     _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), v.p[0]);
+#elif PART_BYTES == 64
+    _mm256_mask_storeu_epi16(
+        p, (__mmask16)((1u << count) - 1), (__m256i)vector_narrow(v).p[0]);
 #else
     storage line[LANES];
     vector_store(line, v);
-    for (ptrdiff_t i = 0; i < count; i++) memcpy(p + i, line + i, sizeof(storage));
+    copy_first(p, line, count);
 #endif
 }
 
@@ -842,6 +862,53 @@ INLINE void vectors_transpose_quarters(vector *v) {
     }
 }
 
+/* The even blocks of `width` numbers of two parts, one part behind the other; or the odd ones. */
+#if defined(__clang__)
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
+#endif
+#define AT(j, width, odd) (2 * ((j) / (width)) * (width) + (j) % (width) + (odd) * (width))
+#define AT_2(j, width, odd) AT(j, width, odd), AT((j) + 1, width, odd)
+#define AT_4(j, width, odd) AT_2(j, width, odd), AT_2((j) + 2, width, odd)
+#define AT_8(j, width, odd) AT_4(j, width, odd), AT_4((j) + 4, width, odd)
+#define AT_16(j, width, odd) AT_8(j, width, odd), AT_8((j) + 8, width, odd)
+#if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_16(0, width, odd))
+#elif PART_BYTES == 64 || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_8(0, width, odd))
+#elif PART_BYTES == 32 || !defined(STORAGE_FLOAT64)
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_4(0, width, odd))
+#else
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_2(0, width, odd))
+#endif
+
+/* The even blocks of `width` numbers of two vectors, one behind the other, and the odd ones. */
+INLINE void vectors_halve(const vector *pair, ptrdiff_t width, vector *even, vector *odd) {
+    part from[2 * PARTS];
+    memcpy(from, pair, sizeof from);
+    for (int i = 0; i < PARTS; i++) {
+        const part a = from[2 * i], b = from[2 * i + 1];
+        if (width >= PART_LANES) {
+            const int block = (int)(width / PART_LANES);
+            even->p[i] = from[AT(i, block, 0)];
+            odd->p[i] = from[AT(i, block, 1)];
+        } else if (width == 8) {
+            even->p[i] = PART_BLOCKS(a, b, 8, 0);
+            odd->p[i] = PART_BLOCKS(a, b, 8, 1);
+        } else if (width == 4) {
+            even->p[i] = PART_BLOCKS(a, b, 4, 0);
+            odd->p[i] = PART_BLOCKS(a, b, 4, 1);
+        } else if (width == 2) {
+            even->p[i] = PART_BLOCKS(a, b, 2, 0);
+            odd->p[i] = PART_BLOCKS(a, b, 2, 1);
+        } else {
+            even->p[i] = PART_BLOCKS(a, b, 1, 0);
+            odd->p[i] = PART_BLOCKS(a, b, 1, 1);
+        }
+    }
+}
+
 /* What 16 bytes hold of LANES rows, turned over: lane k of vector c is number c of row k. Rows are
  * `row_stride` apart, in what `load` counts in. */
 #define LOAD_ROWS(columns, rows, row_stride, load) \
@@ -851,10 +918,6 @@ INLINE void vectors_transpose_quarters(vector *v) {
                                             load((rows) + at + 2 * step), load((rows) + at + 3 * step)); \
     } \
     vectors_transpose_quarters(columns);
-
-INLINE void vectors_get_rows(vector *columns, const real *rows, ptrdiff_t row_stride) {
-    LOAD_ROWS(columns, rows, row_stride, quarter_get)
-}
 
 #define LOAD_FIRST(p) quarter_load_first(p, count)
 

@@ -64,7 +64,7 @@ cdef extern from "vector.h" nogil:
     void words_store(storage *rows, Py_ssize_t row_stride, vector *words)
     void word_put(real *p, vector word, Py_ssize_t count)
     vector word_from(const vector *columns)
-    void vectors_get_rows(vector *columns, const real *rows, Py_ssize_t row_stride)
+    void vectors_halve(const vector *pair, Py_ssize_t width, vector *even, vector *odd)
     real storage_read(const char *p)
     void storage_write(char *p, real x)
 
