@@ -515,6 +515,25 @@ def reference_markdown(document: Document) -> str:
     return f"{table}\n\nAgainst `softce_fast.reference`. {machine.one_line(document)}."
 
 
+def threads_markdown(document: Document) -> str:
+    """Shape by number of threads: how many times faster than on one."""
+    points = document["points"]
+    counts = sorted({point["threads"] for point in points})
+    shown = [count for count in counts if count & (count - 1) == 0 and count > 1]
+    header = ["float32: times as fast as on one thread", "shape",
+              *(f"{count} threads" for count in shown)]  # fmt: skip
+    speedups = {
+        (point["function"], point["rows"], point["classes"], point["threads"]): point["speedup"]
+        for point in points
+    }
+    rows = [
+        [OPERATIONS[function].title, f"{size}x{classes}",
+         *(ratio_text(speedups[function, size, classes, count]) for count in shown)]
+        for function, size, classes in dict.fromkeys(key[:3] for key in speedups)
+    ]  # fmt: skip
+    return f"{markdown(header, rows, left=2)}\n\n{machine.one_line(document)}."
+
+
 def accuracy_markdown(document: Document) -> str:
     header, rows = accuracy_rows(document)
     return f"{markdown(header, rows, left=2)}\n\nAgainst long double. {machine.one_line(document)}."
@@ -537,6 +556,7 @@ def update_readme(path: Path, results: Path) -> list[str]:
     for section, filename, render in (
         ("speed", "speed.json", reference_markdown),
         ("speed", "compare.json", targets_markdown),
+        ("speed", "scaling-threads.json", threads_markdown),
         ("accuracy", "accuracy.json", accuracy_markdown),
     ):
         file = results / filename

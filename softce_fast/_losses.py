@@ -271,12 +271,12 @@ def _cross_entropy(
     ):
         kernels = loaded_kernels.get(logits.dtype)
         if kernels is not None:
-            small = kernels.cross_entropy_small(
+            ordinary = kernels.cross_entropy_ordinary(
                 logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                empty, with_grad, grad_out,
+                empty, with_grad, grad_out, threads_for,
             )  # fmt: skip
-            if small is not None:
-                return small
+            if ordinary is not None:
+                return ordinary
     array, given, axis, call = _checked(
         "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
         empty, dtype, label_smoothing, z_loss, temperature,

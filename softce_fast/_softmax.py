@@ -355,9 +355,9 @@ def _normalize(
     if type(x) is np.ndarray and where is None and dtype is None:
         kernels = loaded_kernels.get(x.dtype)
         if kernels is not None:
-            small = kernels.softmax_small(x, axis, temperature, empty, out, log)
-            if small is not None:
-                return small
+            ordinary = kernels.softmax_ordinary(x, axis, temperature, empty, out, log, threads_for)
+            if ordinary is not None:
+                return ordinary
     array = _checks.real_array(x, "x")
     result_dtype = array.dtype if dtype is None else None
     kernels = None if result_dtype is None else kernels_for(result_dtype)

@@ -196,6 +196,22 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         report.between_markers(text, "accuracy", "")
 
 
+def test_threads_report() -> None:
+    points = [
+        {
+            "function": "cross_entropy",
+            "rows": 50,
+            "classes": 7,
+            "threads": count,
+            "speedup": speedup,
+        }
+        for count, speedup in ((1, 1.0), (2, 1.9), (3, 2.7), (4, 3.25))
+    ]
+    table = report.threads_markdown({**HEAD, "points": points}).splitlines()
+    assert table[0].endswith("| shape | 2 threads | 4 threads |")
+    assert table[2] == "| cross_entropy | 50x7 | 1.90 | 3.25 |"
+
+
 def test_accuracy_report() -> None:
     document = {
         "kind": "accuracy",

@@ -271,25 +271,39 @@ def test_outputs_of_half_types(isa: str, half_dtype: np.dtype, classes: int) -> 
 
 
 @pytest.mark.parametrize("classes", [count for count in CLASS_COUNTS if count <= 10_000])
-def test_small_calls(isa: str, full_dtype: np.dtype, classes: int) -> None:
+def test_ordinary_calls(isa: str, full_dtype: np.dtype, classes: int) -> None:
     """With ``axis=-1`` they take a short way, with ``axis=1`` the general one."""
     for rows in (1, 2, 3, 4, 5, 16, 17, 33) if classes < 1000 else (1, 5):
-        logits, labels = batch(classes, full_dtype, 0, rows, seed=rows)
-        for function in (sf.softmax, sf.log_softmax):
-            assert_same_bits(function(logits), function(logits, 1), function.__name__, rows)
-        loss, grad = sf.cross_entropy_with_grad(logits, labels)
-        right, right_grad = sf.cross_entropy_with_grad(logits, labels, 1)
-        assert_same_bits(loss, right, rows)
-        assert_same_bits(grad, right_grad, rows)
-        assert_same_bits(sf.cross_entropy(logits, labels), right, rows)
-        for layout in WRITABLE.values():
-            out, x, target = layout(np.zeros_like(logits)), layout(logits), layout(labels)
-            assert sf.softmax(x, out=out) is out
-            assert_same_bits(out, sf.softmax(logits, 1))
-            loss, same = sf.cross_entropy_with_grad(x, target, grad_out=out)
-            assert same is out
-            assert_same_bits(loss, right)
-            assert_same_bits(out, right_grad)
+        check_ordinary_calls(*batch(classes, full_dtype, 0, rows, seed=rows))
+
+
+@pytest.mark.parametrize("count", THREAD_COUNTS)
+@pytest.mark.parametrize(
+    "shape", [(70_000, 3), (9000, 10), (1100, 64), (70, 1000), (17, 4097), (1, 100_000)]
+)
+def test_ordinary_calls_on_threads(isa: str, shape: tuple[int, int], count: int) -> None:
+    with sf.num_threads(count):
+        check_ordinary_calls(*batch(shape[1], np.float32, 0, shape[0]))
+
+
+def check_ordinary_calls(logits: Array, labels: Array) -> None:
+    """The short way gives the bits of the general one."""
+    rows = len(logits)
+    for function in (sf.softmax, sf.log_softmax):
+        assert_same_bits(function(logits), function(logits, 1), function.__name__, rows)
+    loss, grad = sf.cross_entropy_with_grad(logits, labels)
+    right, right_grad = sf.cross_entropy_with_grad(logits, labels, 1)
+    assert_same_bits(loss, right, rows)
+    assert_same_bits(grad, right_grad, rows)
+    assert_same_bits(sf.cross_entropy(logits, labels), right, rows)
+    for layout in WRITABLE.values():
+        out, x, target = layout(np.zeros_like(logits)), layout(logits), layout(labels)
+        assert sf.softmax(x, out=out) is out
+        assert_same_bits(out, sf.softmax(logits, 1))
+        loss, same = sf.cross_entropy_with_grad(x, target, grad_out=out)
+        assert same is out
+        assert_same_bits(loss, right)
+        assert_same_bits(out, right_grad)
 
 
 @pytest.mark.parametrize("name", WITH_OUTPUT)

@@ -1,11 +1,12 @@
 """The functions of every kernel module, compiled for each variant and storage type.
 
-They are those of ``entry.pxi``, ``pairs.pxi`` and ``small.pxi``.
+They are those of ``entry.pxi``, ``pairs.pxi`` and ``ordinary.pxi``.
 
 Arrays of one call have the storage type of the module; labels are int64; weights have the type
 that it computes in. ``tools/stubs.py`` compares this with the modules themselves.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, type_check_only
 
 from numpy import int64
@@ -25,8 +26,15 @@ class Kernels(Protocol):
         empty_is_zero: bool,
         n_threads: int,
     ) -> None: ...
-    def softmax_small(
-        self, x: Any, axis: Any, temperature: Any, empty: Any, out: Any, log: bool
+    def softmax_ordinary(
+        self,
+        x: Any,
+        axis: Any,
+        temperature: Any,
+        empty: Any,
+        out: Any,
+        log: bool,
+        threads_for: Callable[[int], int],
     ) -> _Array | None: ...
     def logsumexp(self, logits: _Array, result: _Array, n_threads: int) -> None: ...
     def cross_entropy(
@@ -46,7 +54,7 @@ class Kernels(Protocol):
         temperature: float,
         n_threads: int,
     ) -> tuple[float, float] | None: ...
-    def cross_entropy_small(
+    def cross_entropy_ordinary(
         self,
         logits: Any,
         target: Any,
@@ -59,6 +67,7 @@ class Kernels(Protocol):
         empty: Any,
         with_grad: bool,
         grad_out: Any,
+        threads_for: Callable[[int], int],
     ) -> tuple[Any, _Array | None] | None: ...
     def backward(
         self, gradient: _Array, output: _Array, result: _Array, log: bool, n_threads: int

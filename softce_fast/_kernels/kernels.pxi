@@ -24,6 +24,6 @@ include "block.pxi"
 include "engine.pxi"
 include "entry.pxi"
 include "pairs.pxi"
-include "small.pxi"
+include "ordinary.pxi"
 
 import_array()

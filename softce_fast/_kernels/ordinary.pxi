@@ -1,5 +1,5 @@
-# Ordinary small calls, from Python's arguments to Python's result. Such a call takes a microsecond;
-# a memoryview for each array and the general checks, in Python, would take two more.
+# Ordinary calls, from Python's arguments to Python's result. The smallest take a microsecond; a
+# memoryview for each array and the general checks, in Python, take 7 to 15 of them.
 #
 # What is not ordinary, errors included, is left to the general way: a function here then returns
 # None and has done nothing. So types are compared exactly: an array may be equal to 1.0, too, and a
@@ -28,20 +28,22 @@ cdef extern from "numpy/arrayobject.h":
 cdef enum:
     # Scratch memory that the stack may give.
     STACK_BYTES = 32768
+    # Elements from which on a call need not be hurried; all have less than _memory.py would keep.
+    ORDINARY_SIZE = 1048576
 
 
-cdef struct SmallArray:
+cdef struct OrdinaryArray:
     Array array
     Py_ssize_t rows
     Py_ssize_t classes
     Py_ssize_t itemsize
 
 
-cdef inline bint is_small(x) noexcept:
-    """Whether `x` is an array with elements, but fewer than would be worth a second thread."""
+cdef inline bint is_ordinary(x) noexcept:
+    """Whether `x` is an array with elements, but not very many."""
     return (
         type(x) is ndarray
-        and 0 < PyArray_SIZE(<ndarray>x) < SERIAL_SIZE
+        and 0 < PyArray_SIZE(<ndarray>x) < ORDINARY_SIZE
         and (PyArray_NDIM(<ndarray>x) <= 2 or PyArray_IS_C_CONTIGUOUS(<ndarray>x)))
 
 
@@ -57,9 +59,9 @@ cdef inline bint is_word(value, str expected) noexcept:
     return type(value) is str and <str>value == expected
 
 
-cdef SmallArray small_array(ndarray x) noexcept:
+cdef OrdinaryArray ordinary_array(ndarray x) noexcept:
     """See an array as rows along its last axis."""
-    cdef SmallArray small
+    cdef OrdinaryArray view
     cdef int ndim = PyArray_NDIM(x)
     cdef Py_ssize_t[2] strides
     cdef Py_ssize_t[2] shape
@@ -67,11 +69,11 @@ cdef SmallArray small_array(ndarray x) noexcept:
     shape[0] = PyArray_SIZE(x) // shape[1]
     strides[1] = PyArray_STRIDE(x, ndim - 1)
     strides[0] = PyArray_STRIDE(x, 0) if ndim == 2 else shape[1] * <Py_ssize_t>sizeof(storage)
-    small.array = array_2d(PyArray_BYTES(x), shape, strides)
-    small.rows = shape[0]
-    small.classes = shape[1]
-    small.itemsize = sizeof(storage)
-    return small
+    view.array = array_2d(PyArray_BYTES(x), shape, strides)
+    view.rows = shape[0]
+    view.classes = shape[1]
+    view.itemsize = sizeof(storage)
+    return view
 
 
 cdef inline bint same_shape(ndarray a, ndarray b, int ndim) noexcept:
@@ -83,9 +85,9 @@ cdef inline bint same_shape(ndarray a, ndarray b, int ndim) noexcept:
     return True
 
 
-cdef bint takes_result(out, ndarray x, const SmallArray *input, SmallArray *output) noexcept:
+cdef bint takes_result(out, ndarray x, const OrdinaryArray *input, OrdinaryArray *output) noexcept:
     """Describe `out`; False if the result of `x` cannot go there, or not without a look at both."""
-    if not is_small(out) or not PyArray_ISWRITEABLE(<ndarray>out):
+    if not is_ordinary(out) or not PyArray_ISWRITEABLE(<ndarray>out):
         return False
     if (
         PyArray_DESCR(<ndarray>out) != PyArray_DESCR(x)
@@ -93,28 +95,28 @@ cdef bint takes_result(out, ndarray x, const SmallArray *input, SmallArray *outp
         or not same_shape(<ndarray>out, x, PyArray_NDIM(x))
     ):
         return False
-    output[0] = small_array(<ndarray>out)
+    output[0] = ordinary_array(<ndarray>out)
     return is_same_place(input, output) or not overlap(input, output)
 
 
-cdef inline bint is_same_place(const SmallArray *a, const SmallArray *b) noexcept:
+cdef inline bint is_same_place(const OrdinaryArray *a, const OrdinaryArray *b) noexcept:
     return (
         a.array.data == b.array.data and a.array.outer_stride == b.array.outer_stride
         and a.array.class_stride == b.array.class_stride)
 
 
-cdef inline bint overlap(const SmallArray *a, const SmallArray *b) noexcept:
+cdef inline bint overlap(const OrdinaryArray *a, const OrdinaryArray *b) noexcept:
     """Whether the memory between the ends of two arrays overlaps."""
     return low_end(a) < high_end(b) and low_end(b) < high_end(a)
 
 
-cdef inline Py_ssize_t low_end(const SmallArray *a) noexcept:
+cdef inline Py_ssize_t low_end(const OrdinaryArray *a) noexcept:
     return (
         <Py_ssize_t>a.array.data + min(0, (a.rows - 1) * a.array.outer_stride)
         + min(0, (a.classes - 1) * a.array.class_stride))
 
 
-cdef inline Py_ssize_t high_end(const SmallArray *a) noexcept:
+cdef inline Py_ssize_t high_end(const OrdinaryArray *a) noexcept:
     return (
         <Py_ssize_t>a.array.data + max(0, (a.rows - 1) * a.array.outer_stride)
         + max(0, (a.classes - 1) * a.array.class_stride) + a.itemsize)
@@ -127,11 +129,19 @@ cdef ndarray empty_like(ndarray x):
     return PyArray_Empty(PyArray_NDIM(x), PyArray_DIMS(x), descriptor, 0)
 
 
-cdef double run_small(Problem *problem, bint sum_results) except? -1.0:
-    """run() on one thread, of a problem that is a single task if its scratch fits the stack."""
+cdef inline int threads_of(const OrdinaryArray *view, threads_for) except -1:
+    """How many threads a call on that array may use."""
+    cdef Py_ssize_t size = view.rows * view.classes
+    return 1 if size < SERIAL_SIZE else threads_for(size)
+
+
+cdef double run_ordinary(Problem *problem, bint sum_results, int n_threads) except? -1.0:
+    """run(), without taking memory for a problem that is a single task and has little scratch."""
     cdef double total = 0
     cdef char[STACK_BYTES + 64] memory
     cdef Problem by_rows
+    if n_threads > 1:
+        return run(problem, n_threads, sum_results)
     choose_plan(problem)
     if sum_results:
         problem.task_losses = &total
@@ -147,33 +157,33 @@ cdef double run_small(Problem *problem, bint sum_results) except? -1.0:
     return total
 
 
-def softmax_small(x, axis, temperature, empty, out, bint log):
-    """Return softmax or log_softmax along the last axis, of an ordinary small call."""
-    cdef SmallArray input, output
+def softmax_ordinary(x, axis, temperature, empty, out, bint log, threads_for):
+    """Return softmax or log_softmax along the last axis, of an ordinary call."""
+    cdef OrdinaryArray input, output
     cdef Problem problem
     if not (
-        is_small(x) and is_last_axis(axis, x) and is_float(temperature, 1.0)
+        is_ordinary(x) and is_last_axis(axis, x) and is_float(temperature, 1.0)
         and is_word(empty, "nan")
     ):
         return None
-    input = small_array(x)
+    input = ordinary_array(x)
     if out is None:
         out = empty_like(x)
-        output = small_array(out)
+        output = ordinary_array(out)
     elif not takes_result(out, x, &input, &output):
         return None
     problem = problem_for(
         LOG_SOFTMAX if log else SOFTMAX, input.array, input.classes, input.rows, 1.0)
     set_output(&problem, output.array)
-    run_small(&problem, False)
+    run_ordinary(&problem, False, threads_of(&input, threads_for))
     return out
 
 
-cdef bint takes_labels(target, ndarray logits, SmallArray *small) noexcept:
+cdef bint takes_labels(target, ndarray logits, OrdinaryArray *view) noexcept:
     """Describe `target`; False if it does not hold one int64 for each row of the logits."""
     cdef ndarray labels
     cdef int ndim = PyArray_NDIM(logits) - 1
-    if not is_small(target):
+    if not is_ordinary(target):
         return False
     labels = target
     if (
@@ -183,36 +193,37 @@ cdef bint takes_labels(target, ndarray logits, SmallArray *small) noexcept:
         or (ndim == 2 and not PyArray_IS_C_CONTIGUOUS(labels))
     ):
         return False
-    memset(small, 0, sizeof(SmallArray))
-    small.array.data = PyArray_BYTES(labels)
-    small.array.row_stride = PyArray_STRIDE(labels, 0) if ndim == 1 else <Py_ssize_t>sizeof(int64_t)
-    small.array.outer_stride = small.array.row_stride
-    small.array.inner_length = 1
-    small.rows = PyArray_SIZE(labels)
-    small.classes = 1
-    small.itemsize = sizeof(int64_t)
+    memset(view, 0, sizeof(OrdinaryArray))
+    view.array.data = PyArray_BYTES(labels)
+    view.array.row_stride = PyArray_STRIDE(labels, 0) if ndim == 1 else <Py_ssize_t>sizeof(int64_t)
+    view.array.outer_stride = view.array.row_stride
+    view.array.inner_length = 1
+    view.rows = PyArray_SIZE(labels)
+    view.classes = 1
+    view.itemsize = sizeof(int64_t)
     return True
 
 
-def cross_entropy_small(
+def cross_entropy_ordinary(
     logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction, empty,
-    bint with_grad, grad_out,
+    bint with_grad, grad_out, threads_for,
 ):
-    """Return the mean loss and its gradient (or None), of an ordinary small call."""
-    cdef SmallArray input, labels, output
+    """Return the mean loss and its gradient (or None), of an ordinary call."""
+    cdef OrdinaryArray input, labels, output
     cdef Problem problem
     cdef double divisor, loss
     cdef int overflow = 0
     cdef int bad = 0
+    cdef int n_threads
     cdef storage result
     if not (
-        is_small(logits) and is_last_axis(axis, logits) and type(ignore_index) is int
+        is_ordinary(logits) and is_last_axis(axis, logits) and type(ignore_index) is int
         and is_float(label_smoothing, 0.0) and is_float(z_loss, 0.0) and is_float(temperature, 1.0)
         and is_word(reduction, "mean") and is_word(empty, "nan")
         and takes_labels(target, logits, &labels)
     ):
         return None
-    input = small_array(logits)
+    input = ordinary_array(logits)
     if grad_out is not None and (
         not takes_result(grad_out, logits, &input, &output) or overlap(&labels, &output)
     ):
@@ -222,16 +233,17 @@ def cross_entropy_small(
     problem.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
     if overflow:
         return None
-    divisor = scan_task(&problem, 0, problem.rows, &bad)
+    n_threads = threads_of(&input, threads_for)
+    divisor = scan_labels(&problem, n_threads, &bad)
     if bad or divisor == 0:
         return None
     problem.gradient_scale = <real>(1.0 / divisor)
     if with_grad:
         if grad_out is None:
             grad_out = empty_like(logits)
-            output = small_array(grad_out)
+            output = ordinary_array(grad_out)
         set_output(&problem, output.array)
-    loss = run_small(&problem, True) / divisor
+    loss = run_ordinary(&problem, True, n_threads) / divisor
     if STORAGE_IS_REAL:
         result = <storage>loss
         return PyArray_Scalar(&result, PyArray_DESCR(logits), NULL), grad_out
