@@ -869,7 +869,9 @@ INLINE void vectors_transpose_quarters(vector *v) {
 #define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
 #endif
 #define AT(j, width, odd) (2 * ((j) / (width)) * (width) + (j) % (width) + (odd) * (width))
-#define AT_2(j, width, odd) AT(j, width, odd), AT((j) + 1, width, odd)
+/* Within the two parts, also where a branch for wider parts is compiled and never taken. */
+#define WITHIN(j, width, odd) (AT(j, width, odd) & (2 * PART_BYTES / (int)sizeof(real) - 1))
+#define AT_2(j, width, odd) WITHIN(j, width, odd), WITHIN((j) + 1, width, odd)
 #define AT_4(j, width, odd) AT_2(j, width, odd), AT_2((j) + 2, width, odd)
 #define AT_8(j, width, odd) AT_4(j, width, odd), AT_4((j) + 4, width, odd)
 #define AT_16(j, width, odd) AT_8(j, width, odd), AT_8((j) + 8, width, odd)
