@@ -306,6 +306,21 @@ def check_ordinary_calls(logits: Array, labels: Array) -> None:
         assert_same_bits(out, right_grad)
 
 
+@pytest.mark.parametrize("offset", [1, 4, 40])
+@pytest.mark.parametrize("classes", [10, 27, 61, 64, 1000])
+def test_large_outputs_at_any_address(isa: str, dtype: np.dtype, classes: int, offset: int) -> None:
+    """Large enough to be written past the caches, which takes whole cache lines."""
+    rows = (1 << 24) // dtype.itemsize // classes + 18
+    logits, labels = batch(classes, dtype, 0, rows)
+    memory = np.zeros(logits.nbytes + 64, np.uint8)
+    out = memory[offset : offset + logits.nbytes].view(dtype).reshape(logits.shape)
+    for name in ("softmax", "gradient"):
+        OPERATIONS[name](logits, labels, -1, out=out)
+        assert_same_bits(out, OPERATIONS[name](logits, labels, -1), name)
+        assert not memory[:offset].any()
+        assert not memory[offset + logits.nbytes :].any()
+
+
 @pytest.mark.parametrize("name", WITH_OUTPUT)
 @pytest.mark.parametrize(
     ("classes", "dtype"),

@@ -229,6 +229,9 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
                 group.ignored |= <unsigned int>1 << k
                 group.labels[k] = 0
         group.active = vector_get(active)
+    for k in range(LANES):
+        # They were checked, but another Python thread may have changed them since.
+        group.labels[k] = max(<int64_t>0, min(group.labels[k], <int64_t>(problem.classes - 1)))
     group.label_weight = vector_set(1.0)
     if problem.class_weight != NULL:
         for k in range(LANES):
