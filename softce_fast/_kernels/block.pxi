@@ -44,10 +44,9 @@ cdef inline void block_write_row(
 
 
 cdef inline void block_unpack(
-    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n, storage *row, bint whole_lines,
-    bint overrun,
+    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n, storage *row, bint stream, bint overrun,
 ) noexcept nogil:
-    """Compute row k; `overrun`: its last vector may be written as a whole."""
+    """Compute row k; `stream`: past the caches; `overrun`: its last vector may be whole."""
     cdef const real *kept = block.kept + k * block.stride
     cdef Pair factor
     cdef vector v
@@ -56,7 +55,7 @@ cdef inline void block_unpack(
     factor.low = vector_set(block.factor_rest[k])
     while i + LANES <= n:
         v = output_product(vector_get(kept + i), factor)
-        if whole_lines:
+        if stream:
             vector_stream(row + i, v)
         else:
             vector_store(row + i, v)

@@ -13,8 +13,8 @@
 # alone: rows that are left over and would not fill a tile or block go one by one. Few long rows are
 # shared out by chunks instead of rows; the chunks are the same ones.
 #
-# What is `cdef inline` is inlined wherever it is called, the rest nowhere (see setup.py). So each
-# pass is a function with all its loops, and no two compete for registers.
+# What is `cdef inline` is inlined wherever it is called; the rest, by GCC, nowhere (see setup.py).
+# So each pass is a function with all its loops, and no two compete for registers.
 
 cdef enum Operation:
     SOFTMAX
@@ -82,7 +82,7 @@ cdef struct Problem:
     bint stream             # write the output past the caches
     bint keep               # exponentials of all chunks are kept from forward to write
     bint by_lines           # tiles end where the output's cache lines end
-    bint write_behind       # a group's output is written while the next one is summed
+    bint write_behind       # a group's output is written while the next one is summed, or kept
     Py_ssize_t ahead        # bytes from what is worked on to what comes next,
     Py_ssize_t ahead_stride  # and from one cache line of that to the next
     size_t kept_stride      # numbers from one kept row, or tile, to the next

@@ -228,7 +228,7 @@ cdef inline vector row_output(
 cdef struct Line:
     # Where rows that follow each other in memory meet: elements that wait for the rest of their
     # cache line, which is then written as a whole.
-    storage *elements     # room for two vectors
+    storage *elements     # room for two vectors, and for what is unpacked behind those pending
     Py_ssize_t pending
     storage *at           # where the first of them goes
 
@@ -406,7 +406,7 @@ cdef inline Pair lanes_merge(Pair *lane) noexcept nogil:
     return pair_merge(lane[0], lane[1])
 
 
-cdef inline void vectors_fold(vector *v, Py_ssize_t width) noexcept nogil:
+cdef inline void maxima_fold(vector *v, Py_ssize_t width) noexcept nogil:
     """Halve 2 * width vectors, each of which then holds the maxima of twice as many rows."""
     cdef vector even, odd
     cdef Py_ssize_t k
@@ -418,15 +418,15 @@ cdef inline void vectors_fold(vector *v, Py_ssize_t width) noexcept nogil:
 cdef inline vector rows_maximum(vector *v) noexcept nogil:
     """The maximum of the lanes of each of LANES vectors, which are used up."""
     if LANES == 16:
-        vectors_fold(v, 8)
-    vectors_fold(v, 4)
-    vectors_fold(v, 2)
-    vectors_fold(v, 1)
+        maxima_fold(v, 8)
+    maxima_fold(v, 4)
+    maxima_fold(v, 2)
+    maxima_fold(v, 1)
     return v[0]
 
 
 cdef inline void pairs_fold(vector *high, vector *low, Py_ssize_t width) noexcept nogil:
-    """vectors_fold() for sums."""
+    """maxima_fold() for sums."""
     cdef Pair even, odd
     cdef Py_ssize_t k
     for k in range(width):
