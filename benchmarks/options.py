@@ -1,7 +1,8 @@
 """What each option of cross_entropy_with_grad costs, against the call without it.
 
-Calls alternate; a ratio is that of two medians. The first line, the plain call against itself,
-shows what the machine's noise alone does to a ratio.
+Calls alternate; a ratio is that of two medians. The plain call against itself shows what the
+machine's noise alone does to a ratio; softmax, which has the same bytes to read and write and no
+options of a loss, what the plain call pays for having them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,13 @@ from tqdm import tqdm
 import machine
 import report
 import softce_fast
+from report import NO_OPTION
 
 RESULTS = Path(__file__).with_name("results")
 SHAPES = ((16_384, 1000), (1_000_000, 10))
 
 
-def calls(rows: int, classes: int) -> dict[str, dict[str, Any]]:
+def options_by_name(rows: int, classes: int) -> dict[str, dict[str, Any]]:
     """Keyword arguments by the name of the option."""
     generator = np.random.default_rng(0)
     target = generator.integers(0, classes, rows)
@@ -32,8 +36,8 @@ def calls(rows: int, classes: int) -> dict[str, dict[str, Any]]:
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     ignored = np.where(generator.random(rows) < 0.1, -100, target)
     return {
-        "none": {"target": target},
-        "none, again": {"target": target},
+        NO_OPTION: {"target": target},
+        f"{NO_OPTION}, again": {"target": target},
         "reduction='sum'": {"target": target, "reduction": "sum"},
         "ignore_index": {"target": ignored},
         "weight": {"target": target, "weight": generator.random(classes, dtype=np.float32)},
@@ -52,12 +56,16 @@ def medians(rows: int, classes: int, rounds: int) -> dict[str, float]:
     """Seconds of a call, by option."""
     logits = np.random.default_rng(1).standard_normal((rows, classes), dtype=np.float32)
     gradient = np.ones_like(logits)
-    chosen = calls(rows, classes)
-    times: dict[str, list[float]] = {name: [] for name in chosen}
+    calls: dict[str, Callable[[], Any]] = {
+        name: partial(softce_fast.cross_entropy_with_grad, logits, grad_out=gradient, **options)
+        for name, options in options_by_name(rows, classes).items()
+    }
+    calls["softmax instead"] = partial(softce_fast.softmax, logits, out=gradient)
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(rounds), desc=f"{rows} x {classes}", unit="round"):
-        for name, options in chosen.items():
+        for name, call in calls.items():
             start = time.perf_counter()
-            softce_fast.cross_entropy_with_grad(logits, grad_out=gradient, **options)
+            call()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -67,19 +75,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--json", type=Path, default=RESULTS / "options.json")
     options = parser.parse_args()
-    found = {shape: medians(*shape, options.rounds) for shape in SHAPES}
-    header = ["option", *(f"{rows} x {classes}" for rows, classes in SHAPES)]
-    rows = [
-        [name, *(f"{1e3 * column[name]:.2f} ms, {column[name] / column['none']:.2f}"
-                 for column in found.values())]
-        for name in found[SHAPES[0]]
-    ]  # fmt: skip
-    print(report.aligned(header, rows, left=1))
     document = {
         "kind": "options",
         **machine.describe(["numpy"]),
-        "seconds": {f"{rows}x{classes}": times for (rows, classes), times in found.items()},
+        "seconds": {
+            f"{rows}x{classes}": medians(rows, classes, options.rounds) for rows, classes in SHAPES
+        },
     }
+    print(report.aligned(*report.options_rows(document), left=1))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(f"saved {options.json}")

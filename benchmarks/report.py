@@ -20,6 +20,7 @@ import shapes
 from shapes import COLUMNS, OPERATIONS
 
 RESULTS = Path(__file__).with_name("results")
+NO_OPTION = "no option"  # the call of options.py that others are compared with
 PEER_TITLES = {
     "softce_fast_float32": "float32",
     "memory_limit": "memory",
@@ -534,6 +535,22 @@ def threads_markdown(document: Document) -> str:
     return f"{markdown(header, rows, left=2)}\n\n{machine.one_line(document)}."
 
 
+def options_rows(document: Document) -> tuple[list[str], list[list[str]]]:
+    """Option by shape: time, and the plain call's times that."""
+    seconds = document["seconds"]
+    header = ["float32: cross_entropy_with_grad, grad_out=", *seconds]
+    rows = [
+        [name, *(f"{time_text(times[name])}, {times[name] / times[NO_OPTION]:.2f}"
+                 for times in seconds.values())]
+        for name in next(iter(seconds.values()))
+    ]  # fmt: skip
+    return header, rows
+
+
+def options_markdown(document: Document) -> str:
+    return f"{markdown(*options_rows(document))}\n\n{machine.one_line(document)}."
+
+
 def accuracy_markdown(document: Document) -> str:
     header, rows = accuracy_rows(document)
     return f"{markdown(header, rows, left=2)}\n\nAgainst long double. {machine.one_line(document)}."
@@ -557,6 +574,7 @@ def update_readme(path: Path, results: Path) -> list[str]:
         ("speed", "speed.json", reference_markdown),
         ("speed", "compare.json", targets_markdown),
         ("speed", "scaling-threads.json", threads_markdown),
+        ("speed", "options.json", options_markdown),
         ("accuracy", "accuracy.json", accuracy_markdown),
     ):
         file = results / filename

@@ -234,7 +234,9 @@ def _run(
     gradient_scale: float,
 ) -> float:
     """Write the losses and the gradient where they are given; return the sum of the losses."""
-    everything = [*arrays[:4], losses, grad]
+    everything = [
+        None if item is None else np.asarray(item) for item in (*arrays[:4], losses, grad)
+    ]
 
     def call(kernels: Any, items: list[Array | None]) -> float:
         flat = [None if item is None else _layout.as_storage(item.reshape(-1)) for item in items]

@@ -19,6 +19,7 @@ DType = np.dtype[Any]
 
 REDUCTIONS = ("none", "mean", "sum")
 EMPTY_VALUES = ("nan", "zero")
+MOST_THREADS = 1024
 
 _FLOAT_CHARS = "efdg"
 _FLOAT_NAMES = "float16, bfloat16, float32, float64 or longdouble"
@@ -42,10 +43,11 @@ def real_array(value: ArrayLike, name: str) -> Array:
     if type(value) is np.ndarray:
         array = value
     elif isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} is a masked array, which is not supported: pass its data, with where=~mask to "
-            "softmax, log_softmax and logsumexp, or ignore_index= or sample_weight= to a loss"
-        )
+        raise _masked(f"{name} is")
+    elif isinstance(value, (list, tuple)) and any(
+        isinstance(item, np.ma.MaskedArray) for item in value
+    ):
+        raise _masked(f"{name} holds")
     else:
         array = np.asarray(value)
     dtype = array.dtype
@@ -53,6 +55,13 @@ def real_array(value: ArrayLike, name: str) -> Array:
         return array
     raise TypeError(
         f"{name} must hold real numbers (booleans, integers, {_FLOAT_NAMES}), got dtype {dtype}"
+    )
+
+
+def _masked(beginning: str) -> TypeError:
+    return TypeError(
+        f"{beginning} a masked array, which is not supported: pass its data, with where=~mask to "
+        "softmax, log_softmax and logsumexp, or ignore_index= or sample_weight= to a loss"
     )
 
 
@@ -138,13 +147,13 @@ def normalize_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, 
 
 def check_reduction(reduction: str) -> None:
     """Refuse a reduction other than none, mean and sum."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
 
 
 def check_empty(empty: str) -> None:
     """Refuse a value of empty other than nan and zero."""
-    if empty not in EMPTY_VALUES:
+    if not isinstance(empty, str) or empty not in EMPTY_VALUES:
         raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
 
 
@@ -191,14 +200,14 @@ def check_ignore_index(ignore_index: int) -> int:
 
 
 def check_num_threads(n: int) -> int:
-    """Return a number of threads as an int of 1 or more."""
+    """Return a number of threads as an int from 1 to MOST_THREADS; more count as those."""
     try:
         value = operator.index(n)
     except TypeError:
         raise TypeError(f"n must be an integer >= 1 (a number of threads), got {n!r}") from None
     if value < 1:
         raise ValueError(f"n must be >= 1 (a number of threads), got {n!r}")
-    return value
+    return min(value, MOST_THREADS)
 
 
 def _number(value: Any, name: str, takes: str) -> float:

@@ -54,13 +54,25 @@ isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
 loaded_kernels: dict[np.dtype[Any], Kernels] = {}
 
 
-# Beyond these the kernels' constants, multiples of the temperature, leave the range of float32.
-TEMPERATURES = (1e-20, 1e20)
+# Beyond these the kernels' constants, multiples of the temperature, leave the range of what is
+# computed in: float32, or float64.
+TEMPERATURES = {4: (1e-20, 1e20), 8: (1e-200, 1e200)}
 
 
-def takes(temperature: float) -> bool:
-    """Tell whether the kernels take a temperature; the others are left to plain NumPy."""
-    return TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
+def takes(temperature: float, dtype: np.dtype[Any]) -> bool:
+    """Tell whether the kernels for `dtype` take a temperature."""
+    lowest, highest = TEMPERATURES[8 if dtype.itemsize >= 8 else 4]
+    return lowest <= temperature <= highest
+
+
+def dtype_for(temperature: float, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype to compute in: `dtype`, or float64 if that alone takes the temperature.
+
+    What float64 does not take, either, is left to plain NumPy.
+    """
+    if takes(temperature, dtype) or dtype.itemsize >= 8:
+        return dtype
+    return np.dtype(np.float64)
 
 
 def kernels_for(dtype: np.dtype[Any]) -> Kernels | Any:

@@ -37,8 +37,27 @@ def three_axes(array: Array, axis: int) -> Array | None:
     return None
 
 
-def three_axes_together(arrays: tuple[Array, ...], axis: int) -> tuple[Array, ...] | None:
+def join_axes(array: Array, axes: tuple[int, ...]) -> Array | None:
+    """Return `array` with neighbouring axes as one, None if its strides do not allow it."""
+    if not axes or axes[-1] - axes[0] + 1 != len(axes):
+        return None
+    shape, strides = array.shape, array.strides
+    if any(strides[i] != shape[i + 1] * strides[i + 1] for i in axes[:-1]):
+        return None
+    joined = math.prod(shape[i] for i in axes)
+    return array.reshape((*shape[: axes[0]], joined, *shape[axes[-1] + 1 :]))
+
+
+def three_axes_together(
+    arrays: tuple[Array, ...], axes: tuple[int, ...]
+) -> tuple[Array, ...] | None:
     """Return arrays of one shape as (outer, class, inner), all with the same outer and inner."""
+    if len(axes) != 1:
+        joined = [join_axes(array, axes) for array in arrays]
+        arrays = tuple(array for array in joined if array is not None)
+        if len(arrays) < len(joined):
+            return None
+    axis = axes[0]
     if arrays[0].ndim <= 3 or all(array.flags.c_contiguous for array in arrays):
         found = [three_axes(array, axis) for array in arrays]
         return tuple(view for view in found if view is not None)

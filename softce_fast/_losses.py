@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, _memory, reference
-from ._dispatch import kernels_for, loaded_kernels, takes
+from . import _checks, _layout, _memory, _scaling, reference
+from ._dispatch import dtype_for, kernels_for, loaded_kernels, takes
+from ._scaling import Call
 from ._threads import threads_for
 
 Array = NDArray[Any]
@@ -175,23 +176,6 @@ def cross_entropy_with_grad(
     )  # fmt: skip
 
 
-class _Call(NamedTuple):
-    """Checked arguments of a loss, as the kernels take them."""
-
-    labels: Array | None  # int64
-    probabilities: Array | None
-    class_weight: Array | None
-    sample_weight: Array | None
-    ignore_index: int
-    label_smoothing: float
-    z_loss: float
-    temperature: float
-    reduction: str
-    denominator: float | None
-    empty_is_zero: bool
-    dtype: DType  # of the result
-
-
 def _checked(
     name: str,
     values: ArrayLike,
@@ -207,7 +191,7 @@ def _checked(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
-) -> tuple[Array, Array, int, _Call]:
+) -> tuple[Array, Array, int, Call]:
     """Return the array called `name`, the target, the axis from the front, and all the rest.
 
     The labels are not compared with the number of classes here.
@@ -228,7 +212,7 @@ def _checked(
     def sample_weights(item: ArrayLike) -> Array:
         return _checks.check_sample_weight(item, row_shape, name)
 
-    call = _Call(
+    call = Call(
         labels if is_labels else None,
         None if is_labels else given,
         _as_real(weight, result_dtype, lambda item: _checks.check_class_weight(item, classes)),
@@ -287,7 +271,12 @@ def _cross_entropy(
         if _layout.overlaps(grad_out, tuple(item for item in inputs if item is not None)):
             raise ValueError("grad_out overlaps an input without being the same array")
     buffer_dtype = _checks.block_dtype(call.dtype, array, call.probabilities)
-    if kernels_for(buffer_dtype) is None or array.size == 0 or not takes(call.temperature):
+    buffer_dtype = dtype_for(call.temperature, buffer_dtype)
+    if (
+        kernels_for(buffer_dtype) is None
+        or array.size == 0
+        or not takes(call.temperature, buffer_dtype)
+    ):
         loss, grad = reference.cross_entropy_with_grad(
             array, given, axis, weight=weight, sample_weight=sample_weight,
             ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -298,12 +287,16 @@ def _cross_entropy(
     output = _memory.empty(array.shape, call.dtype) if with_grad and grad_out is None else grad_out
     row_shape = array.shape[:axis] + array.shape[axis + 1 :]
     losses = np.empty(row_shape, call.dtype) if reduction == "none" else None
+    with np.errstate(all="ignore"):
+        scaled = _scaling.scaled(call, array.shape[axis], row_shape)
     summed: Any = None
-    if array.dtype == call.dtype:
+    if scaled is None and array.dtype == buffer_dtype == call.dtype:
         summed = _direct(array, axis, call, losses, output)
     if summed is None:
+        if scaled is not None:
+            buffer_dtype = _checks.compute_dtype(buffer_dtype)
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            summed = _staged(array, axis, call, losses, output, buffer_dtype)
+            summed = _staged(array, axis, call, scaled, losses, output, buffer_dtype)
     if summed is False:
         _checks.check_labels(given, array.shape[axis], ignore_index)
     if losses is not None:
@@ -314,7 +307,7 @@ def _cross_entropy(
     return _reduced(loss, divisor, call), output
 
 
-def _reduced(loss: float, divisor: float, call: _Call) -> Any:
+def _reduced(loss: float, divisor: float, call: Call) -> Any:
     """Return the sum of the losses, or their mean, as a scalar of the result's dtype."""
     if call.reduction == "mean":
         if divisor != 0:
@@ -327,7 +320,7 @@ def _reduced(loss: float, divisor: float, call: _Call) -> Any:
         return np.float64(loss).astype(call.dtype)
 
 
-def _divide_by_zero(grad: Array, axis: int, loss: float, divisor: float, call: _Call) -> None:
+def _divide_by_zero(grad: Array, axis: int, loss: float, divisor: float, call: Call) -> None:
     """Divide the gradient of the sum as it is divided by any other number; ignored rows stay 0."""
     if call.empty_is_zero and loss == 0:
         grad[...] = 0
@@ -351,7 +344,9 @@ def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array
     return np.ascontiguousarray(labels, np.int64).reshape(labels.shape), ignore_index
 
 
-def _as_real(value: Any, result_dtype: DType, check: Callable[[Any], Array]) -> Array | None:
+def _as_real(
+    value: Any, result_dtype: DType, check: Callable[[Any], Array] = np.asarray
+) -> Array | None:
     """Return weights in the dtype that a result is computed in.
 
     For half types any NaN among them becomes NumPy's own: rounding to bfloat16 is an addition to a
@@ -359,19 +354,21 @@ def _as_real(value: Any, result_dtype: DType, check: Callable[[Any], Array]) -> 
     """
     if value is None:
         return None
-    weights = np.require(check(value), _checks.compute_dtype(result_dtype), ["C", "ALIGNED"])
+    given = check(value)
+    with np.errstate(all="ignore"):  # what the dtype cannot hold becomes inf or 0
+        weights = np.require(given, _checks.compute_dtype(result_dtype), ["C", "ALIGNED"])
     if result_dtype.itemsize == 2 and np.isnan(weights).any():
         weights = np.where(np.isnan(weights), np.float32(np.nan), weights)
     return weights
 
 
-def _direct(array: Array, axis: int, call: _Call, losses: Array | None, grad: Array | None) -> Any:
+def _direct(array: Array, axis: int, call: Call, losses: Array | None, grad: Array | None) -> Any:
     """Run the kernels on the arrays themselves; None if they cannot be seen in three axes."""
     kernels = kernels_for(array.dtype)
     arrays = [item for item in (array, call.probabilities, grad) if item is not None]
     if kernels is None or any(item.dtype != array.dtype for item in arrays):
         return None
-    views = _layout.three_axes_together(tuple(arrays), axis)
+    views = _layout.three_axes_together(tuple(arrays), (axis,))
     if views is None:
         return None
     probabilities = None if call.probabilities is None else views[1]
@@ -381,7 +378,7 @@ def _direct(array: Array, axis: int, call: _Call, losses: Array | None, grad: Ar
 def _run(
     kernels: Any,
     view: Array,
-    call: _Call,
+    call: Call,
     probabilities: Array | None,
     losses: Array | None,
     grad: Array | None,
@@ -410,7 +407,8 @@ def _run(
 def _staged(
     array: Array,
     axis: int,
-    call: _Call,
+    call: Call,
+    scaled: _scaling.Scaled | None,
     losses: Array | None,
     grad: Array | None,
     dtype: DType,
@@ -426,7 +424,9 @@ def _staged(
         grad = np.moveaxis(grad, axis, -1)
     if call.labels is not None and _any_bad(call.labels, classes, call.ignore_index):
         return False
-    divisor = _divisor(call, array.shape[:-1]) if call.reduction == "mean" else 1.0
+    if scaled is None:
+        scaled = _scaling.unscaled(call, array.shape[:-1])
+    call = scaled.call
     total = 0.0
     for block in _layout.row_blocks(array.shape[:-1], classes):
         buffer = np.empty(array[block].shape, dtype)
@@ -434,40 +434,35 @@ def _staged(
         rows = buffer.shape[:-1]
         part = call._replace(
             labels=None if call.labels is None else call.labels[block],
+            class_weight=_as_real(call.class_weight, dtype),
             sample_weight=None
             if call.sample_weight is None
-            else np.ascontiguousarray(call.sample_weight[block]),
-            denominator=divisor,
+            else _as_real(call.sample_weight[block], dtype),
         )
-        block_losses = np.empty(rows, dtype) if losses is not None else None
+        powers = scaled.row_powers
+        block_losses = None
+        if losses is not None or not isinstance(powers, int):
+            block_losses = np.empty(rows, dtype)
         view = buffer.reshape(-1, classes, 1)
         target = None
         if probabilities is not None:
             target = np.ascontiguousarray(probabilities[block], dtype).reshape(-1, classes, 1)
         summed, _ = _run(kernels, view, part, target, block_losses, None if grad is None else view)
+        gradient_powers: Any = scaled.gradient_power
+        if block_losses is not None and not isinstance(powers, int):
+            powers = powers[block]
+            gradient_powers = powers[..., None] + gradient_powers
+            summed = _scaling.restored(block_losses.astype(np.float64), powers).sum()
         total += summed
         if losses is not None:
-            losses[block] = block_losses
+            losses[block] = _scaling.restored(block_losses, powers + scaled.loss_power)
         if grad is not None:
-            grad[block] = buffer
-    return total, divisor
+            grad[block] = _scaling.restored(buffer, gradient_powers)
+    return float(_scaling.restored(total, scaled.loss_power)), scaled.divisor
 
 
 def _any_bad(labels: Array, classes: int, ignore_index: int) -> bool:
     return bool((((labels < 0) | (labels >= classes)) & (labels != ignore_index)).any())
-
-
-def _divisor(call: _Call, row_shape: tuple[int, ...]) -> float:
-    """Return what the mean divides by."""
-    if call.denominator is not None:
-        return call.denominator
-    weights = np.ones(row_shape) if call.sample_weight is None else call.sample_weight
-    if call.labels is not None:
-        valid = call.labels != call.ignore_index
-        if call.class_weight is not None:
-            weights = weights * call.class_weight[np.where(valid, call.labels, 0)]
-        return float(weights.sum(dtype=np.float64, where=valid))
-    return float(weights.sum(dtype=np.float64))
 
 
 def nll_loss(
@@ -605,28 +600,32 @@ def _negative_log(
     row_shape = array.shape[:axis] + array.shape[axis + 1 :]
     losses = np.empty(row_shape, compute_dtype)
     with np.errstate(all="ignore"):  # as in the sums of the kernels
-        _write_negative_logs(array, axis, call, losses, is_log)
-        if call.sample_weight is not None:
-            uncounted = (call.sample_weight == 0) & np.isinf(losses)
-            losses *= call.sample_weight
+        scaled = _scaling.scaled(call, array.shape[axis], row_shape)
+        if scaled is None:
+            scaled = _scaling.unscaled(call, row_shape)
+        _write_negative_logs(array, axis, scaled.call, losses, is_log)
+        if scaled.call.sample_weight is not None:
+            uncounted = (scaled.call.sample_weight == 0) & np.isinf(losses)
+            losses *= scaled.call.sample_weight
             losses[uncounted] = 0
             if call.labels is not None:
                 losses[call.labels == call.ignore_index] = 0
         if reduction == "none":
+            losses = _scaling.restored(losses, scaled.row_powers + scaled.loss_power)
             result: Array = losses.astype(call.dtype, copy=False)
             return result if row_shape else result[()]
-        total = float(losses.sum(dtype=np.float64))
-    divisor = _divisor(call, row_shape) if reduction == "mean" else 1.0
-    return _reduced(total, divisor, call)
+        total = _scaling.restored(losses.astype(np.float64), scaled.row_powers).sum()
+        total = float(_scaling.restored(total, scaled.loss_power))
+    return _reduced(total, scaled.divisor, call)
 
 
-def _write_negative_logs(array: Array, axis: int, call: _Call, losses: Array, is_log: bool) -> None:
+def _write_negative_logs(array: Array, axis: int, call: Call, losses: Array, is_log: bool) -> None:
     """Write the loss of each row, without its sample weight."""
     arrays = array, call.probabilities
     views = None
     if all(item is None or item.dtype == call.dtype for item in arrays):
         given = tuple(item for item in arrays if item is not None)
-        views = _layout.three_axes_together(given, axis)
+        views = _layout.three_axes_together(given, (axis,))
     if views is not None:
         _call_negative_log(kernels_for(call.dtype), views, call, call.labels, losses, is_log)
         return
@@ -648,7 +647,7 @@ def _write_negative_logs(array: Array, axis: int, call: _Call, losses: Array, is
 def _call_negative_log(
     kernels: Any,
     views: tuple[Array, ...],
-    call: _Call,
+    call: Call,
     labels: Array | None,
     losses: Array,
     is_log: bool,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks, _layout, _memory, reference
-from ._dispatch import kernels_for, loaded_kernels, takes
+from ._dispatch import dtype_for, kernels_for, loaded_kernels, takes
 from ._threads import threads_for
 
 Array = NDArray[Any]
@@ -216,21 +216,26 @@ def logsumexp(
         _checks.check_out(out, shape, result_dtype)
     buffer_dtype = _checks.block_dtype(result_dtype, array)
     kernels = kernels_for(buffer_dtype)
-    if b is not None or return_sign or kernels is None or array.size == 0:
+    if array.size == 0:
         return reference.logsumexp(
-            array,
-            axes,
-            b=b,
-            where=mask,
-            keepdims=keepdims,
-            return_sign=return_sign,
-            dtype=dtype,
+            array, axes, b=b, where=mask, keepdims=keepdims, return_sign=return_sign, dtype=dtype,
             out=out,
-        )
+        )  # fmt: skip
     result = np.empty(kept_shape, result_dtype)
+    if b is not None or return_sign or kernels is None:
+        weights = None
+        if b is not None:
+            weights = _checks.check_broadcast(_checks.real_array(b, "b"), array.shape, "b", "x")
+        sign = np.empty(kept_shape, result_dtype)
+        with np.errstate(all="ignore"):  # as in the kernels' sums
+            _write_weighted(array, axes, weights, mask, result, sign)
+            if not return_sign:
+                result[sign < 0] = np.nan
+        total = _delivered(result.reshape(shape), out)
+        return (total, _delivered(sign.reshape(shape), None)) if return_sign else total
     direct = None
-    if len(axes) == 1 and mask is None and array.dtype == result_dtype:
-        direct = _layout.three_axes_together((array,), axes[0])
+    if mask is None and array.dtype == result_dtype:
+        direct = _layout.three_axes_together((array,), axes)
     if direct is not None:
         view = direct[0]
         kernels.logsumexp(
@@ -249,11 +254,33 @@ def logsumexp(
                     threads_for(buffer.size),
                 )
                 result_rows[...] = sums.reshape(result_rows.shape)
-    result = result.reshape(shape)
-    if out is not None:
-        out[...] = result
-        return out
-    return result if shape else result[()]
+    return _delivered(result.reshape(shape), out)
+
+
+def _write_weighted(
+    array: Array,
+    axes: tuple[int, ...],
+    weights: Array | None,
+    mask: Array | None,
+    result: Array,
+    sign: Array,
+) -> None:
+    """Write the logsumexp and its sign by plain NumPy, whose temporaries are those of a block."""
+    for rows, weight_rows, mask_rows, result_rows, sign_rows in _layout.staged(
+        (array, weights, mask, result, sign), axes
+    ):
+        result_rows[...], sign_rows[...] = reference.logsumexp(
+            rows, tuple(range(rows.ndim - len(axes), rows.ndim)), b=weight_rows, where=mask_rows,
+            keepdims=True, return_sign=True, dtype=result.dtype,
+        )  # fmt: skip
+
+
+def _delivered(result: Array, out: Array | None) -> Any:
+    """Return a result in `out`, or as it is; a scalar where it has no axes."""
+    if out is None:
+        return result if result.ndim else result[()]
+    out[...] = result
+    return out
 
 
 def softmax_backward(
@@ -377,10 +404,10 @@ def _normalize(
         result = out
     if array.size == 0:
         return result
-    if not takes(temperature):
+    if not takes(temperature, result_dtype):
         kernels = None
-    if kernels is not None and mask is None and len(axes) == 1 and result.dtype == array.dtype:
-        views = _layout.three_axes_together((array, result), axes[0])
+    if kernels is not None and mask is None and result.dtype == array.dtype:
+        views = _layout.three_axes_together((array, result), axes)
         if views is not None:
             kernels.softmax(
                 _layout.as_storage(views[0]),
@@ -391,9 +418,9 @@ def _normalize(
                 threads_for(array.size),
             )
             return result
-    buffer_dtype = _checks.block_dtype(result_dtype, array)
+    buffer_dtype = dtype_for(temperature, _checks.block_dtype(result_dtype, array))
     kernels = kernels_for(buffer_dtype)
-    if kernels is None or not takes(temperature):
+    if kernels is None or not takes(temperature, buffer_dtype):
         function = reference.log_softmax if log else reference.softmax
         result[...] = function(
             array, axes, where=mask, temperature=temperature, empty=empty, dtype=result_dtype
@@ -423,8 +450,8 @@ def _backward(
     result = _memory.empty(values.shape, dtype) if out is None or fresh else out
     n_threads = threads_for(values.size)
     views = None
-    if len(axes) == 1 and gradient.dtype == values.dtype == result.dtype == dtype:
-        views = _layout.three_axes_together((gradient, values, result), axes[0])
+    if gradient.dtype == values.dtype == result.dtype == dtype:
+        views = _layout.three_axes_together((gradient, values, result), axes)
     if views is not None:
         first, second, target = (_layout.as_storage(view) for view in views)
         kernels.backward(first, second, target, log, n_threads)

@@ -31,7 +31,8 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. More than the CPUs at hand is allowed, but of no use.
+        At least 1. More than the CPUs at hand is allowed, but of no use; more than 1024 count as
+        1024.
 
     Raises
     ------

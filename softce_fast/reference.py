@@ -54,13 +54,14 @@ def _product(coefficient: Array, value: Array) -> Array:
 
 
 def _cool(values: Array, temperature: float) -> Array:
-    """Return values / temperature, the latter rounded to neither 0 nor infinity."""
+    """Return values / temperature, which may be out of their dtype's range."""
     if temperature == 1:
         return values
     limits = np.finfo(values.dtype)
-    divisor = np.clip(np.asarray(temperature, np.longdouble), limits.tiny, limits.max)
-    cooled: Array = values / divisor.astype(values.dtype)
-    return cooled
+    if limits.tiny <= temperature <= limits.max:
+        cooled: Array = values / values.dtype.type(temperature)
+        return cooled
+    return (values / np.longdouble(temperature)).astype(values.dtype)
 
 
 def _minus_maximum(values: Array, axes: tuple[int, ...], temperature: float) -> tuple[Array, Array]:

@@ -196,6 +196,13 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         report.between_markers(text, "accuracy", "")
 
 
+def test_options_report() -> None:
+    seconds = {"10x3": {"no option": 0.002, "weight": 0.003}, "5x7": {"no option": 1, "weight": 1}}
+    table = report.options_markdown({**HEAD, "seconds": seconds}).splitlines()
+    assert table[0].endswith("| 10x3 | 5x7 |")
+    assert table[3].startswith("| weight | 3 ms, 1.50 |")
+
+
 def test_threads_report() -> None:
     points = [
         {

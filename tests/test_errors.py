@@ -427,6 +427,33 @@ def test_unknown_mode_of_show_config() -> None:
 def test_the_message_of_a_masked_array_points_to_where() -> None:
     with pytest.raises(TypeError, match=r"x is a masked array.*where=~mask"):
         sf.softmax(np.ma.array([1.0, 2.0], mask=[True, False]))
+    with pytest.raises(TypeError, match=r"x holds a masked array.*where=~mask"):
+        sf.softmax([np.ma.array([1.0, 2.0], mask=[True, False]), np.array([1.0, 2.0])])
+
+
+@pytest.mark.parametrize("return_sign", [False, True])
+@pytest.mark.parametrize(
+    ("out", "error", "words"),
+    [
+        (np.full(3, 7.0), ValueError, r"out .*\(2,\).*\(3,\)"),
+        (np.full((2, 1), 7.0), ValueError, r"out .*\(2,\).*\(2, 1\)"),
+        (np.full(2, 7, np.float32), TypeError, "out .*float64.*float32"),
+        ([7.0, 7.0], TypeError, "out .*array.*list"),
+        (np.broadcast_to(7.0, 2), ValueError, "out .*read-only"),
+    ],
+    ids=["length", "shape", "dtype", "list", "read-only"],
+)
+def test_output_of_logsumexp(out: Any, error: Any, words: str, return_sign: bool) -> None:
+    for function in (sf.logsumexp, sf.reference.logsumexp):
+        with pytest.raises(error, match=words):
+            function(X, return_sign=return_sign, out=out)
+    assert np.array_equal(out, np.full(np.shape(out), 7))
+
+
+@pytest.mark.parametrize("name", ["reduction", "empty"])
+def test_a_word_that_is_an_array(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        sf.cross_entropy(X, Y, **{name: np.array(["mean", "nan"])})
 
 
 def test_unknown_keyword() -> None:

@@ -395,6 +395,114 @@ def test_gradient_of_a_mean_with_tiny_weights(full_dtype: np.dtype) -> None:
     assert_near(grad, right_grad.astype(np.longdouble), full_dtype)
 
 
+# Powers of ten, of float32 and of float64: below the smallest normal number, and such that products
+# of weights, or the multiple of them that a gradient is first, are out of range.
+SIZES = {"tiny": (-40, -310), "small": (-30, -300), "large": (30, 300), "1": (0, 0)}
+EXTREMES: list[dict[str, Any]] = [
+    {"weight": ["tiny"]},
+    {"weight": ["small"]},
+    {"weight": ["large"]},
+    {"weight": ["small", "1", "large"]},
+    {"sample_weight": ["tiny"]},
+    {"sample_weight": ["small"]},
+    {"sample_weight": ["large"]},
+    {"sample_weight": ["large", "1", "1", "small"]},
+    {"weight": ["small"], "sample_weight": ["small"]},
+    {"weight": ["large"], "sample_weight": ["large"]},
+    {"weight": ["large"], "sample_weight": ["small"], "label_smoothing": 0.1},
+    {"denominator": "small"},
+    {"denominator": "large"},
+    {"denominator": "large", "temperature": 1e3},
+    {"denominator": "large", "weight": ["large"], "sample_weight": ["1"], "z_loss": 0.1},
+    {"z_loss": "large"},
+    {"z_loss": "small", "weight": ["tiny"]},
+    {"z_loss": 1e-3, "weight": ["small"], "label_smoothing": 0.1},
+]
+
+
+def extreme_options(extremes: dict[str, Any], dtype: np.dtype, shape: Any) -> dict[str, Any]:
+    column = int(dtype == np.float64)
+
+    def number(size: Any) -> Any:
+        return float(f"1e{SIZES[size][column]}") if isinstance(size, str) else size
+
+    options = {name: number(size) for name, size in extremes.items() if not isinstance(size, list)}
+    for name, count in (("weight", shape[1]), ("sample_weight", shape[0])):
+        if name in extremes:
+            sizes = np.resize([number(size) for size in extremes[name]], count)
+            options[name] = (sizes * positive((count,), seed=count)).astype(dtype)
+    return options
+
+
+def assert_near_in_range(result: Any, right: Any, dtype: Any) -> None:
+    """Check rows against the truth, which need not be in the range of the dtype."""
+    largest = np.longdouble(np.finfo(dtype).max)
+    result, right = np.atleast_2d(result), np.atleast_2d(right)
+    over = np.abs(right) > largest
+    assert (np.isinf(result) == over)[np.abs(np.abs(right) / largest - 1) > 1e-5].all()
+    for row, wanted in zip(result, right, strict=True):
+        inside = np.abs(wanted) < largest
+        scale = float(np.abs(wanted[inside]).max(initial=0))
+        assert_near(row[inside], wanted[inside], dtype, scale=scale)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("extremes", EXTREMES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (40, 200)], ids=str)
+def test_weights_of_any_size(
+    full_dtype: np.dtype, shape: Any, extremes: dict[str, Any], kind: str, reduction: str
+) -> None:
+    options = extreme_options(extremes, full_dtype, shape) | {"reduction": reduction}
+    x, target = normal(shape, full_dtype), target_of(kind, shape, 1)
+    if kind == "probabilities":
+        target = target.astype(full_dtype)
+    right = truth.cross_entropy_with_options(x, target, **options)
+    loss, grad = sf.cross_entropy_with_grad(x, target, **options)
+    assert_near_in_range(loss, right.loss, full_dtype)
+    assert_near_in_range(grad, right.gradient, full_dtype)
+    if options.keys() <= {"weight", "sample_weight", "reduction"}:
+        log_probs = truth.log_softmax(x).astype(full_dtype)
+        loss = sf.nll_loss(log_probs, target, **options)
+        right_loss = truth.negative_log_likelihood(log_probs, target, **options)
+        assert_near_in_range(loss, right_loss, full_dtype)
+
+
+def test_an_extreme_weight_changes_no_bits_of_other_rows(full_dtype: np.dtype) -> None:
+    x, labels = normal((40, 200), full_dtype), labels_for((40, 200), 1)
+    ordinary = positive((40,), full_dtype)
+    extreme = ordinary.copy()
+    extreme[7] = 1e37
+    extreme[9] = 1e-37
+    others = np.delete(np.arange(40), [7, 9])
+    for reduction in ("sum", "none"):
+        loss, grad = sf.cross_entropy_with_grad(
+            x, labels, sample_weight=ordinary, reduction=reduction
+        )
+        loss_beside, grad_beside = sf.cross_entropy_with_grad(
+            x, labels, sample_weight=extreme, reduction=reduction
+        )
+        assert_same_bits(grad_beside[others], grad[others])
+        if reduction == "none":
+            assert_same_bits(loss_beside[others], loss[others])
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-25, 1e25, 1e60])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_temperatures_beyond_those_of_the_kernels(
+    full_dtype: np.dtype, kind: str, temperature: float
+) -> None:
+    shape = (5, 7)
+    x = (normal(shape) * min(temperature, 1e37)).astype(full_dtype)
+    target = target_of(kind, shape, 1)
+    if kind == "probabilities":
+        target = target.astype(full_dtype)
+    right = truth.cross_entropy_with_options(x, target, temperature=temperature)
+    loss, grad = sf.cross_entropy_with_grad(x, target, temperature=temperature)
+    assert_near_in_range(loss, right.loss, full_dtype)
+    assert_near_in_range(grad, right.gradient, full_dtype)
+
+
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("denominator", [1, 7, 0.5, -2.0, np.float32(3), np.int64(4)])
 def test_denominator_replaces_the_divisor(
@@ -800,6 +908,16 @@ def test_binary_grad_out(full_dtype: np.dtype, layout: str) -> None:
     assert result[1] is in_place
     assert result[0] == loss
     np.testing.assert_array_equal(in_place, grad)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_binary_grad_out_of_a_subclass(full_dtype: np.dtype) -> None:
+    logits, target = normal((4, 5), full_dtype), np.full((4, 5), 0.25, full_dtype)
+    out = np.zeros((4, 5), full_dtype).view(np.matrix)
+    result = sf.binary_cross_entropy_with_logits_with_grad(logits, target, grad_out=out)
+    assert result[1] is out
+    expected = sf.binary_cross_entropy_with_logits_with_grad(logits, target)
+    np.testing.assert_array_equal(out, expected[1])
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

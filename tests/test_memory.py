@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -520,6 +521,68 @@ def mapped_training_step(path: str, rows_text: str, classes_text: str, in_place:
     # A few rows for each thread, and the losses; nothing the size of the logits.
     allowed = 8 * rows + (32 << 20)
     assert peak.growth < allowed, f"{peak.growth} bytes of anonymous memory, {allowed} allowed"
+
+
+def calls_without_copies() -> None:
+    """Every function and option, on an array of 64 MB."""
+    rows, classes = 2048, 8192
+    x = np.random.default_rng(0).standard_normal((rows, classes), np.float32)
+    other = np.full_like(x, 1 / classes)
+    out = np.ones_like(x)
+    labels = np.arange(rows) % classes
+    weight, sample_weight = np.ones(classes, np.float32), np.ones(rows, np.float32)
+    where = np.ones((1, classes), bool)
+    losses: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "weight": {"weight": weight},
+        "sample_weight": {"sample_weight": sample_weight},
+        "tiny weights": {"sample_weight": sample_weight * np.float32(1e-36)},
+        "ignore_index": {"ignore_index": 5},
+        "denominator": {"denominator": 1e-35},
+        "none": {"reduction": "none"},
+    }
+    from_logits: dict[str, dict[str, Any]] = {
+        "label_smoothing": {"label_smoothing": 0.1, "weight": weight},
+        "z_loss": {"z_loss": 0.1},
+        "temperature": {"temperature": 2.0},
+        "hot": {"temperature": 1e30},
+    }
+    calls: dict[str, Any] = {}
+    for function in (sf.softmax, sf.log_softmax):
+        for options in ({}, {"axis": 0}, {"axis": None}, {"where": where}, {"temperature": 1e30}):
+            calls[f"{function.__name__} {options}"] = partial(function, x, **options, out=out)
+    for options in (
+        {}, {"axis": 0}, {"axis": None}, {"where": where}, {"b": sample_weight[:, None]},
+        {"return_sign": True},
+    ):  # fmt: skip
+        calls[f"logsumexp {options}"] = partial(sf.logsumexp, x, **options)
+    for backward in (sf.softmax_backward, sf.log_softmax_backward):
+        for axis in (-1, None):
+            calls[f"{backward.__name__} {axis}"] = partial(backward, x, other, axis, out=out)
+    for target in (labels, other):
+        for name, options in (losses | from_logits).items():
+            calls[f"cross_entropy_with_grad {name} {target.ndim}"] = partial(
+                sf.cross_entropy_with_grad, x, target, **options, grad_out=out
+            )
+        for name, options in losses.items():
+            calls[f"nll_loss {name} {target.ndim}"] = partial(sf.nll_loss, x, target, **options)
+            calls[f"cross_entropy_from_probs {name} {target.ndim}"] = partial(
+                sf.cross_entropy_from_probs, other, target, **options
+            )
+    calls["binary"] = partial(sf.binary_cross_entropy, other, other)
+    calls["binary, with gradient"] = partial(
+        sf.binary_cross_entropy_with_logits_with_grad, x, other, weight=weight, pos_weight=weight,
+        grad_out=out)  # fmt: skip
+    sf.softmax(x[:4])
+    for name, call in calls.items():
+        with AnonymousPeak() as peak:
+            call()
+        assert peak.growth < 16 << 20, f"{name}: {peak.growth} bytes of anonymous memory"
+
+
+@on_linux
+def test_no_copy_of_the_input():
+    run_function(calls_without_copies, timeout=200)
 
 
 @on_linux

@@ -12,7 +12,7 @@ import pytest
 import softce_fast as sf
 import truth
 from conftest import dtype_named
-from layouts import STRIDES, WRITABLE, Array, byte_swapped
+from layouts import STRIDES, WRITABLE, Array, assert_same_bits, byte_swapped
 from tolerances import DIFFERENCE_QUOTIENT, assert_as_peer, assert_near, assert_ulp
 
 pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
@@ -320,6 +320,40 @@ def test_extreme_temperature(full_dtype: np.dtype, temperature: float, name: str
     if name == "log_softmax":
         result = np.exp(result)
     np.testing.assert_allclose(result, shares, 1e-6)
+
+
+@with_same_shape
+@pytest.mark.parametrize("temperature", [1e-60, 1e-40, 1e-25, 1e25, 1e60])
+def test_temperature_of_logits_of_its_size(
+    full_dtype: np.dtype, temperature: float, name: str
+) -> None:
+    size = min(max(temperature, 1e-36), 1e37)
+    x = (normal((5, 7)) * size).astype(full_dtype)
+    truths = TRUTHS[name](x.astype(np.longdouble) / np.longdouble(temperature))
+    with np.errstate(under="ignore", over="ignore"):
+        result = getattr(sf, name)(x, temperature=temperature)
+        inside = np.abs(truths) < np.finfo(full_dtype).max
+        assert np.isinf(result[~inside]).all()
+        largest = float(np.abs(truths[inside]).max())
+        assert_near(result[inside], truths[inside], full_dtype, scale=largest)
+
+
+@with_names
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((6, 50), None), ((6, 50), (0, 1)), ((3, 4, 50), (1, 2)), ((3, 4, 50), (0, 1)),
+     ((3, 4, 5, 6), (1, 2)), ((3, 1, 50), None)],
+    ids=str,
+)  # fmt: skip
+def test_several_axes_are_one_row(dtype: np.dtype, shape: Any, axes: Any, name: str) -> None:
+    """Where they are neighbours in memory, no copy is made of them; the bits are the same."""
+    x = normal(shape, dtype)
+    function = getattr(sf, name)
+    apart = np.asfortranarray(x)
+    assert_same_bits(function(x, axes), function(apart, axes))
+    if axes is None or len(axes) == len(shape):
+        flat = function(x.reshape(-1))
+        assert_same_bits(np.reshape(function(x, axes), np.shape(flat)), flat)
 
 
 @with_same_shape

@@ -286,6 +286,15 @@ def test_num_threads_is_for_one_python_thread_and_nests():
 
 
 @needs_openmp
+def test_no_number_of_threads_is_too_many():
+    """More than 1024 count as 1024: so many threads may not start, and OpenMP would end it all."""
+    x = np.zeros((3000, 100), np.float32)
+    for count in (1025, 2**31, 2**64):
+        with sf.num_threads(count):
+            assert sf.get_num_threads() == 1024
+            assert np.array_equal(sf.softmax(x), np.full_like(x, 0.01))
+
+
 def test_set_num_threads_is_for_all_python_threads():
     run_python(
         "import threading, softce_fast as sf\n"

@@ -248,7 +248,7 @@ def softmax_case(random: Random, name: str) -> Case:
         case.options["dtype"] = FLOATS[int(random.integers(len(FLOATS)))]
     if name != "logsumexp":
         if pick(random, 0.2):
-            case.options["temperature"] = float(random.choice([0.1, 0.7, 1.0, 2, 30]))
+            case.options["temperature"] = float(random.choice(TEMPERATURES))
         if pick(random, 0.2):
             case.options["empty"] = str(random.choice(["nan", "zero"]))
         if pick(random, 0.4):
@@ -332,10 +332,15 @@ def loss_case(random: Random, name: str) -> Case:
         options["sample_weight"] = case.add(
             new_input(random, rows, pick_float(random), positive=True, special=0.05)
         )
+    for name in ("weight", "sample_weight"):
+        weights = options.get(name)
+        if weights is not None and weights.flags.writeable and pick(random, 0.15):
+            with np.errstate(all="ignore"):
+                weights[...] = weights * 10.0 ** random.integers(-45, 38, weights.shape)
     if pick(random, 0.6):
         options["reduction"] = str(random.choice(["mean", "sum", "none"]))
     if pick(random, 0.1):
-        options["denominator"] = float(random.choice([1, 0.5, 1e3, -2, 0]))
+        options["denominator"] = float(random.choice([1, 0.5, 1e3, -2, 0, 1e-35, 1e35, 1e-300]))
     if pick(random, 0.2):
         options["empty"] = str(random.choice(["nan", "zero"]))
     if pick(random, 0.15):
@@ -344,9 +349,9 @@ def loss_case(random: Random, name: str) -> Case:
         if pick(random, 0.2):
             options["label_smoothing"] = float(random.choice([0, 0.1, 1]))
         if pick(random, 0.2):
-            options["z_loss"] = float(random.choice([0, 1e-3, 0.5]))
+            options["z_loss"] = float(random.choice([0, 1e-3, 0.5, 1e30]))
         if pick(random, 0.2):
-            options["temperature"] = float(random.choice([0.1, 0.7, 1.0, 2, 30]))
+            options["temperature"] = float(random.choice(TEMPERATURES))
     if name.endswith("_with_grad") and pick(random, 0.5):
         result = _checks.result_dtype(x.dtype, options.get("dtype"))
         add_output(random, case, "grad_out", x, result)
@@ -395,6 +400,8 @@ MAKERS: dict[str, Callable[[Random, str], Case]] = {
     "binary_cross_entropy_with_logits": binary_case,
     "binary_cross_entropy_with_logits_with_grad": binary_case,
 }
+
+TEMPERATURES = [0.1, 0.7, 1.0, 2, 30, 1e-30, 1e30]
 
 BAD_OPTIONS: dict[str, list[Any]] = {
     "axis": [7, -9, (0, 0), 1.5, "0", [0], 2**70],
@@ -523,6 +530,8 @@ def expected_result(case: Case) -> Expected:
         result = function(*floats, **options)
         if options.get("reduction", "mean") != "mean" or not is_loss(case.name):
             return Expected(None, result)
+        if options.get("denominator"):
+            return Expected(None, result, abs(float(options["denominator"])))
         options.pop("denominator", None)
         total = function(*floats, **{**options, "reduction": "sum"})
         quotient = np.abs(np.divide(first_of(total), first_of(result)))
