@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+import alternate
 import machine
 import report
 import softce_fast
@@ -61,13 +59,7 @@ def medians(rows: int, classes: int, rounds: int) -> dict[str, float]:
         for name, options in options_by_name(rows, classes).items()
     }
     calls["softmax instead"] = partial(softce_fast.softmax, logits, out=gradient)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in tqdm(range(rounds), desc=f"{rows} x {classes}", unit="round"):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return alternate.medians(calls, rounds, f"{rows} x {classes}")
 
 
 def main() -> None:

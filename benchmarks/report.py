@@ -535,6 +535,18 @@ def threads_markdown(document: Document) -> str:
     return f"{markdown(header, rows, left=2)}\n\n{machine.one_line(document)}."
 
 
+def half_types_rows(document: Document) -> tuple[list[str], list[list[str]]]:
+    """Operation and shape: float32's time over that of each half type."""
+    halves = ("float16", "bfloat16")
+    header = ["float32's time over the half type's", "shape", *halves]
+    rows = []
+    for cell in document["cells"]:
+        seconds = cell["seconds"]
+        ratios = [f"{seconds['float32'] / seconds[name]:.3f}" for name in halves]
+        rows.append([OPERATIONS[cell["operation"]].title, cell["shape"], *ratios])
+    return header, rows
+
+
 def options_rows(document: Document) -> tuple[list[str], list[list[str]]]:
     """Option by shape: time, and the plain call's times that."""
     seconds = document["seconds"]

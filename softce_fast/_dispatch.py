@@ -104,9 +104,17 @@ def using(name: str) -> Iterator[None]:
     global isa
     before = isa
     isa = choose(name)
-    loaded_kernels.clear()
+    _load_again()
     try:
         yield
     finally:
         isa = before
-        loaded_kernels.clear()
+        _load_again()
+
+
+def _load_again() -> None:
+    """Load the chosen build's kernels for all dtypes that have any loaded."""
+    dtypes = list(loaded_kernels)
+    loaded_kernels.clear()
+    for dtype in dtypes:
+        kernels_for(dtype)

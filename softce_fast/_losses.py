@@ -299,6 +299,7 @@ def _cross_entropy(
             summed = _staged(array, axis, call, scaled, losses, output, buffer_dtype)
     if summed is False:
         _checks.check_labels(given, array.shape[axis], ignore_index)
+        raise IndexError("target was changed during the call, and held a label that is no class")
     if losses is not None:
         return (losses if row_shape else losses[()]), output
     loss, divisor = summed

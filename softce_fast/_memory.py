@@ -23,6 +23,7 @@ LARGEST_BLOCK = 1 << 30
 MOST_BLOCKS = 2
 
 _HUGE_PAGE = 1 << 21
+_UNUSED = getattr(mmap, "MADV_FREE", 0)
 _IS_SUPPORTED = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MAP_ANONYMOUS")
 
 # Threads share it; appending to a list and taking from it need no lock.
@@ -39,9 +40,12 @@ class _Lease:
             "version": 3, "typestr": "|u1", "shape": shape, "data": (address, False),
         }  # fmt: skip
 
-    def __del__(self, free: list[mmap.mmap] = _free) -> None:
-        if len(free) < MOST_BLOCKS:
-            self.block.madvise(mmap.MADV_FREE)
+    # At exit the module's own names may be gone before an array is.
+    def __del__(
+        self, free: list[mmap.mmap] = _free, most: int = MOST_BLOCKS, advice: int = _UNUSED
+    ) -> None:
+        if len(free) < most:
+            self.block.madvise(advice)
             free.append(self.block)
 
 

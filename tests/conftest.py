@@ -33,6 +33,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         # Small calls take a short way once the kernels of their dtype are loaded.
         for loaded in ("float16", "float32", "float64"):
             _dispatch.kernels_for(np.dtype(loaded))
+        if importlib.util.find_spec("ml_dtypes"):
+            _dispatch.kernels_for(dtype_named("bfloat16"))
         yield name
 
 

@@ -196,6 +196,13 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         report.between_markers(text, "accuracy", "")
 
 
+def test_half_types_report() -> None:
+    seconds = {"float32": 3.0, "float16": 2.0, "bfloat16": 4.0}
+    cell = {"operation": "softmax_out", "shape": "10x3", "seconds": seconds}
+    _, rows = report.half_types_rows({**HEAD, "cells": [cell]})
+    assert rows == [["softmax, out=", "10x3", "1.500", "0.750"]]
+
+
 def test_options_report() -> None:
     seconds = {"10x3": {"no option": 0.002, "weight": 0.003}, "5x7": {"no option": 1, "weight": 1}}
     table = report.options_markdown({**HEAD, "seconds": seconds}).splitlines()

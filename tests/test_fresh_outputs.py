@@ -55,6 +55,13 @@ def test_memory_is_not_shared_while_a_view_is_held() -> None:
     assert (view == 1).all()
 
 
+def test_an_array_that_outlives_the_modules_at_exit_makes_no_noise() -> None:
+    result = subprocesses.run_python(
+        "import numpy, softce_fast as sf\nnumpy.kept = sf.softmax(numpy.zeros((4200, 1000), 'f4'))"
+    )
+    assert result.stderr == ""
+
+
 def test_few_blocks_are_kept_and_none_of_another_size() -> None:
     arrays = [_memory.empty(SHAPE, FLOAT32) for _ in range(5)]
     arrays.clear()

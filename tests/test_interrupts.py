@@ -15,6 +15,9 @@ import pytest
 import softce_fast as sf
 from subprocesses import run_function, run_python
 
+# A free-threaded Python says on stderr that it turns the GIL on for these modules, unless it is.
+WITH_GIL = {"PYTHON_GIL": "1"}
+
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
@@ -102,12 +105,12 @@ def test_interrupt_leaves_the_process_usable(threads):
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_exit_while_daemon_threads_compute(threads):
     for _ in range(5):
-        result = run_function(daemon_at_exit, threads)
+        result = run_function(daemon_at_exit, threads, environment=WITH_GIL)
         assert result.stderr == ""
 
 
 def test_exit_status_while_a_daemon_thread_computes():
-    result = run_function(exits_in_a_thread, check=False)
+    result = run_function(exits_in_a_thread, check=False, environment=WITH_GIL)
     assert result.returncode == 7
     assert result.stderr == ""
 

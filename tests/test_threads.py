@@ -46,6 +46,9 @@ def calls() -> list[Call]:
         labels = random.integers(0, x.shape[axis], row_shape)
         labels.flat[0] = -100
 
+        if axis == x.ndim - 1:
+            axis = -1  # by its usual name: so small calls take their short way
+
         def with_gradient() -> list[np.ndarray]:
             loss, gradient = sf.cross_entropy_with_grad(x, labels, axis)
             return [np.asarray(loss), gradient]
@@ -142,6 +145,7 @@ def ticks_during_calls() -> None:
 
     x = np.random.default_rng(0).normal(size=(20_000, 256))
     labels = np.zeros(len(x), np.int64)
+    many_labels = np.zeros(x.size // 2, np.int64)
     thread = threading.Thread(target=ticker)
     thread.start()
     silent = []
@@ -153,9 +157,20 @@ def ticks_during_calls() -> None:
                 "softmax": partial(sf.softmax, values, out=out),
                 "log_softmax": partial(sf.log_softmax, values, out=out),
                 "logsumexp": partial(sf.logsumexp, values),
+                "softmax of less": partial(sf.softmax, values[:4000]),
                 "cross_entropy": partial(sf.cross_entropy, values, labels),
+                "cross_entropy of less": partial(sf.cross_entropy, values[:4000], labels[:4000]),
                 "cross_entropy_with_grad": partial(
                     sf.cross_entropy_with_grad, values, labels, grad_out=out
+                ),
+                "softmax_backward": partial(sf.softmax_backward, values, values, out=out),
+                "log_softmax_backward": partial(sf.log_softmax_backward, values, values, out=out),
+                "nll_loss of probabilities": partial(sf.nll_loss, values, values),
+                "cross_entropy_from_probs": partial(sf.cross_entropy_from_probs, values, values),
+                "nll_loss": partial(sf.nll_loss, values.reshape(-1, 2), many_labels),
+                "binary_cross_entropy": partial(sf.binary_cross_entropy, values, values),
+                "binary_cross_entropy_with_logits_with_grad": partial(
+                    sf.binary_cross_entropy_with_logits_with_grad, values, values, grad_out=out
                 ),
             }.items():
                 for threads in (1, 2):
@@ -175,7 +190,48 @@ def ticks_during_calls() -> None:
 
 
 def test_the_gil_is_released():
-    run_function(ticks_during_calls)
+    run_function(ticks_during_calls, timeout=200)
+
+
+def labels_that_change() -> None:
+    """Call losses while another thread makes a label a wrong one, and a right one again."""
+    sys.setswitchinterval(1e-5)
+    stop = threading.Event()
+    many, few = np.zeros(3_000_000, np.int64), np.zeros(1000, np.int64)
+
+    def flip() -> None:
+        while not stop.is_set():
+            for labels in (many, few):
+                labels[-1] = 0
+                labels[-1] = 1 << 44
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    ends: dict[str, set[str]] = {}
+    try:
+        for labels in (many, few):
+            x = np.broadcast_to(np.array([-1.0, -2.0, -3.0], np.float32), (len(labels), 3))
+            for function in (
+                sf.nll_loss, sf.cross_entropy_from_probs, sf.cross_entropy,
+                sf.cross_entropy_with_grad,
+            ):  # fmt: skip
+                until = time.monotonic() + 1.5
+                while time.monotonic() < until:
+                    end = "result"
+                    try:
+                        function(np.exp(x) if "probs" in function.__name__ else x, labels)
+                    except IndexError:
+                        end = "IndexError"
+                    ends.setdefault(f"{function.__name__} {len(labels)}", set()).add(end)
+    finally:
+        stop.set()
+        thread.join()
+    assert all(ends.values())
+
+
+def test_labels_that_another_thread_changes():
+    """A wrong label is an error, or not seen; it never leads outside of the arrays."""
+    run_function(labels_that_change, timeout=120)
 
 
 # How many threads a call uses
@@ -315,6 +371,7 @@ def test_fewer_threads_than_asked_for_do(environment):
 
 
 @needs_openmp
+@on_linux
 def test_small_calls_start_no_threads():
     run_python(
         "import numpy as np, softce_fast as sf\n"
@@ -325,6 +382,7 @@ def test_small_calls_start_no_threads():
 
 
 @needs_openmp
+@on_linux
 def test_threadpoolctl_limits_are_honoured():
     run_function(limited_by_threadpoolctl)
 

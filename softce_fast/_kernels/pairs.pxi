@@ -381,13 +381,14 @@ def label_losses(
         nogil=True,
     ):
         label_losses_task(
-            &rows, &target, weight, ignore_index, values_are_logarithms, task * LANES,
-            min((task + 1) * <Py_ssize_t>LANES, n), out)
+            &rows, values.shape[1], &target, weight, ignore_index, values_are_logarithms,
+            task * LANES, min((task + 1) * <Py_ssize_t>LANES, n), out)
 
 
 cdef void label_losses_task(
-    const Array *values, const Array *target, const real *class_weight, int64_t ignore_index,
-    bint values_are_logarithms, Py_ssize_t first, Py_ssize_t stop, real *losses,
+    const Array *values, Py_ssize_t classes, const Array *target, const real *class_weight,
+    int64_t ignore_index, bint values_are_logarithms, Py_ssize_t first, Py_ssize_t stop,
+    real *losses,
 ) noexcept nogil:
     cdef real[16] picked
     cdef real[16] weight
@@ -400,6 +401,8 @@ cdef void label_losses_task(
     for k in range(stop - first):
         memcpy(&label, target.data + row_offset(target, first + k), sizeof(label))
         if label != ignore_index:
+            # One that another thread has changed since it was checked must not lead outside.
+            label = min(max(<int64_t>0, label), <int64_t>classes - 1)
             picked[k] = storage_read(
                 values.data + row_offset(values, first + k) + label * values.class_stride)
             weight[k] = class_weight[label] if class_weight != NULL else <real>1

@@ -140,6 +140,10 @@ enum { HAS_FMA = 0 };
 #define TWO_TO_64 ((real)0x1p64)
 #define OUTPUT_SCALE ((real)(DIGITS_TO_SPARE ? 1.0 : 0x1p32))
 
+/* Whether it pays to bring rows that meet within a cache line together and write that past the
+ * caches. Half types are worked on too slowly to wait for memory, AVX-512 excepted. */
+#define STREAMS_MEETING_ROWS (sizeof(storage) > 2 || PART_BYTES == 64)
+
 /* ---- one part ---------------------------------------------------------------------------- */
 
 INLINE part part_set(real x) {
@@ -493,6 +497,16 @@ INLINE part_words part_narrow_words(part v) {
 }
 #endif
 
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+/* All elements in one register: in two halves they would go through memory. */
+INLINE __m256i vector_narrow_whole(vector v) {
+    /* Packing goes by 16 bytes of either register in turn. */
+    const __m256i mixed = _mm256_packus_epi32(
+        (__m256i)(part_round(v.p[0]) >> 16), (__m256i)(part_round(v.p[1]) >> 16));
+    return _mm256_permute4x64_epi64(mixed, 0xd8);
+}
+#endif
+
 INLINE halves vector_narrow(vector v) {
     halves h;
 #if defined(STORAGE_BFLOAT16) && PART_BYTES == 64
@@ -500,11 +514,9 @@ INLINE halves vector_narrow(vector v) {
     h.p[0] = (part_halves)_mm512_castsi512_si256(
         _mm512_permutexvar_epi16((__m512i)upper, (__m512i)part_round(v.p[0])));
 #elif defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-    /* Packing goes by 16 bytes of either register in turn. */
-    const __m256i mixed = _mm256_packus_epi32(
-        (__m256i)(part_round(v.p[0]) >> 16), (__m256i)(part_round(v.p[1]) >> 16));
-    const __m256i sorted = _mm256_permute4x64_epi64(mixed, 0xd8);
-    memcpy(&h, &sorted, sizeof h);
+    const __m256i whole = vector_narrow_whole(v);
+    h.p[0] = (part_halves)_mm256_castsi256_si128(whole);
+    h.p[1] = (part_halves)_mm256_extracti128_si256(whole, 1);
 #else
     for (int i = 0; i < PARTS; i++) {
 #if defined(STORAGE_BFLOAT16)
@@ -544,8 +556,12 @@ INLINE vector vector_load_unordered(const storage *p) {
 }
 
 INLINE void vector_store(storage *p, vector v) {
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+    _mm256_storeu_si256((__m256i *)p, vector_narrow_whole(v));
+#else
     const halves h = vector_narrow(v);
     memcpy(p, &h, sizeof h);
+#endif
 }
 
 /* Non-temporal; p on a 32-byte boundary. */
@@ -565,7 +581,11 @@ INLINE void halves_stream(storage *p, halves h) {
 }
 
 INLINE void vector_stream(storage *p, vector v) {
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+    _mm256_stream_si256((__m256i *)p, vector_narrow_whole(v));
+#else
     halves_stream(p, vector_narrow(v));
+#endif
 }
 
 /* LANES elements as they are. Source and target may overlap. */
@@ -652,6 +672,20 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
         const part loaded = SUFFIXED(_mm256_maskload)(p + i * PART_LANES, m);
         v.p[i] = part_select((part_mask)m, loaded, part_set(STORAGE_NEGATIVE_INFINITY));
     }
+#elif PART_BYTES == 32
+    /* Two at a time, then the last one; pieces in memory would be waited for. */
+    static const int16_t WANTED[2 * LANES] = {
+        -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+    };
+    static const int16_t LAST[2 * LANES] = {[LANES] = -1};
+    const __m256i wanted = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count));
+    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count / 2 * 2));
+    const __m256i last = _mm256_loadu_si256((const __m256i *)(LAST + LANES + 1 - count));
+    __m256i whole = _mm256_maskload_epi32((const int *)p, pairs);
+    whole = _mm256_blendv_epi8(_mm256_set1_epi16((short)STORAGE_NEGATIVE_INFINITY), whole, wanted);
+    whole = _mm256_blendv_epi8(whole, _mm256_set1_epi16((short)p[count - 1]), last);
+    v.p[0] = part_widen((part_halves)_mm256_castsi256_si128(whole));
+    v.p[1] = part_widen((part_halves)_mm256_extracti128_si256(whole, 1));
 #else
     storage line[LANES];
     for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
