@@ -26,7 +26,7 @@ cdef struct BlockOutput:
     unsigned int ignored     # bit k: row k gets 0
     storage *out             # the rows lie one behind the other
     bint stream
-    bint whole_lines         # the rows begin and end where cache lines do
+    bint whole_lines         # vectors go to cache lines as they are
 
 
 cdef inline void block_write_row(
@@ -36,7 +36,7 @@ cdef inline void block_write_row(
     cdef storage *out = block.out + k * n
     if not block.stream:
         block_unpack(block, k, n, out, False, k + 1 < LANES)
-    elif block.whole_lines and not block.by_label:
+    elif block.whole_lines:
         block_unpack(block, k, n, out, True, False)
     else:
         block_unpack(block, k, n, line.elements + line.pending, False, True)

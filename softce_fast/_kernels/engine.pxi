@@ -1007,13 +1007,13 @@ cdef inline void block_output_open(
     output.kept = kept
     output.stride = problem.kept_stride
     output.out = <storage *>(problem.output.data + group.output_offsets[0])
-    output.whole_lines = problem.classes % LANES == 0 and stream_head(output.out) == 0
+    output.by_label = problem.operation == CROSS_ENTROPY
     # Elements that no whole number of them takes to a cache line never meet one.
-    output.stream = problem.stream and stream_head(output.out) >= 0 and (
-        output.whole_lines or STREAMS_MEETING_ROWS)
+    output.stream = problem.stream and BLOCKS_STREAM and stream_head(output.out) >= 0
+    output.whole_lines = (
+        problem.classes % LANES == 0 and stream_head(output.out) == 0 and not output.by_label)
     vector_put(output.factor, group.factor.high)
     vector_put(output.factor_rest, group.factor.low)
-    output.by_label = problem.operation == CROSS_ENTROPY
     if output.by_label:
         memcpy(output.label, group.labels, sizeof(output.label))
         vector_put(output.at_label, group.at_label)

@@ -140,9 +140,9 @@ enum { HAS_FMA = 0 };
 #define TWO_TO_64 ((real)0x1p64)
 #define OUTPUT_SCALE ((real)(DIGITS_TO_SPARE ? 1.0 : 0x1p32))
 
-/* Whether it pays to bring rows that meet within a cache line together and write that past the
- * caches. Half types are worked on too slowly to wait for memory, AVX-512 excepted. */
-#define STREAMS_MEETING_ROWS (sizeof(storage) > 2 || PART_BYTES == 64)
+/* Whether it pays to write blocks past the caches. Half types are worked on too slowly to wait for
+ * memory, AVX-512 excepted. */
+#define BLOCKS_STREAM (sizeof(storage) > 2 || PART_BYTES == 64)
 
 /* ---- one part ---------------------------------------------------------------------------- */
 
@@ -722,7 +722,12 @@ INLINE real storage_read(const char *p) {
 }
 
 INLINE void storage_write(char *p, real x) {
-#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
+#if defined(STORAGE_BFLOAT16)
+    /* As part_round() does, without a vector for one element. */
+    uint32_t word;
+    memcpy(&word, &x, sizeof word);
+    const storage narrowed = (storage)((word + (word >> 16 & 1) + 0x7fff) >> 16);
+#elif defined(STORAGE_FLOAT16)
     const storage narrowed = vector_narrow(vector_set(x)).p[0][0];
 #else
     const storage narrowed = x;

@@ -25,7 +25,7 @@ cdef extern from "vector.h" nogil:
     const real TWO_TO_MINUS_HEADROOM
     const real TWO_TO_64
     const real OUTPUT_SCALE
-    const bint STREAMS_MEETING_ROWS
+    const bint BLOCKS_STREAM
     const real ROUNDER   # adding it rounds to a whole number
     const real POWER_ROUNDER
     const storage STORAGE_NEGATIVE_INFINITY
