@@ -550,7 +550,8 @@ def half_types_rows(document: Document) -> tuple[list[str], list[list[str]]]:
 def options_rows(document: Document) -> tuple[list[str], list[list[str]]]:
     """Option by shape: time, and the plain call's times that."""
     seconds = document["seconds"]
-    header = ["float32: cross_entropy_with_grad, grad_out=", *seconds]
+    title = "float32: cross_entropy_with_grad, grad_out=: time, and times that without options"
+    header = [title, *seconds]
     rows = [
         [name, *(f"{time_text(times[name])}, {times[name] / times[NO_OPTION]:.2f}"
                  for times in seconds.values())]
