@@ -680,10 +680,12 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
     static const int16_t LAST[2 * LANES] = {[LANES] = -1};
     const __m256i wanted = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count));
     const __m256i pairs = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count / 2 * 2));
-    const __m256i last = _mm256_loadu_si256((const __m256i *)(LAST + LANES + 1 - count));
+    const __m256i is_last = _mm256_loadu_si256((const __m256i *)(LAST + LANES + 1 - count));
+    storage last; /* at any address */
+    memcpy(&last, (const char *)p + (count - 1) * (ptrdiff_t)sizeof last, sizeof last);
     __m256i whole = _mm256_maskload_epi32((const int *)p, pairs);
     whole = _mm256_blendv_epi8(_mm256_set1_epi16((short)STORAGE_NEGATIVE_INFINITY), whole, wanted);
-    whole = _mm256_blendv_epi8(whole, _mm256_set1_epi16((short)p[count - 1]), last);
+    whole = _mm256_blendv_epi8(whole, _mm256_set1_epi16((short)last), is_last);
     v.p[0] = part_widen((part_halves)_mm256_castsi256_si128(whole));
     v.p[1] = part_widen((part_halves)_mm256_extracti128_si256(whole, 1));
 #else
