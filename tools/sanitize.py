@@ -42,6 +42,7 @@ NOT_SANITIZED = (
     "tests/test_machine_code.py",
     "tests/test_memory.py::test_memory_mapped_training_step",
     "tests/test_memory.py::test_nothing_leaks",
+    "tests/test_memory.py::test_no_copy_of_the_input",
     "tests/test_old_cpus.py",
     "tests/test_packaging.py",
 )
