@@ -6,7 +6,6 @@ Calls with the three types alternate. ``SOFTCE_FAST_ISA`` chooses the build.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -76,9 +75,7 @@ def main() -> None:
         "cells": [cell for shape in SHAPES for cell in measure(*shape, options.rounds)],
     }
     print(report.aligned(*report.half_types_rows(document), left=2))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"saved {options.json}")
+    report.record(document, options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ options of a loss, what the plain call pays for having them.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -75,9 +74,7 @@ def main() -> None:
         },
     }
     print(report.aligned(*report.options_rows(document), left=1))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"saved {options.json}")
+    report.record(document, options.json)
 
 
 if __name__ == "__main__":

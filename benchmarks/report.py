@@ -560,6 +560,13 @@ def options_rows(document: Document) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def record(document: Document, path: Path) -> None:
+    """Write results down, where a report is made from them later."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"saved {path}")
+
+
 def options_markdown(document: Document) -> str:
     return f"{markdown(*options_rows(document))}\n\n{machine.one_line(document)}."
 

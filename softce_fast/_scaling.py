@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _checks
+
 Array = NDArray[Any]
 Powers = tuple[int, int]  # the binary exponents between which magnitudes lie
 
@@ -81,7 +83,7 @@ def scaled(call: Call, classes: int, row_shape: tuple[int, ...]) -> Scaled | Non
     elif call.class_weight is not None or call.z_loss != 0:
         weights = call.class_weight
         if weights is None:
-            weights = np.ones(classes, _compute_type(call))
+            weights = np.ones(classes, _checks.compute_dtype(call.dtype))
         common = _powers(weights)[1]
         if call.z_loss != 0:
             common = max(common, _power(call.z_loss))
@@ -114,10 +116,6 @@ def restored(results: Any, power: Any) -> Any:
     return np.ldexp(results, power)
 
 
-def _compute_type(call: Call) -> type[np.floating[Any]]:
-    return np.float64 if call.dtype.itemsize == 8 else np.float32
-
-
 def _fits(call: Call, rows: int) -> bool:
     """Tell whether all products that the kernels form are in range."""
     if (
@@ -142,7 +140,7 @@ def _fits(call: Call, rows: int) -> bool:
         # Times twice the logsumexp, which is below 2**7 unless the logits themselves are extreme.
         z_loss = _power(call.z_loss) + 8
         products.append((0, max(0, z_loss + max(0, scale[1]))))
-    lowest, highest = RANGE[np.dtype(_compute_type(call)).itemsize]
+    lowest, highest = RANGE[_checks.compute_dtype(call.dtype).itemsize]
     return all(lowest <= low and high <= highest for low, high in products)
 
 
