@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -222,13 +221,11 @@ def main() -> None:
         "elements_per_input": elements,
         "results": results,
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    machine.record(document, options.json)
 
     import report
 
     print(report.accuracy_table(document))
-    print(f"saved {options.json}")
     if not options.no_plots:
         for path in report.plot_accuracy(document, options.json.parent):
             print(f"saved {path}")

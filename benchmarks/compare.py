@@ -444,13 +444,11 @@ def main() -> None:
         "skipped": {**skipped, **failed},
         "cases": updated(earlier, [{**entry, "date": description["date"]} for entry in entries]),
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    machine.record(document, options.json)
 
     import report
 
     print(report.compare_table(document))
-    print(f"saved {options.json}")
     if not options.no_plots:
         for path in report.plot_compare(document, options.json.parent):
             print(f"saved {path}")

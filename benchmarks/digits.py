@@ -7,7 +7,6 @@ pure-NumPy reference. Both must end at the same loss and accuracy; what differs 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -134,9 +133,7 @@ def main() -> None:
     if options.json:
         packages = ("numpy", "softce_fast", "scikit-learn")
         document = {"kind": "digits", **machine.describe(packages), "steps": options.steps}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**document, "results": results}, indent=1) + "\n")
-        print(f"saved {options.json}")
+        machine.record({**document, "results": results}, options.json)
 
 
 if __name__ == "__main__":

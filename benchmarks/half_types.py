@@ -75,7 +75,7 @@ def main() -> None:
         "cells": [cell for shape in SHAPES for cell in measure(*shape, options.rounds)],
     }
     print(report.aligned(*report.half_types_rows(document), left=2))
-    report.record(document, options.json)
+    machine.record(document, options.json)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What a result was measured on: machine, versions and date, without names or paths."""
+"""What a result was measured on: machine, versions and date, without names or paths; its record."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Iterable
@@ -85,3 +86,10 @@ def one_line(description: dict[str, Any]) -> str:
         f"{description['softce_fast']['isa']['in use']} build, {machine['system']}, "
         f"{description['date']}"
     )
+
+
+def record(document: dict[str, Any], path: Path) -> None:
+    """Write results down, where a report is made from them later."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"saved {path}")

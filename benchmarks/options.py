@@ -74,7 +74,7 @@ def main() -> None:
         },
     }
     print(report.aligned(*report.options_rows(document), left=1))
-    report.record(document, options.json)
+    machine.record(document, options.json)
 
 
 if __name__ == "__main__":

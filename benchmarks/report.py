@@ -560,13 +560,6 @@ def options_rows(document: Document) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def record(document: Document, path: Path) -> None:
-    """Write results down, where a report is made from them later."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"saved {path}")
-
-
 def options_markdown(document: Document) -> str:
     return f"{markdown(*options_rows(document))}\n\n{machine.one_line(document)}."
 
@@ -657,11 +650,8 @@ def main() -> None:
 
     if options.command == "speed":
         document = condense(json.loads(options.file.read_text()))
-        options.directory.mkdir(parents=True, exist_ok=True)
-        path = options.directory / "speed.json"
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        machine.record(document, options.directory / "speed.json")
         show(document, options.directory)
-        print(f"saved {path}")
     elif options.command == "show":
         for file in options.files:
             show(json.loads(file.read_text()), options.directory or file.parent)

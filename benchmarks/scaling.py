@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -222,9 +221,7 @@ def main() -> None:
             print(cliff)
     name = "scaling-threads" if options.threads else "scaling"
     path = options.json or RESULTS / "local" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"saved {path}")
+    machine.record(document, path)
     plot(document, path.with_suffix(".png"))
     print(f"saved {path.with_suffix('.png')}")
 
