@@ -535,3 +535,23 @@ def test_underflow_is_not_slow(full_dtype: np.dtype, shape: tuple[int, int], nam
                 function(x, *arguments)
                 times[kind] = min(times[kind], time.perf_counter() - before)
     assert times["slow"] < 4 * times["fast"]
+
+
+@pytest.mark.parametrize("target", ["labels", "smoothed labels", "probabilities"])
+def test_gradient_of_one_class_is_zero(dtype: np.dtype, target: str) -> None:
+    # Its probability is 1 whatever the logit; large weights would show what is left of rounding.
+    logits = ordinary(GEOMETRIES["one of 40"], 1, dtype)
+    random = np.random.default_rng(1)
+    targets: Array = np.zeros(40, np.int64)
+    if target == "probabilities":
+        targets = random.uniform(0.1, 1, size=logits.shape).astype(dtype)
+    loss, gradient = sf.cross_entropy_with_grad(
+        logits,
+        targets,
+        weight=np.array([6e16]),
+        sample_weight=random.uniform(0.1, 1, size=40),
+        label_smoothing=0.1 if target == "smoothed labels" else 0.0,
+        reduction="sum",
+    )
+    assert loss == 0
+    assert_same_bits(np.abs(gradient), np.zeros_like(gradient))

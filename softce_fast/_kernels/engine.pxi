@@ -698,6 +698,9 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
     group.result = vector_select(active, loss, zero)
     if problem.output.data == NULL:
         return
+    if problem.classes == 1:
+        # Its probability is 1: what its coefficient gives and takes cancels, but for rounding.
+        share = group.label_weight if by_label else zero
     # The share in the mean first: of tiny weights a large multiple, it could not stand alone.
     row_scale = vector_set(problem.gradient_scale)
     if problem.sample_weight.data != NULL:
@@ -717,7 +720,8 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
                 vector_multiply(
                     row_scale, vector_add(vector_subtract(share, group.label_weight), from_z)),
                 total)))
-    group.dense_factor = vector_multiply(row_scale, vector_set(1.0 / OUTPUT_SCALE))
+    group.dense_factor = vector_multiply(
+        row_scale, vector_set(0.0 if problem.classes == 1 else 1.0 / OUTPUT_SCALE))
     if by_label and problem.dense:
         even = vector_set(problem.label_smoothing / <real>problem.classes)
         if problem.class_weight != NULL:
