@@ -1,7 +1,8 @@
 # Block passes: LANES whole rows of neighbouring classes, each row by vectors as in the row passes.
 #
 # What a row has one number of (a maximum, a sum, a factor) lies side by side, a row in each lane,
-# and no step of one row waits for that of another. The exponentials lie at kept[k * stride + c].
+# and no step of one row waits for that of another. A row's exponentials are kept in vectors in
+# split order: that of class c lies at kept[k * stride + split_place(c)].
 
 cdef inline vector block_maximum(
     const char *x, Py_ssize_t row_stride, Py_ssize_t n
@@ -56,16 +57,16 @@ cdef inline void block_unpack(
     while i + LANES <= n:
         v = output_product(vector_get(kept + i), factor)
         if stream:
-            vector_stream(row + i, v)
+            split_stream(row + i, v)
         else:
-            vector_store(row + i, v)
+            split_store(row + i, v)
         i += LANES
     if i < n:
         v = output_product(vector_get(kept + i), factor)
         if overrun:
-            vector_store(row + i, v)
+            split_store(row + i, v)
         else:
-            vector_store_first(row + i, v, n - i)
+            split_store_first(row + i, v, n - i)
     if block.by_label:
         storage_write(<char *>(row + block.label[k]), block.at_label[k])
         if block.ignored >> k & 1:
@@ -99,11 +100,11 @@ cdef inline void block_exponentials(
         while i + LANES <= n:
             prefetch(<const char *>(row + i) + ahead)
             vector_put(
-                kept + k * stride + i, exponential(vector_load(row + i), reference, &local))
+                kept + k * stride + i, exponential(split_load(row + i), reference, &local))
             i += LANES
         if i < n:
             vector_put(kept + k * stride + i, exponential(
-                vector_load_first(row + i, n - i), reference, &local))
+                split_load_first(row + i, n - i), reference, &local))
         if behind != NULL:
             block_write_row(behind, k, n, line)
 
@@ -127,6 +128,6 @@ cdef inline Pair block_sums(const real *kept, Py_ssize_t stride, Py_ssize_t n) n
             else:
                 total = pair_add(total, run_sum(e))
             i += RUN * LANES
-        vector_put(high + k * LANES, total.high)
-        vector_put(low + k * LANES, total.low)
+        vector_put(high + k * LANES, split_join(total.high))
+        vector_put(low + k * LANES, split_join(total.low))
     return rows_reduce(high, low, LANES, n)

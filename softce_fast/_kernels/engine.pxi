@@ -526,7 +526,7 @@ cdef inline void block_forward(
             problem.ahead, behind, &scratch.line, False)
     if problem.operation == CROSS_ENTROPY:
         for k in range(LANES):
-            kept[k * problem.kept_stride + group.labels[k]] = 0
+            kept[k * problem.kept_stride + split_place(group.labels[k])] = 0
     state.others = block_sums(kept, problem.kept_stride, n)
 
 

@@ -19,21 +19,21 @@ cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline vector row_maxima(const storage *x, Py_ssize_t n) noexcept nogil:
-    """row_maximum(), lane by lane."""
+    """row_maximum(), lane by lane, in any order."""
     cdef vector a = vector_set(NEGATIVE_INFINITY)
     cdef vector b = a, c = a, d = a
     cdef Py_ssize_t i = 0
     while i + 4 * LANES <= n:
-        a = vector_maximum(vector_load_unordered(x + i), a)
-        b = vector_maximum(vector_load_unordered(x + i + LANES), b)
-        c = vector_maximum(vector_load_unordered(x + i + 2 * LANES), c)
-        d = vector_maximum(vector_load_unordered(x + i + 3 * LANES), d)
+        a = vector_maximum(split_load(x + i), a)
+        b = vector_maximum(split_load(x + i + LANES), b)
+        c = vector_maximum(split_load(x + i + 2 * LANES), c)
+        d = vector_maximum(split_load(x + i + 3 * LANES), d)
         i += 4 * LANES
     while i + LANES <= n:
-        a = vector_maximum(vector_load_unordered(x + i), a)
+        a = vector_maximum(split_load(x + i), a)
         i += LANES
     if i < n:
-        b = vector_maximum(vector_load_first(x + i, n - i), b)
+        b = vector_maximum(split_load_first(x + i, n - i), b)
     return vector_maximum(vector_maximum(a, b), vector_maximum(c, d))
 
 

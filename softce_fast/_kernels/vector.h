@@ -539,22 +539,6 @@ INLINE vector vector_load(const storage *p) {
 #undef E
 }
 
-/* The same elements in any order, for what does not depend on it: fewer steps for bfloat16. */
-INLINE vector vector_load_unordered(const storage *p) {
-#if defined(STORAGE_BFLOAT16) && PART_BYTES < 64
-    vector v;
-    for (int i = 0; i < PARTS; i += 2) {
-        part_words pairs;
-        memcpy(&pairs, p + i * PART_LANES, sizeof pairs);
-        v.p[i] = (part)(pairs << 16);
-        v.p[i + 1] = (part)(pairs & 0xffff0000);
-    }
-    return v;
-#else
-    return vector_load(p);
-#endif
-}
-
 INLINE void vector_store(storage *p, vector v) {
 #if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
     _mm256_storeu_si256((__m256i *)p, vector_narrow_whole(v));
@@ -608,10 +592,6 @@ INLINE vector vector_load(const storage *p) {
     return vector_get(p);
 }
 
-INLINE vector vector_load_unordered(const storage *p) {
-    return vector_load(p);
-}
-
 INLINE void vector_store(storage *p, vector v) {
     vector_put(p, v);
 }
@@ -647,6 +627,25 @@ INLINE void copy_first(storage *to, const storage *from, ptrdiff_t count) {
 #undef PIECE
 }
 
+#if PART_BYTES == 32 && (defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16))
+/* As vector_load_first() says, as they are stored. */
+INLINE __m256i halves_load_first(const storage *p, ptrdiff_t count) {
+    /* Two at a time, then the last one; pieces in memory would be waited for. */
+    static const int16_t WANTED[2 * LANES] = {
+        -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+    };
+    static const int16_t LAST[2 * LANES] = {[LANES] = -1};
+    const __m256i wanted = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count));
+    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count / 2 * 2));
+    const __m256i is_last = _mm256_loadu_si256((const __m256i *)(LAST + LANES + 1 - count));
+    storage last; /* at any address */
+    memcpy(&last, (const char *)p + (count - 1) * (ptrdiff_t)sizeof last, sizeof last);
+    __m256i whole = _mm256_maskload_epi32((const int *)p, pairs);
+    whole = _mm256_blendv_epi8(_mm256_set1_epi16((short)STORAGE_NEGATIVE_INFINITY), whole, wanted);
+    return _mm256_blendv_epi8(whole, _mm256_set1_epi16((short)last), is_last);
+}
+#endif
+
 /* The first `count` (1 to LANES - 1) elements; the other lanes are -infinity. Reads no further. */
 INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
     vector v;
@@ -673,19 +672,7 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
         v.p[i] = part_select((part_mask)m, loaded, part_set(STORAGE_NEGATIVE_INFINITY));
     }
 #elif PART_BYTES == 32
-    /* Two at a time, then the last one; pieces in memory would be waited for. */
-    static const int16_t WANTED[2 * LANES] = {
-        -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-    };
-    static const int16_t LAST[2 * LANES] = {[LANES] = -1};
-    const __m256i wanted = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count));
-    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count / 2 * 2));
-    const __m256i is_last = _mm256_loadu_si256((const __m256i *)(LAST + LANES + 1 - count));
-    storage last; /* at any address */
-    memcpy(&last, (const char *)p + (count - 1) * (ptrdiff_t)sizeof last, sizeof last);
-    __m256i whole = _mm256_maskload_epi32((const int *)p, pairs);
-    whole = _mm256_blendv_epi8(_mm256_set1_epi16((short)STORAGE_NEGATIVE_INFINITY), whole, wanted);
-    whole = _mm256_blendv_epi8(whole, _mm256_set1_epi16((short)last), is_last);
+    const __m256i whole = halves_load_first(p, count);
     v.p[0] = part_widen((part_halves)_mm256_castsi256_si128(whole));
     v.p[1] = part_widen((part_halves)_mm256_extracti128_si256(whole, 1));
 #else
@@ -711,6 +698,96 @@ INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
     copy_first(p, line, count);
 #endif
 }
+
+/* ---- memory: storage, split ----------------------------------------------------------------- */
+
+/* A vector in split order has the elements of bfloat16 with even places in one register and those
+ * with odd places in the other, where that saves steps: none moves from lane to lane then. */
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+
+INLINE vector split_widen(__m256i pairs) {
+    vector v;
+    v.p[0] = (part)((part_words)pairs << 16);
+    v.p[1] = (part)((part_words)pairs & 0xffff0000);
+    return v;
+}
+
+/* The upper half of each word, plus 1 where the lower is above 0x8000, or is that beside an odd one. */
+INLINE __m256i split_narrow(vector v) {
+    const __m256i even = (__m256i)v.p[0], odd = (__m256i)v.p[1];
+    const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+    const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+    const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+    return _mm256_add_epi16(upper, _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15));
+}
+
+INLINE vector split_load(const storage *p) {
+    return split_widen(_mm256_loadu_si256((const __m256i *)p));
+}
+
+INLINE vector split_load_first(const storage *p, ptrdiff_t count) {
+    return split_widen(halves_load_first(p, count));
+}
+
+INLINE void split_store(storage *p, vector v) {
+    _mm256_storeu_si256((__m256i *)p, split_narrow(v));
+}
+
+INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
+    storage line[LANES];
+    split_store(line, v);
+    copy_first(p, line, count);
+}
+
+INLINE void split_stream(storage *p, vector v) {
+    _mm256_stream_si256((__m256i *)p, split_narrow(v));
+}
+
+/* Where the element with that place in a row lies, if the row's vectors are split. */
+INLINE ptrdiff_t split_place(ptrdiff_t place) {
+    const ptrdiff_t lane = place % LANES;
+    return place - lane + lane % 2 * PART_LANES + lane / 2;
+}
+
+/* The vector in the usual order. */
+INLINE vector split_join(vector v) {
+    const part low = _mm256_unpacklo_ps(v.p[0], v.p[1]), high = _mm256_unpackhi_ps(v.p[0], v.p[1]);
+    v.p[0] = _mm256_permute2f128_ps(low, high, 0x20);
+    v.p[1] = _mm256_permute2f128_ps(low, high, 0x31);
+    return v;
+}
+
+#else
+
+INLINE vector split_load(const storage *p) {
+    return vector_load(p);
+}
+
+INLINE vector split_load_first(const storage *p, ptrdiff_t count) {
+    return vector_load_first(p, count);
+}
+
+INLINE void split_store(storage *p, vector v) {
+    vector_store(p, v);
+}
+
+INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
+    vector_store_first(p, v, count);
+}
+
+INLINE void split_stream(storage *p, vector v) {
+    vector_stream(p, v);
+}
+
+INLINE ptrdiff_t split_place(ptrdiff_t place) {
+    return place;
+}
+
+INLINE vector split_join(vector v) {
+    return v;
+}
+
+#endif
 
 /* One element, at any address. */
 INLINE real storage_read(const char *p) {
