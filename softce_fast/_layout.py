@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+DType = np.dtype[Any]
 
 # Elements of a block of staged rows: it stays in the second-level cache.
 BLOCK_SIZE = 1 << 17
@@ -144,3 +145,12 @@ def row_blocks(shape: tuple[int, ...], row_size: int) -> Iterator[tuple[slice, .
         for start in range(shape[0]):
             for rest in row_blocks(shape[1:], row_size):
                 yield (slice(start, start + 1), *rest)
+
+
+def deliver(result: Array, dtype: DType, out: Array | None = None) -> Array:
+    """Return `result` in `dtype`: in `out`, or new, and as a scalar where it has no axes."""
+    if out is not None:
+        np.copyto(out, result, casting="unsafe")
+        return out
+    converted: Array = np.asarray(result).astype(dtype, copy=False)
+    return converted if converted.ndim else converted[()]

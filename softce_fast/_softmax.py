@@ -231,8 +231,8 @@ def logsumexp(
             _write_weighted(array, axes, weights, mask, result, sign)
             if not return_sign:
                 result[sign < 0] = np.nan
-        total = _delivered(result.reshape(shape), out)
-        return (total, _delivered(sign.reshape(shape), None)) if return_sign else total
+        total = _layout.deliver(result.reshape(shape), result_dtype, out)
+        return (total, _layout.deliver(sign.reshape(shape), result_dtype)) if return_sign else total
     direct = None
     if mask is None and array.dtype == result_dtype:
         direct = _layout.three_axes_together((array,), axes)
@@ -254,7 +254,7 @@ def logsumexp(
                     threads_for(buffer.size),
                 )
                 result_rows[...] = sums.reshape(result_rows.shape)
-    return _delivered(result.reshape(shape), out)
+    return _layout.deliver(result.reshape(shape), result_dtype, out)
 
 
 def _write_weighted(
@@ -273,14 +273,6 @@ def _write_weighted(
             rows, tuple(range(rows.ndim - len(axes), rows.ndim)), b=weight_rows, where=mask_rows,
             keepdims=True, return_sign=True, dtype=result.dtype,
         )  # fmt: skip
-
-
-def _delivered(result: Array, out: Array | None) -> Any:
-    """Return a result in `out`, or as it is; a scalar where it has no axes."""
-    if out is None:
-        return result if result.ndim else result[()]
-    out[...] = result
-    return out
 
 
 def softmax_backward(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks
+from ._layout import deliver
 
 __all__ = [
     "binary_cross_entropy",
@@ -35,15 +36,6 @@ Axis = int | tuple[int, ...] | None
 
 
 # Helpers
-
-
-def _deliver(result: Array, dtype: DType, out: Array | None = None) -> Array:
-    """Return `result` in `dtype`: in `out`, or new, and as a scalar where it has no axes."""
-    if out is not None:
-        np.copyto(out, result, casting="unsafe")
-        return out
-    converted: Array = np.asarray(result).astype(dtype, copy=False)
-    return converted if converted.ndim else converted[()]
 
 
 def _product(coefficient: Array, value: Array) -> Array:
@@ -142,7 +134,7 @@ def softmax(
         result = exponentials / exponentials.sum(axis=rows.axes, keepdims=True)
         if empty == "zero":
             result = np.where(maximum == -np.inf, 0, result)
-        return _deliver(result, rows.dtype, out)
+        return deliver(result, rows.dtype, out)
 
 
 def log_softmax(
@@ -163,7 +155,7 @@ def log_softmax(
         result = shifted - _log_sum(top, others)
         if empty == "zero":
             result = np.where(maximum == -np.inf, -np.inf, result)
-        return _deliver(result, rows.dtype, out)
+        return deliver(result, rows.dtype, out)
 
 
 def logsumexp(
@@ -223,8 +215,8 @@ def logsumexp(
         if not keepdims:
             log_total, sign = log_total.squeeze(axes), sign.squeeze(axes)
         if return_sign:
-            return _deliver(log_total, result, out), _deliver(sign, result)
-        return _deliver(log_total, result, out)
+            return deliver(log_total, result, out), deliver(sign, result)
+        return deliver(log_total, result, out)
 
 
 def _backward_arguments(
@@ -242,7 +234,7 @@ def softmax_backward(
     with np.errstate(all="ignore"):
         gradient, probs, axes, dtype = _backward_arguments(grad_output, output, axis, out)
         mean = (gradient * probs).sum(axis=axes, keepdims=True)
-        return _deliver(probs * (gradient - mean), dtype, out)
+        return deliver(probs * (gradient - mean), dtype, out)
 
 
 def log_softmax_backward(
@@ -252,7 +244,7 @@ def log_softmax_backward(
     with np.errstate(all="ignore"):
         gradient, log_probs, axes, dtype = _backward_arguments(grad_output, output, axis, out)
         total = gradient.sum(axis=axes, keepdims=True)
-        return _deliver(gradient - np.exp(log_probs) * total, dtype, out)
+        return deliver(gradient - np.exp(log_probs) * total, dtype, out)
 
 
 # Losses over classes
@@ -503,7 +495,7 @@ def _cross_entropy(
         from_z = 2 * z_loss * log_total
     loss = _reduce(rows, task)
     if not with_grad:
-        return _deliver(loss, task.dtype), None
+        return deliver(loss, task.dtype), None
 
     parts = _Softmax(
         shifted, exponentials, top, others, label_part, spread, coefficient_sum, from_z
@@ -521,7 +513,7 @@ def _cross_entropy(
     if task.ignored is not None:
         grad[task.ignored] = 0
     grad = np.moveaxis(grad, -1, task.axis)
-    return _deliver(loss, task.dtype), _deliver(grad, task.dtype, grad_out)
+    return deliver(loss, task.dtype), deliver(grad, task.dtype, grad_out)
 
 
 def cross_entropy(
@@ -585,7 +577,7 @@ def _negative_log(task: _Task, is_log: bool) -> Any:
             coefficients = coefficients * task.weight
         log_probs = task.values if is_log else np.log(task.values)
         rows = 0 - _product(coefficients, log_probs).sum(axis=-1)
-    return _deliver(_reduce(rows, task), task.dtype)
+    return deliver(_reduce(rows, task), task.dtype)
 
 
 def nll_loss(
@@ -667,9 +659,9 @@ def _binary_reduce(elements: Array, arrays: _checks.BinaryArrays, reduction: str
     if arrays.weight is not None:
         elements = _product(arrays.weight, elements)
     if reduction == "none":
-        return _deliver(elements, arrays.dtype)
+        return deliver(elements, arrays.dtype)
     total = np.sum(elements, dtype=np.promote_types(elements.dtype, np.float64))
-    return _deliver(total / elements.size if reduction == "mean" else total, arrays.dtype)
+    return deliver(total / elements.size if reduction == "mean" else total, arrays.dtype)
 
 
 def binary_cross_entropy(
@@ -738,4 +730,4 @@ def binary_cross_entropy_with_logits_with_grad(
             grad = grad * arrays.weight
         if reduction == "mean" and grad.size:
             grad = grad / grad.dtype.type(grad.size)
-        return _binary_reduce(elements, arrays, reduction), _deliver(grad, arrays.dtype, grad_out)
+        return _binary_reduce(elements, arrays, reduction), deliver(grad, arrays.dtype, grad_out)

@@ -631,6 +631,21 @@ def wide_row_strides(path: str, output: str) -> None:
             assert np.array_equal(out, wanted)
             assert np.array_equal(sf.softmax(x, axis, out=out), sf.softmax(values, axis))
             assert np.array_equal(sf.logsumexp(x, axis), sf.logsumexp(values, axis))
+            probs = sf.softmax(values, axis)
+            for backward in (sf.softmax_backward, sf.log_softmax_backward):
+                wanted = backward(values, probs, axis)
+                assert np.array_equal(backward(x, probs, axis, out=out), wanted)
+            for classes in (labels, probs):
+                assert sf.nll_loss(x, classes, axis) == sf.nll_loss(values, classes, axis)
+            binary = sf.binary_cross_entropy_with_logits_with_grad
+            loss, _ = binary(x, probs, grad_out=out)
+            wanted_loss, wanted = binary(values, probs)
+            assert loss == wanted_loss
+            assert np.array_equal(out, wanted)
+            out[...] = probs
+            wanted_loss = sf.cross_entropy_from_probs(probs, labels, axis)
+            assert sf.cross_entropy_from_probs(out, labels, axis) == wanted_loss
+            assert sf.binary_cross_entropy(out, probs) == sf.binary_cross_entropy(probs, probs)
         assert np.array_equal(sf.log_softmax(x[::-1]), sf.log_softmax(values[::-1]))
 
 
@@ -647,15 +662,24 @@ def many_elements() -> None:
     row = np.random.default_rng(0).normal(size=classes).astype(np.float32)
     x = np.broadcast_to(row, (rows, classes))
     assert x.size > 1 << 31
+    probs = np.broadcast_to(sf.softmax(row), (rows, classes))
     labels = np.full(rows, 3)
     labels[-1] = 999
-    losses = sf.cross_entropy(x, labels, reduction="none")
-    wanted = sf.cross_entropy(np.stack([row, row]), np.array([3, 999]), reduction="none")
-    assert (losses[:-1] == wanted[0]).all()
-    assert losses[-1] == wanted[1]
+    for function, given in (
+        (sf.cross_entropy, x),
+        (sf.nll_loss, x),
+        (sf.cross_entropy_from_probs, probs),
+    ):
+        losses = function(given, labels, reduction="none")
+        wanted = function(given[:2], np.array([3, 999]), reduction="none")
+        assert (losses[:-1] == wanted[0]).all()
+        assert losses[-1] == wanted[1]
+    wanted = sf.cross_entropy_from_probs(probs[0], probs[0])
+    assert abs(sf.cross_entropy_from_probs(probs, probs) / wanted - 1) < 1e-6
     labels[-1] = classes
-    with pytest.raises(IndexError, match=str(rows - 1)):
-        sf.cross_entropy(x, labels)
+    for function in (sf.cross_entropy, sf.nll_loss, sf.cross_entropy_from_probs):
+        with pytest.raises(IndexError, match=str(rows - 1)):
+            function(x, labels)
 
 
 def long_row() -> None:
@@ -669,13 +693,27 @@ def long_row() -> None:
         sf.cross_entropy(x, np.array([classes]))
 
 
-@pytest.mark.parametrize("case", [many_elements, long_row], ids=lambda case: case.__name__)
+def many_probabilities() -> None:
+    """More than 2**31 elements of a binary loss; memory that was only read takes no space."""
+    probs, target = np.zeros((2, (1 << 31) + 7), np.float16)
+    probs[-1], target[-1] = 0.25, 1
+    loss = sf.binary_cross_entropy(probs, target, reduction="sum")
+    assert loss == np.float16(np.log(4))
+    logits = probs
+    logits[-1] = 8
+    loss = sf.binary_cross_entropy_with_logits(logits, target)
+    assert loss == np.float16(np.log(2))
+
+
+@pytest.mark.parametrize(
+    "case", [many_elements, many_probabilities, long_row], ids=lambda case: case.__name__
+)
 def test_more_than_two_to_the_31_elements(case):
     run_function(case, timeout=200)
 
 
 def large_output(path: str) -> None:
-    """Softmax in place of more than 2**31 float16 numbers in a file."""
+    """Softmax, and a gradient by it, in place of more than 2**31 float16 numbers in a file."""
     classes = 32_768
     rows = (1 << 31) // classes + 2
     x = np.memmap(path, np.float16, "r+", shape=(rows, classes))
@@ -686,6 +724,13 @@ def large_output(path: str) -> None:
     assert np.array_equal(x[-1], wanted)
     for row in range(0, rows - 1, rows // 20):
         assert (x[row] == np.float16(1 / classes)).all()
+    assert peak.growth < 32 << 20
+    gradient = np.arange(classes, dtype=np.float16)
+    checked = [0, rows // 2, rows - 1]
+    wanted = sf.softmax_backward(np.stack([gradient] * 3), x[checked])
+    with AnonymousPeak() as peak:
+        sf.softmax_backward(np.broadcast_to(gradient, x.shape), x, out=x)
+    assert np.array_equal(x[checked], wanted)
     assert peak.growth < 32 << 20
 
 
