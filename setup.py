@@ -37,8 +37,12 @@ class Variant(NamedTuple):
     flags: tuple[str, ...]
     features: tuple[str, ...]
 
+    def needs(self) -> tuple[str, str]:
+        """Return the macro that tells cpu.h which features to look for."""
+        return f"{self.name.upper()}_NEEDS", "|".join(f"CPU_{f.upper()}" for f in self.features)
 
-# The features are looked up at import (softce_fast/_kernels/probe.pyx), best build first.
+
+# The features are looked up at import (softce_fast/_kernels/cpu.h), best build first.
 X86_VARIANTS = (
     Variant(
         "avx512",
@@ -75,6 +79,11 @@ def variants() -> tuple[Variant, ...]:
     return (BASELINE,)
 
 
+def needs() -> list[tuple[str, str]]:
+    """Return the macros of all variants that rely on something."""
+    return [variant.needs() for variant in variants() if variant.features]
+
+
 def variants_to_build() -> tuple[Variant, ...]:
     """Return all variants, or with SOFTCE_FAST_BUILD=native the best that this machine can run."""
     chosen = os.environ.get("SOFTCE_FAST_BUILD", "all")
@@ -82,13 +91,13 @@ def variants_to_build() -> tuple[Variant, ...]:
         return variants()
     if chosen != "native":
         raise SystemExit(f"SOFTCE_FAST_BUILD must be 'all' or 'native', not {chosen!r}")
-    asked = '#include "probe.h"\nint main(void) {{ return !supports_{0}(); }}\n'
+    asked = '#include "cpu.h"\nint main(void) {{ return !supports_{0}(); }}\n'
+    flags = [f"-I{KERNELS}", *(f"-D{name}={value}" for name, value in needs())]
     return (
         next(
             variant
             for variant in variants()
-            if variant is BASELINE
-            or builds(asked.format(variant.name), [f"-I{KERNELS}"], [], run=True)
+            if variant is BASELINE or builds(asked.format(variant.name), flags, [], run=True)
         ),
     )
 
@@ -117,7 +126,13 @@ def openmp_flags() -> tuple[list[str], list[str]]:
 def builds(
     source: str, compile_flags: list[str], link_flags: list[str], *, run: bool = False
 ) -> bool:
-    """Tell whether a program in C compiles and links, and on request returns 0 when it is run."""
+    """Tell whether a program in C compiles and links, and on request returns 0 when it is run.
+
+    Not on Windows: there setuptools looks for its compiler itself, and clang-cl, which it should
+    find, has neither OpenMP under that flag nor GCC's.
+    """
+    if sys.platform == "win32":
+        return False
     compiler = (os.environ.get("CC") or shutil.which("cc") or "gcc").split()
     flags = os.environ.get("CFLAGS", "").split(), os.environ.get("LDFLAGS", "").split()
     with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +194,10 @@ def extensions() -> list[Extension]:
         "softce_fast._kernels.probe",
         [copied("probe.pyx", "probe")],
         include_dirs=[str(KERNELS)],
-        define_macros=[("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in chosen) + '"')],
+        define_macros=[
+            ("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in chosen) + '"'),
+            *needs(),
+        ],
     )
     modules: list[Extension] = cythonize(
         [

@@ -121,7 +121,8 @@ def test_the_checks_of_archives_find_what_is_wrong(tmp_path: Path) -> None:
     assert "holds tests/test_a.py" in found
     assert "lacks softce_fast/py.typed" in found
     assert "lacks the module softce_fast/_kernels/baseline_float32" in found
-    assert "lacks the licence" in found
+    assert "lacks LICENSE" in found
+    assert "lacks licenses/NOTICE.txt" in found
 
     path = tmp_path / "big.whl"
     with zipfile.ZipFile(path, "w") as archive:

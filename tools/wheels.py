@@ -78,9 +78,15 @@ def package_sources() -> set[str]:
     return names | {"softce_fast/py.typed"}
 
 
+def license_names() -> set[str]:
+    """List the project's licence, and those of what the wheels carry besides."""
+    return {"LICENSE"} | {p.relative_to(ROOT).as_posix() for p in (ROOT / "licenses").glob("*")}
+
+
 def sdist_problems(names: set[str]) -> list[str]:
     """Say what an sdist lacks or should not hold."""
-    needed = {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "README.md", "CHANGELOG.md"}
+    needed = {"setup.py", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md"}
+    needed |= license_names()
     for folder in ("tests", "benchmarks", "tools"):
         needed |= {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).glob("*.py")}
     needed |= package_sources() | {"tools/preflight.sh", "benchmarks/memory_limit.c"}
@@ -105,8 +111,9 @@ def wheel_problems(names: set[str]) -> list[str]:
     modules = {name for name in modules if name.startswith("softce_fast/")}
     problems += [f"lacks the module {name}" for name in sorted(module_names() - modules)]
     problems += [f"holds the module {name}" for name in sorted(modules - module_names())]
-    if not any(re.fullmatch(r"[^/]+\.dist-info/licenses/LICENSE", name) for name in names):
-        problems.append("lacks the licence")
+    for file in license_names():
+        if not any(name.endswith(f".dist-info/licenses/{file}") for name in names):
+            problems.append(f"lacks {file}")
     for name in sorted(names):
         top = name.partition("/")[0]
         source = name.endswith((".c", ".cpp", ".pyx", ".pxi", ".pxd", ".h", ".o"))
@@ -226,8 +233,8 @@ def build_wheel(python: Path, sdist: Path, folder: Path, repair: bool) -> Path:
     return wheel
 
 
-def test_wheel(python: Path, wheel: Path, folder: Path, tests: str) -> None:
-    """Install the wheel alone and try it; then run some tests against it."""
+def test_wheel(python: Path, wheel: Path, folder: Path, tests: str, torch: bool) -> None:
+    """Install the wheel alone and try it; then with others, and run some tests against it."""
     installed = environment(python, folder / "installed")
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
@@ -243,9 +250,9 @@ def test_wheel(python: Path, wheel: Path, folder: Path, tests: str) -> None:
     run(*pip, wheel, cwd=elsewhere)
     run(*check, **options)
     run(*pip, f"{wheel}[test]", cwd=elsewhere)
-    torch = [*pip, "--only-binary=:all:", f"{wheel}[peers-test]"]
-    subprocess.run(torch, capture_output=True, check=False)
-    run(*check, **options)
+    if torch:
+        run(*pip, "--only-binary=:all:", f"{wheel}[peers-test]", cwd=elsewhere)
+    run(*check, "--beside", "sklearn", *(["torch"] if torch else []), **options)
     # Copies of the tests, but not of the package: what they import is the wheel.
     markers = [] if tests == "all" else ["-m", "not slow"]
     run(installed, "-m", "pytest", "-q", "-n2", *TESTS[tests], *markers, **options)
@@ -258,6 +265,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     parser.add_argument("--no-repair", action="store_true", help="leave the OpenMP runtime out")
     parser.add_argument("--tests", choices=TESTS, default="quick", help="most: but the slow ones")
+    parser.add_argument("--no-torch", action="store_true", help="for Pythons that have no PyTorch")
     options = parser.parse_args()
     pythons = [path.absolute() for path in options.pythons or find_pythons()]
     repair = not options.no_repair and sys.platform == "linux"
@@ -277,7 +285,7 @@ def main() -> None:
             start = time.monotonic()
             wheel = build_wheel(python, sdist, work, repair)
             built = time.monotonic()
-            test_wheel(python, wheel, work, options.tests)
+            test_wheel(python, wheel, work, options.tests, not options.no_torch)
             tested = time.monotonic()
             print(f"  built in {built - start:.0f} s, tested in {tested - built:.0f} s", flush=True)
             made.append(wheel)

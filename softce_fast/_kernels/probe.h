@@ -1,4 +1,4 @@
-/* probe.h: what the CPU can do, what OpenMP says, which compiler was used. Built for the baseline. */
+/* probe.h: what OpenMP says, which compiler was used. */
 #ifndef SOFTCE_FAST_PROBE_H
 #define SOFTCE_FAST_PROBE_H
 
@@ -10,28 +10,6 @@
 #define PROBE static __attribute__((unused))
 #else
 #define PROBE static
-#endif
-
-/* Whether the CPU and the operating system support the build called avx512, avx2 or baseline. The
- * features are those beside the flags in the table of setup.py. */
-#if defined(__x86_64__) || defined(_M_X64)
-#include <cpuid.h>
-/* Clang 14 cannot be asked for f16c by name. That the system keeps AVX's registers is asked below. */
-PROBE int supports_f16c(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-PROBE int supports_avx2(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
-}
-PROBE int supports_avx512(void) {
-    return supports_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-           && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#else
-PROBE int supports_avx2(void) { return 0; }
-PROBE int supports_avx512(void) { return 0; }
 #endif
 
 #ifdef _OPENMP

@@ -1,9 +1,11 @@
 # cython: language_level=3
 """What the CPU can do, what OpenMP says, which compiler was used."""
 
-cdef extern from "probe.h":
+cdef extern from "cpu.h":
     bint supports_avx2()
     bint supports_avx512()
+
+cdef extern from "probe.h":
     int openmp_version()
     int openmp_max_threads()
     int openmp_pause() nogil
