@@ -359,7 +359,7 @@ def test_fork_during_a_long_call_of_another_thread():
 
 @pytest.mark.slow
 def test_fork_during_calls_of_other_threads_many_times():
-    run_function(during_call, "2000", timeout=600)
+    run_function(during_call, "800", timeout=600)
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])

@@ -123,7 +123,7 @@ def test_many_python_threads_at_once():
 
 @pytest.mark.slow
 def test_many_python_threads_many_times():
-    run_function(many_callers, "100", timeout=1200)
+    run_function(many_callers, "50", timeout=1200)
 
 
 # The GIL
