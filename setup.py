@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,10 +88,10 @@ def needs() -> list[tuple[str, str]]:
 def variants_to_build() -> tuple[Variant, ...]:
     """Return all variants, or with SOFTCE_FAST_BUILD=native the best that this machine can run."""
     chosen = os.environ.get("SOFTCE_FAST_BUILD", "all")
-    if chosen == "all":
-        return variants()
-    if chosen != "native":
+    if chosen not in ("all", "native"):
         raise SystemExit(f"SOFTCE_FAST_BUILD must be 'all' or 'native', not {chosen!r}")
+    if chosen == "all" or sys.platform == "win32":  # where no program is built to ask with
+        return variants()
     asked = '#include "cpu.h"\nint main(void) {{ return !supports_{0}(); }}\n'
     flags = [f"-I{KERNELS}", *(f"-D{name}={value}" for name, value in needs())]
     return (
@@ -133,7 +134,8 @@ def builds(
     """
     if sys.platform == "win32":
         return False
-    compiler = (os.environ.get("CC") or shutil.which("cc") or "gcc").split()
+    # As setuptools chooses, and tools/preflight.sh.
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
     flags = os.environ.get("CFLAGS", "").split(), os.environ.get("LDFLAGS", "").split()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.c")

@@ -218,7 +218,7 @@ def _number(value: Any, name: str, takes: str) -> float:
             raise TypeError
         return float(value)
     except OverflowError:  # an int beyond the largest float
-        return math.inf if value > 0 else -math.inf
+        return math.inf if int(value) > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be {takes}, got {value!r}") from None
 

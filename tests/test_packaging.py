@@ -83,6 +83,31 @@ def test_build_for_this_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         setup.variants_to_build()
 
 
+def test_nothing_is_probed_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("Cython")
+    setup = wheels.load_setup()
+    monkeypatch.setenv("SOFTCE_FAST_BUILD", "native")
+    monkeypatch.setattr(setup.subprocess, "run", lambda *_, **__: pytest.fail("started a compiler"))
+    monkeypatch.setattr(setup.sys, "platform", "win32")
+    assert setup.variants_to_build() == setup.variants()
+    assert setup.openmp_flags() == ([], [])
+    assert setup.spelled(["-O3"]) == ["/clang:-O3"]
+
+
+@posix
+def test_the_compiler_that_is_probed_is_the_one_that_builds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("Cython")
+    setup = wheels.load_setup()
+    fails = str(script(tmp_path / "cc", "exit 1"))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(sysconfig, "get_config_var", {"CC": fails}.get)
+    assert not setup.builds(setup.ANY_PROGRAM, [], [])
+    monkeypatch.setenv("CC", str(script(tmp_path / "other", "exit 0")))
+    assert setup.builds(setup.ANY_PROGRAM, [], [])
+
+
 @pytest.mark.slow
 def test_sdist_holds_all_sources_and_nothing_made_from_them(sdist: Path) -> None:
     assert wheels.sdist_problems(wheels.sdist_names(sdist)) == []
