@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     parser.add_argument("--no-repair", action="store_true", help="leave the OpenMP runtime out")
     parser.add_argument("--tests", choices=TESTS, default="quick", help="most: but the slow ones")
-    parser.add_argument("--no-torch", action="store_true", help="PyTorch may be missing with every Python")
+    parser.add_argument("--no-torch", action="store_true", help="PyTorch may be missing everywhere")
     options = parser.parse_args()
     pythons = [path.absolute() for path in options.pythons or find_pythons()]
     repair = not options.no_repair and sys.platform == "linux"
