@@ -112,7 +112,8 @@ def wheel_problems(names: set[str]) -> list[str]:
     problems += [f"lacks the module {name}" for name in sorted(module_names() - modules)]
     problems += [f"holds the module {name}" for name in sorted(modules - module_names())]
     for file in license_names():
-        if not any(name.endswith(f".dist-info/licenses/{file}") for name in names):
+        path = rf"[^/]+\.dist-info/licenses/{re.escape(file)}"
+        if not any(re.fullmatch(path, name) for name in names):
             problems.append(f"lacks {file}")
     for name in sorted(names):
         top = name.partition("/")[0]
