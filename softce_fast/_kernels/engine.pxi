@@ -102,12 +102,9 @@ cdef struct Group:
     # Up to LANES rows, a row in each lane.
     Py_ssize_t first
     Py_ssize_t rows
-    Py_ssize_t row_stride         # in the logits; 0 if uneven
-    Py_ssize_t output_row_stride
-    Py_ssize_t[16] offsets
-    Py_ssize_t[16] output_offsets
-    Py_ssize_t target_row_stride
-    Py_ssize_t[16] target_offsets
+    Offsets logits
+    Offsets output
+    Offsets target                # of class probabilities
     int64_t[16] labels
     vector active                 # 0 where the label is ignored, else 1
     unsigned int ignored          # the same: bit k is row k
@@ -115,6 +112,11 @@ cdef struct Group:
     vector label_weight           # class weight at the label, without what smoothing takes
     vector sample_weight
     ChunkState whole              # the chunks merged, or the only one; without `factor`
+    vector own_logit              # cross-entropy: of the label, or the maximum,
+    Pair own                      # its exponential,
+    Pair total                    # the sum of all,
+    vector share                  # that of the coefficients,
+    vector from_z                 # and 2 * z_loss * logsumexp
     vector result                 # set where the operation has it, as all of these:
     vector minus                  # see output_vector
     Pair factor
@@ -142,22 +144,21 @@ cdef inline Py_ssize_t row_offset(const Array *array, Py_ssize_t row) noexcept n
         + row % array.inner_length * array.inner_stride)
 
 
-cdef inline Py_ssize_t offsets_of_rows(
-    const Array *array, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t *offsets
+cdef inline void offsets_fill(
+    Offsets *offsets, const Array *array, Py_ssize_t first, Py_ssize_t rows
 ) noexcept nogil:
-    """Fill in the offsets of rows; return the step if they are LANES rows at even ones, else 0."""
-    cdef Py_ssize_t k, base
-    cdef Py_ssize_t stride = array.row_stride
-    if stride == 0 and first // array.inner_length == (first + rows - 1) // array.inner_length:
-        stride = array.inner_stride
-    if stride != 0:
-        base = row_offset(array, first)
-        for k in range(LANES):
-            offsets[k] = base + k * stride
-        return stride if rows == LANES else 0
-    for k in range(rows):
-        offsets[k] = row_offset(array, first + k)
-    return 0
+    cdef Py_ssize_t k
+    offsets.step = array.row_stride
+    if offsets.step == 0 and (
+        first // array.inner_length == (first + rows - 1) // array.inner_length
+    ):
+        offsets.step = array.inner_stride
+    if rows < LANES:
+        offsets.step = 0
+    offsets.of_row[0] = row_offset(array, first)
+    if offsets.step == 0:
+        for k in range(1, rows):
+            offsets.of_row[k] = row_offset(array, first + k)
 
 
 cdef inline Py_ssize_t chunk_length(const Problem *problem, Py_ssize_t chunk) noexcept nogil:
@@ -187,13 +188,11 @@ cdef inline void group_open(
     group.rows = rows
     group.active = vector_set(1.0)
     group.ignored = 0
-    group.row_stride = offsets_of_rows(&problem.logits, first, rows, group.offsets)
+    offsets_fill(&group.logits, &problem.logits, first, rows)
     if problem.output.data != NULL:
-        group.output_row_stride = offsets_of_rows(
-            &problem.output, first, rows, group.output_offsets)
+        offsets_fill(&group.output, &problem.output, first, rows)
     if problem.operation == SOFT_CROSS_ENTROPY:
-        group.target_row_stride = offsets_of_rows(
-            &problem.target, first, rows, group.target_offsets)
+        offsets_fill(&group.target, &problem.target, first, rows)
     for k in range(LANES):
         group.labels[k] = -1
     if problem.operation == CROSS_ENTROPY:
@@ -280,7 +279,7 @@ cdef void rows_forward(
         maximum[k] = 0
     for k in range(group.rows):
         x[k] = contiguous_row(
-            problem.logits.data + group.offsets[k] + start * problem.logits.class_stride,
+            problem.logits.data + offset_of(&group.logits, k) + start * problem.logits.class_stride,
             problem.logits.class_stride, n, scratch.staged + k * min(CHUNK, problem.classes))
         maximum[k] = row_maximum(x[k], n)
     state.maximum = vector_get(maximum)
@@ -369,7 +368,7 @@ cdef inline Coefficients coefficients_of(
         coefficients.weight = problem.class_weight + start
     if problem.operation == SOFT_CROSS_ENTROPY:
         coefficients.probabilities = contiguous_row(
-            problem.target.data + group.target_offsets[row]
+            problem.target.data + offset_of(&group.target, row)
             + start * problem.target.class_stride,
             problem.target.class_stride, chunk_length(problem, chunk), scratch.target)
     return coefficients
@@ -427,18 +426,16 @@ cdef inline TileCoefficients tile_coefficients_of(
 
 cdef inline void tile_spread(
     const Problem *problem, Py_ssize_t chunk, ChunkState *state, const real *tile,
-    const real *probabilities,
+    const real *probabilities, real *terms,
 ) noexcept nogil:
     """rows_spread() for a tile."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef TileSums sums
-    sums.coefficients = tile_coefficients_of(problem, chunk, probabilities)
-    sums.origin = spread_origin(state.maximum)
-    tile_sums(tile, n, &sums, state.reference, &problem.scale, SPREAD, False, False)
-    state.spread = pair_finite(sums.total)
+    cdef TileCoefficients coefficients = tile_coefficients_of(problem, chunk, probabilities)
+    tile_spread_terms(tile, &coefficients, spread_origin(state.maximum), n, terms)
+    state.spread = pair_finite(tile_sums(terms, n))
     if problem.operation == SOFT_CROSS_ENTROPY:
-        tile_sums(tile, n, &sums, state.reference, &problem.scale, COEFFICIENT, False, False)
-        state.coefficients = pair_finite(sums.total)
+        tile_coefficients(&coefficients, n, terms)
+        state.coefficients = pair_finite(tile_sums(terms, n))
     else:
         state.coefficients = vector_set(problem.coefficient_sums[chunk])
 
@@ -454,13 +451,12 @@ cdef inline void tile_fill(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     tile_load(
         tile, problem.logits.data + chunk * CHUNK * problem.logits.class_stride,
-        problem.logits.class_stride, group.row_stride, group.offsets, n, group.rows)
+        problem.logits.class_stride, &group.logits, n, group.rows)
     if problem.operation == SOFT_CROSS_ENTROPY:
         tile_load(
             tile + n * LANES,
             problem.target.data + chunk * CHUNK * problem.target.class_stride,
-            problem.target.class_stride, group.target_row_stride, group.target_offsets, n,
-            group.rows)
+            problem.target.class_stride, &group.target, n, group.rows)
 
 
 cdef inline vector labels_in_chunk(const Group *group, Py_ssize_t chunk) noexcept nogil:
@@ -472,37 +468,89 @@ cdef inline vector labels_in_chunk(const Group *group, Py_ssize_t chunk) noexcep
     return vector_get(label)
 
 
-cdef void tile_forward(
-    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile
+cdef inline ChunkState *tile_state(
+    Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
-    """Fill the state of one chunk of the group, all rows side by side."""
+    """The state of a chunk of a tile of the batch."""
+    return chunk_state(group, problem, scratch.states + tile * problem.chunks, chunk)
+
+
+cdef inline real *tile_terms(const Problem *problem, real *tile, Py_ssize_t n) noexcept nogil:
+    """Where what is to be added up of a tile goes: behind what is still wanted of it."""
+    if problem.operation == SOFT_CROSS_ENTROPY:
+        return tile + 2 * n * LANES
+    if problem.operation == LOG_SOFTMAX or problem.dense:
+        return tile + n * LANES
+    return tile
+
+
+cdef void tiles_fill(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Read one chunk of each tile, and choose its reference."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef TileSums sums
-    tile_fill(tile, group, problem, chunk)
-    state.maximum = tile_maximum(tile, n)
-    state.reference = reference_for(state.maximum, &problem.scale)
-    if problem.dense:
-        tile_spread(problem, chunk, state, tile, tile + n * LANES)
-    sums.exponentials = tile
-    sums.ahead = problem.logits.data + group.offsets[0] + problem.ahead
-    sums.ahead_stride = problem.ahead_stride
-    sums.pivot_logit = vector_set(0.0)
-    if problem.operation == LOG_SOFTMAX:
-        # The logits are still wanted: the exponentials go behind them.
-        sums.exponentials = tile + n * LANES
-    sums.pivot = vector_set(-1.0)
-    if problem.operation == CROSS_ENTROPY:
-        sums.pivot = labels_in_chunk(group, chunk)
-    elif pivots_at_maximum(problem):
-        sums.pivot = tile_find(tile, n, state.maximum)
-    if problem.scale.tempered or any_nonzero(state.reference.shift):
-        tile_sums(tile, n, &sums, state.reference, &problem.scale, EXPONENTIAL, True, True)
-    elif problem.operation == CROSS_ENTROPY or pivots_at_maximum(problem):
-        tile_sums(tile, n, &sums, state.reference, &problem.scale, EXPONENTIAL, True, False)
-    else:
-        tile_sums(tile, n, &sums, state.reference, &problem.scale, EXPONENTIAL, False, False)
-    state.others = sums.total
-    group.label_logit = sums.pivot_logit
+    cdef Py_ssize_t t
+    cdef ChunkState *state
+    cdef real *tile
+    for t in range(tiles):
+        tile = scratch.kept + t * problem.kept_stride
+        state = tile_state(groups + t, problem, t, chunk, scratch)
+        tile_fill(tile, groups + t, problem, chunk)
+        state.maximum = tile_maximum(tile, n)
+        state.reference = reference_for(state.maximum, &problem.scale)
+
+
+cdef void tiles_exponentials(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Compute what is to be added up of each tile."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t t
+    cdef TileTerms terms
+    cdef ChunkState *state
+    cdef real *tile
+    cdef bint general
+    terms.ahead_stride = problem.ahead_stride
+    terms.pivot_logit = vector_set(0.0)
+    terms.line = &scratch.line
+    for t in range(tiles):
+        tile = scratch.kept + t * problem.kept_stride
+        state = tile_state(groups + t, problem, t, chunk, scratch)
+        general = problem.scale.tempered or any_nonzero(state.reference.shift)
+        terms.logits = tile
+        terms.terms = tile_terms(problem, tile, n)
+        terms.ahead = problem.logits.data + groups[t].logits.of_row[0] + problem.ahead
+        if problem.operation == SOFTMAX or problem.operation == LOGSUMEXP:
+            terms.exponentials = tile
+            if general:
+                tile_exponentials(&terms, n, state.reference, &problem.scale, False, True)
+            else:
+                tile_exponentials(&terms, n, state.reference, &problem.scale, False, False)
+            continue
+        terms.exponentials = NULL
+        if problem.dense:
+            tile_spread(problem, chunk, state, tile, tile + n * LANES, terms.terms)
+            terms.exponentials = tile
+        if problem.operation == CROSS_ENTROPY:
+            terms.pivot = labels_in_chunk(groups + t, chunk)
+        else:
+            terms.pivot = tile_find(tile, n, state.maximum)
+        if general:
+            tile_exponentials(&terms, n, state.reference, &problem.scale, True, True)
+        else:
+            tile_exponentials(&terms, n, state.reference, &problem.scale, True, False)
+        groups[t].label_logit = terms.pivot_logit
+
+
+cdef void tiles_sum(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Add up the exponentials of each tile."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t t
+    for t in range(tiles):
+        tile_state(groups + t, problem, t, chunk, scratch).others = tile_sums(
+            tile_terms(problem, scratch.kept + t * problem.kept_stride, n), n)
 
 
 cdef inline void block_forward(
@@ -510,19 +558,19 @@ cdef inline void block_forward(
     Scratch *scratch,
 ) noexcept nogil:
     """Fill the state of LANES whole rows, and write the rows `behind`."""
-    cdef const char *x = problem.logits.data + group.offsets[0]
+    cdef const char *x = problem.logits.data + group.logits.of_row[0]
     cdef real *kept = scratch.kept
     cdef Py_ssize_t n = problem.classes
     cdef Py_ssize_t k
-    state.maximum = block_maximum(x, group.row_stride, n)
+    state.maximum = block_maximum(x, group.logits.step, n)
     state.reference = reference_for(state.maximum, &problem.scale)
     if problem.scale.tempered or any_nonzero(state.reference.shift):
         block_exponentials(
-            x, group.row_stride, n, state.reference, &problem.scale, kept, problem.kept_stride,
+            x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
             problem.ahead, behind, &scratch.line, True)
     else:
         block_exponentials(
-            x, group.row_stride, n, state.reference, &problem.scale, kept, problem.kept_stride,
+            x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
             problem.ahead, behind, &scratch.line, False)
     if problem.operation == CROSS_ENTROPY:
         for k in range(LANES):
@@ -593,16 +641,30 @@ cdef inline void group_merge(
 # ---- finish ----------------------------------------------------------------------------------
 
 
-cdef inline void group_finish(Group *group, const Problem *problem) noexcept nogil:
-    """What the operation makes of the sums: results, and what the writing needs."""
+cdef void groups_finish(Group *groups, const Problem *problem, Py_ssize_t count) noexcept nogil:
+    """What the operation makes of the sums: results, and what the writing needs.
+
+    Each step is done for all groups: few instructions wait for the one before them then.
+    """
+    cdef Py_ssize_t k
     if problem.operation == SOFTMAX:
-        finish_softmax(group, problem)
+        for k in range(count):
+            finish_softmax(groups + k, problem)
     elif problem.operation == LOG_SOFTMAX:
-        finish_log_softmax(group, problem)
+        for k in range(count):
+            finish_log_softmax(groups + k, problem)
     elif problem.operation == LOGSUMEXP:
-        group.result = log_total(group.whole.others, group.whole.reference, &problem.scale)
+        for k in range(count):
+            groups[k].result = log_total(
+                groups[k].whole.others, groups[k].whole.reference, &problem.scale)
     else:
-        finish_cross_entropy(group, problem)
+        for k in range(count):
+            finish_total(groups + k, problem)
+        for k in range(count):
+            finish_loss(groups + k, problem)
+        if problem.output.data != NULL:
+            for k in range(count):
+                finish_gradient(groups + k, problem)
 
 
 cdef inline void finish_softmax(Group *group, const Problem *problem) noexcept nogil:
@@ -648,56 +710,62 @@ cdef inline vector product_or_zero(vector coefficient, vector x) noexcept nogil:
         vector_multiply(coefficient, x))
 
 
-cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noexcept nogil:
-    """The losses, and the factors of the gradient.
+# The cross-entropy. With coefficients a_c that sum to A, and z = z_loss * logsumexp:
+# loss = sum_c a_c (logsumexp - x_c / T) + z * logsumexp, times the row's weight;
+# gradient_c = (p_c (A + 2 z) - a_c) / T, times the row's weight and share in the reduced loss.
 
-    With coefficients a_c that sum to A, and z = z_loss * logsumexp:
-    loss = sum_c a_c (logsumexp - x_c / T) + z * logsumexp, times the row's weight;
-    gradient_c = (p_c (A + 2 z) - a_c) / T, times the row's weight and share in the reduced loss.
-    """
+
+cdef inline void finish_total(Group *group, const Problem *problem) noexcept nogil:
+    """Add what was left out of the sum of exponentials: that of the label, or of the maximum."""
+    group.own_logit = group.whole.maximum
+    if problem.operation == CROSS_ENTROPY:
+        if problem.passes == BY_TILES and problem.chunks == 1:
+            group.own_logit = group.label_logit
+        else:
+            group.own_logit = label_logits(group, problem)
+    group.own = exponential_pair(group.own_logit, group.whole.reference, &problem.scale)
+    group.total = pair_merge(group.whole.others, group.own)
+
+
+cdef inline void finish_loss(Group *group, const Problem *problem) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef bint by_label = problem.operation == CROSS_ENTROPY
-    cdef bint weighted = problem.class_weight != NULL or problem.label_smoothing != 0
-    cdef vector own_logit, top, loss, from_z, share, even, row_scale
-    cdef Pair own, total
-    cdef mask active = vector_greater(group.active, zero)
+    cdef vector top
+    cdef vector loss = zero
+    group.share = zero
     if by_label:
-        if problem.passes == BY_TILES and problem.chunks == 1:
-            own_logit = group.label_logit
-        else:
-            own_logit = label_logits(group, problem)
-        own = exponential_pair(own_logit, group.whole.reference, &problem.scale)
         loss = negative_log_share(
-            group.whole.others, own, own_logit, group.whole.reference, &problem.scale)
-        if weighted:
+            group.whole.others, group.own, group.own_logit, group.whole.reference, &problem.scale)
+        if problem.class_weight != NULL or problem.label_smoothing != 0:
             loss = product_or_zero(group.label_weight, loss)
-        share = group.label_weight
-    else:
-        own_logit = group.whole.maximum
-        own = exponential_pair(own_logit, group.whole.reference, &problem.scale)
-        loss = zero
-        share = zero
-    total = pair_merge(group.whole.others, own)
+        group.share = group.label_weight
     if problem.dense:
         if by_label:
-            top = log_excess(total, group, problem)
+            top = log_excess(group.total, group, problem)
         else:
             top = log_total_over_maximum(group, problem)
         loss = vector_add(loss, vector_fma(
             group.whole.coefficients, top,
             vector_multiply(group.whole.spread, vector_set(problem.scale.inverse))))
-        share = vector_add(share, group.whole.coefficients)
-    from_z = zero
+        group.share = vector_add(group.share, group.whole.coefficients)
+    group.from_z = zero
     if problem.z_loss != 0:
-        from_z = log_total(total, group.whole.reference, &problem.scale)
-        top = vector_multiply(from_z, vector_set(problem.z_loss))
-        loss = vector_fma(top, from_z, loss)
-        from_z = vector_add(top, top)
+        group.from_z = log_total(group.total, group.whole.reference, &problem.scale)
+        top = vector_multiply(group.from_z, vector_set(problem.z_loss))
+        loss = vector_fma(top, group.from_z, loss)
+        group.from_z = vector_add(top, top)
     if problem.sample_weight.data != NULL:
         loss = product_or_zero(group.sample_weight, loss)
-    group.result = vector_select(active, loss, zero)
-    if problem.output.data == NULL:
-        return
+    group.result = vector_select(vector_greater(group.active, zero), loss, zero)
+
+
+cdef inline void finish_gradient(Group *group, const Problem *problem) noexcept nogil:
+    """The factors of the gradient."""
+    cdef vector zero = vector_set(0.0)
+    cdef bint by_label = problem.operation == CROSS_ENTROPY
+    cdef vector share = group.share
+    cdef vector row_scale, even
+    cdef Pair total
     if problem.classes == 1:
         # Its probability is 1: what its coefficient gives and takes cancels, but for rounding.
         share = group.label_weight if by_label else zero
@@ -707,19 +775,20 @@ cdef inline void finish_cross_entropy(Group *group, const Problem *problem) noex
         row_scale = vector_multiply(row_scale, group.sample_weight)
     row_scale = vector_multiply(row_scale, vector_set(OUTPUT_SCALE * problem.scale.inverse))
     total = with_exact_maximum(
-        total, group, problem, vector_greater(group.whole.maximum, own_logit))
+        group.total, group, problem, vector_greater(group.whole.maximum, group.own_logit))
     group.factor = pair_quotient(
-        vector_multiply(row_scale, vector_add(share, from_z)), total)
+        vector_multiply(row_scale, vector_add(share, group.from_z)), total)
     if by_label:
         # Minus the sum of the others, where subtracting from 1 would lose the digits.
         group.at_label = output_product(
             vector_subtract(zero, vector_add(group.whole.others.high, group.whole.others.low)),
             pair_quotient(vector_multiply(row_scale, group.label_weight), total))
         if problem.dense or problem.z_loss != 0:
-            group.at_label = vector_add(group.at_label, output_product(own.high, pair_quotient(
-                vector_multiply(
-                    row_scale, vector_add(vector_subtract(share, group.label_weight), from_z)),
-                total)))
+            group.at_label = vector_add(group.at_label, output_product(
+                group.own.high, pair_quotient(
+                    vector_multiply(row_scale, vector_add(
+                        vector_subtract(share, group.label_weight), group.from_z)),
+                    total)))
     group.dense_factor = vector_multiply(
         row_scale, vector_set(0.0 if problem.classes == 1 else 1.0 / OUTPUT_SCALE))
     if by_label and problem.dense:
@@ -736,7 +805,7 @@ cdef inline vector label_logits(const Group *group, const Problem *problem) noex
         logit[k] = 0
     for k in range(group.rows):
         logit[k] = storage_read(
-            problem.logits.data + group.offsets[k]
+            problem.logits.data + offset_of(&group.logits, k)
             + group.labels[k] * problem.logits.class_stride)
     return vector_get(logit)
 
@@ -787,7 +856,9 @@ cdef inline void group_results(Group *group, const Problem *problem, real *resul
     ) != 0:
         vector_put(maximum, group.whole.maximum)
         for k in range(group.rows):
-            if maximum[k] == -NEGATIVE_INFINITY and not row_has_nan(problem, group.offsets[k]):
+            if maximum[k] == -NEGATIVE_INFINITY and not row_has_nan(
+                problem, offset_of(&group.logits, k)
+            ):
                 result[k] = maximum[k]
     if problem.task_losses != NULL or problem.row_losses != NULL:
         if group.rows == LANES:
@@ -907,7 +978,8 @@ cdef inline RowOutput rows_output_row(
     row.x = NULL
     if row.kind != FROM_KEPT:
         row.x = contiguous_row(
-            problem.logits.data + rows.group.offsets[k] + start * problem.logits.class_stride,
+            problem.logits.data + offset_of(&rows.group.logits, k)
+            + start * problem.logits.class_stride,
             problem.logits.class_stride, rows.n, scratch.staged)
     row.reference.shift = vector_set(rows.shift[k])
     row.reference.exponent = vector_set(rows.exponent[k])
@@ -921,7 +993,7 @@ cdef inline char *rows_output_address(
     const RowsOutput *rows, const Problem *problem, Py_ssize_t k
 ) noexcept nogil:
     return (
-        problem.output.data + rows.group.output_offsets[k]
+        problem.output.data + offset_of(&rows.group.output, k)
         + rows.chunk * CHUNK * problem.output.class_stride)
 
 
@@ -959,49 +1031,68 @@ cdef inline void rows_write(
         rows_write_row(&rows, problem, k, scratch)
 
 
-cdef void tile_write(
-    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile,
-    Scratch *scratch
+cdef inline TileOutput tile_output_open(
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile
 ) noexcept nogil:
-    """Write one chunk of the group's rows, all side by side."""
-    cdef Py_ssize_t start = chunk * CHUNK
+    """Describe the output of one chunk of a tile."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef TileOutput output
-    cdef char *out = problem.output.data + start * problem.output.class_stride
     output.kind = FROM_KEPT
     if problem.operation == LOG_SOFTMAX:
         output.kind = LOGARITHMS
+        output.minus = group.minus
     elif problem.chunks > 1:
         output.kind = FROM_LOGITS
-    if problem.chunks > 1:
-        tile_fill(tile, group, problem, chunk)
     output.dense = problem.dense
     if problem.dense:
         output.coefficients = tile_coefficients_of(problem, chunk, tile + n * LANES)
         output.dense_factor = group.dense_factor
     output.values = tile
-    if problem.operation == LOG_SOFTMAX:
-        output.minus = group.minus
     output.factor = chunk_output(group, problem, state, &output.reference)
     output.by_label = problem.operation == CROSS_ENTROPY
     if output.by_label:
         output.label = labels_in_chunk(group, chunk)
         output.at_label = group.at_label
         output.active = group.active
-    if (
-        problem.chunks == 1 and group.rows == LANES
-        and problem.output.row_stride == n * <Py_ssize_t>sizeof(storage)
-        and problem.output.class_stride == sizeof(storage)
-    ):
+    return output
+
+
+cdef void tiles_write(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Scratch *scratch
+) noexcept nogil:
+    """Write tiles whose rows lie one behind the other, all of them."""
+    cdef Py_ssize_t n = problem.classes
+    cdef Py_ssize_t t
+    cdef TileOutput output
+    cdef Line *line = &scratch.line
+    cdef storage *out = <storage *>(problem.output.data + groups[0].output.of_row[0])
+    # What is unpacked may reach past the end of a row: not where it has whole words only.
+    cdef bint direct = (
+        not problem.stream and n >= QUARTER_CLASSES and n % WORD_CLASSES == 0)
+    cdef storage *unpacked = out if direct else line.elements + line.pending
+    for t in range(tiles):
+        output = tile_output_open(
+            groups + t, problem, 0, &groups[t].whole, scratch.kept + t * problem.kept_stride)
         tile_unpack(
-            &output, n, &problem.scale, tile, scratch.line.elements + scratch.line.pending)
-        lines_write(
-            &scratch.line, <storage *>(out + group.output_offsets[0]), n * LANES, problem.stream)
-    else:
-        line_flush(&scratch.line)
-        tile_store(
-            &output, n, &problem.scale, out, problem.output.class_stride, group.output_row_stride,
-            group.output_offsets, group.rows, problem.stream)
+            &output, n, &problem.scale, scratch.kept + t * problem.kept_stride,
+            unpacked + t * n * LANES)
+    if not direct:
+        # The lines are written while the next batch is worked on.
+        lines_open(line, out, tiles * n * LANES, problem.stream)
+
+
+cdef void tile_write(
+    Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, real *tile
+) noexcept nogil:
+    """Write one chunk of a tile of any layout."""
+    cdef TileOutput output
+    if problem.chunks > 1:
+        tile_fill(tile, group, problem, chunk)
+    output = tile_output_open(group, problem, chunk, state, tile)
+    tile_store(
+        &output, chunk_length(problem, chunk), &problem.scale,
+        problem.output.data + chunk * CHUNK * problem.output.class_stride,
+        problem.output.class_stride, &group.output, group.rows, problem.stream)
 
 
 cdef inline void block_output_open(
@@ -1010,7 +1101,7 @@ cdef inline void block_output_open(
     """Describe the output of a finished block, whose group the next one may then take."""
     output.kept = kept
     output.stride = problem.kept_stride
-    output.out = <storage *>(problem.output.data + group.output_offsets[0])
+    output.out = <storage *>(problem.output.data + group.output.of_row[0])
     output.by_label = problem.operation == CROSS_ENTROPY
     # Elements that no whole number of them takes to a cache line never meet one.
     output.stream = problem.stream and BLOCKS_STREAM and stream_head(output.out) >= 0
@@ -1026,25 +1117,8 @@ cdef inline void block_output_open(
 
 cdef inline void lines_write(Line *line, storage *out, Py_ssize_t n, bint stream) noexcept nogil:
     """Write n elements of a line, behind those pending, in whole cache lines; keep the rest."""
-    cdef Py_ssize_t i = 0, head
-    out = out - line.pending
-    n += line.pending
-    if line.pending == 0:
-        head = stream_head(out)
-        if head > 0:
-            memcpy(out, line.elements, head * sizeof(storage))
-            i = head
-        elif head < 0:
-            stream = False
-    while i + LANES <= n:
-        if stream:
-            storage_stream(out + i, line.elements + i)
-        else:
-            storage_copy(out + i, line.elements + i)
-        i += LANES
-    line.pending = n - i
-    line.at = out + i
-    storage_copy(line.elements, line.elements + i)
+    lines_open(line, out, n, stream)
+    lines_close(line)
 
 
 # ---- tasks -------------------------------------------------------------------------------------
@@ -1065,9 +1139,8 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     cdef size_t behind = 0
     if problem.passes == BY_TILES:
         states *= problem.batch
-        # Logits, and behind them exponentials (for logarithms) or probabilities.
         kept = problem.batch * problem.kept_stride * sizeof(real)
-        line += (columns + 1) * LANES * sizeof(storage)
+        line += problem.batch * (columns + 1) * LANES * sizeof(storage)
     elif problem.keep:
         kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
     if problem.passes == BY_ROWS:
@@ -1096,6 +1169,8 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         memory += behind + states + kept
         scratch.line.elements = <storage *>memory
         scratch.line.pending = 0
+        scratch.line.lines = 0
+        scratch.line.rest = 0
         scratch.staged = <storage *>(memory + line)
         scratch.target = <storage *>(memory + line + staged)
     return round_up(behind + states + kept + line + staged + results + target)
@@ -1160,7 +1235,7 @@ cdef void run_rows(
                 group, problem, chunk, chunk_state(group, problem, scratch.states, chunk), scratch,
                 &behind if before.rows > 0 else NULL)
         group_merge(group, problem, scratch.states)
-        group_finish(group, problem)
+        groups_finish(group, problem, 1)
         group_results(group, problem, scratch.results + (row - first))
         row += group.rows
         if problem.write_behind and row < stop:
@@ -1195,33 +1270,46 @@ cdef void run_tiles(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
 ) noexcept nogil:
     """A batch of tiles goes through each step before the next: no tile waits for another."""
-    cdef Py_ssize_t row = first, chunk, k, tiles
+    cdef Py_ssize_t row = first, chunk, k, tiles, whole
     cdef Group[BATCH] groups
-    cdef ChunkState *states
+    cdef bint packed = (
+        problem.chunks == 1 and problem.output.class_stride == sizeof(storage)
+        and problem.output.row_stride == problem.classes * <Py_ssize_t>sizeof(storage))
     while row < stop:
         tiles = 0
         while tiles < problem.batch and row < stop:
             group_open(groups + tiles, problem, row, rows_of_tile(problem, row, stop))
-            states = scratch.states + tiles * problem.chunks
-            for chunk in range(problem.chunks):
-                tile_forward(
-                    groups + tiles, problem, chunk,
-                    chunk_state(groups + tiles, problem, states, chunk),
-                    scratch.kept + tiles * problem.kept_stride)
             row += groups[tiles].rows
             tiles += 1
-        for k in range(tiles):
-            group_merge(groups + k, problem, scratch.states + k * problem.chunks)
-            group_finish(groups + k, problem)
-            group_results(groups + k, problem, scratch.results + (groups[k].first - first))
-        if problem.output.data != NULL:
+        for chunk in range(problem.chunks):
+            tiles_fill(groups, problem, tiles, chunk, scratch)
+            tiles_exponentials(groups, problem, tiles, chunk, scratch)
+            tiles_sum(groups, problem, tiles, chunk, scratch)
+        if problem.chunks > 1:
             for k in range(tiles):
-                for chunk in range(problem.chunks):
-                    states = scratch.states + k * problem.chunks
-                    tile_write(
-                        groups + k, problem, chunk,
-                        chunk_state(groups + k, problem, states, chunk),
-                        scratch.kept + k * problem.kept_stride, scratch)
+                group_merge(groups + k, problem, scratch.states + k * problem.chunks)
+        groups_finish(groups, problem, tiles)
+        for k in range(tiles):
+            group_results(groups + k, problem, scratch.results + (groups[k].first - first))
+        if problem.output.data == NULL:
+            continue
+        # The last tile of all may have fewer rows.
+        whole = tiles if groups[tiles - 1].rows == LANES else tiles - 1
+        if not packed:
+            whole = 0
+        lines_close(&scratch.line)
+        if whole > 0:
+            tiles_write(groups, problem, whole, scratch)
+        if whole < tiles:
+            lines_close(&scratch.line)
+            line_flush(&scratch.line)
+        for k in range(whole, tiles):
+            for chunk in range(problem.chunks):
+                tile_write(
+                    groups + k, problem, chunk,
+                    tile_state(groups + k, problem, k, chunk, scratch),
+                    scratch.kept + k * problem.kept_stride)
+    lines_close(&scratch.line)
     line_flush(&scratch.line)
 
 
@@ -1236,7 +1324,7 @@ cdef void run_blocks(
     while row < stop:
         group_open(&group, problem, row, LANES)
         block_forward(&group, problem, &group.whole, behind, scratch)
-        group_finish(&group, problem)
+        groups_finish(&group, problem, 1)
         group_results(&group, problem, scratch.results + (row - first))
         if problem.output.data != NULL:
             block_output_open(&output, &group, problem, scratch.kept)
@@ -1288,7 +1376,7 @@ cdef void merge_row(
     cdef real[16] result
     group_open(group, problem, row, 1)
     group_merge(group, problem, states + row * problem.chunks)
-    group_finish(group, problem)
+    groups_finish(group, problem, 1)
     group_results(group, problem, result)
     if problem.row_losses != NULL:
         problem.row_losses[row] = result[0]

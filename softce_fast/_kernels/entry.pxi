@@ -160,8 +160,9 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
     if problem.passes == BY_TILES:
         problem.batch = max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
         problem.kept_stride = columns * LANES
-        if problem.operation == LOG_SOFTMAX or problem.operation == SOFT_CROSS_ENTROPY:
-            problem.kept_stride *= 2
+        if problem.operation == LOG_SOFTMAX or problem.dense:
+            # What is added up, behind the logits; and behind probabilities.
+            problem.kept_stride *= 3 if problem.operation == SOFT_CROSS_ENTROPY else 2
     else:
         problem.rows_per_group = max(
             1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
@@ -184,7 +185,7 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
     elif contiguous:
         problem.ahead = CHUNK * sizeof(storage)
         if problem.chunks == 1:
-            problem.ahead = problem.rows_per_group * problem.batch * problem.logits.row_stride
+            problem.ahead = 2 * problem.rows_per_group * problem.batch * problem.logits.row_stride
 
 
 cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:

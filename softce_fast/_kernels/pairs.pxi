@@ -76,17 +76,18 @@ cdef inline void rows_together(
     storage *staged, const storage **x,
 ) noexcept nogil:
     """Point x at n classes of each row: where they are if they are neighbours, else at copies."""
-    cdef Py_ssize_t[16] offsets
+    cdef Offsets offsets
     cdef Py_ssize_t c, k
     cdef const char *at = array.data + start * array.class_stride
-    offsets_of_rows(array, first, rows, offsets)
+    offsets_fill(&offsets, array, first, rows)
     for k in range(rows):
-        x[k] = <const storage *>(at + offsets[k])
+        x[k] = <const storage *>(at + offset_of(&offsets, k))
     if array.class_stride == sizeof(storage):
         return
     for c in range(n):
         for k in range(rows):
-            memcpy(staged + k * PAIR_CHUNK + c, at + offsets[k] + c * array.class_stride,
+            memcpy(staged + k * PAIR_CHUNK + c,
+                   at + offset_of(&offsets, k) + c * array.class_stride,
                    sizeof(storage))
     for k in range(rows):
         x[k] = staged + k * PAIR_CHUNK
@@ -223,7 +224,7 @@ cdef void pair_write_chunk(
     cdef Py_ssize_t start = chunk * PAIR_CHUNK
     cdef Py_ssize_t n = min(<Py_ssize_t>PAIR_CHUNK, problem.classes - start)
     cdef Py_ssize_t c, k
-    cdef Py_ssize_t[16] offsets
+    cdef Offsets offsets
     cdef Scale scale = scale_for(1.0)
     cdef char *out = problem.output.data + start * problem.output.class_stride
     cdef const storage *a[16]
@@ -234,12 +235,12 @@ cdef void pair_write_chunk(
     scale = scale_with(&scale, False)
     rows_together(&problem.first, first, rows, start, n, staged, a)
     rows_together(&problem.second, first, rows, start, n, staged + LANES * PAIR_CHUNK, b)
-    offsets_of_rows(&problem.output, first, rows, offsets)
+    offsets_fill(&offsets, &problem.output, first, rows)
     staged += 2 * LANES * PAIR_CHUNK
     for k in range(rows):
         row = staged + k * PAIR_CHUNK
         if problem.output.class_stride == sizeof(storage):
-            row = <storage *>(out + offsets[k])
+            row = <storage *>(out + offset_of(&offsets, k))
         total = problem.sums[(first + k) * problem.chunks]
         if problem.operation == SOFTMAX_BACKWARD:
             pair_write(SOFTMAX_BACKWARD, a[k], b[k], total, n, &scale, row)
@@ -248,7 +249,7 @@ cdef void pair_write_chunk(
     if problem.output.class_stride != sizeof(storage):
         for c in range(n):
             for k in range(rows):
-                memcpy(out + offsets[k] + c * problem.output.class_stride,
+                memcpy(out + offset_of(&offsets, k) + c * problem.output.class_stride,
                        staged + k * PAIR_CHUNK + c, sizeof(storage))
     environment_leave(before)
 

@@ -9,20 +9,33 @@ cdef enum:
     TILE_CLASSES = 120
 
 
+cdef struct Offsets:
+    # Where a group's rows lie in an array.
+    Py_ssize_t step            # from one to the next; 0 if uneven, or fewer than LANES
+    Py_ssize_t[16] of_row      # of each; where there is a step, of the first alone
+
+
+cdef inline Py_ssize_t offset_of(const Offsets *offsets, Py_ssize_t k) noexcept nogil:
+    if offsets.step != 0:
+        return offsets.of_row[0] + k * offsets.step
+    return offsets.of_row[k]
+
+
 cdef inline void tile_load(
-    real *tile, const char *x, Py_ssize_t class_stride, Py_ssize_t row_stride,
-    const Py_ssize_t *offsets, Py_ssize_t n, Py_ssize_t rows,
+    real *tile, const char *x, Py_ssize_t class_stride, const Offsets *offsets, Py_ssize_t n,
+    Py_ssize_t rows,
 ) noexcept nogil:
-    """Fill a tile with n classes; `row_stride` is the step between `offsets`, 0 if uneven."""
+    """Fill a tile with n classes."""
+    cdef Py_ssize_t row_stride = offsets.step
     cdef vector[QUARTER_LANES] words
     cdef Py_ssize_t c, k, start
     if rows == LANES and row_stride == sizeof(storage):
         for c in range(n):
             vector_put(tile + c * LANES, vector_load(
-                <const storage *>(x + offsets[0] + c * class_stride)))
+                <const storage *>(x + offsets.of_row[0] + c * class_stride)))
     elif rows == LANES and row_stride != 0 and class_stride == sizeof(storage):
         if n < QUARTER_CLASSES:
-            words_load_first(words, x + offsets[0], row_stride, n)
+            words_load_first(words, x + offsets.of_row[0], row_stride, n)
             for k in range((n + WORD_CLASSES - 1) // WORD_CLASSES):
                 word_put(tile + k * WORD_CLASSES * LANES, words[k], n - k * WORD_CLASSES)
             return
@@ -30,7 +43,7 @@ cdef inline void tile_load(
         while c < n:
             # The last step is taken back so far that it is a whole one.
             start = min(c, n - QUARTER_CLASSES)
-            words_load(words, x + offsets[0] + start * class_stride, row_stride)
+            words_load(words, x + offsets.of_row[0] + start * class_stride, row_stride)
             for k in range(QUARTER_LANES):
                 if start + (k + 1) * WORD_CLASSES > c:
                     word_put(
@@ -41,7 +54,7 @@ cdef inline void tile_load(
             for k in range(LANES):
                 # Lanes without a row repeat the first one.
                 tile[c * LANES + k] = storage_read(
-                    x + c * class_stride + (offsets[k] if k < rows else offsets[0]))
+                    x + c * class_stride + offset_of(offsets, k if k < rows else 0))
 
 
 cdef inline vector tile_maximum(const real *tile, Py_ssize_t n) noexcept nogil:
@@ -87,69 +100,81 @@ cdef inline vector tile_coefficient(
     return v
 
 
-cdef enum Term:
-    EXPONENTIAL
-    COEFFICIENT
-    SPREAD         # see spread_term
-
-
-cdef struct TileSums:
-    # What is summed up over a tile, and what is found on the way.
-    Term term
+cdef struct TileTerms:
+    # What tile_exponentials() reads and writes.
+    const real *logits
+    real *exponentials        # NULL where they are not wanted; may be the tile of logits
+    real *terms               # with a pivot: what is to be added up; may be either of these
     vector pivot              # class to leave out of a row's sum; outside [0, n) for none
-    bint use_pivot
     vector pivot_logit        # the logit of that class
-    real *exponentials        # gets the exponentials; may be the tile
-    const char *ahead         # fetched meanwhile: a cache line for each class,
-    Py_ssize_t ahead_stride   # from one to the next
-    TileCoefficients coefficients
-    vector origin
-    Pair total
+    # Memory is kept busy meanwhile. For each class,
+    const char *ahead         # a cache line is fetched,
+    Py_ssize_t ahead_stride   # from one to the next,
+    Line *line                # and one of the batch before is written
 
 
-cdef inline void tile_sums(
-    const real *tile, Py_ssize_t n, TileSums *sums, Reference reference, const Scale *scale_,
-    Term term, bint use_pivot, bint general,
+cdef inline void tile_exponentials(
+    TileTerms *tile_, Py_ssize_t n, Reference reference, const Scale *scale_, bint use_pivot,
+    bint general,
 ) noexcept nogil:
-    """Sum terms up. Which ones are constants here, to keep branches out of the loops."""
+    """Turn logits into exponentials; `use_pivot` and `general` are constants here."""
     cdef Scale local = scale_with(scale_, general)
-    cdef TileSums sums_ = sums[0]
-    sums_.term = term
-    sums_.use_pivot = use_pivot
-    if n <= 4:
-        sums_.total = tile_sums_few(tile, n, 4, &sums_, reference, &local)
-    elif n <= 8:
-        sums_.total = tile_sums_few(tile, n, 8, &sums_, reference, &local)
-    elif n <= LANES:
-        sums_.total = tile_sums_few(tile, n, LANES, &sums_, reference, &local)
-    else:
-        sums_.total = tile_sums_many(tile, n, &sums_, reference, &local)
-    sums[0] = sums_
-
-
-cdef inline vector tile_term(
-    const real *tile, Py_ssize_t c, TileSums *sums, Reference reference, const Scale *scale
-) noexcept nogil:
-    cdef vector x = vector_get(tile + c * LANES)
-    cdef vector e
+    # A copy, which no store in the loop can change.
+    cdef TileTerms tile = tile_[0]
+    cdef Line line = tile_.line[0]
+    cdef vector x, e
+    cdef vector one = vector_set(1.0)
+    cdef vector zero = vector_set(0.0)
+    cdef vector number = zero
     cdef mask here
-    if sums.term == COEFFICIENT:
-        return tile_coefficient(&sums.coefficients, c)
-    if sums.term == SPREAD:
-        return spread_term(tile_coefficient(&sums.coefficients, c), sums.origin, x)
-    prefetch(sums.ahead + c * sums.ahead_stride)
-    e = exponential(x, reference, scale)
-    vector_put(sums.exponentials + c * LANES, e)
-    if sums.use_pivot:
-        here = vector_equal(vector_set(<real>c), sums.pivot)
-        e = vector_select(here, vector_set(0.0), e)
-        sums.pivot_logit = vector_select(here, x, sums.pivot_logit)
-    return e
+    cdef Py_ssize_t c
+    for c in range(n):
+        prefetch(tile.ahead + c * tile.ahead_stride)
+        if line.lines > 0:
+            line_write(&line)
+        x = vector_get(tile.logits + c * LANES)
+        e = exponential(x, reference, &local)
+        if not use_pivot or tile.exponentials != NULL:
+            vector_put(tile.exponentials + c * LANES, e)
+        if use_pivot:
+            here = vector_equal(number, tile.pivot)
+            vector_put(tile.terms + c * LANES, vector_select(here, zero, e))
+            tile.pivot_logit = vector_select(here, x, tile.pivot_logit)
+            number = vector_add(number, one)
+    tile_.pivot_logit = tile.pivot_logit
+    tile_.line[0] = line
+
+
+cdef inline void tile_coefficients(
+    const TileCoefficients *coefficients, Py_ssize_t n, real *terms
+) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(n):
+        vector_put(terms + c * LANES, tile_coefficient(coefficients, c))
+
+
+cdef inline void tile_spread_terms(
+    const real *tile, const TileCoefficients *coefficients, vector origin, Py_ssize_t n, real *terms
+) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(n):
+        vector_put(terms + c * LANES, spread_term(
+            tile_coefficient(coefficients, c), origin, vector_get(tile + c * LANES)))
+
+
+cdef inline Pair tile_sums(const real *terms, Py_ssize_t n) noexcept nogil:
+    """Add up what a tile has of each row."""
+    if n <= 4:
+        return tile_sums_few(terms, n, 4)
+    if n <= 8:
+        return tile_sums_few(terms, n, 8)
+    if n <= LANES:
+        return tile_sums_few(terms, n, LANES)
+    return tile_sums_many(terms, n)
 
 
 cdef inline Pair tile_sums_few(
-    const real *tile, Py_ssize_t n, Py_ssize_t width, TileSums *sums, Reference reference,
-    const Scale *scale,
+    const real *terms, Py_ssize_t n, Py_ssize_t width
 ) noexcept nogil:
     """At most LANES classes: each is a lane of its own, added up as vector_reduce_few does.
 
@@ -158,9 +183,7 @@ cdef inline Pair tile_sums_few(
     cdef vector[16] lane
     cdef Py_ssize_t k
     for k in range(width):
-        lane[k] = vector_set(0.0)
-        if k < n:
-            lane[k] = tile_term(tile, k, sums, reference, scale)
+        lane[k] = vector_get(terms + k * LANES) if k < n else vector_set(0.0)
     if width > 8:
         for k in range(8):
             lane[k] = vector_add(lane[k], lane[k + 8])
@@ -172,44 +195,38 @@ cdef inline Pair tile_sums_few(
         pair_merge(pair_from(lane[1]), pair_from(lane[3])))
 
 
-cdef inline Pair tile_sums_many(
-    const real *tile, Py_ssize_t n, TileSums *sums, Reference reference, const Scale *scale
-) noexcept nogil:
+cdef inline Pair tile_sums_many(const real *terms, Py_ssize_t n) noexcept nogil:
     """Lane by lane as row_exponentials, added up as vector_reduce_compensated does."""
     cdef Pair[16] lane
     cdef vector[RUN] e
     cdef Py_ssize_t c = 0, k, j
     if n <= RUN * LANES:
         for k in range(LANES):
-            lane[k] = pair_from(tile_run_sum(tile, k, n, sums, reference, scale))
+            lane[k] = pair_from(tile_run_sum(terms, k, n))
         return lanes_merge(lane)
     for k in range(LANES):
         lane[k] = pair_from(vector_set(0.0))
     while c + RUN * LANES <= n:
         for k in range(LANES):
             for j in range(RUN):
-                e[j] = tile_term(tile, c + j * LANES + k, sums, reference, scale)
+                e[j] = vector_get(terms + (c + j * LANES + k) * LANES)
             lane[k] = pair_add(lane[k], run_sum(e))
         c += RUN * LANES
     for k in range(min(<Py_ssize_t>LANES, n - c)):
-        lane[k] = pair_add(lane[k], tile_run_sum(tile, c + k, n, sums, reference, scale))
+        lane[k] = pair_add(lane[k], tile_run_sum(terms, c + k, n))
     return lanes_merge(lane)
 
 
-cdef inline vector tile_run_sum(
-    const real *tile, Py_ssize_t c, Py_ssize_t n, TileSums *sums, Reference reference,
-    const Scale *scale
-) noexcept nogil:
+cdef inline vector tile_run_sum(const real *terms, Py_ssize_t c, Py_ssize_t n) noexcept nogil:
     """run_sum() of what a lane has of the last run, class c first, without adding zeros."""
-    cdef vector total = tile_term(tile, c, sums, reference, scale)
+    cdef vector total = vector_get(terms + c * LANES)
     cdef vector second
     if c + LANES < n:
-        total = vector_add(total, tile_term(tile, c + LANES, sums, reference, scale))
+        total = vector_add(total, vector_get(terms + (c + LANES) * LANES))
     if c + 2 * LANES < n:
-        second = tile_term(tile, c + 2 * LANES, sums, reference, scale)
+        second = vector_get(terms + (c + 2 * LANES) * LANES)
         if c + 3 * LANES < n:
-            second = vector_add(
-                second, tile_term(tile, c + 3 * LANES, sums, reference, scale))
+            second = vector_add(second, vector_get(terms + (c + 3 * LANES) * LANES))
         total = vector_add(total, second)
     return total
 
@@ -264,13 +281,13 @@ cdef inline void tile_unpack_kind(
     # The last step first: half a word too much goes to the next row, before that row's first one.
     while True:
         for k in range(QUARTER_LANES):
-            turned[k] = turned[0]
-            if start + k < count:
-                # To compute a few numbers twice costs less than to keep them all.
-                if WORD_CLASSES > 1:
-                    turned[k] = vector_get(words + (start + k) * LANES)
-                else:
-                    turned[k] = tile_output(&tile, kind, dense, by_label, start + k, scale)
+            # To compute a few numbers twice costs less than to keep them all.
+            if start + k >= count:
+                turned[k] = vector_set(0.0)
+            elif WORD_CLASSES > 1:
+                turned[k] = vector_get(words + (start + k) * LANES)
+            else:
+                turned[k] = tile_output(&tile, kind, dense, by_label, start + k, scale)
         words_store(rows + start * WORD_CLASSES, n * <Py_ssize_t>sizeof(storage), turned)
         if step >= last:
             return
@@ -299,7 +316,7 @@ cdef inline void tile_unpack(
 
 cdef inline void tile_store(
     const TileOutput *tile, Py_ssize_t n, const Scale *scale, char *out, Py_ssize_t class_stride,
-    Py_ssize_t row_stride, const Py_ssize_t *offsets, Py_ssize_t rows, bint stream,
+    const Offsets *offsets, Py_ssize_t rows, bint stream,
 ) noexcept nogil:
     """Write the output to rows of any layout."""
     cdef Py_ssize_t c, k
@@ -308,8 +325,8 @@ cdef inline void tile_store(
     cdef storage *line
     for c in range(n):
         v = tile_output(tile, tile.kind, tile.dense, tile.by_label, c, scale)
-        if rows == LANES and row_stride == sizeof(storage):
-            line = <storage *>(out + offsets[0] + c * class_stride)
+        if rows == LANES and offsets.step == sizeof(storage):
+            line = <storage *>(out + offsets.of_row[0] + c * class_stride)
             if stream and stream_head(line) == 0:
                 vector_stream(line, v)
             else:
@@ -317,4 +334,4 @@ cdef inline void tile_store(
         else:
             vector_put(lane, v)
             for k in range(rows):
-                storage_write(out + offsets[k] + c * class_stride, lane[k])
+                storage_write(out + offset_of(offsets, k) + c * class_stride, lane[k])

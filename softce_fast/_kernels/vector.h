@@ -646,6 +646,11 @@ INLINE __m256i halves_load_first(const storage *p, ptrdiff_t count) {
 }
 #endif
 
+INLINE void line_load_first(storage *line, const storage *p, ptrdiff_t count) {
+    for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
+    copy_first(line, p, count);
+}
+
 /* The first `count` (1 to LANES - 1) elements; the other lanes are -infinity. Reads no further. */
 INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
     vector v;
@@ -677,8 +682,7 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
     v.p[1] = part_widen((part_halves)_mm256_extracti128_si256(whole, 1));
 #else
     storage line[LANES];
-    for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
-    copy_first(line, p, count);
+    line_load_first(line, p, count);
     v = vector_load(line);
 #endif
     return v;
@@ -701,36 +705,59 @@ INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
 
 /* ---- memory: storage, split ----------------------------------------------------------------- */
 
-/* A vector in split order has the elements of bfloat16 with even places in one register and those
- * with odd places in the other, where that saves steps: none moves from lane to lane then. */
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+/* A vector in split order has, in each two of its registers, the elements of bfloat16 with even
+ * places in the one and those with odd places in the other, where that saves steps: none moves from
+ * lane to lane then. */
+#if defined(STORAGE_BFLOAT16) && PART_BYTES < 64 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 
-INLINE vector split_widen(__m256i pairs) {
-    vector v;
-    v.p[0] = (part)((part_words)pairs << 16);
-    v.p[1] = (part)((part_words)pairs & 0xffff0000);
-    return v;
+INLINE part split_widen(part_words pairs, int odd) {
+    return (part)(odd ? pairs & 0xffff0000 : pairs << 16);
 }
 
-/* The upper half of each word, plus 1 where the lower is above 0x8000, or is that beside an odd one. */
-INLINE __m256i split_narrow(vector v) {
-    const __m256i even = (__m256i)v.p[0], odd = (__m256i)v.p[1];
-    const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
-    const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
-    const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
-    return _mm256_add_epi16(upper, _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15));
+INLINE part_words split_pairs(const storage *p) {
+    part_words pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    return pairs;
 }
 
 INLINE vector split_load(const storage *p) {
-    return split_widen(_mm256_loadu_si256((const __m256i *)p));
+#define E(i) split_widen(split_pairs(p + (i) / 2 * 2 * PART_LANES), (i) % 2)
+    return (vector)EACH_PART(E);
+#undef E
 }
 
 INLINE vector split_load_first(const storage *p, ptrdiff_t count) {
-    return split_widen(halves_load_first(p, count));
+#if PART_BYTES == 32
+    const part_words pairs = (part_words)halves_load_first(p, count);
+    return (vector){{split_widen(pairs, 0), split_widen(pairs, 1)}};
+#else
+    storage line[LANES];
+    line_load_first(line, p, count);
+    return split_load(line);
+#endif
+}
+
+INLINE part_words split_narrow(part even, part odd) {
+#if PART_BYTES == 32
+    /* The upper half of each word, plus 1 where the lower is above 0x8000, or is that beside an
+     * odd one. */
+    const __m256i upper =
+        _mm256_blend_epi16(_mm256_srli_epi32((__m256i)even, 16), (__m256i)odd, 0xaa);
+    const __m256i lower =
+        _mm256_blend_epi16((__m256i)even, _mm256_slli_epi32((__m256i)odd, 16), 0xaa);
+    const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+    return (part_words)_mm256_add_epi16(
+        upper, _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15));
+#else
+    return (part_round(even) >> 16) | (part_round(odd) & 0xffff0000);
+#endif
 }
 
 INLINE void split_store(storage *p, vector v) {
-    _mm256_storeu_si256((__m256i *)p, split_narrow(v));
+    for (int i = 0; i < PARTS; i += 2) {
+        const part_words pairs = split_narrow(v.p[i], v.p[i + 1]);
+        memcpy(p + i * PART_LANES, &pairs, sizeof pairs);
+    }
 }
 
 INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
@@ -740,21 +767,33 @@ INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
 }
 
 INLINE void split_stream(storage *p, vector v) {
-    _mm256_stream_si256((__m256i *)p, split_narrow(v));
+    for (int i = 0; i < PARTS; i += 2)
+        part_stream((real *)(p + i * PART_LANES), (part)split_narrow(v.p[i], v.p[i + 1]));
 }
 
 /* Where the element with that place in a row lies, if the row's vectors are split. */
 INLINE ptrdiff_t split_place(ptrdiff_t place) {
-    const ptrdiff_t lane = place % LANES;
+    const ptrdiff_t lane = place % (2 * PART_LANES);
     return place - lane + lane % 2 * PART_LANES + lane / 2;
+}
+
+/* The first or the second half of two parts joined. */
+INLINE part split_joined(part even, part odd, int second) {
+#if PART_BYTES == 32
+    const part low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+    return second ? _mm256_permute2f128_ps(low, high, 0x31)
+                  : _mm256_permute2f128_ps(low, high, 0x20);
+#else
+    return second ? (part){even[2], odd[2], even[3], odd[3]}
+                  : (part){even[0], odd[0], even[1], odd[1]};
+#endif
 }
 
 /* The vector in the usual order. */
 INLINE vector split_join(vector v) {
-    const part low = _mm256_unpacklo_ps(v.p[0], v.p[1]), high = _mm256_unpackhi_ps(v.p[0], v.p[1]);
-    v.p[0] = _mm256_permute2f128_ps(low, high, 0x20);
-    v.p[1] = _mm256_permute2f128_ps(low, high, 0x31);
-    return v;
+#define E(i) split_joined(v.p[(i) / 2 * 2], v.p[(i) / 2 * 2 + 1], (i) % 2)
+    return (vector)EACH_PART(E);
+#undef E
 }
 
 #else
@@ -1029,13 +1068,22 @@ INLINE void vectors_halve(const vector *pair, ptrdiff_t width, vector *even, vec
     }
 }
 
+/* The same address. The compiler, not knowing that, adds few multiples of a stride to each of some
+ * addresses, as instructions can, instead of keeping all multiples of one. */
+INLINE void *apart(const void *p) {
+    __asm__("" : "+r"(p));
+    return (void *)p;
+}
+
 /* What 16 bytes hold of LANES rows, turned over: lane k of vector c is number c of row k. Rows are
  * `row_stride` apart, in what `load` counts in. */
 #define LOAD_ROWS(columns, rows, row_stride, load) \
+    const char *const a = apart(rows), *const b = apart(a + QUARTER_LANES * (row_stride)); \
+    const char *const c = apart(b + QUARTER_LANES * (row_stride)); \
+    const char *const d = apart(c + QUARTER_LANES * (row_stride)); \
     for (int k = 0; k < QUARTER_LANES; k++) { \
-        const ptrdiff_t step = QUARTER_LANES * (row_stride), at = k * (row_stride); \
-        (columns)[k] = vector_from_quarters(load((rows) + at), load((rows) + at + step), \
-                                            load((rows) + at + 2 * step), load((rows) + at + 3 * step)); \
+        const ptrdiff_t at = k * (row_stride); \
+        (columns)[k] = vector_from_quarters(load(a + at), load(b + at), load(c + at), load(d + at)); \
     } \
     vectors_transpose_quarters(columns);
 
@@ -1044,8 +1092,9 @@ INLINE void vectors_halve(const vector *pair, ptrdiff_t width, vector *even, vec
 #define STORE_QUARTER(columns, rows, row_stride, q) \
     for (int k = 0; k < QUARTER_LANES; k++) { \
         const quarter v = QUARTER((columns)[k], q); \
-        memcpy((char *)(rows) + ((q) * QUARTER_LANES + k) * (row_stride), &v, sizeof v); \
-    }
+        memcpy((rows) + k * (row_stride), &v, sizeof v); \
+    } \
+    rows = apart((rows) + QUARTER_LANES * (row_stride));
 
 /* QUARTER_CLASSES classes of LANES rows, turned over in words: lane k of words[i] is word i of row k. A
  * word is WORD_CLASSES classes: one, or of half types two neighbours. */
@@ -1062,11 +1111,12 @@ INLINE void words_load_first(vector *words, const char *rows, ptrdiff_t row_stri
 /* The inverse of words_load. Writes 16 bytes a row whatever is wanted of them, in the order of the
  * rows: what a row writes too much, the next one overwrites; after the last, room is needed. */
 INLINE void words_store(storage *rows, ptrdiff_t row_stride, vector *words) {
+    char *at = apart(rows);
     vectors_transpose_quarters(words);
-    STORE_QUARTER(words, rows, row_stride, 0)
-    STORE_QUARTER(words, rows, row_stride, 1)
-    STORE_QUARTER(words, rows, row_stride, 2)
-    STORE_QUARTER(words, rows, row_stride, 3)
+    STORE_QUARTER(words, at, row_stride, 0)
+    STORE_QUARTER(words, at, row_stride, 1)
+    STORE_QUARTER(words, at, row_stride, 2)
+    STORE_QUARTER(words, at, row_stride, 3)
 }
 
 #if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
