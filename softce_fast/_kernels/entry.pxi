@@ -113,8 +113,12 @@ cdef Passes passes_for(const Problem *problem, bint contiguous) noexcept:
         return BY_ROWS
     if (
         problem.rows >= LANES and problem.operation != LOG_SOFTMAX and not problem.dense
-        and problem.classes >= (4 if problem.output.data == NULL else 3) * LANES
+        and problem.classes >= 4 * LANES
         and problem.classes * LANES < WORK_PER_GROUP
+        # Where rows share cache lines tiles write them faster; of half types, not always.
+        and not (
+            problem.stream and STORAGE_IS_REAL and problem.classes % LANES != 0
+            and problem.classes <= TILE_CLASSES)
     ):
         return BY_BLOCKS
     if not is_large(problem):
