@@ -81,8 +81,11 @@ def variants() -> tuple[Variant, ...]:
 
 
 def needs() -> list[tuple[str, str]]:
-    """Return the macros of all variants that rely on something."""
-    return [variant.needs() for variant in variants() if variant.features]
+    """Return the macros of all variants that rely on something, whatever is built.
+
+    cpu.h goes by the CPU that the compiler has in mind.
+    """
+    return [variant.needs() for variant in X86_VARIANTS]
 
 
 def variants_to_build() -> tuple[Variant, ...]:
