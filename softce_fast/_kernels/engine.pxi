@@ -108,7 +108,6 @@ cdef struct Group:
     int64_t[16] labels
     vector active                 # 0 where the label is ignored, else 1
     unsigned int ignored          # the same: bit k is row k
-    vector label_logit            # set by tiles of one chunk
     vector label_weight           # class weight at the label, without what smoothing takes
     vector sample_weight
     ChunkState whole              # the chunks merged, or the only one; without `factor`
@@ -520,7 +519,11 @@ cdef void tiles_exponentials(
         terms.logits = tile
         terms.terms = tile_terms(problem, tile, n)
         terms.ahead = problem.logits.data + groups[t].logits.of_row[0] + problem.ahead
-        if problem.operation == SOFTMAX or problem.operation == LOGSUMEXP:
+        if problem.operation == CROSS_ENTROPY:
+            terms.pivot = labels_in_chunk(groups + t, chunk)
+        elif pivots_at_maximum(problem):
+            terms.pivot = tile_find(tile, n, state.maximum)
+        else:
             terms.exponentials = tile
             if general:
                 tile_exponentials(&terms, n, state.reference, &problem.scale, False, True)
@@ -531,15 +534,11 @@ cdef void tiles_exponentials(
         if problem.dense:
             tile_spread(problem, chunk, state, tile, tile + n * LANES, terms.terms)
             terms.exponentials = tile
-        if problem.operation == CROSS_ENTROPY:
-            terms.pivot = labels_in_chunk(groups + t, chunk)
-        else:
-            terms.pivot = tile_find(tile, n, state.maximum)
         if general:
             tile_exponentials(&terms, n, state.reference, &problem.scale, True, True)
         else:
             tile_exponentials(&terms, n, state.reference, &problem.scale, True, False)
-        groups[t].label_logit = terms.pivot_logit
+        groups[t].own_logit = terms.pivot_logit
 
 
 cdef void tiles_sum(
@@ -717,12 +716,11 @@ cdef inline vector product_or_zero(vector coefficient, vector x) noexcept nogil:
 
 cdef inline void finish_total(Group *group, const Problem *problem) noexcept nogil:
     """Add what was left out of the sum of exponentials: that of the label, or of the maximum."""
-    group.own_logit = group.whole.maximum
-    if problem.operation == CROSS_ENTROPY:
-        if problem.passes == BY_TILES and problem.chunks == 1:
-            group.own_logit = group.label_logit
-        else:
-            group.own_logit = label_logits(group, problem)
+    if pivots_at_maximum(problem):
+        group.own_logit = group.whole.maximum
+    elif problem.passes != BY_TILES or problem.chunks > 1:
+        # Tiles of one chunk have come across it: see tiles_exponentials().
+        group.own_logit = label_logits(group, problem)
     group.own = exponential_pair(group.own_logit, group.whole.reference, &problem.scale)
     group.total = pair_merge(group.whole.others, group.own)
 

@@ -234,6 +234,39 @@ INLINE void part_stream(real *p, part v) {
 #endif
 }
 
+/* Interleave the low or the high halves of each 16 bytes, by single numbers or by 8 bytes. */
+#if defined(X86) && PART_BYTES == 64
+typedef __m512 floats;
+typedef __m512d doubles;
+#elif defined(X86) && PART_BYTES == 32
+typedef __m256 floats;
+typedef __m256d doubles;
+#elif defined(X86)
+typedef __m128 floats;
+typedef __m128d doubles;
+#endif
+#if defined(X86)
+#define ZIP_LOW_4(a, b) ((part)X86(unpacklo_ps)((floats)(a), (floats)(b)))
+#define ZIP_HIGH_4(a, b) ((part)X86(unpackhi_ps)((floats)(a), (floats)(b)))
+#define ZIP_LOW_8(a, b) ((part)X86(unpacklo_pd)((doubles)(a), (doubles)(b)))
+#define ZIP_HIGH_8(a, b) ((part)X86(unpackhi_pd)((doubles)(a), (doubles)(b)))
+#else
+typedef int64_t pair_bits __attribute__((vector_size(16)));
+INLINE part zip_8(part a, part b, int high) {
+    const pair_bits x = (pair_bits)a, y = (pair_bits)b;
+    return (part)(pair_bits){x[high], y[high]};
+}
+#define ZIP_LOW_8(a, b) zip_8(a, b, 0)
+#define ZIP_HIGH_8(a, b) zip_8(a, b, 1)
+#if defined(__aarch64__) && !defined(STORAGE_FLOAT64)
+#define ZIP_LOW_4(a, b) vzip1q_f32(a, b)
+#define ZIP_HIGH_4(a, b) vzip2q_f32(a, b)
+#else
+#define ZIP_LOW_4(a, b) ((part){(a)[0], (b)[0], (a)[1], (b)[1]})
+#define ZIP_HIGH_4(a, b) ((part){(a)[2], (b)[2], (a)[3], (b)[3]})
+#endif
+#endif
+
 /* ---- vectors: arithmetic ------------------------------------------------------------------ */
 
 INLINE vector vector_set(real x) {
@@ -497,6 +530,62 @@ INLINE part_words part_narrow_words(part v) {
 }
 #endif
 
+/* How far up in a word its two elements lie, in the order of memory. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+enum { FIRST = 0, SECOND = 16 };
+#else
+enum { FIRST = 16, SECOND = 0 };
+#endif
+
+/* Widen the first element of each word, and the second one. */
+INLINE void part_split(part pair, part *first, part *second) {
+#if defined(STORAGE_BFLOAT16)
+    const part lower = (part)((part_words)pair << 16);
+    const part upper = (part)((part_words)pair & 0xffff0000);
+    *first = FIRST == 0 ? lower : upper;
+    *second = FIRST == 0 ? upper : lower;
+#elif PART_BYTES == 64
+    const part_pairs halves_apart = {
+        0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const __m512i apart = _mm512_permutexvar_epi16((__m512i)halves_apart, (__m512i)pair);
+    *first = _mm512_cvtph_ps(_mm512_castsi512_si256(apart));
+    *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(apart, 1));
+#elif PART_BYTES == 32
+    const __m256i halves_apart = _mm256_set_epi64x(
+        0x0f0e0b0a07060302, 0x0d0c090805040100, 0x0f0e0b0a07060302, 0x0d0c090805040100);
+    const __m256i apart = _mm256_permute4x64_epi64(
+        _mm256_shuffle_epi8((__m256i)pair, halves_apart), 0xd8);
+    *first = _mm256_cvtph_ps(_mm256_castsi256_si128(apart));
+    *second = _mm256_cvtph_ps(_mm256_extracti128_si256(apart, 1));
+#else
+    *first = part_widen_words((part_words)pair >> FIRST & 0xffff);
+    *second = part_widen_words((part_words)pair >> SECOND & 0xffff);
+#endif
+}
+
+/* The inverse: narrow both, and join them. */
+INLINE part part_pair(part first, part second) {
+#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
+    return (part)_mm256_blend_epi16(
+        (__m256i)(part_round(first) >> 16), (__m256i)part_round(second), 0xaa);
+#elif defined(STORAGE_BFLOAT16)
+    return (part)(part_round(first) >> 16 << FIRST | part_round(second) >> 16 << SECOND);
+#elif PART_BYTES == 64
+    const part_pairs in_turn = {
+        0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i apart = _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)part_narrow(first)),
+                                             (__m256i)part_narrow(second), 1);
+    return (part)_mm512_permutexvar_epi16((__m512i)in_turn, apart);
+#elif PART_BYTES == 32
+    const __m128i a = (__m128i)part_narrow(first), b = (__m128i)part_narrow(second);
+    return (part)_mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
+#else
+    return (part)(part_narrow_words(first) << FIRST | part_narrow_words(second) << SECOND);
+#endif
+}
+
 #if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
 /* All elements in one register: in two halves they would go through memory. */
 INLINE __m256i vector_narrow_whole(vector v) {
@@ -710,26 +799,21 @@ INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
  * lane to lane then. */
 #if defined(STORAGE_BFLOAT16) && PART_BYTES < 64 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 
-INLINE part split_widen(part_words pairs, int odd) {
-    return (part)(odd ? pairs & 0xffff0000 : pairs << 16);
-}
-
-INLINE part_words split_pairs(const storage *p) {
-    part_words pairs;
-    memcpy(&pairs, p, sizeof pairs);
-    return pairs;
-}
-
 INLINE vector split_load(const storage *p) {
-#define E(i) split_widen(split_pairs(p + (i) / 2 * 2 * PART_LANES), (i) % 2)
-    return (vector)EACH_PART(E);
-#undef E
+    vector v;
+    for (int i = 0; i < PARTS; i += 2) {
+        part pairs;
+        memcpy(&pairs, p + i * PART_LANES, sizeof pairs);
+        part_split(pairs, &v.p[i], &v.p[i + 1]);
+    }
+    return v;
 }
 
 INLINE vector split_load_first(const storage *p, ptrdiff_t count) {
 #if PART_BYTES == 32
-    const part_words pairs = (part_words)halves_load_first(p, count);
-    return (vector){{split_widen(pairs, 0), split_widen(pairs, 1)}};
+    vector v;
+    part_split((part)halves_load_first(p, count), &v.p[0], &v.p[1]);
+    return v;
 #else
     storage line[LANES];
     line_load_first(line, p, count);
@@ -737,7 +821,7 @@ INLINE vector split_load_first(const storage *p, ptrdiff_t count) {
 #endif
 }
 
-INLINE part_words split_narrow(part even, part odd) {
+INLINE part split_narrow(part even, part odd) {
 #if PART_BYTES == 32
     /* The upper half of each word, plus 1 where the lower is above 0x8000, or is that beside an
      * odd one. */
@@ -746,16 +830,16 @@ INLINE part_words split_narrow(part even, part odd) {
     const __m256i lower =
         _mm256_blend_epi16((__m256i)even, _mm256_slli_epi32((__m256i)odd, 16), 0xaa);
     const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
-    return (part_words)_mm256_add_epi16(
+    return (part)_mm256_add_epi16(
         upper, _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15));
 #else
-    return (part_round(even) >> 16) | (part_round(odd) & 0xffff0000);
+    return part_pair(even, odd);
 #endif
 }
 
 INLINE void split_store(storage *p, vector v) {
     for (int i = 0; i < PARTS; i += 2) {
-        const part_words pairs = split_narrow(v.p[i], v.p[i + 1]);
+        const part pairs = split_narrow(v.p[i], v.p[i + 1]);
         memcpy(p + i * PART_LANES, &pairs, sizeof pairs);
     }
 }
@@ -768,7 +852,7 @@ INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
 
 INLINE void split_stream(storage *p, vector v) {
     for (int i = 0; i < PARTS; i += 2)
-        part_stream((real *)(p + i * PART_LANES), (part)split_narrow(v.p[i], v.p[i + 1]));
+        part_stream((real *)(p + i * PART_LANES), split_narrow(v.p[i], v.p[i + 1]));
 }
 
 /* Where the element with that place in a row lies, if the row's vectors are split. */
@@ -779,13 +863,12 @@ INLINE ptrdiff_t split_place(ptrdiff_t place) {
 
 /* The first or the second half of two parts joined. */
 INLINE part split_joined(part even, part odd, int second) {
+    const part low = ZIP_LOW_4(even, odd), high = ZIP_HIGH_4(even, odd);
 #if PART_BYTES == 32
-    const part low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
     return second ? _mm256_permute2f128_ps(low, high, 0x31)
                   : _mm256_permute2f128_ps(low, high, 0x20);
 #else
-    return second ? (part){even[2], odd[2], even[3], odd[3]}
-                  : (part){even[0], odd[0], even[1], odd[1]};
+    return second ? high : low;
 #endif
 }
 
@@ -967,39 +1050,6 @@ INLINE vector vector_from_quarters(quarter a, quarter b, quarter c, quarter d) {
 #define QUARTER(v, i) ((v).p[i])
 #endif
 
-/* Interleave the low or the high halves of each 16 bytes, by single numbers or by 8 bytes. */
-#if defined(X86) && PART_BYTES == 64
-typedef __m512 floats;
-typedef __m512d doubles;
-#elif defined(X86) && PART_BYTES == 32
-typedef __m256 floats;
-typedef __m256d doubles;
-#elif defined(X86)
-typedef __m128 floats;
-typedef __m128d doubles;
-#endif
-#if defined(X86)
-#define ZIP_LOW_4(a, b) ((part)X86(unpacklo_ps)((floats)(a), (floats)(b)))
-#define ZIP_HIGH_4(a, b) ((part)X86(unpackhi_ps)((floats)(a), (floats)(b)))
-#define ZIP_LOW_8(a, b) ((part)X86(unpacklo_pd)((doubles)(a), (doubles)(b)))
-#define ZIP_HIGH_8(a, b) ((part)X86(unpackhi_pd)((doubles)(a), (doubles)(b)))
-#else
-typedef int64_t pair_bits __attribute__((vector_size(16)));
-INLINE part zip_8(part a, part b, int high) {
-    const pair_bits x = (pair_bits)a, y = (pair_bits)b;
-    return (part)(pair_bits){x[high], y[high]};
-}
-#define ZIP_LOW_8(a, b) zip_8(a, b, 0)
-#define ZIP_HIGH_8(a, b) zip_8(a, b, 1)
-#if defined(__aarch64__) && !defined(STORAGE_FLOAT64)
-#define ZIP_LOW_4(a, b) vzip1q_f32(a, b)
-#define ZIP_HIGH_4(a, b) vzip2q_f32(a, b)
-#else
-#define ZIP_LOW_4(a, b) ((part){(a)[0], (b)[0], (a)[1], (b)[1]})
-#define ZIP_HIGH_4(a, b) ((part){(a)[2], (b)[2], (a)[3], (b)[3]})
-#endif
-#endif
-
 /* Transpose QUARTER_LANES vectors within each quarter, in place: lane j of quarter q of vector k
  * changes places with lane k of quarter q of vector j. */
 INLINE void vectors_transpose_quarters(vector *v) {
@@ -1076,7 +1126,7 @@ INLINE void *apart(const void *p) {
 }
 
 /* What 16 bytes hold of LANES rows, turned over: lane k of vector c is number c of row k. Rows are
- * `row_stride` apart, in what `load` counts in. */
+ * `row_stride` bytes apart. */
 #define LOAD_ROWS(columns, rows, row_stride, load) \
     const char *const a = apart(rows), *const b = apart(a + QUARTER_LANES * (row_stride)); \
     const char *const c = apart(b + QUARTER_LANES * (row_stride)); \
@@ -1120,59 +1170,6 @@ INLINE void words_store(storage *rows, ptrdiff_t row_stride, vector *words) {
 }
 
 #if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-enum { FIRST = 0, SECOND = 16 };
-#else
-enum { FIRST = 16, SECOND = 0 };
-#endif
-
-INLINE void part_split(part pair, part *first, part *second) {
-#if defined(STORAGE_BFLOAT16)
-    const part lower = (part)((part_words)pair << 16);
-    const part upper = (part)((part_words)pair & 0xffff0000);
-    *first = FIRST == 0 ? lower : upper;
-    *second = FIRST == 0 ? upper : lower;
-#elif PART_BYTES == 64
-    const part_pairs halves_apart = {
-        0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
-        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
-    const __m512i apart = _mm512_permutexvar_epi16((__m512i)halves_apart, (__m512i)pair);
-    *first = _mm512_cvtph_ps(_mm512_castsi512_si256(apart));
-    *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(apart, 1));
-#elif PART_BYTES == 32
-    const __m256i halves_apart = _mm256_set_epi64x(
-        0x0f0e0b0a07060302, 0x0d0c090805040100, 0x0f0e0b0a07060302, 0x0d0c090805040100);
-    const __m256i apart = _mm256_permute4x64_epi64(
-        _mm256_shuffle_epi8((__m256i)pair, halves_apart), 0xd8);
-    *first = _mm256_cvtph_ps(_mm256_castsi256_si128(apart));
-    *second = _mm256_cvtph_ps(_mm256_extracti128_si256(apart, 1));
-#else
-    *first = part_widen_words((part_words)pair >> FIRST & 0xffff);
-    *second = part_widen_words((part_words)pair >> SECOND & 0xffff);
-#endif
-}
-
-INLINE part part_pair(part first, part second) {
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-    return (part)_mm256_blend_epi16(
-        (__m256i)(part_round(first) >> 16), (__m256i)part_round(second), 0xaa);
-#elif defined(STORAGE_BFLOAT16)
-    return (part)(part_round(first) >> 16 << FIRST | part_round(second) >> 16 << SECOND);
-#elif PART_BYTES == 64
-    const part_pairs in_turn = {
-        0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
-        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i apart = _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)part_narrow(first)),
-                                             (__m256i)part_narrow(second), 1);
-    return (part)_mm512_permutexvar_epi16((__m512i)in_turn, apart);
-#elif PART_BYTES == 32
-    const __m128i a = (__m128i)part_narrow(first), b = (__m128i)part_narrow(second);
-    return (part)_mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
-#else
-    return (part)(part_narrow_words(first) << FIRST | part_narrow_words(second) << SECOND);
-#endif
-}
 
 /* The classes of a word, of which the first `count` are wanted, put at p, LANES apart. */
 INLINE void word_put(real *p, vector word, ptrdiff_t count) {
