@@ -564,6 +564,21 @@ def options_markdown(document: Document) -> str:
     return f"{markdown(*options_rows(document))}\n\n{machine.one_line(document)}."
 
 
+def waiting_rows(document: Document) -> tuple[list[str], list[list[str]]]:
+    """Shape and situation: mean time of a call, by the threads that it may use."""
+    cells = document["cells"]
+    header = ["float32: softmax, out=, mean time", "", *cells[0]["seconds"]]
+    rows = [
+        [cell["shape"], cell["situation"], *map(time_text, cell["seconds"].values())]
+        for cell in cells
+    ]
+    return header, rows
+
+
+def waiting_markdown(document: Document) -> str:
+    return f"{markdown(*waiting_rows(document), left=2)}\n\n{machine.one_line(document)}."
+
+
 def accuracy_markdown(document: Document) -> str:
     header, rows = accuracy_rows(document)
     return f"{markdown(header, rows, left=2)}\n\nAgainst long double. {machine.one_line(document)}."
@@ -588,6 +603,7 @@ def update_readme(path: Path, results: Path) -> list[str]:
         ("speed", "compare.json", targets_markdown),
         ("speed", "scaling-threads.json", threads_markdown),
         ("speed", "options.json", options_markdown),
+        ("speed", "waiting.json", waiting_markdown),
         ("accuracy", "accuracy.json", accuracy_markdown),
     ):
         file = results / filename

@@ -206,6 +206,15 @@ def logsumexp(
     >>> float(sf.logsumexp(np.array([1000.0, 1000.0])))
     1000.693147...
     """
+    if (
+        type(x) is np.ndarray and b is None and where is None and dtype is None and out is None
+        and keepdims is False and return_sign is False
+    ):  # fmt: skip
+        kernels = loaded_kernels.get(x.dtype)
+        if kernels is not None:
+            ordinary = kernels.logsumexp_ordinary(x, axis, threads_for)
+            if ordinary is not None:
+                return ordinary
     array = _checks.real_array(x, "x")
     result_dtype = _checks.result_dtype(array.dtype, dtype)
     axes = _checks.normalize_axes(axis, array.ndim)

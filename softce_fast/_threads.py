@@ -15,8 +15,9 @@ from pathlib import Path
 from . import _checks, _dispatch
 from ._kernels import probe
 
-# Below that the number of threads is not looked up.
+# Elements below which the number of threads is not looked up.
 _SERIAL_SIZE = probe.serial_size()
+_OPENMP = bool(probe.openmp())
 
 # All the state there is, with that in _dispatch.py and _memory.py. It needs no lock, with a GIL or
 # without: each name is bound in one step, and what two threads may find out at once is the same.
@@ -71,7 +72,9 @@ def get_num_threads() -> int:
 
     Notes
     -----
-    A call takes fewer where there is too little work to share.
+    A call takes fewer where there is too little work to share. If nobody asked for threads, a call
+    of less than some tenths of a millisecond also does without those that sleep or that have
+    lately kept a call waiting: on a CPU with other work they can take milliseconds to come.
 
     Examples
     --------
@@ -79,10 +82,15 @@ def get_num_threads() -> int:
     >>> sf.get_num_threads() >= 1
     True
     """
-    if not probe.openmp():
+    return abs(_count())
+
+
+def _count() -> int:
+    """Return how many threads a large call may use; negative if nobody asked for them."""
+    if not _OPENMP:
         return 1
     asked = getattr(_local, "count", None) or _requested
-    return asked if asked else max(1, min(probe.max_threads(), _affinity(), _group_quota()))
+    return asked or -max(1, min(probe.max_threads(), _affinity(), _group_quota()))
 
 
 @contextmanager
@@ -122,8 +130,11 @@ def num_threads(n: int) -> Iterator[None]:
 
 
 def threads_for(size: int) -> int:
-    """Return how many threads a call on `size` elements may use."""
-    return 1 if size < _SERIAL_SIZE else get_num_threads()
+    """Return how many threads a call on `size` elements may use; negative if nobody asked for them.
+
+    A small call then does without those that it would have to wait for (share.pxi).
+    """
+    return 1 if size < _SERIAL_SIZE else _count()
 
 
 def _affinity() -> int:

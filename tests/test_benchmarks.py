@@ -210,6 +210,14 @@ def test_options_report() -> None:
     assert table[3].startswith("| weight | 3 ms, 1.50 |")
 
 
+def test_waiting_report() -> None:
+    seconds = {"one thread": 0.002, "by itself": 0.003}
+    cell = {"shape": "10x3", "situation": "back to back", "seconds": seconds}
+    table = report.waiting_markdown({**HEAD, "cells": [cell]}).splitlines()
+    assert table[0].endswith("| one thread | by itself |")
+    assert table[2] == "| 10x3 | back to back | 2 ms | 3 ms |"
+
+
 def test_threads_report() -> None:
     points = [
         {

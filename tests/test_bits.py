@@ -289,7 +289,7 @@ def test_ordinary_calls_on_threads(isa: str, shape: tuple[int, int], count: int)
 def check_ordinary_calls(logits: Array, labels: Array) -> None:
     """The short way gives the bits of the general one."""
     rows = len(logits)
-    for function in (sf.softmax, sf.log_softmax):
+    for function in (sf.softmax, sf.log_softmax, sf.logsumexp):
         assert_same_bits(function(logits), function(logits, 1), function.__name__, rows)
     loss, grad = sf.cross_entropy_with_grad(logits, labels)
     right, right_grad = sf.cross_entropy_with_grad(logits, labels, 1)
@@ -298,6 +298,7 @@ def check_ordinary_calls(logits: Array, labels: Array) -> None:
     assert_same_bits(sf.cross_entropy(logits, labels), right, rows)
     for layout in WRITABLE.values():
         out, x, target = layout(np.zeros_like(logits)), layout(logits), layout(labels)
+        assert_same_bits(sf.logsumexp(x), sf.logsumexp(logits, 1))
         assert sf.softmax(x, out=out) is out
         assert_same_bits(out, sf.softmax(logits, 1))
         loss, same = sf.cross_entropy_with_grad(x, target, grad_out=out)

@@ -370,6 +370,80 @@ def test_fewer_threads_than_asked_for_do(environment):
     run_function(many_callers, "1", timeout=120, environment=environment)
 
 
+def unasked_calls_beside_busy_threads() -> None:
+    """Calls that are shared out now and again, as the threads have a CPU or not: the same bits."""
+    cases = [np.random.default_rng(0).normal(size=(rows, 400)) for rows in (70, 160, 400, 2000)]
+    with sf.num_threads(1):
+        expected = [sf.softmax(x).tobytes() for x in cases]
+    stop = threading.Event()
+
+    def busy() -> None:
+        x = np.zeros((4000, 400))
+        while not stop.is_set():
+            np.exp(x, out=x)
+
+    threads = [threading.Thread(target=busy) for _ in cpus()]
+    for thread in threads:
+        thread.start()
+    try:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            for x, bits in zip(cases, expected, strict=True):
+                for _ in range(5):
+                    assert sf.softmax(x).tobytes() == bits
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@needs_openmp
+@on_linux
+def test_bits_beside_busy_threads():
+    run_function(unasked_calls_beside_busy_threads, timeout=120)
+
+
+@needs_openmp
+def test_kernels_know_whether_anybody_asked_for_threads():
+    """Then they use them; else a small call does without those that it would have to wait for."""
+    large = 1 << 20
+    with sf.num_threads(3):
+        assert _threads.threads_for(large) == 3
+        assert _threads.threads_for(100) == 1
+    count = int(run_python(
+        "from softce_fast import _threads; print(_threads.threads_for(1 << 20))"
+    ).stdout)
+    assert count == (-sf.get_num_threads() if sf.get_num_threads() > 1 else -1)
+
+
+def first_calls_use_threads() -> None:
+    """However small what is shared out at all, where threads were asked for: none is awake yet."""
+    sf.set_num_threads(3)
+    before = thread_count()
+    sf.softmax(np.zeros((120, 1000), np.float32))
+    assert thread_count() - before == 2
+
+
+@needs_openmp
+@on_linux
+def test_threads_asked_for_are_used_at_once():
+    run_function(first_calls_use_threads)
+
+
+def first_small_call_wakes_nobody() -> None:
+    before = thread_count()
+    sf.softmax(np.zeros((120, 1000), np.float32))
+    assert thread_count() == before
+    sf.softmax(np.zeros((1000, 1000), np.float32))
+    assert thread_count() - before == min(sf.get_num_threads(), 31) - 1
+
+
+@needs_openmp
+@on_linux
+def test_a_small_call_alone_wakes_nobody():
+    run_function(first_small_call_wakes_nobody)
+
+
 @needs_openmp
 @on_linux
 def test_small_calls_start_no_threads():

@@ -37,6 +37,9 @@ class Kernels(Protocol):
         threads_for: Callable[[int], int],
     ) -> _Array | None: ...
     def logsumexp(self, logits: _Array, result: _Array, n_threads: int) -> None: ...
+    def logsumexp_ordinary(
+        self, x: Any, axis: Any, threads_for: Callable[[int], int]
+    ) -> _Array | None: ...
     def cross_entropy(
         self,
         logits: _Array,

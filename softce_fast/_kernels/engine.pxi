@@ -1178,8 +1178,9 @@ cdef inline size_t round_up(size_t size) noexcept nogil:
     return (size + 63) // 64 * 64
 
 
-cdef void run_task(const Problem *problem, Py_ssize_t task, char *memory) noexcept nogil:
-    """Work through the rows of one task."""
+cdef void run_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Work through the rows of one task of a Problem."""
+    cdef const Problem *problem = <const Problem *>context
     cdef Py_ssize_t first = task * problem.rows_per_task
     cdef Py_ssize_t stop = min(first + problem.rows_per_task, problem.rows)
     cdef Py_ssize_t row = first
@@ -1355,15 +1356,21 @@ cdef double sum_in_double(const real *x, Py_ssize_t n) noexcept nogil:
 # Few long rows: a task is one chunk of one row.
 
 
-cdef void forward_chunk_task(
-    const Problem *problem, Py_ssize_t task, ChunkState *states, char *memory
-) noexcept nogil:
+cdef struct LongRows:
+    const Problem *problem
+    ChunkState *states    # of all chunks of all rows
+    Group *groups         # of each row, merged
+
+
+cdef void forward_chunk_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const LongRows *rows = <const LongRows *>context
+    cdef const Problem *problem = rows.problem
     cdef Scratch scratch
     cdef Group group
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
     group_open(&group, problem, task // problem.chunks, 1)
-    rows_forward(&group, problem, task % problem.chunks, states + task, &scratch, NULL)
+    rows_forward(&group, problem, task % problem.chunks, rows.states + task, &scratch, NULL)
     environment_leave(before)
 
 
@@ -1381,14 +1388,14 @@ cdef void merge_row(
     environment_leave(before)
 
 
-cdef void write_chunk_task(
-    const Problem *problem, Py_ssize_t task, ChunkState *states, Group *groups, char *memory
-) noexcept nogil:
+cdef void write_chunk_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const LongRows *rows = <const LongRows *>context
+    cdef const Problem *problem = rows.problem
     cdef Scratch scratch
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
     rows_write(
-        groups + task // problem.chunks, problem, task % problem.chunks, states + task,
+        rows.groups + task // problem.chunks, problem, task % problem.chunks, rows.states + task,
         scratch.kept, &scratch)
     line_flush(&scratch.line)
     if problem.stream:

@@ -2,10 +2,6 @@
 # planned, memory for it is taken once, and the GIL is released while it runs.
 
 cdef enum:
-    # Work (exponentials) that pays for waking one more thread.
-    WORK_PER_THREAD = 32768
-    # Elements of a task: small enough to share out evenly, large enough not to notice the sharing.
-    WORK_PER_TASK = 32768
     ROWS_PER_TASK = 2048
     # Longest rows that go by tiles where they are not packed (else TILE_CLASSES): their numbers
     # are taken one by one then.
@@ -133,10 +129,11 @@ cdef Passes passes_for(const Problem *problem, bint contiguous) noexcept:
 cdef void choose_plan(Problem *problem) noexcept:
     """Decide how rows are grouped. Any choice gives the same bits."""
     cdef bint contiguous = problem.logits.class_stride == sizeof(storage)
+    cdef Py_ssize_t rows = task_work(problem.rows * problem.classes) // problem.classes
     problem.passes = passes_for(problem, contiguous)
     problem.rows_per_task = max(
         1 if problem.classes > CHUNK and problem.passes == BY_ROWS else <Py_ssize_t>LANES,
-        min(<Py_ssize_t>ROWS_PER_TASK, WORK_PER_TASK // problem.classes // LANES * LANES))
+        min(<Py_ssize_t>ROWS_PER_TASK, rows // LANES * LANES))
     plan_groups(problem, contiguous)
 
 
@@ -192,35 +189,37 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
             problem.ahead = 2 * problem.rows_per_group * problem.batch * problem.logits.row_stride
 
 
-cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
-    return <int>max(1, min(<Py_ssize_t>n_threads, work // WORK_PER_THREAD))
+cdef Py_ssize_t tasks_of(const Problem *problem) noexcept nogil:
+    return (problem.rows + problem.rows_per_task - 1) // problem.rows_per_task
 
 
 cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     """Run a problem; return the sum of its results if asked to, in float64 and in a fixed order."""
-    cdef Py_ssize_t task, tasks, row, work
-    cdef Py_ssize_t per_thread
+    cdef Py_ssize_t task, tasks, work
+    cdef size_t per_thread
     cdef double total = 0
     cdef char *memory = NULL
     cdef double *sums = NULL
     cdef real *row_losses = NULL
     cdef real *coefficient_sums = NULL
-    cdef ChunkState *states = NULL
-    cdef Group *groups = NULL
-    cdef bint long_rows
+    cdef LongRows long_rows
+    cdef bint by_chunks
     cdef Problem by_rows
     choose_plan(problem)
     work = problem.rows * problem.classes
     n_threads = threads_worth(n_threads, work)
-    long_rows = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
-    if long_rows:
+    by_chunks = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
+    if by_chunks:
         problem.passes = BY_ROWS
         problem.keep = False
         problem.write_behind = False
         problem.rows_per_group = 1
         problem.rows_per_task = 1
-    tasks = (problem.rows + problem.rows_per_task - 1) // problem.rows_per_task
-    n_threads = <int>min(<Py_ssize_t>n_threads, tasks * (problem.chunks if long_rows else 1))
+    tasks = tasks_of(problem)
+    n_threads = <int>min(<Py_ssize_t>n_threads, tasks * (problem.chunks if by_chunks else 1))
+    long_rows.problem = problem
+    long_rows.states = NULL
+    long_rows.groups = NULL
     try:
         if sum_results and problem.classes > CHUNK:
             # How long rows are shared out may depend on the threads; their sum may not.
@@ -236,35 +235,18 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
         plan_by_rows(problem, &by_rows)
         per_thread = scratch_size(problem)
         memory = aligned_memory(n_threads * per_thread)
-        if long_rows:
-            states = <ChunkState *>aligned_memory(
+        if by_chunks:
+            long_rows.states = <ChunkState *>aligned_memory(
                 problem.rows * problem.chunks * sizeof(ChunkState))
-            groups = <Group *>aligned_memory(problem.rows * sizeof(Group))
+            long_rows.groups = <Group *>aligned_memory(problem.rows * sizeof(Group))
             with nogil:
-                for task in prange(
-                    problem.rows * problem.chunks, num_threads=n_threads, schedule="static"
-                ):
-                    forward_chunk_task(problem, task, states, memory + threadid() * per_thread)
-                for row in range(problem.rows):
-                    merge_row(problem, row, states, groups + row)
-                if problem.output.data != NULL:
-                    for task in prange(
-                        problem.rows * problem.chunks, num_threads=n_threads, schedule="static"
-                    ):
-                        write_chunk_task(
-                            problem, task, states, groups, memory + threadid() * per_thread)
-        elif n_threads > 1:
+                run_long_rows(&long_rows, n_threads, memory, per_thread)
+        elif n_threads > 1 or work > WORK_PER_TASK:
             with nogil:
-                for task in prange(tasks, num_threads=n_threads, schedule="dynamic"):
-                    run_task(problem, task, memory + threadid() * per_thread)
-        elif work > WORK_PER_TASK:
-            with nogil:
-                for task in range(tasks):
-                    run_task(problem, task, memory)
+                share_out(run_task, problem, tasks, n_threads, memory, per_thread)
         else:
             # Over before another thread could take the GIL.
-            for task in range(tasks):
-                run_task(problem, task, memory)
+            share_out(run_task, problem, tasks, 1, memory, per_thread)
         if row_losses != NULL:
             total = sum_in_double(row_losses, problem.rows)
         elif sums != NULL:
@@ -275,9 +257,22 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
         memory_give(sums)
         memory_give(row_losses)
         memory_give(coefficient_sums)
-        memory_give(states)
-        memory_give(groups)
+        memory_give(long_rows.states)
+        memory_give(long_rows.groups)
     return total
+
+
+cdef void run_long_rows(
+    const LongRows *rows, int n_threads, char *memory, size_t per_thread
+) noexcept nogil:
+    cdef const Problem *problem = rows.problem
+    cdef Py_ssize_t tasks = problem.rows * problem.chunks
+    cdef Py_ssize_t row
+    share_out(forward_chunk_task, rows, tasks, n_threads, memory, per_thread)
+    for row in range(problem.rows):
+        merge_row(problem, row, rows.states, rows.groups + row)
+    if problem.output.data != NULL:
+        share_out(write_chunk_task, rows, tasks, n_threads, memory, per_thread)
 
 
 cdef void sum_coefficients(const Problem *problem, real *sums) noexcept nogil:
@@ -318,7 +313,20 @@ def logsumexp(const storage[:, :, :] logits, storage[:, :] result, int n_threads
     run(&problem, n_threads, False)
 
 
-cdef double scan_task(
+cdef struct LabelScan:
+    const Problem *problem
+    double *sums      # of each task: the weight of the rows that count,
+    int *bad          # and whether a label is no class
+
+
+cdef void scan_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const LabelScan *scan = <const LabelScan *>context
+    scan.sums[task] = scan_rows(
+        scan.problem, task * SCAN_PER_TASK,
+        min((task + 1) * SCAN_PER_TASK, scan.problem.rows), scan.bad + task)
+
+
+cdef double scan_rows(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, int *bad
 ) noexcept nogil:
     """Return the weight of the rows that count; set `bad` if a label is no class."""
@@ -362,21 +370,19 @@ cdef double scan_labels(const Problem *problem, int n_threads, int *bad) except?
     cdef Py_ssize_t tasks = (problem.rows + SCAN_PER_TASK - 1) // SCAN_PER_TASK
     cdef Py_ssize_t task
     cdef double total = 0
-    cdef double *sums
+    cdef LabelScan scan
     if tasks == 1:
-        return scan_task(problem, 0, problem.rows, bad)
-    sums = <double *>aligned_memory(tasks * (sizeof(double) + sizeof(int)))
-    cdef int *flags = <int *>(sums + tasks)
+        return scan_rows(problem, 0, problem.rows, bad)
+    scan.problem = problem
+    scan.sums = <double *>aligned_memory(tasks * (sizeof(double) + sizeof(int)))
+    scan.bad = <int *>(scan.sums + tasks)
+    memset(scan.bad, 0, tasks * sizeof(int))
+    with nogil:
+        share_out(scan_task, &scan, tasks, threads_worth(n_threads, problem.rows), NULL, 0)
     for task in range(tasks):
-        flags[task] = 0
-    for task in prange(tasks, num_threads=n_threads, schedule="static", nogil=True):
-        sums[task] = scan_task(
-            problem, task * SCAN_PER_TASK, min((task + 1) * SCAN_PER_TASK, problem.rows),
-            flags + task)
-    for task in range(tasks):
-        total += sums[task]
-        bad[0] |= flags[task]
-    memory_give(sums)
+        total += scan.sums[task]
+        bad[0] |= scan.bad[task]
+    memory_give(scan.sums)
     return total
 
 

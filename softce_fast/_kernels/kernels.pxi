@@ -4,6 +4,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport abs
 from libc.string cimport memcpy, memset
 from numpy cimport import_array, ndarray
 
@@ -14,7 +15,6 @@ cdef extern from "vector.h":
 
 cdef extern from "probe.h":
     int openmp_pause()
-    const Py_ssize_t SERIAL_SIZE
 
 include "vector.pxi"
 include "elementary.pxi"
@@ -22,6 +22,7 @@ include "rows.pxi"
 include "tile.pxi"
 include "block.pxi"
 include "engine.pxi"
+include "share.pxi"
 include "entry.pxi"
 include "pairs.pxi"
 include "ordinary.pxi"

@@ -26,8 +26,9 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef enum:
-    # Scratch memory that the stack may give.
+    # Scratch memory that the stack may give, and room for the sums of that many tasks.
     STACK_BYTES = 32768
+    STACK_TASKS = 16
     # Elements from which on a call need not be hurried; all have less than _memory.py would keep.
     ORDINARY_SIZE = 1048576
 
@@ -122,38 +123,44 @@ cdef inline Py_ssize_t high_end(const OrdinaryArray *a) noexcept:
         + max(0, (a.classes - 1) * a.array.class_stride) + a.itemsize)
 
 
-cdef ndarray empty_like(ndarray x):
-    """Return a new contiguous array of the same shape and dtype."""
+cdef ndarray empty_like(ndarray x, int ndim):
+    """Return a new contiguous array of the same dtype, of the shape of the first `ndim` axes."""
     cdef PyArray_Descr *descriptor = PyArray_DESCR(x)
     Py_INCREF(<object>descriptor)  # PyArray_Empty takes a reference over
-    return PyArray_Empty(PyArray_NDIM(x), PyArray_DIMS(x), descriptor, 0)
+    return PyArray_Empty(ndim, PyArray_DIMS(x), descriptor, 0)
 
 
-cdef inline int threads_of(const OrdinaryArray *view, threads_for) except -1:
-    """How many threads a call on that array may use."""
+cdef inline int threads_of(const OrdinaryArray *view, threads_for) except 0:
+    """threads_for() of the size of that array, not asked where one will do."""
     cdef Py_ssize_t size = view.rows * view.classes
-    return 1 if size < SERIAL_SIZE else threads_for(size)
+    return 1 if size < 2 * WORK_PER_THREAD * LANES else threads_for(size)
 
 
 cdef double run_ordinary(Problem *problem, bint sum_results, int n_threads) except? -1.0:
-    """run(), without taking memory for a problem that is a single task and has little scratch."""
+    """run(), without taking memory for a problem that has few tasks and little scratch."""
     cdef double total = 0
+    cdef double[STACK_TASKS] sums
     cdef char[STACK_BYTES + 64] memory
+    cdef Py_ssize_t task, tasks
     cdef Problem by_rows
-    if n_threads > 1:
+    if n_threads != 1:
         return run(problem, n_threads, sum_results)
     choose_plan(problem)
+    tasks = tasks_of(problem)
     if sum_results:
-        problem.task_losses = &total
+        problem.task_losses = sums
     plan_by_rows(problem, &by_rows)
     if (
-        problem.rows > problem.rows_per_task or (sum_results and problem.classes > CHUNK)
-        or scratch_size(problem) > STACK_BYTES
+        tasks > STACK_TASKS or problem.rows * problem.classes > WORK_PER_TASK
+        or (sum_results and problem.classes > CHUNK) or scratch_size(problem) > STACK_BYTES
     ):
         problem.task_losses = NULL
         problem.by_rows = NULL
         return run(problem, 1, sum_results)
-    run_task(problem, 0, <char *>round_up(<size_t>memory))
+    share_out(run_task, problem, tasks, 1, <char *>round_up(<size_t>memory), 0)
+    if sum_results:
+        for task in range(tasks):
+            total += sums[task]
     return total
 
 
@@ -168,7 +175,7 @@ def softmax_ordinary(x, axis, temperature, empty, out, bint log, threads_for):
         return None
     input = ordinary_array(x)
     if out is None:
-        out = empty_like(x)
+        out = empty_like(x, PyArray_NDIM(<ndarray>x))
         output = ordinary_array(out)
     elif not takes_result(out, x, &input, &output):
         return None
@@ -177,6 +184,22 @@ def softmax_ordinary(x, axis, temperature, empty, out, bint log, threads_for):
     set_output(&problem, output.array)
     run_ordinary(&problem, False, threads_of(&input, threads_for))
     return out
+
+
+def logsumexp_ordinary(x, axis, threads_for):
+    """Return the logsumexp along the last axis, of an ordinary call."""
+    cdef OrdinaryArray input
+    cdef Problem problem
+    cdef ndarray result
+    if not (is_ordinary(x) and is_last_axis(axis, x) and PyArray_NDIM(<ndarray>x) > 1):
+        return None
+    input = ordinary_array(x)
+    result = empty_like(x, PyArray_NDIM(<ndarray>x) - 1)
+    problem = problem_for(LOGSUMEXP, input.array, input.classes, input.rows, 1.0)
+    problem.result.data = PyArray_BYTES(result)
+    problem.result.row_stride = sizeof(storage)
+    run_ordinary(&problem, False, threads_of(&input, threads_for))
+    return result
 
 
 cdef bint takes_labels(target, ndarray logits, OrdinaryArray *view) noexcept:
@@ -240,7 +263,7 @@ def cross_entropy_ordinary(
     problem.gradient_scale = <real>(1.0 / divisor)
     if with_grad:
         if grad_out is None:
-            grad_out = empty_like(logits)
+            grad_out = empty_like(logits, PyArray_NDIM(<ndarray>logits))
             output = ordinary_array(grad_out)
         set_output(&problem, output.array)
     loss = run_ordinary(&problem, True, n_threads) / divisor

@@ -264,15 +264,16 @@ cdef inline void pair_merge_sums(
             problem.sums[row * problem.chunks] += problem.sums[row * problem.chunks + chunk]
 
 
-cdef void pair_task(
-    const PairProblem *problem, Py_ssize_t first, Py_ssize_t stop, storage *staged
-) noexcept nogil:
-    """Work through rows, all chunks of a group before the next group."""
+cdef void pair_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Work through the rows of a task, all chunks of a group before the next group."""
+    cdef const PairProblem *problem = <const PairProblem *>context
+    cdef storage *staged = <storage *>memory
+    cdef Py_ssize_t rows_per_task = pair_rows_per_task(problem)
+    cdef Py_ssize_t first = task * rows_per_task
+    cdef Py_ssize_t stop = min(first + rows_per_task, problem.rows)
     cdef Py_ssize_t chunk, rows
-    cdef Py_ssize_t rows_per_group = max(
-        <Py_ssize_t>1, min(<Py_ssize_t>LANES, WORK_PER_TASK // problem.classes))
     while first < stop:
-        rows = min(rows_per_group, stop - first)
+        rows = min(<Py_ssize_t>LANES, stop - first)
         for chunk in range(problem.chunks):
             pair_sums_of_chunk(problem, first, rows, chunk, staged)
         pair_merge_sums(problem, first, rows)
@@ -282,37 +283,44 @@ cdef void pair_task(
         first += rows
 
 
+cdef inline Py_ssize_t pair_rows_per_task(const PairProblem *problem) noexcept nogil:
+    return max(<Py_ssize_t>1, task_work(problem.rows * problem.classes) // problem.classes)
+
+
+# Few long rows: a task is one chunk of one row.
+
+
+cdef void pair_sum_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const PairProblem *problem = <const PairProblem *>context
+    pair_sums_of_chunk(
+        problem, task // problem.chunks, 1, task % problem.chunks, <storage *>memory)
+
+
+cdef void pair_write_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const PairProblem *problem = <const PairProblem *>context
+    pair_write_chunk(
+        problem, task // problem.chunks, 1, task % problem.chunks, <storage *>memory)
+
+
 cdef int run_pairs(PairProblem *problem, int n_threads) except -1:
     """Run a problem: fill problem.sums, and the output if there is one."""
-    cdef Py_ssize_t task, tasks
-    cdef Py_ssize_t per_thread = 3 * LANES * PAIR_CHUNK
-    cdef Py_ssize_t rows_per_task = max(<Py_ssize_t>1, WORK_PER_TASK // problem.classes)
-    cdef bint by_chunks
-    cdef storage *staged
+    cdef Py_ssize_t tasks, rows_per_task
+    cdef Py_ssize_t per_thread = 3 * LANES * PAIR_CHUNK * <Py_ssize_t>sizeof(storage)
+    cdef char *memory
     n_threads = threads_worth(n_threads, problem.rows * problem.classes)
-    by_chunks = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
-    staged = <storage *>aligned_memory(n_threads * per_thread * sizeof(storage))
+    memory = aligned_memory(n_threads * per_thread)
     with nogil:
-        if by_chunks:
+        if problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1:
             tasks = problem.rows * problem.chunks
-            for task in prange(tasks, num_threads=n_threads, schedule="static"):
-                pair_sums_of_chunk(
-                    problem, task // problem.chunks, 1, task % problem.chunks,
-                    staged + threadid() * per_thread)
+            share_out(pair_sum_task, problem, tasks, n_threads, memory, per_thread)
             pair_merge_sums(problem, 0, problem.rows)
             if problem.output.data != NULL:
-                for task in prange(tasks, num_threads=n_threads, schedule="static"):
-                    pair_write_chunk(
-                        problem, task // problem.chunks, 1, task % problem.chunks,
-                        staged + threadid() * per_thread)
+                share_out(pair_write_task, problem, tasks, n_threads, memory, per_thread)
         else:
+            rows_per_task = pair_rows_per_task(problem)
             tasks = (problem.rows + rows_per_task - 1) // rows_per_task
-            for task in prange(tasks, num_threads=n_threads, schedule="dynamic"):
-                pair_task(
-                    problem, task * rows_per_task,
-                    min((task + 1) * rows_per_task, problem.rows),
-                    staged + threadid() * per_thread)
-    memory_give(staged)
+            share_out(pair_task, problem, tasks, n_threads, memory, per_thread)
+    memory_give(memory)
     return 0
 
 
@@ -369,28 +377,38 @@ def label_losses(
     real[::1] losses, int64_t ignore_index, bint values_are_logarithms, int n_threads,
 ):
     """Write the losses of class indices, one for each row, to `losses`; 0 for ignored rows."""
-    cdef Array rows = array_from(<const char *>&values[0, 0, 0], values.shape, values.strides)
-    cdef Array target = rows_from(<const char *>&labels[0, 0], labels.shape, labels.strides)
-    cdef const real *weight = NULL
-    cdef real *out = &losses[0]
+    cdef LabelLosses problem
     cdef Py_ssize_t n = losses.shape[0]
-    cdef Py_ssize_t task
-    if class_weight is not None:
-        weight = &class_weight[0]
-    for task in prange(
-        (n + LANES - 1) // LANES, num_threads=threads_worth(n_threads, n), schedule="static",
-        nogil=True,
-    ):
-        label_losses_task(
-            &rows, values.shape[1], &target, weight, ignore_index, values_are_logarithms,
-            task * LANES, min((task + 1) * <Py_ssize_t>LANES, n), out)
+    problem.rows = n
+    problem.classes = values.shape[1]
+    problem.values = array_from(<const char *>&values[0, 0, 0], values.shape, values.strides)
+    problem.target = rows_from(<const char *>&labels[0, 0], labels.shape, labels.strides)
+    problem.class_weight = &class_weight[0] if class_weight is not None else NULL
+    problem.ignore_index = ignore_index
+    problem.values_are_logarithms = values_are_logarithms
+    problem.losses = &losses[0]
+    with nogil:
+        share_out(
+            label_losses_task, &problem, (n + LANES - 1) // LANES, threads_worth(n_threads, n),
+            NULL, 0)
 
 
-cdef void label_losses_task(
-    const Array *values, Py_ssize_t classes, const Array *target, const real *class_weight,
-    int64_t ignore_index, bint values_are_logarithms, Py_ssize_t first, Py_ssize_t stop,
-    real *losses,
-) noexcept nogil:
+cdef struct LabelLosses:
+    Py_ssize_t rows
+    Py_ssize_t classes
+    Array values
+    Array target
+    const real *class_weight    # NULL for none
+    int64_t ignore_index
+    bint values_are_logarithms
+    real *losses
+
+
+cdef void label_losses_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Compute the losses of up to LANES rows."""
+    cdef const LabelLosses *problem = <const LabelLosses *>context
+    cdef Py_ssize_t first = task * LANES
+    cdef Py_ssize_t rows = min(<Py_ssize_t>LANES, problem.rows - first)
     cdef real[16] picked
     cdef real[16] weight
     cdef vector v
@@ -399,20 +417,21 @@ cdef void label_losses_task(
     for k in range(LANES):
         picked[k] = 0
         weight[k] = 0
-    for k in range(stop - first):
-        memcpy(&label, target.data + row_offset(target, first + k), sizeof(label))
-        if label != ignore_index:
+    for k in range(rows):
+        memcpy(&label, problem.target.data + row_offset(&problem.target, first + k), sizeof(label))
+        if label != problem.ignore_index:
             # One that another thread has changed since it was checked must not lead outside.
-            label = min(max(<int64_t>0, label), <int64_t>classes - 1)
+            label = min(max(<int64_t>0, label), <int64_t>(problem.classes - 1))
             picked[k] = storage_read(
-                values.data + row_offset(values, first + k) + label * values.class_stride)
-            weight[k] = class_weight[label] if class_weight != NULL else <real>1
+                problem.values.data + row_offset(&problem.values, first + k)
+                + label * problem.values.class_stride)
+            weight[k] = problem.class_weight[label] if problem.class_weight != NULL else <real>1
     v = vector_get(picked)
-    if not values_are_logarithms:
+    if not problem.values_are_logarithms:
         v = plain_logarithm(v, vector_set(0.0))
     vector_put(picked, product_or_zero(
         vector_get(weight), vector_subtract(vector_set(0.0), v)))
-    memcpy(losses + first, picked, (stop - first) * sizeof(real))
+    memcpy(problem.losses + first, picked, rows * sizeof(real))
 
 
 # ---- binary losses -----------------------------------------------------------------------------
@@ -429,6 +448,8 @@ cdef struct BinaryProblem:
     storage *gradient
     bint from_logits
     real gradient_scale
+    Py_ssize_t per_task    # elements of a task
+    double *sums           # of the losses, for each task
 
 
 cdef inline vector binary_vector(
@@ -464,14 +485,14 @@ cdef inline vector binary_vector(
     return loss
 
 
-cdef double binary_task(
-    const BinaryProblem *problem, Py_ssize_t first, Py_ssize_t stop
-) noexcept nogil:
-    """Work through elements; return the sum of their losses."""
+cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Work through the elements of a task."""
+    cdef const BinaryProblem *problem = <const BinaryProblem *>context
     cdef Scale scale = scale_for(1.0)
     cdef vector loss, gradient, weight
     cdef Pair total = pair_from(vector_set(0.0))
-    cdef Py_ssize_t i = first
+    cdef Py_ssize_t i = task * problem.per_task
+    cdef Py_ssize_t stop = min(i + problem.per_task, problem.size)
     scale = scale_with(&scale, False)
     gradient = total.high
     while i < stop:
@@ -493,7 +514,7 @@ cdef double binary_task(
             if problem.gradient != NULL:
                 vector_store_first(problem.gradient + i, gradient, problem.size - i)
         i += LANES
-    return lanes_sum(pair_finite(total))
+    problem.sums[task] = lanes_sum(pair_finite(total))
 
 
 def binary(
@@ -503,9 +524,8 @@ def binary(
 ):
     """Return the sum of the binary losses, and write them and their gradients where asked to."""
     cdef BinaryProblem problem
-    cdef Py_ssize_t task, tasks = (values.shape[0] + WORK_PER_TASK - 1) // WORK_PER_TASK
+    cdef Py_ssize_t task, tasks
     cdef double total = 0
-    cdef double *sums
     problem.size = values.shape[0]
     problem.values = &values[0]
     problem.target = &target[0]
@@ -515,14 +535,13 @@ def binary(
     problem.gradient = &gradient[0] if gradient is not None else NULL
     problem.from_logits = from_logits
     problem.gradient_scale = <real>gradient_scale
-    sums = <double *>aligned_memory(tasks * sizeof(double))
-    for task in prange(
-        tasks, num_threads=threads_worth(n_threads, problem.size), schedule="static", nogil=True
-    ):
-        sums[task] = binary_task(
-            &problem, task * WORK_PER_TASK,
-            min((task + 1) * <Py_ssize_t>WORK_PER_TASK, problem.size))
+    problem.per_task = task_work(problem.size)
+    tasks = (problem.size + problem.per_task - 1) // problem.per_task
+    problem.sums = <double *>aligned_memory(tasks * sizeof(double))
+    with nogil:
+        share_out(
+            binary_task, &problem, tasks, threads_worth(n_threads, problem.size), NULL, 0)
     for task in range(tasks):
-        total += sums[task]
-    memory_give(sums)
+        total += problem.sums[task]
+    memory_give(problem.sums)
     return total

@@ -30,8 +30,9 @@ PROBE int openmp_max_threads(void) { return 1; }
 PROBE int openmp_pause(void) { return 0; }
 #endif
 
-/* Elements of a call below which no kernel would share its work. */
-enum { SERIAL_SIZE = 65536 };
+/* Numbers below which no kernel of any type would share its work: two threads' worth (share.pxi) of
+ * the vectors that have fewest. */
+enum { SERIAL_SIZE = 2 * 2000 * 8 };
 
 #if defined(__clang__)
 #define COMPILER "Clang " __clang_version__
