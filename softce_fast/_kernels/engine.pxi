@@ -1374,17 +1374,20 @@ cdef void forward_chunk_task(const void *context, Py_ssize_t task, char *memory)
     environment_leave(before)
 
 
-cdef void merge_row(
-    const Problem *problem, Py_ssize_t row, ChunkState *states, Group *group
-) noexcept nogil:
-    cdef environment before = environment_enter()
+cdef void merge_rows_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Merge the chunks of all rows: a single task."""
+    cdef const LongRows *rows = <const LongRows *>context
+    cdef const Problem *problem = rows.problem
+    cdef Py_ssize_t row
     cdef real[16] result
-    group_open(group, problem, row, 1)
-    group_merge(group, problem, states + row * problem.chunks)
-    groups_finish(group, problem, 1)
-    group_results(group, problem, result)
-    if problem.row_losses != NULL:
-        problem.row_losses[row] = result[0]
+    cdef environment before = environment_enter()
+    for row in range(problem.rows):
+        group_open(rows.groups + row, problem, row, 1)
+        group_merge(rows.groups + row, problem, rows.states + row * problem.chunks)
+        groups_finish(rows.groups + row, problem, 1)
+        group_results(rows.groups + row, problem, result)
+        if problem.row_losses != NULL:
+            problem.row_losses[row] = result[0]
     environment_leave(before)
 
 

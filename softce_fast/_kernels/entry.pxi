@@ -239,14 +239,10 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
             long_rows.states = <ChunkState *>aligned_memory(
                 problem.rows * problem.chunks * sizeof(ChunkState))
             long_rows.groups = <Group *>aligned_memory(problem.rows * sizeof(Group))
-            with nogil:
-                run_long_rows(&long_rows, n_threads, memory, per_thread)
-        elif n_threads > 1 or work > WORK_PER_TASK:
-            with nogil:
-                share_out(run_task, problem, tasks, n_threads, memory, per_thread)
+            run_long_rows(&long_rows, n_threads, memory, per_thread)
         else:
-            # Over before another thread could take the GIL.
-            share_out(run_task, problem, tasks, 1, memory, per_thread)
+            share_out_tasks(
+                run_task, tasks, problem, n_threads, memory, per_thread, work <= WORK_PER_TASK)
         if row_losses != NULL:
             total = sum_in_double(row_losses, problem.rows)
         elif sums != NULL:
@@ -264,15 +260,18 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
 
 cdef void run_long_rows(
     const LongRows *rows, int n_threads, char *memory, size_t per_thread
-) noexcept nogil:
-    cdef const Problem *problem = rows.problem
-    cdef Py_ssize_t tasks = problem.rows * problem.chunks
-    cdef Py_ssize_t row
-    share_out(forward_chunk_task, rows, tasks, n_threads, memory, per_thread)
-    for row in range(problem.rows):
-        merge_row(problem, row, rows.states, rows.groups + row)
-    if problem.output.data != NULL:
-        share_out(write_chunk_task, rows, tasks, n_threads, memory, per_thread)
+) noexcept:
+    cdef Py_ssize_t tasks = rows.problem.rows * rows.problem.chunks
+    cdef Stage[3] stages
+    stages[0].function = forward_chunk_task
+    stages[0].tasks = tasks
+    stages[1].function = merge_rows_task
+    stages[1].tasks = 1
+    stages[2].function = write_chunk_task
+    stages[2].tasks = tasks
+    share_out(
+        stages, 3 if rows.problem.output.data != NULL else 2, rows, n_threads, memory, per_thread,
+        False)
 
 
 cdef void sum_coefficients(const Problem *problem, real *sums) noexcept nogil:
@@ -377,8 +376,8 @@ cdef double scan_labels(const Problem *problem, int n_threads, int *bad) except?
     scan.sums = <double *>aligned_memory(tasks * (sizeof(double) + sizeof(int)))
     scan.bad = <int *>(scan.sums + tasks)
     memset(scan.bad, 0, tasks * sizeof(int))
-    with nogil:
-        share_out(scan_task, &scan, tasks, threads_worth(n_threads, problem.rows), NULL, 0)
+    share_out_tasks(
+        scan_task, tasks, &scan, threads_worth(n_threads, problem.rows), NULL, 0, False)
     for task in range(tasks):
         total += scan.sums[task]
         bad[0] |= scan.bad[task]

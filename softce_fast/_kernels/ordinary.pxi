@@ -157,7 +157,7 @@ cdef double run_ordinary(Problem *problem, bint sum_results, int n_threads) exce
         problem.task_losses = NULL
         problem.by_rows = NULL
         return run(problem, 1, sum_results)
-    share_out(run_task, problem, tasks, 1, <char *>round_up(<size_t>memory), 0)
+    share_out_tasks(run_task, tasks, problem, 1, <char *>round_up(<size_t>memory), 0, True)
     if sum_results:
         for task in range(tasks):
             total += sums[task]

@@ -296,6 +296,11 @@ cdef void pair_sum_task(const void *context, Py_ssize_t task, char *memory) noex
         problem, task // problem.chunks, 1, task % problem.chunks, <storage *>memory)
 
 
+cdef void pair_merge_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const PairProblem *problem = <const PairProblem *>context
+    pair_merge_sums(problem, 0, problem.rows)
+
+
 cdef void pair_write_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const PairProblem *problem = <const PairProblem *>context
     pair_write_chunk(
@@ -307,19 +312,23 @@ cdef int run_pairs(PairProblem *problem, int n_threads) except -1:
     cdef Py_ssize_t tasks, rows_per_task
     cdef Py_ssize_t per_thread = 3 * LANES * PAIR_CHUNK * <Py_ssize_t>sizeof(storage)
     cdef char *memory
+    cdef Stage[3] stages
     n_threads = threads_worth(n_threads, problem.rows * problem.classes)
     memory = aligned_memory(n_threads * per_thread)
-    with nogil:
-        if problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1:
-            tasks = problem.rows * problem.chunks
-            share_out(pair_sum_task, problem, tasks, n_threads, memory, per_thread)
-            pair_merge_sums(problem, 0, problem.rows)
-            if problem.output.data != NULL:
-                share_out(pair_write_task, problem, tasks, n_threads, memory, per_thread)
-        else:
-            rows_per_task = pair_rows_per_task(problem)
-            tasks = (problem.rows + rows_per_task - 1) // rows_per_task
-            share_out(pair_task, problem, tasks, n_threads, memory, per_thread)
+    if problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1:
+        stages[0].function = pair_sum_task
+        stages[0].tasks = problem.rows * problem.chunks
+        stages[1].function = pair_merge_task
+        stages[1].tasks = 1
+        stages[2].function = pair_write_task
+        stages[2].tasks = stages[0].tasks
+        share_out(
+            stages, 3 if problem.output.data != NULL else 2, problem, n_threads, memory,
+            per_thread, False)
+    else:
+        rows_per_task = pair_rows_per_task(problem)
+        tasks = (problem.rows + rows_per_task - 1) // rows_per_task
+        share_out_tasks(pair_task, tasks, problem, n_threads, memory, per_thread, False)
     memory_give(memory)
     return 0
 
@@ -387,10 +396,9 @@ def label_losses(
     problem.ignore_index = ignore_index
     problem.values_are_logarithms = values_are_logarithms
     problem.losses = &losses[0]
-    with nogil:
-        share_out(
-            label_losses_task, &problem, (n + LANES - 1) // LANES, threads_worth(n_threads, n),
-            NULL, 0)
+    share_out_tasks(
+        label_losses_task, (n + LANES - 1) // LANES, &problem, threads_worth(n_threads, n),
+        NULL, 0, False)
 
 
 cdef struct LabelLosses:
@@ -538,9 +546,8 @@ def binary(
     problem.per_task = task_work(problem.size)
     tasks = (problem.size + problem.per_task - 1) // problem.per_task
     problem.sums = <double *>aligned_memory(tasks * sizeof(double))
-    with nogil:
-        share_out(
-            binary_task, &problem, tasks, threads_worth(n_threads, problem.size), NULL, 0)
+    share_out_tasks(
+        binary_task, tasks, &problem, threads_worth(n_threads, problem.size), NULL, 0, False)
     for task in range(tasks):
         total += problem.sums[task]
     memory_give(problem.sums)

@@ -24,6 +24,16 @@ SHARE int64_t clock_now(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* The time that this thread had a CPU, or if the system does not tell, the same clock. */
+SHARE int64_t clock_worked(void) {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    struct timespec worked;
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &worked) == 0)
+        return (int64_t)worked.tv_sec * 1000000000 + worked.tv_nsec;
+#endif
+    return clock_now();
+}
+
 /* A time that threads have in common. */
 SHARE int64_t time_get(const int64_t *time) {
     return __atomic_load_n(time, __ATOMIC_RELAXED);

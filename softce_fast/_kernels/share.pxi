@@ -11,6 +11,7 @@
 cdef extern from "share.h" nogil:
     Py_ssize_t counter_take(Py_ssize_t *counter)
     int64_t clock_now()
+    int64_t clock_worked()
     int64_t time_get(const int64_t *time)
     int64_t time_exchange(int64_t *time, int64_t by)
 
@@ -26,7 +27,7 @@ cdef enum:
     WORK_TO_WAIT = 32768
     # Nanoseconds that threads are surely awake for after a call,
     AWAKE = 1000000
-    # that they may then keep the next one waiting,
+    # that the next one may then have to wait for them,
     PATIENCE = 50000
     # and how many times the wait small calls do without them.
     PAUSE = 16
@@ -42,6 +43,12 @@ cdef int64_t paused_until = 0    # when small ones may be again
 ctypedef void (*Task)(const void *context, Py_ssize_t task, char *memory) noexcept nogil
 
 
+cdef struct Stage:
+    # Tasks that may run at the same time; after them come those of the next stage.
+    Task function
+    Py_ssize_t tasks
+
+
 cdef struct Share:
     # Tasks from `next`, which nobody has taken, to `stop`.
     Py_ssize_t next
@@ -50,8 +57,9 @@ cdef struct Share:
 
 
 cdef inline Py_ssize_t task_work(Py_ssize_t work) noexcept nogil:
-    """How many of that many numbers make a task."""
-    return max(<Py_ssize_t>SMALLEST_TASK, min(<Py_ssize_t>WORK_PER_TASK, work // SMALL_TASKS))
+    """How many of that many numbers make a task: whole vectors."""
+    return max(<Py_ssize_t>SMALLEST_TASK, min(
+        <Py_ssize_t>WORK_PER_TASK, work // SMALL_TASKS // LANES * LANES))
 
 
 cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
@@ -73,43 +81,76 @@ cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
 
 
 cdef void share_out(
-    Task function, const void *context, Py_ssize_t tasks, int n_threads, char *memory,
-    size_t per_thread,
-) noexcept nogil:
-    """Run all tasks; each gets the `per_thread` bytes of memory of the thread that it runs in."""
+    const Stage *stages, int count, const void *context, int n_threads, char *memory,
+    size_t per_thread, bint brief,
+) noexcept:
+    """Run all tasks of all stages, without the GIL unless they are `brief`.
+
+    Each gets the `per_thread` bytes of memory of the thread that it runs in.
+    """
     cdef Share[SHARES] shares
-    cdef int count, thread, k
-    cdef int64_t begun, worked, now
-    cdef Py_ssize_t task
-    n_threads = <int>min(<Py_ssize_t>n_threads, tasks)
-    if n_threads <= 1:
-        for task in range(tasks):
-            function(context, task, memory)
+    cdef int shared, stage, thread
+    cdef int64_t begun, before, worked, waited
+    if brief and n_threads == 1:
+        # Over before another thread could take the GIL.
+        for stage in range(count):
+            run_stage(stages + stage, context, memory)
         return
-    count = min(n_threads, <int>SHARES)
+    with nogil:
+        for stage in range(count):
+            if n_threads == 1 or stages[stage].tasks == 1:
+                run_stage(stages + stage, context, memory)
+                continue
+            shared = <int>min(<Py_ssize_t>min(n_threads, <int>SHARES), stages[stage].tasks)
+            shares_fill(shares, shared, stages[stage].tasks)
+            begun = clock_now()
+            before = clock_worked()
+            worked = before
+            for thread in prange(n_threads, num_threads=n_threads, schedule="static"):
+                work_off(
+                    shares, shared, thread, stages[stage].function, context,
+                    memory + threadid() * per_thread, &worked if threadid() == 0 else NULL)
+            worked -= before
+            waited = clock_now() - begun - worked
+            # Others were at their last tasks when this thread had no more: less than it had done.
+            if (
+                begun - time_exchange(&last_shared, begun + worked + waited) < AWAKE
+                and waited > worked + PATIENCE
+            ):
+                time_exchange(&paused_until, begun + worked + PAUSE * waited)
+
+
+cdef inline void share_out_tasks(
+    Task function, Py_ssize_t tasks, const void *context, int n_threads, char *memory,
+    size_t per_thread, bint brief,
+) noexcept:
+    """share_out() of a single stage."""
+    cdef Stage stage
+    stage.function = function
+    stage.tasks = tasks
+    share_out(
+        &stage, 1, context, <int>max(1, min(<Py_ssize_t>n_threads, tasks)), memory, per_thread,
+        brief)
+
+
+cdef void run_stage(const Stage *stage, const void *context, char *memory) noexcept nogil:
+    cdef Py_ssize_t task
+    for task in range(stage.tasks):
+        stage.function(context, task, memory)
+
+
+cdef void shares_fill(Share *shares, int count, Py_ssize_t tasks) noexcept nogil:
+    cdef int k
     for k in range(count):
         shares[k].next = tasks * k // count
         shares[k].stop = tasks * (k + 1) // count
-    begun = clock_now()
-    worked = begun
-    for thread in prange(n_threads, num_threads=n_threads, schedule="static"):
-        work_off(
-            shares, count, thread, function, context, memory + threadid() * per_thread,
-            &worked if threadid() == 0 else NULL)
-    now = clock_now()
-    # What others were still at when this thread had no more to do took less than what it had done.
-    if (
-        begun - time_exchange(&last_shared, now) < AWAKE
-        and now - worked > worked - begun + PATIENCE
-    ):
-        time_exchange(&paused_until, now + PAUSE * (now - worked))
 
 
 cdef void work_off(
     Share *shares, int count, int first, Task function, const void *context, char *memory,
     int64_t *end,
 ) noexcept nogil:
-    """Run the tasks of a share, then those that are left of the others; note the end if asked."""
+    """Run the tasks of a share, then what is left of others; note when, if asked to."""
     cdef int k
     cdef Share *share
     cdef Py_ssize_t task
@@ -120,4 +161,4 @@ cdef void work_off(
             function(context, task, memory)
             task = counter_take(&share.next)
     if end != NULL:
-        end[0] = clock_now()
+        end[0] = clock_worked()
