@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def measure(seconds: float, rounds: int) -> list[dict[str, object]]:
     cells: list[dict[str, object]] = []
     for rows, classes in SHAPES:
         logits = np.random.default_rng(0).standard_normal((rows, classes), dtype=np.float32)
-        out = np.ones_like(logits)
+        call = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
         for situation, pause in SITUATIONS.items():
             found: dict[str, list[float]] = {name: [] for name in WAYS}
             with busy_process() if situation.startswith("beside") else nullcontext():
@@ -70,9 +71,7 @@ def measure(seconds: float, rounds: int) -> list[dict[str, object]]:
                     for name, way in WAYS.items():
                         time.sleep(0.1)  # whatever ran before is asleep
                         with way():
-                            found[name].append(mean_seconds(
-                                lambda: softce_fast.softmax(logits, out=out), pause, seconds
-                            ))  # fmt: skip
+                            found[name].append(mean_seconds(call, pause, seconds))
             cells.append(
                 {
                     "shape": f"{rows}x{classes}",

@@ -238,9 +238,9 @@ def _run(
         None if item is None else np.asarray(item) for item in (*arrays[:4], losses, grad)
     ]
 
-    def call(kernels: Any, items: list[Array | None]) -> float:
+    def call(kernels: Any, items: list[Array | None], size: int) -> float:
         flat = [None if item is None else _layout.as_storage(item.reshape(-1)) for item in items]
-        n_threads = threads_for(arrays.values.size)
+        n_threads = threads_for(size, arrays.values.size)
         total: float = kernels.binary(*flat, from_logits, gradient_scale, n_threads)
         return total
 
@@ -248,7 +248,7 @@ def _run(
         item is None or (item.dtype == arrays.dtype and item.flags.c_contiguous)
         for item in everything
     ):
-        return call(kernels_for(arrays.dtype), everything)
+        return call(kernels_for(arrays.dtype), everything, arrays.values.size)
     buffer_dtype = _checks.block_dtype(arrays.dtype, *arrays[:4])
     total = 0.0
     with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
@@ -260,7 +260,7 @@ def _run(
                 None if item is None else np.empty(item.shape, buffer_dtype)
                 for item in (loss_block, grad_block)
             ]
-            total += call(kernels_for(buffer_dtype), copies + results)
+            total += call(kernels_for(buffer_dtype), copies + results, inputs[0].size)
             for block, result in zip((loss_block, grad_block), results, strict=True):
                 if block is not None:
                     block[...] = result

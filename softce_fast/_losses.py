@@ -383,8 +383,12 @@ def _run(
     probabilities: Array | None,
     losses: Array | None,
     grad: Array | None,
+    whole: int = 0,
 ) -> Any:
-    """Call the kernels on (outer, class, inner) views; False if a label is no class."""
+    """Call the kernels on (outer, class, inner) views; False if a label is no class.
+
+    The views may be parts of a call on `whole` logits.
+    """
     row_shape = view.shape[0], view.shape[2]
     summed = kernels.cross_entropy(
         _layout.as_storage(view),
@@ -400,7 +404,7 @@ def _run(
         call.denominator,
         call.ignore_index,
         call.temperature,
-        threads_for(view.size),
+        threads_for(view.size, whole),
     )
     return False if summed is None else summed
 
@@ -448,7 +452,8 @@ def _staged(
         target = None
         if probabilities is not None:
             target = np.ascontiguousarray(probabilities[block], dtype).reshape(-1, classes, 1)
-        summed, _ = _run(kernels, view, part, target, block_losses, None if grad is None else view)
+        block_grad = None if grad is None else view
+        summed, _ = _run(kernels, view, part, target, block_losses, block_grad, array.size)
         gradient_powers: Any = scaled.gradient_power
         if block_losses is not None and not isinstance(powers, int):
             powers = powers[block]
@@ -641,7 +646,7 @@ def _write_negative_logs(array: Array, axis: int, call: Call, losses: Array, is_
         )
         block_losses = np.empty(losses[block].shape, losses.dtype)
         labels = None if call.labels is None else call.labels[block]
-        _call_negative_log(kernels, copies, call, labels, block_losses, is_log)
+        _call_negative_log(kernels, copies, call, labels, block_losses, is_log, array.size)
         losses[block] = block_losses
 
 
@@ -652,10 +657,14 @@ def _call_negative_log(
     labels: Array | None,
     losses: Array,
     is_log: bool,
+    whole: int = 0,
 ) -> None:
-    """Call the kernels on (outer, class, inner) views of the values and the probabilities."""
+    """Call the kernels on (outer, class, inner) views of the values and the probabilities.
+
+    The views may be parts of a call on `whole` values.
+    """
     storages = [_layout.as_storage(view) for view in views]
-    last = is_log, threads_for(views[0].size)
+    last = is_log, threads_for(views[0].size, whole)
     if labels is None:
         kernels.probability_losses(*storages, call.class_weight, losses.reshape(-1), *last)
     else:

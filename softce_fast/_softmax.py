@@ -260,7 +260,7 @@ def logsumexp(
                 kernels.logsumexp(
                     _layout.as_storage(buffer[:, :, None]),
                     _layout.as_storage(sums),
-                    threads_for(buffer.size),
+                    threads_for(buffer.size, array.size),
                 )
                 result_rows[...] = sums.reshape(result_rows.shape)
     return _layout.deliver(result.reshape(shape), result_dtype, out)
@@ -432,7 +432,12 @@ def _normalize(
                 buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
                 view = _layout.as_storage(buffer[:, :, None])
                 kernels.softmax(
-                    view, view, log, temperature, empty == "zero", threads_for(buffer.size)
+                    view,
+                    view,
+                    log,
+                    temperature,
+                    empty == "zero",
+                    threads_for(buffer.size, array.size),
                 )
                 result_rows[...] = buffer.reshape(result_rows.shape)
     return result if result.ndim or out is not None else result[()]
@@ -449,18 +454,18 @@ def _backward(
         return function(gradient, values, axes, out=out)
     fresh = out is None or _layout.overlaps(out, (gradient, values))
     result = _memory.empty(values.shape, dtype) if out is None or fresh else out
-    n_threads = threads_for(values.size)
     views = None
     if gradient.dtype == values.dtype == result.dtype == dtype:
         views = _layout.three_axes_together((gradient, values, result), axes)
     if views is not None:
         first, second, target = (_layout.as_storage(view) for view in views)
-        kernels.backward(first, second, target, log, n_threads)
+        kernels.backward(first, second, target, log, threads_for(values.size))
     else:
         with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
             for *inputs, result_rows in _layout.staged((gradient, values, result), axes):
                 buffers = [_gathered(rows, None, len(axes), buffer_dtype) for rows in inputs]
                 first, second = (_layout.as_storage(buffer[:, :, None]) for buffer in buffers)
+                n_threads = threads_for(buffers[0].size, values.size)
                 kernels.backward(first, second, first, log, n_threads)
                 result_rows[...] = buffers[0].reshape(result_rows.shape)
     if out is None:

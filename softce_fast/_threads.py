@@ -44,7 +44,7 @@ def set_num_threads(n: int) -> None:
 
     Notes
     -----
-    Results do not depend on the number of threads. Small calls use one thread anyway, and no
+    Results do not depend on the number of threads. Very small calls use one thread anyway, and no
     other library's setting is changed.
 
     Examples
@@ -72,9 +72,10 @@ def get_num_threads() -> int:
 
     Notes
     -----
-    A call takes fewer where there is too little work to share. If nobody asked for threads, a call
-    of less than some tenths of a millisecond also does without those that sleep or that have
-    lately kept a call waiting: on a CPU with other work they can take milliseconds to come.
+    A call takes fewer where there is too little work to share. Unless a number of threads was set
+    with :func:`set_num_threads` or :func:`num_threads`, a call of less than some tenths of a
+    millisecond uses one where it comes alone, since others sleep by then, and for a while after a
+    call that had to wait for others: where the CPUs have other work these can take milliseconds.
 
     Examples
     --------
@@ -86,7 +87,7 @@ def get_num_threads() -> int:
 
 
 def _count() -> int:
-    """Return how many threads a large call may use; negative if nobody asked for them."""
+    """Return how many threads a large call may use; negative if none were asked for."""
     if not _OPENMP:
         return 1
     asked = getattr(_local, "count", None) or _requested
@@ -129,12 +130,16 @@ def num_threads(n: int) -> Iterator[None]:
         _local.count = before
 
 
-def threads_for(size: int) -> int:
-    """Return how many threads a call on `size` elements may use; negative if nobody asked for them.
+def threads_for(size: int, whole: int = 0) -> int:
+    """Return how many threads a call on `size` elements may use; negative if none were asked for.
 
-    A small call then does without those that it would have to wait for (share.pxi).
+    A small call then does without those that it would have to wait for (share.pxi). A part of a
+    call on `whole` elements is not small.
     """
-    return 1 if size < _SERIAL_SIZE else _count()
+    if size < _SERIAL_SIZE:
+        return 1
+    count = _count()
+    return abs(count) if whole > size else count
 
 
 def _affinity() -> int:

@@ -871,6 +871,17 @@ def test_binary(dtype: np.dtype, name: str, weight_shape: Any, reduction: str) -
         assert_same_bits(sf.binary_cross_entropy_with_logits(values, target, **options), loss)
 
 
+@pytest.mark.parametrize("size", [8191, 8193, 131_073, 150_000, 262_145, 524_300, 600_001])
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_of_several_tasks(full_dtype: np.dtype, name: str, size: int) -> None:
+    """Every element counts once, wherever one task ends and the next begins."""
+    generator = np.random.default_rng(size)
+    values = generator.uniform(0.01, 0.99, size).astype(full_dtype)
+    target = generator.random(size).astype(full_dtype)
+    expected, _ = binary_truth(name, values, target, None, None, "sum")
+    assert_near(getattr(sf, name)(values, target, reduction="sum"), expected, full_dtype)
+
+
 @pytest.mark.parametrize("dtype_of_target", ["?", "u1", "i8", "f4", "f8"])
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_targets_of_any_type(name: str, dtype_of_target: str) -> None:

@@ -207,7 +207,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     cdef Problem by_rows
     choose_plan(problem)
     work = problem.rows * problem.classes
-    n_threads = threads_worth(n_threads, work)
+    n_threads = threads_worth(threads_allowed(n_threads, work), work)
     by_chunks = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
     if by_chunks:
         problem.passes = BY_ROWS
@@ -416,6 +416,7 @@ def cross_entropy(
         CROSS_ENTROPY if labels is not None else SOFT_CROSS_ENTROPY, logits, temperature)
     cdef int bad = 0
     cdef double divisor
+    n_threads = threads_allowed(n_threads, problem.rows * problem.classes)
     problem.label_smoothing = <real>label_smoothing
     problem.z_loss = <real>z_loss
     problem.dense = labels is None or label_smoothing != 0

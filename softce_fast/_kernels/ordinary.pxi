@@ -256,7 +256,8 @@ def cross_entropy_ordinary(
     problem.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
     if overflow:
         return None
-    n_threads = threads_of(&input, threads_for)
+    n_threads = threads_allowed(
+        threads_of(&input, threads_for), problem.rows * problem.classes)
     divisor = scan_labels(&problem, n_threads, &bad)
     if bad or divisor == 0:
         return None

@@ -17,6 +17,7 @@ cdef enum PairOperation:
 cdef enum:
     # Classes of a chunk: those of a group, of both arrays, fit the second-level cache.
     PAIR_CHUNK = 1024
+    LABELS_PER_TASK = 4096
 
 
 cdef struct PairProblem:
@@ -313,7 +314,8 @@ cdef int run_pairs(PairProblem *problem, int n_threads) except -1:
     cdef Py_ssize_t per_thread = 3 * LANES * PAIR_CHUNK * <Py_ssize_t>sizeof(storage)
     cdef char *memory
     cdef Stage[3] stages
-    n_threads = threads_worth(n_threads, problem.rows * problem.classes)
+    cdef Py_ssize_t work = problem.rows * problem.classes
+    n_threads = threads_worth(threads_allowed(n_threads, work), work)
     memory = aligned_memory(n_threads * per_thread)
     if problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1:
         stages[0].function = pair_sum_task
@@ -397,8 +399,8 @@ def label_losses(
     problem.values_are_logarithms = values_are_logarithms
     problem.losses = &losses[0]
     share_out_tasks(
-        label_losses_task, (n + LANES - 1) // LANES, &problem, threads_worth(n_threads, n),
-        NULL, 0, False)
+        label_losses_task, (n + LABELS_PER_TASK - 1) // LABELS_PER_TASK, &problem,
+        threads_worth(threads_allowed(n_threads, n), n), NULL, 0, False)
 
 
 cdef struct LabelLosses:
@@ -413,10 +415,18 @@ cdef struct LabelLosses:
 
 
 cdef void label_losses_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
-    """Compute the losses of up to LANES rows."""
     cdef const LabelLosses *problem = <const LabelLosses *>context
-    cdef Py_ssize_t first = task * LANES
-    cdef Py_ssize_t rows = min(<Py_ssize_t>LANES, problem.rows - first)
+    cdef Py_ssize_t first = task * LABELS_PER_TASK
+    cdef Py_ssize_t stop = min(first + LABELS_PER_TASK, problem.rows)
+    while first < stop:
+        label_losses_group(problem, first, min(<Py_ssize_t>LANES, stop - first))
+        first += LANES
+
+
+cdef void label_losses_group(
+    const LabelLosses *problem, Py_ssize_t first, Py_ssize_t rows
+) noexcept nogil:
+    """Compute the losses of up to LANES rows."""
     cdef real[16] picked
     cdef real[16] weight
     cdef vector v
@@ -547,7 +557,8 @@ def binary(
     tasks = (problem.size + problem.per_task - 1) // problem.per_task
     problem.sums = <double *>aligned_memory(tasks * sizeof(double))
     share_out_tasks(
-        binary_task, tasks, &problem, threads_worth(n_threads, problem.size), NULL, 0, False)
+        binary_task, tasks, &problem,
+        threads_worth(threads_allowed(n_threads, problem.size), problem.size), NULL, 0, False)
     for task in range(tasks):
         total += problem.sums[task]
     memory_give(problem.sums)

@@ -3,10 +3,11 @@
 # Work is cut into tasks, and these into shares, one for each thread. A thread begins with its own,
 # which its caches may still hold from the call before, and then takes what others have left.
 #
-# OpenMP's threads wait awake for some milliseconds, then they sleep. To wake one, or to wait for one
-# whose CPU has other work, can take a thousand times as long as a small call. So a small call is
+# OpenMP's threads wait awake for some milliseconds, then they sleep. To wake one, or to wait for
+# one whose CPU has other work, can take a hundred times as long as a small call. So a small call is
 # shared out only where the one before was just now; and after one that had to wait, small calls do
-# without other threads for a multiple of that time. Unless somebody has asked for threads.
+# without other threads for a multiple of that time. Unless the program has set a number of threads.
+# What was just now is known for each module, not for each of Python's threads: it is a guess.
 
 cdef extern from "share.h" nogil:
     Py_ssize_t counter_take(Py_ssize_t *counter)
@@ -25,18 +26,20 @@ cdef enum:
     WORK_PER_THREAD = 2000
     # and for having to wait for one.
     WORK_TO_WAIT = 32768
-    # Nanoseconds that threads are surely awake for after a call,
-    AWAKE = 1000000
-    # that the next one may then have to wait for them,
+    # Nanoseconds that threads usually stay awake for after a call,
+    AWAKE = 5000000
+    # that the next one may have to wait for them,
     PATIENCE = 50000
-    # and how many times the wait small calls do without them.
+    # how many times its wait small calls then do without them,
     PAUSE = 16
+    # and what counts of it at most: who was stopped meanwhile has waited for hours.
+    LONGEST_WAIT = 20000000
     # Most shares; threads beyond that number begin in the middle of another's.
     SHARES = 64
 
 
-cdef int64_t last_call = 0       # when a call could last have been shared out
-cdef int64_t last_shared = 0     # when one that was had ended
+cdef int64_t last_call = 0       # when one began that could be shared out, or ended, if it was
+cdef int64_t last_shared = 0     # when one ended that was
 cdef int64_t paused_until = 0    # when small ones may be again
 
 
@@ -63,34 +66,38 @@ cdef inline Py_ssize_t task_work(Py_ssize_t work) noexcept nogil:
 
 
 cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
-    """How many of n_threads that many numbers pay for; where it is negative, of -n_threads awake."""
-    cdef Py_ssize_t worth = min(
-        <Py_ssize_t>abs(n_threads), work // (WORK_PER_THREAD * LANES))
+    """How many of n_threads that many numbers pay for."""
+    return <int>max(1, min(<Py_ssize_t>n_threads, work // (WORK_PER_THREAD * LANES)))
+
+
+cdef int threads_allowed(int n_threads, Py_ssize_t work) noexcept nogil:
+    """How many threads a call may use: where n_threads is negative, as many, unless it is small.
+
+    To be asked once for a call, for the answer depends on when it was asked before.
+    """
     cdef int64_t now
-    if worth < 2:
-        return 1
-    if n_threads > 0:
-        return <int>worth
+    if n_threads > 0 or threads_worth(-n_threads, work) == 1:
+        return abs(n_threads)
     now = clock_now()
     if (
         (now - time_exchange(&last_call, now) > AWAKE or now < time_get(&paused_until))
         and work < WORK_TO_WAIT * LANES
     ):
         return 1
-    return <int>worth
+    return -n_threads
 
 
 cdef void share_out(
     const Stage *stages, int count, const void *context, int n_threads, char *memory,
     size_t per_thread, bint brief,
 ) noexcept:
-    """Run all tasks of all stages, without the GIL unless they are `brief`.
+    """Run all tasks of all stages, without the GIL unless they are `brief` and for one thread.
 
     Each gets the `per_thread` bytes of memory of the thread that it runs in.
     """
     cdef Share[SHARES] shares
     cdef int shared, stage, thread
-    cdef int64_t begun, before, worked, waited
+    cdef int64_t begun, before, worked, waited, ended
     if brief and n_threads == 1:
         # Over before another thread could take the GIL.
         for stage in range(count):
@@ -111,13 +118,16 @@ cdef void share_out(
                     shares, shared, thread, stages[stage].function, context,
                     memory + threadid() * per_thread, &worked if threadid() == 0 else NULL)
             worked -= before
-            waited = clock_now() - begun - worked
+            ended = clock_now()
+            waited = ended - begun - worked
             # Others were at their last tasks when this thread had no more: less than it had done.
             if (
-                begun - time_exchange(&last_shared, begun + worked + waited) < AWAKE
+                begun - time_exchange(&last_shared, ended) < AWAKE
                 and waited > worked + PATIENCE
             ):
-                time_exchange(&paused_until, begun + worked + PAUSE * waited)
+                time_exchange(
+                    &paused_until, ended + PAUSE * min(waited, <int64_t>LONGEST_WAIT))
+            time_exchange(&last_call, ended)
 
 
 cdef inline void share_out_tasks(
@@ -148,9 +158,9 @@ cdef void shares_fill(Share *shares, int count, Py_ssize_t tasks) noexcept nogil
 
 cdef void work_off(
     Share *shares, int count, int first, Task function, const void *context, char *memory,
-    int64_t *end,
+    int64_t *worked,
 ) noexcept nogil:
-    """Run the tasks of a share, then what is left of others; note when, if asked to."""
+    """Run the tasks of a share, then what is left of others; tell clock_worked() if asked to."""
     cdef int k
     cdef Share *share
     cdef Py_ssize_t task
@@ -160,5 +170,5 @@ cdef void work_off(
         while task < share.stop:
             function(context, task, memory)
             task = counter_take(&share.next)
-    if end != NULL:
-        end[0] = clock_worked()
+    if worked != NULL:
+        worked[0] = clock_worked()
