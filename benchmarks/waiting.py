@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +33,6 @@ WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "by itself": nullcontext,
     "all threads, asked for": lambda: softce_fast.num_threads(machine.available_cores()),
 }
-SITUATIONS = {"back to back": 0.0, "every 50 ms": 0.05, "beside a busy process": 0.0}
 
 
 @contextlib.contextmanager
@@ -44,6 +44,18 @@ def busy_process() -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+class Situation(NamedTuple):
+    pause: float  # seconds between calls
+    beside: Callable[[], AbstractContextManager[None]]
+
+
+SITUATIONS = {
+    "back to back": Situation(0.0, nullcontext),
+    "every 50 ms": Situation(0.05, nullcontext),
+    "beside a busy process": Situation(0.0, busy_process),
+}
 
 
 def mean_seconds(call: Callable[[], object], pause: float, seconds: float) -> float:
@@ -64,18 +76,18 @@ def measure(seconds: float, rounds: int) -> list[dict[str, object]]:
     for rows, classes in SHAPES:
         logits = np.random.default_rng(0).standard_normal((rows, classes), dtype=np.float32)
         call = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
-        for situation, pause in SITUATIONS.items():
+        for title, situation in SITUATIONS.items():
             found: dict[str, list[float]] = {name: [] for name in WAYS}
-            with busy_process() if situation.startswith("beside") else nullcontext():
+            with situation.beside():
                 for _ in range(rounds):
                     for name, way in WAYS.items():
                         time.sleep(0.1)  # whatever ran before is asleep
                         with way():
-                            found[name].append(mean_seconds(call, pause, seconds))
+                            found[name].append(mean_seconds(call, situation.pause, seconds))
             cells.append(
                 {
                     "shape": f"{rows}x{classes}",
-                    "situation": situation,
+                    "situation": title,
                     "seconds": {name: statistics.median(values) for name, values in found.items()},
                 }
             )

@@ -19,9 +19,14 @@ from ._kernels import probe
 _SERIAL_SIZE = probe.serial_size()
 _OPENMP = bool(probe.openmp())
 
+
+class _Local(threading.local):
+    count: int | None = None  # what num_threads() asked for in this thread
+
+
 # All the state there is, with that in _dispatch.py and _memory.py. It needs no lock, with a GIL or
 # without: each name is bound in one step, and what two threads may find out at once is the same.
-_local = threading.local()  # what num_threads() asked for in this thread
+_local = _Local()
 _requested: int | None = None  # what set_num_threads() asked for
 _quota: int | None = None  # of the control group; None: not read yet
 
@@ -90,8 +95,8 @@ def _count() -> int:
     """Return how many threads a large call may use; negative if none were asked for."""
     if not _OPENMP:
         return 1
-    asked = getattr(_local, "count", None) or _requested
-    return asked or -max(1, min(probe.max_threads(), _affinity(), _group_quota()))
+    asked = _local.count or _requested
+    return asked or -probe.max_threads(_group_quota())
 
 
 @contextmanager
@@ -122,7 +127,7 @@ def num_threads(n: int) -> Iterator[None]:
     1
     """
     count = _checks.check_num_threads(n)
-    before = getattr(_local, "count", None)
+    before = _local.count
     _local.count = count
     try:
         yield
@@ -142,12 +147,6 @@ def threads_for(size: int, whole: int = 0) -> int:
     return abs(count) if whole > size else count
 
 
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _group_quota() -> int:
     global _quota
     if _quota is None:
@@ -164,7 +163,7 @@ def read_group_quota(root: Path) -> int:
     limits: list[float] = []
     for folder in _group_folders(root):
         limits += _quota_of(folder)
-    return max(1, math.ceil(min(limits))) if limits else 1 << 30
+    return max(1, min(1 << 30, math.ceil(min(limits)))) if limits else 1 << 30
 
 
 def _group_folders(root: Path) -> Iterator[Path]:
@@ -221,7 +220,7 @@ def _start_openmp() -> None:
     # LLVM's runtime renews itself in a forked child, unless this variable, read once at its start,
     # says no: which scikit-learn tells every runtime, for the sake of one of Intel's.
     renewal = os.environ.pop("KMP_INIT_AT_FORK", None)
-    probe.max_threads()
+    probe.max_threads(1)
     if renewal is not None:
         os.environ["KMP_INIT_AT_FORK"] = renewal
 

@@ -359,6 +359,37 @@ def test_large_outputs_by_columns(isa: str, name: str, classes: int, past_a_line
         assert_same_bits(out.swapaxes(1, 2), expected, start)
 
 
+@pytest.mark.parametrize("name", WITH_OUTPUT)
+@pytest.mark.parametrize("classes", [3, 17, 65, 120, 333, 1000, 5001, 140_001])
+def test_what_lies_between_the_rows_of_an_output(
+    isa: str, full_dtype: np.dtype, name: str, classes: int
+) -> None:
+    """Rows that are parts of longer ones: what follows them may be another thread's."""
+    logits, labels = batch(classes, full_dtype, 0, fewest_rows=5)
+    memory = np.full((len(logits), classes + 19), 7, full_dtype)
+    for count in (1, 2):
+        with sf.num_threads(count):
+            out = memory[:, 3 : 3 + classes]
+            OPERATIONS[name](logits, labels, -1, out=out)
+            assert_same_bits(out, OPERATIONS[name](logits, labels, -1), count)
+        assert np.all(memory[:, :3] == 7)
+        assert np.all(memory[:, 3 + classes :] == 7)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("classes", [4_300_001, 9_000_001])
+def test_one_very_long_row(isa: str, name: str, classes: int) -> None:
+    """Longer than caches: one thread, two, and a thread for each of two such rows."""
+    part, _ = batch(10_000, np.float32, 0, fewest_rows=5)
+    logits, labels = np.resize(part, (2, classes)), np.array([classes - 1, 5])
+    operation = OPERATIONS[name]
+    with sf.num_threads(1):
+        expected = operation(logits, labels, -1)
+    with sf.num_threads(2):
+        assert_same_bits(operation(logits[:1], labels[:1], -1)[0], expected[0], "alone")
+        assert_same_bits(operation(logits, labels, -1), expected, "together")
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_one_long_row(isa: str, full_dtype: np.dtype, name: str) -> None:
     """300,000 classes: alone, shared out over threads, and among others."""

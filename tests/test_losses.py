@@ -675,6 +675,22 @@ def test_grad_out_over_weights(name: str) -> None:
         np.testing.assert_array_equal(grad, right[1])
 
 
+@pytest.mark.parametrize("classes", [10, 1000, 300_000])
+def test_grad_out_over_the_weights_of_a_single_row(classes: int) -> None:
+    x, weight = normal((classes,)), np.abs(normal((classes,), seed=3)) + 0.1
+    options = {"label_smoothing": 0.1, "weight": weight.copy()}
+    right = sf.cross_entropy_with_grad(x, 3, **options)
+    try:
+        loss, grad = sf.cross_entropy_with_grad(
+            x, 3, **(options | {"weight": weight}), grad_out=weight
+        )
+    except ValueError as error:
+        assert "overlap" in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        assert loss == right[0]
+        np.testing.assert_array_equal(grad, right[1])
+
+
 # PyTorch
 
 LOGITS = (6, 9, 4)  # classes on axis 1

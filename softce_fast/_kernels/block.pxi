@@ -27,55 +27,53 @@ cdef struct BlockOutput:
     unsigned int ignored     # bit k: row k gets 0
     storage *out             # the rows lie one behind the other
     bint stream
-    bint whole_lines         # vectors go to cache lines as they are
 
 
 cdef inline void block_write_row(
-    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n, Line *line
+    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n, const Scale *scale, Seams *seams
 ) noexcept nogil:
     """Write row k."""
     cdef storage *out = block.out + k * n
-    if not block.stream:
-        block_unpack(block, k, n, out, False, k + 1 < LANES)
-    elif block.whole_lines:
-        block_unpack(block, k, n, out, True, False)
+    cdef RowOutput row
+    if block.by_label and block.ignored >> k & 1:
+        seams_close(seams)
+        memset(out, 0, n * sizeof(storage))
+        return
+    row.kept = block.kept + k * block.stride
+    row.factor.high = vector_set(block.factor[k])
+    row.factor.low = vector_set(block.factor_rest[k])
+    row.label = block.label[k] if block.by_label else -1
+    row.at_label = block.at_label[k]
+    if block.stream:
+        # Split order is the usual one then; see BLOCKS_STREAM.
+        row.dense = False
+        row_write_kind(&row, FROM_KEPT, n, scale, out, True, seams)
     else:
-        block_unpack(block, k, n, line.elements + line.pending, False, True)
-        lines_write(line, out, n, True)
+        block_store_row(&row, n, out, k + 1 < LANES)
 
 
-cdef inline void block_unpack(
-    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n, storage *row, bint stream, bint overrun,
+cdef inline void block_store_row(
+    const RowOutput *row, Py_ssize_t n, storage *out, bint overrun
 ) noexcept nogil:
-    """Compute row k; `stream`: past the caches; `overrun`: its last vector may be whole."""
-    cdef const real *kept = block.kept + k * block.stride
-    cdef Pair factor
+    """Write a row kept in split order; `overrun`: its last vector may be whole."""
     cdef vector v
     cdef Py_ssize_t i = 0
-    factor.high = vector_set(block.factor[k])
-    factor.low = vector_set(block.factor_rest[k])
     while i + LANES <= n:
-        v = output_product(vector_get(kept + i), factor)
-        if stream:
-            split_stream(row + i, v)
-        else:
-            split_store(row + i, v)
+        split_store(out + i, output_product(vector_get(row.kept + i), row.factor))
         i += LANES
     if i < n:
-        v = output_product(vector_get(kept + i), factor)
+        v = output_product(vector_get(row.kept + i), row.factor)
         if overrun:
-            split_store(row + i, v)
+            split_store(out + i, v)
         else:
-            split_store_first(row + i, v, n - i)
-    if block.by_label:
-        storage_write(<char *>(row + block.label[k]), block.at_label[k])
-        if block.ignored >> k & 1:
-            memset(row, 0, n * sizeof(storage))
+            split_store_first(out + i, v, n - i)
+    if row.label >= 0:
+        storage_write(<char *>(out + row.label), row.at_label)
 
 
 cdef inline void block_exponentials(
     const char *x, Py_ssize_t row_stride, Py_ssize_t n, Reference references, const Scale *scale_,
-    real *kept, Py_ssize_t stride, Py_ssize_t ahead, const BlockOutput *behind, Line *line,
+    real *kept, Py_ssize_t stride, Py_ssize_t ahead, const BlockOutput *behind, Seams *seams,
     bint general,
 ) noexcept nogil:
     """Keep the exponentials, 0 past the end of a row.
@@ -106,7 +104,7 @@ cdef inline void block_exponentials(
             vector_put(kept + k * stride + i, exponential(
                 split_load_first(row + i, n - i), reference, &local))
         if behind != NULL:
-            block_write_row(behind, k, n, line)
+            block_write_row(behind, k, n, &local, seams)
 
 
 cdef inline Pair block_sums(const real *kept, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:

@@ -60,6 +60,7 @@ cdef struct Problem:
     Py_ssize_t chunks
     Py_ssize_t rows_per_task
     Py_ssize_t rows_per_group
+    Py_ssize_t rows_at_once     # rows of a group that the first-level cache holds together
     Py_ssize_t batch        # tiles worked on together
     Array logits
     Array target            # class indices (int64) or class probabilities
@@ -80,7 +81,8 @@ cdef struct Problem:
     Passes passes
     const Problem *by_rows  # the same planned by rows, for those too few for the rest; or NULL
     bint stream             # write the output past the caches
-    bint keep               # exponentials of all chunks are kept from forward to write
+    bint keep               # exponentials of all chunks are kept from forward to write,
+    bint keep_in_output     # and that where the output will be
     bint by_lines           # tiles end where the output's cache lines end
     bint write_behind       # a group's output is written while the next one is summed, or kept
     Py_ssize_t ahead        # bytes from what is worked on to what comes next,
@@ -126,10 +128,12 @@ cdef struct Group:
 cdef struct Scratch:
     # Of one thread.
     ChunkState *states            # of all chunks of a group
-    real *kept                    # exponentials: the rows of a group, or its tile
+    real *kept                    # exponentials: the rows of a group, or its tile; where they
+    #                               are not kept in the output
     ChunkState *states_behind     # the same of the group before,
     real *kept_behind             # whose output is still to be written
-    Line line                     # its elements are followed by rows, unpacked
+    Line line                     # of tiles: its elements are followed by rows, unpacked;
+    Seams seams                   # of rows and blocks, in the same memory
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
     storage *target               # a row of class probabilities copied together
@@ -263,7 +267,9 @@ cdef void rows_forward(
     """Fill the state of one chunk of the group, row by row, and write the rows `behind`."""
     cdef Py_ssize_t start = chunk * CHUNK
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t k, pivot
+    cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
+    cdef Py_ssize_t k, pivot, stop
+    cdef Py_ssize_t first = 0
     cdef unsigned int written = 0
     cdef real *kept
     cdef const storage *x[16]
@@ -276,54 +282,67 @@ cdef void rows_forward(
     cdef Reference reference
     for k in range(LANES):
         maximum[k] = 0
-    for k in range(group.rows):
-        x[k] = contiguous_row(
-            problem.logits.data + offset_of(&group.logits, k) + start * problem.logits.class_stride,
-            problem.logits.class_stride, n, scratch.staged + k * min(CHUNK, problem.classes))
-        maximum[k] = row_maximum(x[k], n)
-    state.maximum = vector_get(maximum)
-    state.reference = reference_for(state.maximum, &problem.scale)
-    vector_put(shift, state.reference.shift)
-    vector_put(exponent, state.reference.exponent)
-    for k in range(group.rows):
-        pivot = -1
-        if problem.operation == CROSS_ENTROPY:
-            pivot = group.labels[k] - start
-            if pivot < 0 or pivot >= n:
-                pivot = -1
-        elif pivots_at_maximum(problem):
-            pivot = row_find(x[k], n, maximum[k])
-        reference.shift = vector_set(shift[k])
-        reference.exponent = vector_set(exponent[k])
-        kept = scratch.kept + k * problem.kept_stride + start
-        if problem.scale.tempered or shift[k] != 0:
-            total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True,
-                problem.ahead, NULL, FROM_KEPT)
-        elif behind != NULL and k < behind.group.rows and not (
-            (behind.low | behind.group.ignored) >> k & 1
-        ):
-            total = row_exponentials_writing(
-                x[k], n, pivot, reference, kept, problem, behind, k, scratch)
-            written |= <unsigned int>1 << k
-        elif problem.keep:
-            total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
-                NULL, FROM_KEPT)
-        else:
-            total = row_exponentials(
-                x[k], n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
-                NULL, FROM_KEPT)
-        if behind != NULL and k < behind.group.rows and not written >> k & 1:
-            rows_write_row(behind, problem, k, scratch)
-        vector_put(high + k * LANES, total.high)
-        vector_put(low + k * LANES, total.low)
+    while first < group.rows:
+        stop = min(first + problem.rows_at_once, group.rows)
+        for k in range(first, stop):
+            x[k] = contiguous_row(
+                problem.logits.data + offset_of(&group.logits, k)
+                + start * problem.logits.class_stride,
+                problem.logits.class_stride, n, scratch.staged + (k - first) * columns)
+            maximum[k] = row_maximum(x[k], n)
+        state.maximum = vector_get(maximum)
+        state.reference = reference_for(state.maximum, &problem.scale)
+        vector_put(shift, state.reference.shift)
+        vector_put(exponent, state.reference.exponent)
+        for k in range(first, stop):
+            pivot = -1
+            if problem.operation == CROSS_ENTROPY:
+                pivot = group.labels[k] - start
+                if pivot < 0 or pivot >= n:
+                    pivot = -1
+            elif pivots_at_maximum(problem):
+                pivot = row_find(x[k], n, maximum[k])
+            reference.shift = vector_set(shift[k])
+            reference.exponent = vector_set(exponent[k])
+            kept = row_kept(group, problem, k, chunk, scratch.kept)
+            if problem.scale.tempered or shift[k] != 0:
+                total = row_exponentials(
+                    x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True,
+                    problem.ahead, NULL, FROM_KEPT)
+            elif behind != NULL and k < behind.group.rows and not (
+                (behind.low | behind.group.ignored) >> k & 1
+            ):
+                total = row_exponentials_writing(
+                    x[k], n, pivot, reference, kept, problem, behind, k, scratch)
+                written |= <unsigned int>1 << k
+            elif problem.keep:
+                total = row_exponentials(
+                    x[k], n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
+                    NULL, FROM_KEPT)
+            else:
+                total = row_exponentials(
+                    x[k], n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
+                    NULL, FROM_KEPT)
+            if behind != NULL and k < behind.group.rows and not written >> k & 1:
+                rows_write_row(behind, problem, k, scratch)
+            vector_put(high + k * LANES, total.high)
+            vector_put(low + k * LANES, total.low)
+        first = stop
     if behind != NULL:
         for k in range(group.rows, behind.group.rows):
             rows_write_row(behind, problem, k, scratch)
     state.others = rows_reduce(high, low, group.rows, n)
     if problem.dense:
         rows_spread(group, problem, chunk, x, maximum, state, scratch)
+
+
+cdef inline real *row_kept(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, real *kept
+) noexcept nogil:
+    """Where the exponentials of a chunk of a row are kept: in the output, or at `kept`."""
+    if problem.keep_in_output:
+        return <real *>(problem.output.data + offset_of(&group.output, k)) + chunk * CHUNK
+    return kept + k * problem.kept_stride + chunk * CHUNK
 
 
 cdef inline Pair row_exponentials_writing(
@@ -338,14 +357,14 @@ cdef inline Pair row_exponentials_writing(
     row.dense = False
     if problem.keep:
         writer = writer_open(
-            &row, FROM_KEPT, n, &problem.scale, out, problem.stream, &scratch.line)
+            &row, FROM_KEPT, n, &problem.scale, out, problem.stream, &scratch.seams)
         total = row_exponentials(
             x, n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
             &writer, FROM_KEPT)
         writer_close(&writer, FROM_KEPT, &problem.scale)
     else:
         writer = writer_open(
-            &row, LOGARITHMS, n, &problem.scale, out, problem.stream, &scratch.line)
+            &row, LOGARITHMS, n, &problem.scale, out, problem.stream, &scratch.seams)
         total = row_exponentials(
             x, n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
             &writer, LOGARITHMS)
@@ -538,6 +557,7 @@ cdef void tiles_exponentials(
             tile_exponentials(&terms, n, state.reference, &problem.scale, True, True)
         else:
             tile_exponentials(&terms, n, state.reference, &problem.scale, True, False)
+        # Where the pivot is the maximum finish_total() sets it anew, for rows without one.
         groups[t].own_logit = terms.pivot_logit
 
 
@@ -566,11 +586,11 @@ cdef inline void block_forward(
     if problem.scale.tempered or any_nonzero(state.reference.shift):
         block_exponentials(
             x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
-            problem.ahead, behind, &scratch.line, True)
+            problem.ahead, behind, &scratch.seams, True)
     else:
         block_exponentials(
             x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
-            problem.ahead, behind, &scratch.line, False)
+            problem.ahead, behind, &scratch.seams, False)
     if problem.operation == CROSS_ENTROPY:
         for k in range(LANES):
             kept[k * problem.kept_stride + split_place(group.labels[k])] = 0
@@ -920,7 +940,7 @@ cdef struct RowsOutput:
     const Group *group
     Py_ssize_t chunk
     Py_ssize_t n
-    const real *kept
+    real *kept
     real[16] minus
     real[16] at_label
     real[16] factor
@@ -933,7 +953,7 @@ cdef struct RowsOutput:
 
 cdef inline RowsOutput rows_output_open(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const ChunkState *state,
-    const real *kept,
+    real *kept,
 ) noexcept nogil:
     cdef RowsOutput rows
     cdef Reference references
@@ -941,7 +961,7 @@ cdef inline RowsOutput rows_output_open(
     rows.group = group
     rows.chunk = chunk
     rows.n = chunk_length(problem, chunk)
-    rows.kept = kept + chunk * CHUNK
+    rows.kept = kept
     vector_put(rows.factor, factors.high)
     vector_put(rows.factor_rest, factors.low)
     vector_put(rows.shift, references.shift)
@@ -972,7 +992,7 @@ cdef inline RowOutput rows_output_row(
         row.dense_factor = vector_set(rows.dense_factor[k])
     if row.kind == FROM_KEPT and rows.low >> k & 1:
         row.kind = FROM_LOGITS
-    row.kept = rows.kept + k * problem.kept_stride
+    row.kept = row_kept(rows.group, problem, k, rows.chunk, rows.kept)
     row.x = NULL
     if row.kind != FROM_KEPT:
         row.x = contiguous_row(
@@ -1004,23 +1024,23 @@ cdef inline void rows_write_row(
     cdef RowOutput row
     cdef Py_ssize_t c
     if rows.group.ignored >> k & 1:
-        line_flush(&scratch.line)
+        seams_close(&scratch.seams)
         for c in range(rows.n):
             storage_write(out + c * problem.output.class_stride, 0)
         return
     row = rows_output_row(rows, problem, k, scratch)
     if direct:
         row_write(
-            &row, rows.n, &problem.scale, <storage *>out, problem.stream, &scratch.line)
+            &row, rows.n, &problem.scale, <storage *>out, problem.stream, &scratch.seams)
         return
-    row_write(&row, rows.n, &problem.scale, scratch.staged, False, &scratch.line)
+    row_write(&row, rows.n, &problem.scale, scratch.staged, False, &scratch.seams)
     for c in range(rows.n):
         memcpy(out + c * problem.output.class_stride, scratch.staged + c, sizeof(storage))
 
 
 cdef inline void rows_write(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const ChunkState *state,
-    const real *kept, Scratch *scratch,
+    real *kept, Scratch *scratch,
 ) noexcept nogil:
     """Write one chunk of the group's rows, one after the other."""
     cdef RowsOutput rows = rows_output_open(group, problem, chunk, state, kept)
@@ -1103,20 +1123,12 @@ cdef inline void block_output_open(
     output.by_label = problem.operation == CROSS_ENTROPY
     # Elements that no whole number of them takes to a cache line never meet one.
     output.stream = problem.stream and BLOCKS_STREAM and stream_head(output.out) >= 0
-    output.whole_lines = (
-        problem.classes % LANES == 0 and stream_head(output.out) == 0 and not output.by_label)
     vector_put(output.factor, group.factor.high)
     vector_put(output.factor_rest, group.factor.low)
     if output.by_label:
         memcpy(output.label, group.labels, sizeof(output.label))
         vector_put(output.at_label, group.at_label)
         output.ignored = group.ignored
-
-
-cdef inline void lines_write(Line *line, storage *out, Py_ssize_t n, bint stream) noexcept nogil:
-    """Write n elements of a line, behind those pending, in whole cache lines; keep the rest."""
-    lines_open(line, out, n, stream)
-    lines_close(line)
 
 
 # ---- tasks -------------------------------------------------------------------------------------
@@ -1133,18 +1145,19 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
     cdef size_t states = problem.chunks * sizeof(ChunkState)
-    cdef size_t kept = 0, line = 2 * LANES * sizeof(storage), staged = 0, results = 0, target = 0
+    cdef size_t kept = 0, staged = 0, results = 0, target = 0
+    cdef size_t line = 2 * LANES * sizeof(storage)
     cdef size_t behind = 0
     if problem.passes == BY_TILES:
         states *= problem.batch
         kept = problem.batch * problem.kept_stride * sizeof(real)
         line += problem.batch * (columns + 1) * LANES * sizeof(storage)
-    elif problem.keep:
+    elif problem.keep and not problem.keep_in_output:
         kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
     if problem.passes == BY_ROWS:
-        staged = problem.rows_per_group * columns * sizeof(storage)
-    elif problem.passes == BY_BLOCKS:
-        line += (columns + LANES) * sizeof(storage)
+        staged = problem.rows_at_once * columns * sizeof(storage)
+    if problem.passes != BY_TILES:
+        line *= SEAMS
     if problem.task_losses != NULL:
         results = (problem.rows_per_task + LANES) * sizeof(real)
     if problem.operation == SOFT_CROSS_ENTROPY:
@@ -1169,6 +1182,10 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         scratch.line.pending = 0
         scratch.line.lines = 0
         scratch.line.rest = 0
+        scratch.seams.lines = <storage *>memory
+        scratch.seams.whole = 0
+        scratch.seams.written = 0
+        scratch.seams.pending = 0
         scratch.staged = <storage *>(memory + line)
         scratch.target = <storage *>(memory + line + staged)
     return round_up(behind + states + kept + line + staged + results + target)
@@ -1246,7 +1263,7 @@ cdef void run_rows(
                 rows_write(
                     group, problem, chunk, chunk_state(group, problem, scratch.states, chunk),
                     scratch.kept, scratch)
-    line_flush(&scratch.line)
+    seams_close(&scratch.seams)
 
 
 cdef inline Py_ssize_t rows_of_tile(
@@ -1332,8 +1349,8 @@ cdef void run_blocks(
         row += LANES
     if behind != NULL:
         for k in range(LANES):
-            block_write_row(behind, k, problem.classes, &scratch.line)
-    line_flush(&scratch.line)
+            block_write_row(behind, k, problem.classes, &problem.scale, &scratch.seams)
+    seams_close(&scratch.seams)
 
 
 cdef double sum_in_double(const real *x, Py_ssize_t n) noexcept nogil:
@@ -1400,7 +1417,7 @@ cdef void write_chunk_task(const void *context, Py_ssize_t task, char *memory) n
     rows_write(
         rows.groups + task // problem.chunks, problem, task % problem.chunks, rows.states + task,
         scratch.kept, &scratch)
-    line_flush(&scratch.line)
+    seams_close(&scratch.seams)
     if problem.stream:
         stores_finish()
     environment_leave(before)

@@ -2,6 +2,7 @@
 # planned, memory for it is taken once, and the GIL is released while it runs.
 
 cdef enum:
+    # Most rows of a task: their results are kept until its end.
     ROWS_PER_TASK = 2048
     # Longest rows that go by tiles where they are not packed (else TILE_CLASSES): their numbers
     # are taken one by one then.
@@ -10,10 +11,12 @@ cdef enum:
     WRITE_BEHIND_CLASSES = 65536
     # Classes of all tiles of a batch.
     BATCH_CLASSES = 256
-    # Elements of a group of rows: they fit the first-level cache.
-    WORK_PER_GROUP = 4096
-    # Longest row whose exponentials are kept for writing; they fit the second-level cache.
+    # Elements of rows worked on together: they fit the first-level cache.
+    WORK_AT_ONCE = 4096
+    # Longest row whose exponentials are kept in memory that the second-level cache has,
     KEPT_CLASSES = 131072
+    # and largest array of those for which the output is worth it: they come back from a cache.
+    KEPT_BYTES = 33554432
     # Arrays from this size on are larger than the caches; outputs are written past them.
     LARGE_BYTES = 16777216
     # Labels of a task that checks them.
@@ -110,7 +113,7 @@ cdef Passes passes_for(const Problem *problem, bint contiguous) noexcept:
     if (
         problem.rows >= LANES and problem.operation != LOG_SOFTMAX and not problem.dense
         and problem.classes >= 4 * LANES
-        and problem.classes * LANES < WORK_PER_GROUP
+        and problem.classes * LANES < WORK_AT_ONCE
         # Where rows share cache lines tiles write them faster; of half types, not always.
         and not (
             problem.stream and STORAGE_IS_REAL and problem.classes % LANES != 0
@@ -150,14 +153,37 @@ cdef void plan_by_rows(Problem *problem, Problem *by_rows) noexcept:
         problem.by_rows = by_rows
 
 
+cdef inline void keep_in_output_if_possible(Problem *problem) noexcept nogil:
+    """Keep exponentials in the output if they fit, and it holds nothing that is read once more.
+
+    Since they are read back, it is not written past the caches then.
+    """
+    cdef const char *output = problem.output.data
+    if (
+        STORAGE_IS_REAL and output != NULL and problem.operation != LOG_SOFTMAX
+        and problem.output.class_stride == sizeof(storage)
+        and problem.rows * problem.classes * <Py_ssize_t>sizeof(storage) <= KEPT_BYTES
+        and output != problem.logits.data and output != problem.target.data
+        # The gradient of a single row may take the place of the weights.
+        and output != <char *>problem.class_weight
+    ):
+        problem.keep = True
+        problem.keep_in_output = True
+        problem.stream = False
+
+
 cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
     """Decide all that follows from what the rows go by."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
+    problem.keep_in_output = False
     problem.keep = problem.passes == BY_BLOCKS or (
         problem.passes == BY_ROWS and problem.output.data != NULL
         and problem.operation != LOG_SOFTMAX and problem.classes <= KEPT_CLASSES)
+    if problem.passes == BY_ROWS and (problem.classes > KEPT_CLASSES or not problem.stream):
+        keep_in_output_if_possible(problem)
     problem.batch = 1
     problem.rows_per_group = LANES
+    problem.rows_at_once = LANES
     if problem.passes == BY_TILES:
         problem.batch = max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
         problem.kept_stride = columns * LANES
@@ -165,8 +191,13 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
             # What is added up, behind the logits; and behind probabilities.
             problem.kept_stride *= 3 if problem.operation == SOFT_CROSS_ENTROPY else 2
     else:
-        problem.rows_per_group = max(
-            1, min(<Py_ssize_t>LANES, WORK_PER_GROUP // problem.classes))
+        problem.rows_at_once = max(1, min(<Py_ssize_t>LANES, WORK_AT_ONCE // problem.classes))
+        if (
+            problem.output.data != NULL or problem.dense or problem.chunks > 1 or not contiguous
+        ):
+            # What is kept of a group is to fit as well, and dense targets read all its rows twice.
+            # Else many are finished together.
+            problem.rows_per_group = problem.rows_at_once
         problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
     problem.by_lines = (
         problem.passes == BY_TILES and problem.stream
@@ -186,11 +217,11 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
     elif contiguous:
         problem.ahead = CHUNK * sizeof(storage)
         if problem.chunks == 1:
-            problem.ahead = 2 * problem.rows_per_group * problem.batch * problem.logits.row_stride
+            problem.ahead = 2 * problem.rows_at_once * problem.batch * problem.logits.row_stride
 
 
 cdef Py_ssize_t tasks_of(const Problem *problem) noexcept nogil:
-    return (problem.rows + problem.rows_per_task - 1) // problem.rows_per_task
+    return task_count(problem.rows, problem.rows_per_task)
 
 
 cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
@@ -207,13 +238,15 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     cdef Problem by_rows
     choose_plan(problem)
     work = problem.rows * problem.classes
-    n_threads = threads_worth(threads_allowed(n_threads, work), work)
+    n_threads = threads_for_call(n_threads, work)
     by_chunks = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
     if by_chunks:
         problem.passes = BY_ROWS
         problem.keep = False
+        keep_in_output_if_possible(problem)
         problem.write_behind = False
         problem.rows_per_group = 1
+        problem.rows_at_once = 1
         problem.rows_per_task = 1
     tasks = tasks_of(problem)
     n_threads = <int>min(<Py_ssize_t>n_threads, tasks * (problem.chunks if by_chunks else 1))
@@ -239,7 +272,10 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
             long_rows.states = <ChunkState *>aligned_memory(
                 problem.rows * problem.chunks * sizeof(ChunkState))
             long_rows.groups = <Group *>aligned_memory(problem.rows * sizeof(Group))
-            run_long_rows(&long_rows, n_threads, memory, per_thread)
+            share_out_parts(
+                forward_chunk_task, merge_rows_task, write_chunk_task,
+                problem.output.data != NULL, problem.rows * problem.chunks, &long_rows, n_threads,
+                memory, per_thread)
         else:
             share_out_tasks(
                 run_task, tasks, problem, n_threads, memory, per_thread, work <= WORK_PER_TASK)
@@ -256,22 +292,6 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
         memory_give(long_rows.states)
         memory_give(long_rows.groups)
     return total
-
-
-cdef void run_long_rows(
-    const LongRows *rows, int n_threads, char *memory, size_t per_thread
-) noexcept:
-    cdef Py_ssize_t tasks = rows.problem.rows * rows.problem.chunks
-    cdef Stage[3] stages
-    stages[0].function = forward_chunk_task
-    stages[0].tasks = tasks
-    stages[1].function = merge_rows_task
-    stages[1].tasks = 1
-    stages[2].function = write_chunk_task
-    stages[2].tasks = tasks
-    share_out(
-        stages, 3 if rows.problem.output.data != NULL else 2, rows, n_threads, memory, per_thread,
-        False)
 
 
 cdef void sum_coefficients(const Problem *problem, real *sums) noexcept nogil:
@@ -366,7 +386,7 @@ cdef double scan_rows(
 
 cdef double scan_labels(const Problem *problem, int n_threads, int *bad) except? -1.0:
     """Return what the mean over labels divides by; set `bad` if a label is no class."""
-    cdef Py_ssize_t tasks = (problem.rows + SCAN_PER_TASK - 1) // SCAN_PER_TASK
+    cdef Py_ssize_t tasks = task_count(problem.rows, SCAN_PER_TASK)
     cdef Py_ssize_t task
     cdef double total = 0
     cdef LabelScan scan
@@ -416,7 +436,7 @@ def cross_entropy(
         CROSS_ENTROPY if labels is not None else SOFT_CROSS_ENTROPY, logits, temperature)
     cdef int bad = 0
     cdef double divisor
-    n_threads = threads_allowed(n_threads, problem.rows * problem.classes)
+    n_threads = threads_for_call(n_threads, problem.rows * problem.classes)
     problem.label_smoothing = <real>label_smoothing
     problem.z_loss = <real>z_loss
     problem.dense = labels is None or label_smoothing != 0

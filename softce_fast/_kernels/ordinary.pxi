@@ -131,9 +131,11 @@ cdef ndarray empty_like(ndarray x, int ndim):
 
 
 cdef inline int threads_of(const OrdinaryArray *view, threads_for) except 0:
-    """threads_for() of the size of that array, not asked where one will do."""
+    """threads_for_call() on that array; Python's threads_for() is not asked where one will do."""
     cdef Py_ssize_t size = view.rows * view.classes
-    return 1 if size < 2 * WORK_PER_THREAD * LANES else threads_for(size)
+    if size < 2 * WORK_PER_THREAD * LANES:
+        return 1
+    return threads_for_call(threads_for(size), size)
 
 
 cdef double run_ordinary(Problem *problem, bint sum_results, int n_threads) except? -1.0:
@@ -256,8 +258,7 @@ def cross_entropy_ordinary(
     problem.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
     if overflow:
         return None
-    n_threads = threads_allowed(
-        threads_of(&input, threads_for), problem.rows * problem.classes)
+    n_threads = threads_of(&input, threads_for)
     divisor = scan_labels(&problem, n_threads, &bad)
     if bad or divisor == 0:
         return None

@@ -17,6 +17,7 @@ cdef enum PairOperation:
 cdef enum:
     # Classes of a chunk: those of a group, of both arrays, fit the second-level cache.
     PAIR_CHUNK = 1024
+    # Labels of a task that takes their losses.
     LABELS_PER_TASK = 4096
 
 
@@ -310,27 +311,19 @@ cdef void pair_write_task(const void *context, Py_ssize_t task, char *memory) no
 
 cdef int run_pairs(PairProblem *problem, int n_threads) except -1:
     """Run a problem: fill problem.sums, and the output if there is one."""
-    cdef Py_ssize_t tasks, rows_per_task
     cdef Py_ssize_t per_thread = 3 * LANES * PAIR_CHUNK * <Py_ssize_t>sizeof(storage)
     cdef char *memory
-    cdef Stage[3] stages
     cdef Py_ssize_t work = problem.rows * problem.classes
-    n_threads = threads_worth(threads_allowed(n_threads, work), work)
+    n_threads = threads_for_call(n_threads, work)
     memory = aligned_memory(n_threads * per_thread)
     if problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1:
-        stages[0].function = pair_sum_task
-        stages[0].tasks = problem.rows * problem.chunks
-        stages[1].function = pair_merge_task
-        stages[1].tasks = 1
-        stages[2].function = pair_write_task
-        stages[2].tasks = stages[0].tasks
-        share_out(
-            stages, 3 if problem.output.data != NULL else 2, problem, n_threads, memory,
-            per_thread, False)
+        share_out_parts(
+            pair_sum_task, pair_merge_task, pair_write_task, problem.output.data != NULL,
+            problem.rows * problem.chunks, problem, n_threads, memory, per_thread)
     else:
-        rows_per_task = pair_rows_per_task(problem)
-        tasks = (problem.rows + rows_per_task - 1) // rows_per_task
-        share_out_tasks(pair_task, tasks, problem, n_threads, memory, per_thread, False)
+        share_out_tasks(
+            pair_task, task_count(problem.rows, pair_rows_per_task(problem)), problem, n_threads,
+            memory, per_thread, False)
     memory_give(memory)
     return 0
 
@@ -399,8 +392,8 @@ def label_losses(
     problem.values_are_logarithms = values_are_logarithms
     problem.losses = &losses[0]
     share_out_tasks(
-        label_losses_task, (n + LABELS_PER_TASK - 1) // LABELS_PER_TASK, &problem,
-        threads_worth(threads_allowed(n_threads, n), n), NULL, 0, False)
+        label_losses_task, task_count(n, LABELS_PER_TASK), &problem,
+        threads_for_call(n_threads, n), NULL, 0, False)
 
 
 cdef struct LabelLosses:
@@ -554,11 +547,10 @@ def binary(
     problem.from_logits = from_logits
     problem.gradient_scale = <real>gradient_scale
     problem.per_task = task_work(problem.size)
-    tasks = (problem.size + problem.per_task - 1) // problem.per_task
+    tasks = task_count(problem.size, problem.per_task)
     problem.sums = <double *>aligned_memory(tasks * sizeof(double))
     share_out_tasks(
-        binary_task, tasks, &problem,
-        threads_worth(threads_allowed(n_threads, problem.size), problem.size), NULL, 0, False)
+        binary_task, tasks, &problem, threads_for_call(n_threads, problem.size), NULL, 0, False)
     for task in range(tasks):
         total += problem.sums[task]
     memory_give(problem.sums)

@@ -5,6 +5,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #if defined(__GNUC__)
 #define PROBE static __attribute__((unused))
@@ -15,6 +18,15 @@
 #ifdef _OPENMP
 PROBE int openmp_version(void) { return _OPENMP; }
 PROBE int openmp_max_threads(void) { return omp_get_max_threads(); }
+/* How many CPUs the calling thread may run on. */
+PROBE int cpus_allowed(void) {
+#if defined(CPU_COUNT)
+    /* Asked directly: a runtime may know only what it was started with. */
+    cpu_set_t cpus;
+    if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) return CPU_COUNT(&cpus);
+#endif
+    return omp_get_num_procs();
+}
 /* Give OpenMP's idle threads back, so that a process forked now does not wait for them. */
 PROBE int openmp_pause(void) {
 /* GCC has it since version 9, though it declares an older OpenMP. */
@@ -27,12 +39,9 @@ PROBE int openmp_pause(void) {
 #else
 PROBE int openmp_version(void) { return 0; }
 PROBE int openmp_max_threads(void) { return 1; }
+PROBE int cpus_allowed(void) { return 1; }
 PROBE int openmp_pause(void) { return 0; }
 #endif
-
-/* Numbers below which no kernel of any type would share its work: two threads' worth (share.pxi) of
- * the vectors that have fewest. */
-enum { SERIAL_SIZE = 2 * 2000 * 8 };
 
 #if defined(__clang__)
 #define COMPILER "Clang " __clang_version__

@@ -5,11 +5,14 @@ cdef extern from "cpu.h":
     bint supports_avx2()
     bint supports_avx512()
 
+cdef extern from "share.h":
+    const Py_ssize_t SERIAL_SIZE
+
 cdef extern from "probe.h":
     int openmp_version()
     int openmp_max_threads()
     int openmp_pause() nogil
-    const Py_ssize_t SERIAL_SIZE
+    int cpus_allowed()
     const char *COMPILER
     const char *SOFTCE_FAST_VARIANTS
 
@@ -33,9 +36,13 @@ def openmp():
     return openmp_version()
 
 
-def max_threads():
-    """Return omp_get_max_threads() of the calling thread, 1 in a serial build."""
-    return openmp_max_threads()
+def max_threads(int quota):
+    """Return how many threads the calling one may use, but for what Python was asked for.
+
+    That is the least of omp_get_max_threads(), the CPUs it may run on, and `quota`; 1 in a serial
+    build.
+    """
+    return max(1, min(openmp_max_threads(), cpus_allowed(), quota))
 
 
 def serial_size():

@@ -174,6 +174,24 @@ cdef enum OutputKind:
     LOGARITHMS     # (x - minus) / T - factor
 
 
+cdef inline vector kept_get(const real *kept, Py_ssize_t count) noexcept nogil:
+    """A vector of kept exponentials, or the first `count` of it if that is less."""
+    if STORAGE_IS_REAL and count < LANES:
+        return vector_load_first(<const storage *>kept, count)
+    return vector_get(kept)
+
+
+cdef inline void kept_put(real *kept, vector e, Py_ssize_t count) noexcept nogil:
+    """Keep a vector of exponentials, or the first `count` of it if that is less.
+
+    Where others follow, in the output, those may be another thread's.
+    """
+    if STORAGE_IS_REAL and count < LANES:
+        vector_store_first(<storage *>kept, e, count)
+    else:
+        vector_put(kept, e)
+
+
 cdef struct RowOutput:
     # What to write for n classes of a row.
     OutputKind kind
@@ -211,7 +229,7 @@ cdef inline vector row_output(
     """The output from class i on, a vector of it."""
     cdef vector v
     if kind == FROM_KEPT:
-        v = vector_get(row.kept + i)
+        v = kept_get(row.kept + i, n - i)
     elif i + LANES <= n:
         v = vector_load(row.x + i)
     else:
@@ -225,64 +243,43 @@ cdef inline vector row_output(
     return v
 
 
-cdef struct Line:
-    # Where rows that follow each other in memory meet: elements that wait for the rest of their
-    # cache line, which is then written as a whole.
-    storage *elements     # room for two vectors, and for what is unpacked behind those pending
-    Py_ssize_t pending
-    storage *at           # where the first of them goes
-    # Of what is unpacked:
-    const storage *unwritten   # the lines that are whole,
-    storage *out               # where they go,
-    Py_ssize_t lines           # how many they are,
-    bint stream                # whether they are written past the caches,
-    Py_ssize_t rest            # and the elements behind them
+cdef enum:
+    # Lines that wait to be written past the caches: read back at once, a line would have to wait
+    # for all stores before it, those to memory included.
+    SEAMS_WAITING = 6
+    # Room for these, the next one, and to count by.
+    SEAMS = 8
 
 
-cdef inline void line_flush(Line *line) noexcept nogil:
-    if line.pending > 0:
-        memcpy(line.at, line.elements, line.pending * sizeof(storage))
-        line.pending = 0
+cdef struct Seams:
+    # Cache lines in which rows, or their chunks, that follow each other in memory meet: each is
+    # put together before it is written as a whole.
+    storage *lines           # SEAMS of them in turn, each with room for two vectors
+    storage *at[SEAMS]       # where they go
+    Py_ssize_t whole         # how many there were that are whole,
+    Py_ssize_t written       # how many of these are written,
+    Py_ssize_t pending       # and elements of the next one
 
 
-cdef inline void lines_open(Line *line, storage *out, Py_ssize_t n, bint stream) noexcept nogil:
-    """Begin to write n elements that are unpacked behind those pending."""
-    cdef Py_ssize_t head = 0
-    out = out - line.pending
-    n += line.pending
-    if line.pending == 0:
-        head = stream_head(out)
-        if head > 0:
-            memcpy(out, line.elements, head * sizeof(storage))
-    line.stream = stream and head >= 0
-    head = max(head, <Py_ssize_t>0)
-    line.unwritten = line.elements + head
-    line.out = out + head
-    line.lines = (n - head) // LANES
-    line.rest = (n - head) % LANES
-    line.pending = 0
+cdef inline storage *seam(const Seams *seams, Py_ssize_t number) noexcept nogil:
+    return seams.lines + number % SEAMS * 2 * LANES
 
 
-cdef inline void line_write(Line *line) noexcept nogil:
-    """Write the next whole line."""
-    if line.stream:
-        storage_stream(line.out, line.unwritten)
-    else:
-        storage_copy(line.out, line.unwritten)
-    line.unwritten += LANES
-    line.out += LANES
-    line.lines -= 1
+cdef inline void seams_write(Seams *seams, Py_ssize_t waiting) noexcept nogil:
+    """Write whole lines until so many wait."""
+    while seams.whole - seams.written > waiting:
+        storage_stream(seams.at[seams.written % SEAMS], seam(seams, seams.written))
+        seams.written += 1
 
 
-cdef inline void lines_close(Line *line) noexcept nogil:
-    """Write the whole lines that are left, and keep the rest."""
-    while line.lines > 0:
-        line_write(line)
-    if line.rest > 0:
-        storage_copy(line.elements, line.unwritten)
-        line.pending = line.rest
-        line.at = line.out
-        line.rest = 0
+cdef inline void seams_close(Seams *seams) noexcept nogil:
+    """Write all there is."""
+    seams_write(seams, 0)
+    if seams.pending > 0:
+        memcpy(
+            seams.at[seams.whole % SEAMS], seam(seams, seams.whole),
+            seams.pending * sizeof(storage))
+        seams.pending = 0
 
 
 cdef struct RowWriter:
@@ -292,12 +289,12 @@ cdef struct RowWriter:
     Py_ssize_t n
     Py_ssize_t next
     bint stream
-    Line *line
+    Seams *seams
 
 
 cdef inline RowWriter writer_open(
     const RowOutput *row, OutputKind kind, Py_ssize_t n, const Scale *scale, storage *out,
-    bint stream, Line *line,
+    bint stream, Seams *seams,
 ) noexcept nogil:
     """Start a row. With `stream`, up to its first whole cache line."""
     cdef RowWriter writer
@@ -307,26 +304,27 @@ cdef inline RowWriter writer_open(
     writer.out = out
     writer.n = n
     writer.next = 0
-    writer.line = line
+    writer.seams = seams
     writer.stream = stream
     if not stream:
         return writer
-    if line.pending > 0 and line.at + line.pending != out:
-        line_flush(line)
-    head = LANES - line.pending if line.pending > 0 else stream_head(out)
+    if seams.pending > 0 and seams.at[seams.whole % SEAMS] + seams.pending != out:
+        seams_close(seams)
+    head = LANES - seams.pending if seams.pending > 0 else stream_head(out)
     if head < 0:
         writer.stream = False
     elif head > 0:
         first = row_output(row, kind, 0, n, vector_counting(), scale)
         writer.next = min(head, n)
-        if line.pending == 0:
+        if seams.pending == 0:
             vector_store_first(out, first, writer.next)
         else:
-            vector_store(line.elements + line.pending, first)
-            line.pending += writer.next
-            if line.pending == LANES:
-                storage_stream(line.at, line.elements)
-                line.pending = 0
+            vector_store(seam(seams, seams.whole) + seams.pending, first)
+            seams.pending += writer.next
+            if seams.pending == LANES:
+                seams.pending = 0
+                seams.whole += 1
+                seams_write(seams, SEAMS_WAITING)
     return writer
 
 
@@ -342,6 +340,35 @@ cdef inline void writer_step(
     writer.next += LANES
 
 
+cdef inline void writer_run(
+    RowWriter *writer, OutputKind kind, vector counting, const Scale *scale
+) noexcept nogil:
+    """Write the next RUN vectors, if the row, whose target is not dense, has that many.
+
+    Where nothing about them is special, as is most often so, that is decided once for all.
+    """
+    cdef const RowOutput *row = writer.row
+    cdef Py_ssize_t next = writer.next
+    cdef Py_ssize_t k
+    cdef vector v
+    if (
+        next + RUN * LANES <= writer.n and writer.stream
+        and not next <= row.label < next + RUN * LANES
+    ):
+        for k in range(RUN):
+            if kind == FROM_KEPT:
+                v = vector_get(row.kept + next + k * LANES)
+            else:
+                v = vector_load(row.x + next + k * LANES)
+            vector_stream(writer.out + next + k * LANES, output_vector(
+                v, row.minus, row.factor, row.reference, scale, kind))
+        writer.next = next + RUN * LANES
+        return
+    for k in range(RUN):
+        if writer.next + LANES <= writer.n:
+            writer_step(writer, kind, counting, scale)
+
+
 cdef inline void writer_close(
     RowWriter *writer, OutputKind kind, const Scale *scale
 ) noexcept nogil:
@@ -353,34 +380,34 @@ cdef inline void writer_close(
     if writer.next < writer.n:
         last = row_output(writer.row, kind, writer.next, writer.n, counting, scale)
         if writer.stream:
-            vector_store(writer.line.elements, last)
-            writer.line.pending = writer.n - writer.next
-            writer.line.at = writer.out + writer.next
+            vector_store(seam(writer.seams, writer.seams.whole), last)
+            writer.seams.at[writer.seams.whole % SEAMS] = writer.out + writer.next
+            writer.seams.pending = writer.n - writer.next
         else:
             vector_store_first(writer.out + writer.next, last, writer.n - writer.next)
 
 
 cdef inline void row_write_kind(
     const RowOutput *row_, OutputKind kind, Py_ssize_t n, const Scale *scale_, storage *out,
-    bint stream, Line *line,
+    bint stream, Seams *seams,
 ) noexcept nogil:
     # Copies, which no store in the loop can change: they stay in registers.
     cdef RowOutput row = row_[0]
     cdef Scale scale = scale_[0]
-    cdef RowWriter writer = writer_open(&row, kind, n, &scale, out, stream, line)
+    cdef RowWriter writer = writer_open(&row, kind, n, &scale, out, stream, seams)
     writer_close(&writer, kind, &scale)
 
 
 cdef void row_write(
-    const RowOutput *row, Py_ssize_t n, const Scale *scale, storage *out, bint stream, Line *line
+    const RowOutput *row, Py_ssize_t n, const Scale *scale, storage *out, bint stream, Seams *seams
 ) noexcept nogil:
     """Write n classes of a row."""
     if row.kind == FROM_KEPT:
-        row_write_kind(row, FROM_KEPT, n, scale, out, stream, line)
+        row_write_kind(row, FROM_KEPT, n, scale, out, stream, seams)
     elif row.kind == FROM_LOGITS:
-        row_write_kind(row, FROM_LOGITS, n, scale, out, stream, line)
+        row_write_kind(row, FROM_LOGITS, n, scale, out, stream, seams)
     else:
-        row_write_kind(row, LOGARITHMS, n, scale, out, stream, line)
+        row_write_kind(row, LOGARITHMS, n, scale, out, stream, seams)
 
 
 cdef inline Pair row_exponentials(
@@ -408,8 +435,8 @@ cdef inline Pair row_exponentials(
             e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
             if keep:
                 vector_put(kept + i + k * LANES, e[k])
-            if behind != NULL and i >= WRITE_LAG and behind.next + LANES <= behind.n:
-                writer_step(behind, kind, counting, scale)
+        if behind != NULL and i >= WRITE_LAG:
+            writer_run(behind, kind, counting, scale)
         if i <= pivot < i + RUN * LANES:
             row_drop(e, pivot - i, counting)
         # One run late: the additions need not wait for the exponentials above.
@@ -429,7 +456,7 @@ cdef inline Pair row_exponentials(
             if i + k * LANES < n:
                 e[k] = exponential(row_vector(x, i + k * LANES, n), reference, scale)
                 if keep:
-                    vector_put(kept + i + k * LANES, e[k])
+                    kept_put(kept + i + k * LANES, e[k], n - i - k * LANES)
         if i <= pivot:
             row_drop(e, pivot - i, counting)
         if i > 0:

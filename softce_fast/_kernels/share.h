@@ -8,6 +8,14 @@
 
 #define SHARE static inline __attribute__((unused))
 
+enum {
+    /* Work, in vectors, that pays for one more thread. */
+    WORK_PER_THREAD = 1000,
+    /* Numbers below which no kernel shares its work: two threads' worth of the vectors that have
+     * fewest. */
+    SERIAL_SIZE = 2 * WORK_PER_THREAD * 8
+};
+
 /* What a counter that threads have in common was, and count on. */
 SHARE ptrdiff_t counter_take(ptrdiff_t *counter) {
     return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
@@ -22,16 +30,6 @@ SHARE int64_t clock_now(void) {
     timespec_get(&now, TIME_UTC);
 #endif
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-/* The time that this thread had a CPU, or if the system does not tell, the same clock. */
-SHARE int64_t clock_worked(void) {
-#if defined(CLOCK_THREAD_CPUTIME_ID)
-    struct timespec worked;
-    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &worked) == 0)
-        return (int64_t)worked.tv_sec * 1000000000 + worked.tv_nsec;
-#endif
-    return clock_now();
 }
 
 /* A time that threads have in common. */

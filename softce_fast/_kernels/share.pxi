@@ -12,9 +12,9 @@
 cdef extern from "share.h" nogil:
     Py_ssize_t counter_take(Py_ssize_t *counter)
     int64_t clock_now()
-    int64_t clock_worked()
     int64_t time_get(const int64_t *time)
     int64_t time_exchange(int64_t *time, int64_t by)
+    const Py_ssize_t WORK_PER_THREAD    # in vectors
 
 cdef enum:
     # Numbers of a task: few enough to share out evenly, enough not to notice the sharing. Small
@@ -22,9 +22,7 @@ cdef enum:
     WORK_PER_TASK = 32768
     SMALLEST_TASK = 8192
     SMALL_TASKS = 16
-    # Work, in vectors, that pays for one more thread,
-    WORK_PER_THREAD = 2000
-    # and for having to wait for one.
+    # Work, in vectors, that pays for having to wait for another thread.
     WORK_TO_WAIT = 32768
     # Nanoseconds that threads usually stay awake for after a call,
     AWAKE = 5000000
@@ -65,26 +63,34 @@ cdef inline Py_ssize_t task_work(Py_ssize_t work) noexcept nogil:
         <Py_ssize_t>WORK_PER_TASK, work // SMALL_TASKS // LANES * LANES))
 
 
-cdef int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
+cdef inline Py_ssize_t task_count(Py_ssize_t size, Py_ssize_t per_task) noexcept nogil:
+    """How many tasks `size` rows or numbers make, the last of which may be smaller."""
+    return (size + per_task - 1) // per_task
+
+
+cdef inline int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
     """How many of n_threads that many numbers pay for."""
     return <int>max(1, min(<Py_ssize_t>n_threads, work // (WORK_PER_THREAD * LANES)))
 
 
-cdef int threads_allowed(int n_threads, Py_ssize_t work) noexcept nogil:
-    """How many threads a call may use: where n_threads is negative, as many, unless it is small.
+cdef int threads_for_call(int n_threads, Py_ssize_t work) noexcept nogil:
+    """How many threads a call on that many numbers uses, of those that it may use.
 
-    To be asked once for a call, for the answer depends on when it was asked before.
+    That number is negative where nobody asked for threads. A small call then does without those
+    that it would have to wait for. To be asked once for a call, since the answer depends on when
+    it was asked before.
     """
+    cdef int count = threads_worth(abs(n_threads), work)
     cdef int64_t now
-    if n_threads > 0 or threads_worth(-n_threads, work) == 1:
-        return abs(n_threads)
+    if n_threads > 0 or count == 1:
+        return count
     now = clock_now()
     if (
         (now - time_exchange(&last_call, now) > AWAKE or now < time_get(&paused_until))
         and work < WORK_TO_WAIT * LANES
     ):
         return 1
-    return -n_threads
+    return count
 
 
 cdef void share_out(
@@ -97,7 +103,7 @@ cdef void share_out(
     """
     cdef Share[SHARES] shares
     cdef int shared, stage, thread
-    cdef int64_t begun, before, worked, waited, ended
+    cdef int64_t begun, worked, waited, ended
     if brief and n_threads == 1:
         # Over before another thread could take the GIL.
         for stage in range(count):
@@ -111,13 +117,11 @@ cdef void share_out(
             shared = <int>min(<Py_ssize_t>min(n_threads, <int>SHARES), stages[stage].tasks)
             shares_fill(shares, shared, stages[stage].tasks)
             begun = clock_now()
-            before = clock_worked()
-            worked = before
+            worked = 0
             for thread in prange(n_threads, num_threads=n_threads, schedule="static"):
                 work_off(
                     shares, shared, thread, stages[stage].function, context,
                     memory + threadid() * per_thread, &worked if threadid() == 0 else NULL)
-            worked -= before
             ended = clock_now()
             waited = ended - begun - worked
             # Others were at their last tasks when this thread had no more: less than it had done.
@@ -143,6 +147,22 @@ cdef inline void share_out_tasks(
         brief)
 
 
+cdef inline void share_out_parts(
+    Task part, Task merge, Task write, bint writes, Py_ssize_t parts, const void *context,
+    int n_threads, char *memory, size_t per_thread,
+) noexcept:
+    """Run `part` for all parts of rows, `merge` once, then, if it `writes`, `write` for all."""
+    cdef Stage[3] stages
+    stages[0].function = part
+    stages[0].tasks = parts
+    stages[1].function = merge
+    stages[1].tasks = 1
+    stages[2].function = write
+    stages[2].tasks = parts
+    share_out(
+        stages, 3 if writes else 2, context, n_threads, memory, per_thread, False)
+
+
 cdef void run_stage(const Stage *stage, const void *context, char *memory) noexcept nogil:
     cdef Py_ssize_t task
     for task in range(stage.tasks):
@@ -160,7 +180,8 @@ cdef void work_off(
     Share *shares, int count, int first, Task function, const void *context, char *memory,
     int64_t *worked,
 ) noexcept nogil:
-    """Run the tasks of a share, then what is left of others; tell clock_worked() if asked to."""
+    """Run the tasks of a share, then what is left of others; add up how long if asked to."""
+    cdef int64_t begun = clock_now()
     cdef int k
     cdef Share *share
     cdef Py_ssize_t task
@@ -171,4 +192,4 @@ cdef void work_off(
             function(context, task, memory)
             task = counter_take(&share.next)
     if worked != NULL:
-        worked[0] = clock_worked()
+        worked[0] += clock_now() - begun

@@ -100,6 +100,66 @@ cdef inline vector tile_coefficient(
     return v
 
 
+cdef struct Line:
+    # Where rows that follow each other in memory meet: elements that wait for the rest of their
+    # cache line, which is then written as a whole.
+    storage *elements     # room for two vectors, and for what is unpacked behind those pending
+    Py_ssize_t pending
+    storage *at           # where the first of them goes
+    # Of what is unpacked:
+    const storage *unwritten   # the lines that are whole,
+    storage *out               # where they go,
+    Py_ssize_t lines           # how many they are,
+    bint stream                # whether they are written past the caches,
+    Py_ssize_t rest            # and the elements behind them
+
+
+cdef inline void line_flush(Line *line) noexcept nogil:
+    if line.pending > 0:
+        memcpy(line.at, line.elements, line.pending * sizeof(storage))
+        line.pending = 0
+
+
+cdef inline void lines_open(Line *line, storage *out, Py_ssize_t n, bint stream) noexcept nogil:
+    """Begin to write n elements that are unpacked behind those pending."""
+    cdef Py_ssize_t head = 0
+    out = out - line.pending
+    n += line.pending
+    if line.pending == 0:
+        head = stream_head(out)
+        if head > 0:
+            memcpy(out, line.elements, head * sizeof(storage))
+    line.stream = stream and head >= 0
+    head = max(head, <Py_ssize_t>0)
+    line.unwritten = line.elements + head
+    line.out = out + head
+    line.lines = (n - head) // LANES
+    line.rest = (n - head) % LANES
+    line.pending = 0
+
+
+cdef inline void line_write(Line *line) noexcept nogil:
+    """Write the next whole line."""
+    if line.stream:
+        storage_stream(line.out, line.unwritten)
+    else:
+        storage_copy(line.out, line.unwritten)
+    line.unwritten += LANES
+    line.out += LANES
+    line.lines -= 1
+
+
+cdef inline void lines_close(Line *line) noexcept nogil:
+    """Write the whole lines that are left, and keep the rest."""
+    while line.lines > 0:
+        line_write(line)
+    if line.rest > 0:
+        storage_copy(line.elements, line.unwritten)
+        line.pending = line.rest
+        line.at = line.out
+        line.rest = 0
+
+
 cdef struct TileTerms:
     # What tile_exponentials() reads and writes.
     const real *logits

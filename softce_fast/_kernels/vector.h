@@ -141,7 +141,7 @@ enum { HAS_FMA = 0 };
 #define OUTPUT_SCALE ((real)(DIGITS_TO_SPARE ? 1.0 : 0x1p32))
 
 /* Whether it pays to write blocks past the caches. Half types are worked on too slowly to wait for
- * memory, AVX-512 excepted. */
+ * memory, AVX-512 excepted. And whether it can be done: not in split order, see split_load(). */
 #define BLOCKS_STREAM (sizeof(storage) > 2 || PART_BYTES == 64)
 
 /* ---- one part ---------------------------------------------------------------------------- */
@@ -850,11 +850,6 @@ INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
     copy_first(p, line, count);
 }
 
-INLINE void split_stream(storage *p, vector v) {
-    for (int i = 0; i < PARTS; i += 2)
-        part_stream((real *)(p + i * PART_LANES), split_narrow(v.p[i], v.p[i + 1]));
-}
-
 /* Where the element with that place in a row lies, if the row's vectors are split. */
 INLINE ptrdiff_t split_place(ptrdiff_t place) {
     const ptrdiff_t lane = place % (2 * PART_LANES);
@@ -895,10 +890,6 @@ INLINE void split_store(storage *p, vector v) {
 
 INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
     vector_store_first(p, v, count);
-}
-
-INLINE void split_stream(storage *p, vector v) {
-    vector_stream(p, v);
 }
 
 INLINE ptrdiff_t split_place(ptrdiff_t place) {

@@ -61,7 +61,6 @@ cdef extern from "vector.h" nogil:
     vector split_load_first(const storage *p, Py_ssize_t count)
     void split_store(storage *p, vector v)
     void split_store_first(storage *p, vector v, Py_ssize_t count)
-    void split_stream(storage *p, vector v)
     Py_ssize_t split_place(Py_ssize_t place)
     vector split_join(vector v)
     void storage_copy(storage *p, const storage *source)      # LANES elements
