@@ -27,60 +27,68 @@ cdef struct BlockOutput:
     unsigned int ignored     # bit k: row k gets 0
     storage *out             # the rows lie one behind the other
     bint stream
+    bint whole_lines         # vectors go to cache lines as they are
 
 
 cdef inline void block_write_row(
-    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n, const Scale *scale, Seams *seams
+    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n
 ) noexcept nogil:
-    """Write row k."""
-    cdef storage *out = block.out + k * n
-    cdef RowOutput row
-    if block.by_label and block.ignored >> k & 1:
-        seams_close(seams)
-        memset(out, 0, n * sizeof(storage))
-        return
-    row.kept = block.kept + k * block.stride
-    row.factor.high = vector_set(block.factor[k])
-    row.factor.low = vector_set(block.factor_rest[k])
-    row.label = block.label[k] if block.by_label else -1
-    row.at_label = block.at_label[k]
+    """Write row k to where it goes."""
     if block.stream:
-        # Split order is the usual one then; see BLOCKS_STREAM.
-        row.dense = False
-        row_write_kind(&row, FROM_KEPT, n, scale, out, True, seams)
+        block_unpack(block, k, n, block.out + k * n, True, False)
     else:
-        block_store_row(&row, n, out, k + 1 < LANES)
+        block_unpack(block, k, n, block.out + k * n, False, k + 1 < LANES)
 
 
-cdef inline void block_store_row(
-    const RowOutput *row, Py_ssize_t n, storage *out, bint overrun
+cdef inline void block_pack(const BlockOutput *block, Py_ssize_t n, Line *line) noexcept nogil:
+    """Lay the rows one behind the other, for lines that are written with the next block."""
+    cdef Py_ssize_t k
+    lines_close(line)
+    for k in range(LANES):
+        block_unpack(block, k, n, line.elements + line.pending + k * n, False, True)
+    lines_open(line, block.out, LANES * n, True)
+
+
+cdef inline void block_unpack(
+    const BlockOutput *block, Py_ssize_t k, Py_ssize_t n, storage *row, bint stream, bint overrun,
 ) noexcept nogil:
-    """Write a row kept in split order; `overrun`: its last vector may be whole."""
+    """Compute row k; `stream`: past the caches; `overrun`: its last vector may be whole."""
+    cdef const real *kept = block.kept + k * block.stride
+    cdef Pair factor
     cdef vector v
     cdef Py_ssize_t i = 0
+    factor.high = vector_set(block.factor[k])
+    factor.low = vector_set(block.factor_rest[k])
     while i + LANES <= n:
-        split_store(out + i, output_product(vector_get(row.kept + i), row.factor))
+        v = output_product(vector_get(kept + i), factor)
+        if stream:
+            # Split order is the usual one then; see BLOCKS_STREAM.
+            vector_stream(row + i, v)
+        else:
+            split_store(row + i, v)
         i += LANES
     if i < n:
-        v = output_product(vector_get(row.kept + i), row.factor)
+        v = output_product(vector_get(kept + i), factor)
         if overrun:
-            split_store(out + i, v)
+            split_store(row + i, v)
         else:
-            split_store_first(out + i, v, n - i)
-    if row.label >= 0:
-        storage_write(<char *>(out + row.label), row.at_label)
+            split_store_first(row + i, v, n - i)
+    if block.by_label:
+        storage_write(<char *>(row + block.label[k]), block.at_label[k])
+        if block.ignored >> k & 1:
+            memset(row, 0, n * sizeof(storage))
 
 
 cdef inline void block_exponentials(
     const char *x, Py_ssize_t row_stride, Py_ssize_t n, Reference references, const Scale *scale_,
-    real *kept, Py_ssize_t stride, Py_ssize_t ahead, const BlockOutput *behind, Seams *seams,
+    real *kept, Py_ssize_t stride, Py_ssize_t ahead, const BlockOutput *behind, Line *line_,
     bint general,
 ) noexcept nogil:
     """Keep the exponentials, 0 past the end of a row.
 
-    Memory is kept busy meanwhile, see row_exponentials(): what lies `ahead` is fetched, the rows
-    of another block, `behind` (NULL for none), are written. `general` (see scale_with) is a
-    constant where this is called.
+    Memory is kept busy meanwhile, see row_exponentials(): what lies `ahead` is fetched; the rows of
+    another block, `behind` (NULL for none), or its lines are written. `general` (see scale_with) is
+    a constant where this is called.
     """
     cdef Scale local = scale_with(scale_, general)
     cdef Reference reference
@@ -88,6 +96,7 @@ cdef inline void block_exponentials(
     cdef real[16] exponent
     cdef const storage *row
     cdef Py_ssize_t k, i
+    cdef Line line = line_[0]
     vector_put(shift, references.shift)
     vector_put(exponent, references.exponent)
     for k in range(LANES):
@@ -97,6 +106,8 @@ cdef inline void block_exponentials(
         i = 0
         while i + LANES <= n:
             prefetch(<const char *>(row + i) + ahead)
+            if line.lines > 0:
+                line_write(&line)
             vector_put(
                 kept + k * stride + i, exponential(split_load(row + i), reference, &local))
             i += LANES
@@ -104,7 +115,8 @@ cdef inline void block_exponentials(
             vector_put(kept + k * stride + i, exponential(
                 split_load_first(row + i, n - i), reference, &local))
         if behind != NULL:
-            block_write_row(behind, k, n, &local, seams)
+            block_write_row(behind, k, n)
+    line_[0] = line
 
 
 cdef inline Pair block_sums(const real *kept, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:

@@ -132,8 +132,9 @@ cdef struct Scratch:
     #                               are not kept in the output
     ChunkState *states_behind     # the same of the group before,
     real *kept_behind             # whose output is still to be written
-    Line line                     # of tiles: its elements are followed by rows, unpacked;
-    Seams seams                   # of rows and blocks, in the same memory
+    Line line                     # of tiles and blocks: its elements are followed by rows,
+    #                               unpacked;
+    Seams seams                   # of rows, in the same memory
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
     storage *target               # a row of class probabilities copied together
@@ -586,11 +587,11 @@ cdef inline void block_forward(
     if problem.scale.tempered or any_nonzero(state.reference.shift):
         block_exponentials(
             x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
-            problem.ahead, behind, &scratch.seams, True)
+            problem.ahead, behind, &scratch.line, True)
     else:
         block_exponentials(
             x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
-            problem.ahead, behind, &scratch.seams, False)
+            problem.ahead, behind, &scratch.line, False)
     if problem.operation == CROSS_ENTROPY:
         for k in range(LANES):
             kept[k * problem.kept_stride + split_place(group.labels[k])] = 0
@@ -1123,6 +1124,8 @@ cdef inline void block_output_open(
     output.by_label = problem.operation == CROSS_ENTROPY
     # Elements that no whole number of them takes to a cache line never meet one.
     output.stream = problem.stream and BLOCKS_STREAM and stream_head(output.out) >= 0
+    output.whole_lines = (
+        problem.classes % LANES == 0 and stream_head(output.out) == 0 and not output.by_label)
     vector_put(output.factor, group.factor.high)
     vector_put(output.factor_rest, group.factor.low)
     if output.by_label:
@@ -1148,16 +1151,16 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     cdef size_t kept = 0, staged = 0, results = 0, target = 0
     cdef size_t line = 2 * LANES * sizeof(storage)
     cdef size_t behind = 0
+    if problem.passes == BY_ROWS:
+        line *= SEAMS
+        staged = problem.rows_at_once * columns * sizeof(storage)
+    else:
+        line += problem.batch * (columns + 1) * LANES * sizeof(storage)
     if problem.passes == BY_TILES:
         states *= problem.batch
         kept = problem.batch * problem.kept_stride * sizeof(real)
-        line += problem.batch * (columns + 1) * LANES * sizeof(storage)
     elif problem.keep and not problem.keep_in_output:
         kept = problem.rows_per_group * problem.kept_stride * sizeof(real)
-    if problem.passes == BY_ROWS:
-        staged = problem.rows_at_once * columns * sizeof(storage)
-    if problem.passes != BY_TILES:
-        line *= SEAMS
     if problem.task_losses != NULL:
         results = (problem.rows_per_task + LANES) * sizeof(real)
     if problem.operation == SOFT_CROSS_ENTROPY:
@@ -1344,13 +1347,17 @@ cdef void run_blocks(
         group_results(&group, problem, scratch.results + (row - first))
         if problem.output.data != NULL:
             block_output_open(&output, &group, problem, scratch.kept)
-            behind = &output
-            scratch.kept, scratch.kept_behind = scratch.kept_behind, scratch.kept
+            if output.stream and not output.whole_lines:
+                block_pack(&output, problem.classes, &scratch.line)
+            else:
+                behind = &output
+                scratch.kept, scratch.kept_behind = scratch.kept_behind, scratch.kept
         row += LANES
     if behind != NULL:
         for k in range(LANES):
-            block_write_row(behind, k, problem.classes, &problem.scale, &scratch.seams)
-    seams_close(&scratch.seams)
+            block_write_row(behind, k, problem.classes)
+    lines_close(&scratch.line)
+    line_flush(&scratch.line)
 
 
 cdef double sum_in_double(const real *x, Py_ssize_t n) noexcept nogil:
