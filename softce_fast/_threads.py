@@ -160,10 +160,10 @@ def read_group_quota(root: Path) -> int:
     Both layouts are read below `root`, version 2 (``cpu.max``) and version 1
     (``cpu.cfs_quota_us``), in the group of this process and in every group above it.
     """
-    limits: list[float] = []
+    limits: list[float] = [1 << 30]
     for folder in _group_folders(root):
         limits += _quota_of(folder)
-    return max(1, min(1 << 30, math.ceil(min(limits)))) if limits else 1 << 30
+    return max(1, math.ceil(min(limits)))
 
 
 def _group_folders(root: Path) -> Iterator[Path]:

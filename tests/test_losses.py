@@ -149,6 +149,31 @@ def test_ignore_index_of_any_integer_type(code: str) -> None:
     )
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 0, 2, 2**40])
+@pytest.mark.parametrize("classes", [3, 10, 64, 300])
+def test_one_ignored_row_of_many(
+    isa: str, full_dtype: np.dtype, classes: int, ignore_index: int
+) -> None:
+    """Kernels look at the labels of many rows at once: each of these may be the one to ignore."""
+    x = normal((37, classes), full_dtype)
+    others = [label for label in range(classes) if label != ignore_index]
+    labels = np.resize(np.array(others, np.int64), len(x))
+    expected = sf.cross_entropy_with_grad(x, labels, reduction="sum")[1]
+    losses = sf.cross_entropy(x, labels, reduction="none")
+    for row in range(len(x)):
+        some = labels.copy()
+        some[row] = ignore_index
+        result, grad = sf.cross_entropy_with_grad(
+            x, some, ignore_index=ignore_index, reduction="none"
+        )
+        assert result[row] == 0
+        assert not grad[row].any()
+        kept = some != ignore_index
+        assert kept.sum() == len(x) - 1
+        assert_same_bits(result[kept], losses[kept])
+        assert_same_bits(grad[kept], expected[kept])
+
+
 @pytest.mark.parametrize("ignore_index", [-1, 3, 2**31, -(2**63), 2**63, -(2**70)])
 def test_ignore_index_of_any_size(ignore_index: int) -> None:
     x, labels = normal((4, 5)), np.array([0, 4, 2, 1])

@@ -263,7 +263,8 @@ def accuracy_inputs(
     """The inputs of the accuracy targets, about ``elements`` logits each, at most 2048 rows.
 
     Normal logits of each scale and offset, confident rows (one logit 5 to 60 above the rest, in a
-    random place, the label on it in half the rows), and uniform rows (all logits equal).
+    random place, the label on it in half the rows), uniform rows (all logits equal), and rows of
+    nearly equal logits but one, which is greater and in the second half.
     """
     generator = np.random.default_rng(seed)
     for classes in class_counts:
@@ -287,3 +288,11 @@ def accuracy_inputs(
         levels = generator.standard_normal((rows, 1)) * 10
         logits = np.broadcast_to(levels, (rows, classes))
         yield AccuracyInput("uniform", logits.astype(dtype), elsewhere)
+
+        # What was added up is far less than what is to come: a compensated sum must keep it.
+        logits = generator.uniform(-16, -1, size=(rows, 1))
+        logits = logits + generator.standard_normal((rows, classes)) * 0.01
+        late = generator.integers(classes // 2, classes, size=(rows, 1))
+        np.put_along_axis(logits, late, 0.0, axis=1)
+        labels = np.where(np.arange(rows) % 2 == 0, late[:, 0], elsewhere)
+        yield AccuracyInput("late maximum", logits.astype(dtype), labels)

@@ -51,6 +51,7 @@ cdef extern from *:
 
 cdef enum:
     BATCH = 4    # most tiles worked on together
+    LABELS_AHEAD = 1024    # bytes of labels that are on their way from memory
 
 
 cdef struct Problem:
@@ -58,7 +59,9 @@ cdef struct Problem:
     Py_ssize_t rows
     Py_ssize_t classes
     Py_ssize_t chunks
-    Py_ssize_t rows_per_task
+    bint by_chunks          # a task is one chunk of one row, rows being few and long
+    Py_ssize_t rows_per_task    # else
+    Py_ssize_t tasks
     Py_ssize_t rows_per_group
     Py_ssize_t rows_at_once     # rows of a group that the first-level cache holds together
     Py_ssize_t batch        # tiles worked on together
@@ -207,13 +210,15 @@ cdef inline void group_open(
 
 cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
     """Read the labels, and the weights of their classes."""
+    cdef const char *labels
     cdef Py_ssize_t k
-    cdef bint ignored
     cdef real[16] active
     cdef real[16] weight
     if group.rows == LANES and problem.target.row_stride == sizeof(int64_t):
-        memcpy(group.labels, problem.target.data + group.first * <Py_ssize_t>sizeof(int64_t),
-               LANES * sizeof(int64_t))
+        labels = problem.target.data + group.first * <Py_ssize_t>sizeof(int64_t)
+        prefetch(labels + LABELS_AHEAD)
+        prefetch(labels + LABELS_AHEAD + 64)
+        memcpy(group.labels, labels, LANES * sizeof(int64_t))
     else:
         for k in range(LANES):
             group.labels[k] = 0
@@ -221,20 +226,17 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
             memcpy(group.labels + k,
                    problem.target.data + row_offset(&problem.target, group.first + k),
                    sizeof(int64_t))
-    ignored = 0
-    for k in range(LANES):
-        ignored |= group.labels[k] == problem.ignore_index
-    if ignored:
+    if labels_are_special(group.labels, problem.ignore_index, problem.classes):
         for k in range(LANES):
             active[k] = 1
             if group.labels[k] == problem.ignore_index:
                 active[k] = 0
                 group.ignored |= <unsigned int>1 << k
                 group.labels[k] = 0
+            # They were checked, but another Python thread may have changed them since.
+            group.labels[k] = max(
+                <int64_t>0, min(group.labels[k], <int64_t>(problem.classes - 1)))
         group.active = vector_get(active)
-    for k in range(LANES):
-        # They were checked, but another Python thread may have changed them since.
-        group.labels[k] = max(<int64_t>0, min(group.labels[k], <int64_t>(problem.classes - 1)))
     group.label_weight = vector_set(1.0)
     if problem.class_weight != NULL:
         for k in range(LANES):
@@ -269,10 +271,8 @@ cdef void rows_forward(
     cdef Py_ssize_t start = chunk * CHUNK
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
-    cdef Py_ssize_t k, pivot, stop
+    cdef Py_ssize_t k, stop
     cdef Py_ssize_t first = 0
-    cdef unsigned int written = 0
-    cdef real *kept
     cdef const storage *x[16]
     cdef real[16] maximum
     cdef real[256] high       # LANES * LANES numbers
@@ -280,7 +280,6 @@ cdef void rows_forward(
     cdef Pair total
     cdef real[16] shift
     cdef real[16] exponent
-    cdef Reference reference
     for k in range(LANES):
         maximum[k] = 0
     while first < group.rows:
@@ -296,36 +295,8 @@ cdef void rows_forward(
         vector_put(shift, state.reference.shift)
         vector_put(exponent, state.reference.exponent)
         for k in range(first, stop):
-            pivot = -1
-            if problem.operation == CROSS_ENTROPY:
-                pivot = group.labels[k] - start
-                if pivot < 0 or pivot >= n:
-                    pivot = -1
-            elif pivots_at_maximum(problem):
-                pivot = row_find(x[k], n, maximum[k])
-            reference.shift = vector_set(shift[k])
-            reference.exponent = vector_set(exponent[k])
-            kept = row_kept(group, problem, k, chunk, scratch.kept)
-            if problem.scale.tempered or shift[k] != 0:
-                total = row_exponentials(
-                    x[k], n, pivot, reference, &problem.scale, kept, problem.keep, True,
-                    problem.ahead, NULL, FROM_KEPT)
-            elif behind != NULL and k < behind.group.rows and not (
-                (behind.low | behind.group.ignored) >> k & 1
-            ):
-                total = row_exponentials_writing(
-                    x[k], n, pivot, reference, kept, problem, behind, k, scratch)
-                written |= <unsigned int>1 << k
-            elif problem.keep:
-                total = row_exponentials(
-                    x[k], n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
-                    NULL, FROM_KEPT)
-            else:
-                total = row_exponentials(
-                    x[k], n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
-                    NULL, FROM_KEPT)
-            if behind != NULL and k < behind.group.rows and not written >> k & 1:
-                rows_write_row(behind, problem, k, scratch)
+            total = row_forward(
+                group, problem, chunk, k, x[k], maximum[k], shift[k], exponent[k], scratch, behind)
             vector_put(high + k * LANES, total.high)
             vector_put(low + k * LANES, total.low)
         first = stop
@@ -335,6 +306,45 @@ cdef void rows_forward(
     state.others = rows_reduce(high, low, group.rows, n)
     if problem.dense:
         rows_spread(group, problem, chunk, x, maximum, state, scratch)
+
+
+cdef inline Pair row_forward(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const storage *x,
+    real maximum, real shift, real exponent, Scratch *scratch, const RowsOutput *behind,
+) noexcept nogil:
+    """Sum one chunk of row k, and write row k of those `behind`."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t pivot = -1
+    cdef real *kept = row_kept(group, problem, k, chunk, scratch.kept)
+    cdef bint writes = behind != NULL and k < behind.group.rows
+    cdef Reference reference
+    cdef Pair total
+    reference.shift = vector_set(shift)
+    reference.exponent = vector_set(exponent)
+    if problem.operation == CROSS_ENTROPY:
+        pivot = group.labels[k] - chunk * CHUNK
+        if pivot >= n:
+            pivot = -1
+    elif pivots_at_maximum(problem):
+        pivot = row_find(x, n, maximum)
+    if problem.scale.tempered or shift != 0:
+        total = row_exponentials(
+            x, n, pivot, reference, &problem.scale, kept, problem.keep, True, problem.ahead,
+            NULL, FROM_KEPT)
+    elif writes and not (behind.low | behind.group.ignored) >> k & 1:
+        return row_exponentials_writing(
+            x, n, pivot, reference, kept, problem, behind, k, scratch)
+    elif problem.keep:
+        total = row_exponentials(
+            x, n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
+            NULL, FROM_KEPT)
+    else:
+        total = row_exponentials(
+            x, n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
+            NULL, FROM_KEPT)
+    if writes:
+        rows_write_row(behind, problem, k, scratch)
+    return total
 
 
 cdef inline real *row_kept(

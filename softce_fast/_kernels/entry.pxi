@@ -129,14 +129,18 @@ cdef Passes passes_for(const Problem *problem, bint contiguous) noexcept:
     return BY_ROWS
 
 
-cdef void choose_plan(Problem *problem) noexcept:
-    """Decide how rows are grouped. Any choice gives the same bits."""
+cdef void choose_plan(Problem *problem, int n_threads) noexcept:
+    """Decide how rows are grouped and shared out. Any choice gives the same bits."""
     cdef bint contiguous = problem.logits.class_stride == sizeof(storage)
     cdef Py_ssize_t rows = task_work(problem.rows * problem.classes) // problem.classes
-    problem.passes = passes_for(problem, contiguous)
+    problem.by_chunks = parts_pay(problem.rows, problem.chunks, n_threads)
+    problem.passes = BY_ROWS if problem.by_chunks else passes_for(problem, contiguous)
     problem.rows_per_task = max(
         1 if problem.classes > CHUNK and problem.passes == BY_ROWS else <Py_ssize_t>LANES,
         min(<Py_ssize_t>ROWS_PER_TASK, rows // LANES * LANES))
+    problem.tasks = task_count(problem.rows, problem.rows_per_task)
+    if problem.by_chunks:
+        problem.tasks = problem.rows * problem.chunks
     plan_groups(problem, contiguous)
 
 
@@ -175,11 +179,12 @@ cdef inline void keep_in_output_if_possible(Problem *problem) noexcept nogil:
 cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
     """Decide all that follows from what the rows go by."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
+    cdef bint long_rows = problem.by_chunks or problem.classes > KEPT_CLASSES
     problem.keep_in_output = False
     problem.keep = problem.passes == BY_BLOCKS or (
         problem.passes == BY_ROWS and problem.output.data != NULL
-        and problem.operation != LOG_SOFTMAX and problem.classes <= KEPT_CLASSES)
-    if problem.passes == BY_ROWS and (problem.classes > KEPT_CLASSES or not problem.stream):
+        and problem.operation != LOG_SOFTMAX and not long_rows)
+    if problem.passes == BY_ROWS and (long_rows or not problem.stream):
         keep_in_output_if_possible(problem)
     problem.batch = 1
     problem.rows_per_group = LANES
@@ -205,7 +210,8 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
         and problem.output.class_stride % <Py_ssize_t>(LANES * sizeof(storage)) == 0)
     problem.write_behind = problem.output.data != NULL and (
         problem.passes == BY_BLOCKS or (
-            problem.passes == BY_ROWS and problem.stream and not problem.dense and contiguous
+            problem.passes == BY_ROWS and not problem.by_chunks and problem.stream
+            and not problem.dense and contiguous
             and problem.output.class_stride == sizeof(storage)
             and problem.classes <= WRITE_BEHIND_CLASSES
             and (problem.keep or problem.operation == LOG_SOFTMAX)))
@@ -220,13 +226,10 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
             problem.ahead = 2 * problem.rows_at_once * problem.batch * problem.logits.row_stride
 
 
-cdef Py_ssize_t tasks_of(const Problem *problem) noexcept nogil:
-    return task_count(problem.rows, problem.rows_per_task)
-
-
 cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     """Run a problem; return the sum of its results if asked to, in float64 and in a fixed order."""
-    cdef Py_ssize_t task, tasks, work
+    cdef Py_ssize_t task
+    cdef Py_ssize_t work = problem.rows * problem.classes
     cdef size_t per_thread
     cdef double total = 0
     cdef char *memory = NULL
@@ -234,22 +237,10 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     cdef real *row_losses = NULL
     cdef real *coefficient_sums = NULL
     cdef LongRows long_rows
-    cdef bint by_chunks
     cdef Problem by_rows
-    choose_plan(problem)
-    work = problem.rows * problem.classes
     n_threads = threads_for_call(n_threads, work)
-    by_chunks = problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1
-    if by_chunks:
-        problem.passes = BY_ROWS
-        problem.keep = False
-        keep_in_output_if_possible(problem)
-        problem.write_behind = False
-        problem.rows_per_group = 1
-        problem.rows_at_once = 1
-        problem.rows_per_task = 1
-    tasks = tasks_of(problem)
-    n_threads = <int>min(<Py_ssize_t>n_threads, tasks * (problem.chunks if by_chunks else 1))
+    choose_plan(problem, n_threads)
+    n_threads = <int>min(<Py_ssize_t>n_threads, problem.tasks)
     long_rows.problem = problem
     long_rows.states = NULL
     long_rows.groups = NULL
@@ -259,7 +250,7 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
             row_losses = <real *>aligned_memory(problem.rows * sizeof(real))
             problem.row_losses = row_losses
         elif sum_results:
-            sums = <double *>aligned_memory(tasks * sizeof(double))
+            sums = <double *>aligned_memory(problem.tasks * sizeof(double))
             problem.task_losses = sums
         if problem.dense and problem.operation == CROSS_ENTROPY:
             coefficient_sums = <real *>aligned_memory(problem.chunks * sizeof(real))
@@ -268,21 +259,22 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
         plan_by_rows(problem, &by_rows)
         per_thread = scratch_size(problem)
         memory = aligned_memory(n_threads * per_thread)
-        if by_chunks:
+        if problem.by_chunks:
             long_rows.states = <ChunkState *>aligned_memory(
-                problem.rows * problem.chunks * sizeof(ChunkState))
+                problem.tasks * sizeof(ChunkState))
             long_rows.groups = <Group *>aligned_memory(problem.rows * sizeof(Group))
             share_out_parts(
                 forward_chunk_task, merge_rows_task, write_chunk_task,
-                problem.output.data != NULL, problem.rows * problem.chunks, &long_rows, n_threads,
-                memory, per_thread)
+                problem.output.data != NULL, problem.tasks, &long_rows, n_threads, memory,
+                per_thread)
         else:
             share_out_tasks(
-                run_task, tasks, problem, n_threads, memory, per_thread, work <= WORK_PER_TASK)
+                run_task, problem.tasks, problem, n_threads, memory, per_thread,
+                work <= WORK_PER_TASK)
         if row_losses != NULL:
             total = sum_in_double(row_losses, problem.rows)
         elif sums != NULL:
-            for task in range(tasks):
+            for task in range(problem.tasks):
                 total += sums[task]
     finally:
         memory_give(memory)

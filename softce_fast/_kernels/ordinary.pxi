@@ -133,7 +133,7 @@ cdef ndarray empty_like(ndarray x, int ndim):
 cdef inline int threads_of(const OrdinaryArray *view, threads_for) except 0:
     """threads_for_call() on that array; Python's threads_for() is not asked where one will do."""
     cdef Py_ssize_t size = view.rows * view.classes
-    if size < 2 * WORK_PER_THREAD * LANES:
+    if threads_worth(2, size) == 1:
         return 1
     return threads_for_call(threads_for(size), size)
 
@@ -143,25 +143,25 @@ cdef double run_ordinary(Problem *problem, bint sum_results, int n_threads) exce
     cdef double total = 0
     cdef double[STACK_TASKS] sums
     cdef char[STACK_BYTES + 64] memory
-    cdef Py_ssize_t task, tasks
+    cdef Py_ssize_t task
     cdef Problem by_rows
     if n_threads != 1:
         return run(problem, n_threads, sum_results)
-    choose_plan(problem)
-    tasks = tasks_of(problem)
+    choose_plan(problem, 1)
     if sum_results:
         problem.task_losses = sums
     plan_by_rows(problem, &by_rows)
     if (
-        tasks > STACK_TASKS or problem.rows * problem.classes > WORK_PER_TASK
+        problem.tasks > STACK_TASKS or problem.rows * problem.classes > WORK_PER_TASK
         or (sum_results and problem.classes > CHUNK) or scratch_size(problem) > STACK_BYTES
     ):
         problem.task_losses = NULL
         problem.by_rows = NULL
         return run(problem, 1, sum_results)
-    share_out_tasks(run_task, tasks, problem, 1, <char *>round_up(<size_t>memory), 0, True)
+    share_out_tasks(
+        run_task, problem.tasks, problem, 1, <char *>round_up(<size_t>memory), 0, True)
     if sum_results:
-        for task in range(tasks):
+        for task in range(problem.tasks):
             total += sums[task]
     return total
 

@@ -313,10 +313,9 @@ cdef int run_pairs(PairProblem *problem, int n_threads) except -1:
     """Run a problem: fill problem.sums, and the output if there is one."""
     cdef Py_ssize_t per_thread = 3 * LANES * PAIR_CHUNK * <Py_ssize_t>sizeof(storage)
     cdef char *memory
-    cdef Py_ssize_t work = problem.rows * problem.classes
-    n_threads = threads_for_call(n_threads, work)
+    n_threads = threads_for_call(n_threads, problem.rows * problem.classes)
     memory = aligned_memory(n_threads * per_thread)
-    if problem.chunks > 1 and problem.rows < 4 * n_threads and n_threads > 1:
+    if parts_pay(problem.rows, problem.chunks, n_threads):
         share_out_parts(
             pair_sum_task, pair_merge_task, pair_write_task, problem.output.data != NULL,
             problem.rows * problem.chunks, problem, n_threads, memory, per_thread)

@@ -174,17 +174,10 @@ cdef enum OutputKind:
     LOGARITHMS     # (x - minus) / T - factor
 
 
-cdef inline vector kept_get(const real *kept, Py_ssize_t count) noexcept nogil:
-    """A vector of kept exponentials, or the first `count` of it if that is less."""
-    if STORAGE_IS_REAL and count < LANES:
-        return vector_load_first(<const storage *>kept, count)
-    return vector_get(kept)
-
-
 cdef inline void kept_put(real *kept, vector e, Py_ssize_t count) noexcept nogil:
     """Keep a vector of exponentials, or the first `count` of it if that is less.
 
-    Where others follow, in the output, those may be another thread's.
+    Where others follow, in the output, those may be another thread's. Half types have room.
     """
     if STORAGE_IS_REAL and count < LANES:
         vector_store_first(<storage *>kept, e, count)
@@ -223,18 +216,27 @@ cdef inline vector output_vector(
 
 
 cdef inline vector row_output(
+    const RowOutput *row, OutputKind kind, Py_ssize_t i, const Scale *scale
+) noexcept nogil:
+    """A whole vector of output from class i on, but for dense targets and the label."""
+    return output_vector(
+        vector_get(row.kept + i) if kind == FROM_KEPT else vector_load(row.x + i),
+        row.minus, row.factor, row.reference, scale, kind)
+
+
+cdef inline vector row_output_at(
     const RowOutput *row, OutputKind kind, Py_ssize_t i, Py_ssize_t n, vector counting,
     const Scale *scale,
 ) noexcept nogil:
-    """The output from class i on, a vector of it."""
+    """The output from class i on, as much of a vector as there is."""
     cdef vector v
-    if kind == FROM_KEPT:
-        v = kept_get(row.kept + i, n - i)
-    elif i + LANES <= n:
-        v = vector_load(row.x + i)
+    if i + LANES <= n or (kind == FROM_KEPT and not STORAGE_IS_REAL):
+        v = row_output(row, kind, i, scale)
     else:
-        v = vector_load_first(row.x + i, n - i)
-    v = output_vector(v, row.minus, row.factor, row.reference, scale, kind)
+        v = output_vector(
+            vector_load_first(<const storage *>row.kept + i if kind == FROM_KEPT else row.x + i,
+                              n - i),
+            row.minus, row.factor, row.reference, scale, kind)
     if row.dense:
         v = vector_fnma(row.dense_factor, coefficient_vector(&row.coefficients, i, n), v)
     if i <= row.label < i + LANES:
@@ -314,7 +316,7 @@ cdef inline RowWriter writer_open(
     if head < 0:
         writer.stream = False
     elif head > 0:
-        first = row_output(row, kind, 0, n, vector_counting(), scale)
+        first = row_output_at(row, kind, 0, n, vector_counting(), scale)
         writer.next = min(head, n)
         if seams.pending == 0:
             vector_store_first(out, first, writer.next)
@@ -332,7 +334,7 @@ cdef inline void writer_step(
     RowWriter *writer, OutputKind kind, vector counting, const Scale *scale
 ) noexcept nogil:
     """Write the next vector."""
-    cdef vector v = row_output(writer.row, kind, writer.next, writer.n, counting, scale)
+    cdef vector v = row_output_at(writer.row, kind, writer.next, writer.n, counting, scale)
     if writer.stream:
         vector_stream(writer.out + writer.next, v)
     else:
@@ -350,18 +352,13 @@ cdef inline void writer_run(
     cdef const RowOutput *row = writer.row
     cdef Py_ssize_t next = writer.next
     cdef Py_ssize_t k
-    cdef vector v
     if (
         next + RUN * LANES <= writer.n and writer.stream
         and not next <= row.label < next + RUN * LANES
     ):
         for k in range(RUN):
-            if kind == FROM_KEPT:
-                v = vector_get(row.kept + next + k * LANES)
-            else:
-                v = vector_load(row.x + next + k * LANES)
-            vector_stream(writer.out + next + k * LANES, output_vector(
-                v, row.minus, row.factor, row.reference, scale, kind))
+            vector_stream(writer.out + next + k * LANES, row_output(
+                row, kind, next + k * LANES, scale))
         writer.next = next + RUN * LANES
         return
     for k in range(RUN):
@@ -378,7 +375,7 @@ cdef inline void writer_close(
     while writer.next + LANES <= writer.n:
         writer_step(writer, kind, counting, scale)
     if writer.next < writer.n:
-        last = row_output(writer.row, kind, writer.next, writer.n, counting, scale)
+        last = row_output_at(writer.row, kind, writer.next, writer.n, counting, scale)
         if writer.stream:
             vector_store(seam(writer.seams, writer.seams.whole), last)
             writer.seams.at[writer.seams.whole % SEAMS] = writer.out + writer.next
@@ -417,9 +414,10 @@ cdef inline Pair row_exponentials(
     """Return the sum of the exponentials but the pivot's, lane by lane; keep them if asked to.
 
     Memory is kept busy meanwhile: what lies `ahead` bytes on, to be worked on next, is fetched,
-    and the output of an earlier row, `behind` (NULL for none), is written. `keep`, `general` (see
-    scale_with), `behind == NULL` and `kind` are constants where this is called, to keep branches
-    out of the loop.
+    where nothing is written even up to the first-level cache, once half way there, and the output
+    of an earlier row, `behind` (NULL for none), is written. `general` (see scale_with),
+    `keep` unless `general`, `behind == NULL` and `kind` are constants where this is called, to
+    keep branches out of the loop.
     """
     cdef Scale local = scale_with(scale_, general)
     cdef Scale *scale = &local
@@ -432,6 +430,8 @@ cdef inline Pair row_exponentials(
     while i + RUN * LANES <= n:
         for k in range(RUN):
             prefetch(<const char *>(x + i + k * LANES) + ahead)
+            if not keep and behind == NULL:
+                prefetch_near(<const char *>(x + i + k * LANES) + ahead // 2)
             e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
             if keep:
                 vector_put(kept + i + k * LANES, e[k])

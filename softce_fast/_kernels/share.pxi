@@ -73,6 +73,11 @@ cdef inline int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
     return <int>max(1, min(<Py_ssize_t>n_threads, work // (WORK_PER_THREAD * LANES)))
 
 
+cdef inline bint parts_pay(Py_ssize_t rows, Py_ssize_t parts, int n_threads) noexcept nogil:
+    """Whether to share out the parts of rows: where whole rows are too few."""
+    return parts > 1 and n_threads > 1 and rows < 4 * n_threads
+
+
 cdef int threads_for_call(int n_threads, Py_ssize_t work) noexcept nogil:
     """How many threads a call on that many numbers uses, of those that it may use.
 

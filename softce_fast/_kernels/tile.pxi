@@ -21,6 +21,18 @@ cdef inline Py_ssize_t offset_of(const Offsets *offsets, Py_ssize_t k) noexcept 
     return offsets.of_row[k]
 
 
+cdef inline void tile_load_packed(real *tile, const storage *x, Py_ssize_t n) noexcept nogil:
+    """Fill a tile with n classes (2 to MOST_COLUMNS, a constant) of packed rows."""
+    cdef vector[3] rows
+    cdef vector[3] columns
+    cdef Py_ssize_t c
+    for c in range(n):
+        rows[c] = vector_load(x + c * LANES)
+    columns_from_rows(columns, rows, n)
+    for c in range(n):
+        vector_put(tile + c * LANES, columns[c])
+
+
 cdef inline void tile_load(
     real *tile, const char *x, Py_ssize_t class_stride, const Offsets *offsets, Py_ssize_t n,
     Py_ssize_t rows,
@@ -33,6 +45,14 @@ cdef inline void tile_load(
         for c in range(n):
             vector_put(tile + c * LANES, vector_load(
                 <const storage *>(x + offsets.of_row[0] + c * class_stride)))
+    elif (
+        2 <= n <= MOST_COLUMNS and rows == LANES and class_stride == sizeof(storage)
+        and row_stride == n * <Py_ssize_t>sizeof(storage)
+    ):
+        if n == 2:
+            tile_load_packed(tile, <const storage *>(x + offsets.of_row[0]), 2)
+        else:
+            tile_load_packed(tile, <const storage *>(x + offsets.of_row[0]), 3)
     elif rows == LANES and row_stride != 0 and class_stride == sizeof(storage):
         if n < QUARTER_CLASSES:
             words_load_first(words, x + offsets.of_row[0], row_stride, n)
@@ -322,6 +342,21 @@ cdef inline vector tile_output(
     return v
 
 
+cdef inline void tile_unpack_few(
+    const TileOutput *tile, OutputKind kind, bint dense, bint by_label, Py_ssize_t n,
+    const Scale *scale, storage *rows,
+) noexcept nogil:
+    """tile_unpack_kind() for n classes, a constant from 2 to MOST_COLUMNS."""
+    cdef vector[3] columns
+    cdef vector[3] packed
+    cdef Py_ssize_t c
+    for c in range(n):
+        columns[c] = tile_output(tile, kind, dense, by_label, c, scale)
+    rows_from_columns(packed, columns, n)
+    for c in range(n):
+        vector_store(rows + c * LANES, packed[c])
+
+
 cdef inline void tile_unpack_kind(
     const TileOutput *tile_, OutputKind kind, bint dense, bint by_label, Py_ssize_t n,
     const Scale *scale, real *words, storage *rows,
@@ -332,6 +367,12 @@ cdef inline void tile_unpack_kind(
     cdef Py_ssize_t count = (n + WORD_CLASSES - 1) // WORD_CLASSES
     cdef Py_ssize_t last = max(count - QUARTER_LANES, <Py_ssize_t>0)
     cdef Py_ssize_t step = 0, start = last, i, k
+    if 2 <= n <= MOST_COLUMNS:
+        if n == 2:
+            tile_unpack_few(&tile, kind, dense, by_label, 2, scale, rows)
+        else:
+            tile_unpack_few(&tile, kind, dense, by_label, 3, scale, rows)
+        return
     if WORD_CLASSES > 1:
         for i in range(count):
             for k in range(WORD_CLASSES):

@@ -945,8 +945,39 @@ INLINE void memory_give(void *memory) {
 }
 #endif
 
+/* Fetch a cache line into the second-level cache, */
 INLINE void prefetch(const char *p) {
     __builtin_prefetch(p, 0, 2);
+}
+/* or into the first. */
+INLINE void prefetch_near(const char *p) {
+    __builtin_prefetch(p, 0, 3);
+}
+
+/* Whether any of LANES class indices is `ignored`, or outside [0, classes). */
+INLINE int labels_are_special(const int64_t *labels, int64_t ignored, int64_t classes) {
+    typedef int64_t indices __attribute__((vector_size(PART_BYTES)));
+    enum { COUNT = PART_BYTES / sizeof(int64_t) };
+    const indices none = {0};
+    int64_t special = 0;
+    int k;
+#if PART_BYTES == 64
+    for (k = 0; k < LANES; k += COUNT) {
+        const __m512i label = _mm512_loadu_si512(labels + k);
+        special |= _mm512_cmpeq_epi64_mask(label, (__m512i)(none + ignored))
+                   | _mm512_cmpge_epu64_mask(label, (__m512i)(none + classes));
+    }
+#else
+    indices found = none;
+    for (k = 0; k < LANES; k += COUNT) {
+        indices label;
+        memcpy(&label, labels + k, sizeof(label));
+        found |= (label == none + ignored) | (label < none) | (label >= none + classes);
+    }
+    for (k = 0; k < COUNT; k++)
+        special |= found[k];
+#endif
+    return special != 0;
 }
 
 /* ---- quarters: 16 bytes of a vector ------------------------------------------------------- */
@@ -1062,9 +1093,9 @@ INLINE void vectors_transpose_quarters(vector *v) {
 
 /* The even blocks of `width` numbers of two parts, one part behind the other; or the odd ones. */
 #if defined(__clang__)
-#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define PART_WIDTH(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
+#define PART_WIDTH(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
 #endif
 #define AT(j, width, odd) (2 * ((j) / (width)) * (width) + (j) % (width) + (odd) * (width))
 /* Within the two parts, also where a branch for wider parts is compiled and never taken. */
@@ -1074,13 +1105,13 @@ INLINE void vectors_transpose_quarters(vector *v) {
 #define AT_8(j, width, odd) AT_4(j, width, odd), AT_4((j) + 4, width, odd)
 #define AT_16(j, width, odd) AT_8(j, width, odd), AT_8((j) + 8, width, odd)
 #if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_16(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_16(0, width, odd))
 #elif PART_BYTES == 64 || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_8(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_8(0, width, odd))
 #elif PART_BYTES == 32 || !defined(STORAGE_FLOAT64)
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_4(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_4(0, width, odd))
 #else
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_2(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_2(0, width, odd))
 #endif
 
 /* The even blocks of `width` numbers of two vectors, one behind the other, and the odd ones. */
@@ -1187,6 +1218,97 @@ INLINE vector word_from(const vector *columns) {
     return columns[0];
 }
 
+#endif
+
+/* ---- packed rows of few classes -------------------------------------------------------------
+ *
+ * LANES rows of n classes, one behind the other, are n vectors, and so are their columns: in column
+ * c, lane k is class c of row k. Number e of the rows is class e % n of row e / n. */
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_SHUFFLE 1
+#endif
+#endif
+
+#if defined(HAS_SHUFFLE)
+enum { MOST_COLUMNS = 3 };
+
+#define TWO_LANES(f, k, n, c) f((k), n, c), f((k) + 1, n, c)
+#define FOUR_LANES(f, k, n, c) TWO_LANES(f, k, n, c), TWO_LANES(f, (k) + 2, n, c)
+#define EIGHT_LANES(f, k, n, c) FOUR_LANES(f, k, n, c), FOUR_LANES(f, (k) + 4, n, c)
+#define ALL_16(f, n, c) EIGHT_LANES(f, 0, n, c), EIGHT_LANES(f, 8, n, c)
+#define ALL_8(f, n, c) EIGHT_LANES(f, 0, n, c)
+#define ALL_4(f, n, c) FOUR_LANES(f, 0, n, c)
+#define ALL_2(f, n, c) TWO_LANES(f, 0, n, c)
+/* PART_LANES, as a literal. */
+#if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
+#define PART_WIDTH 16
+#elif (PART_BYTES == 64) || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
+#define PART_WIDTH 8
+#elif (PART_BYTES == 32) || !defined(STORAGE_FLOAT64)
+#define PART_WIDTH 4
+#else
+#define PART_WIDTH 2
+#endif
+#define ALL_LANES(f, n, c) PASTE(ALL_, PART_WIDTH)(f, n, c)
+
+/* Which lane, of two parts, to take for lane k of column c. The first two parts give what they have,
+ * the third one what is still missing: -1. */
+#define COLUMN_PLACE(k, n, c) ((k) * (n) + (c))
+#define COLUMN_FROM_TWO(k, n, c) \
+    (COLUMN_PLACE(k, n, c) < 2 * PART_WIDTH ? COLUMN_PLACE(k, n, c) : -1)
+#define COLUMN_AND_THIRD(k, n, c) \
+    (COLUMN_PLACE(k, n, c) < 2 * PART_WIDTH ? (k) : COLUMN_PLACE(k, n, c) - PART_WIDTH)
+
+/* The same for lane k of part i of the rows, from the columns. */
+#define ROW_CLASS(k, n, i) (((i) * PART_WIDTH + (k)) % (n))
+#define ROW_NUMBER(k, n, i) (((i) * PART_WIDTH + (k)) / (n))
+#define ROW_FROM_TWO(k, n, i) \
+    (ROW_CLASS(k, n, i) < 2 ? ROW_CLASS(k, n, i) * PART_WIDTH + ROW_NUMBER(k, n, i) : -1)
+#define ROW_AND_THIRD(k, n, i) (ROW_CLASS(k, n, i) < 2 ? (k) : PART_WIDTH + ROW_NUMBER(k, n, i))
+
+/* Turn `from` into `to`, n parts each. */
+#define TURN_TWO(kind, c) \
+    to[c] = __builtin_shufflevector(from[0], from[1], ALL_LANES(kind##_FROM_TWO, 2, c));
+#define TURN_THREE(kind, c) \
+    to[c] = __builtin_shufflevector( \
+        __builtin_shufflevector(from[0], from[1], ALL_LANES(kind##_FROM_TWO, 3, c)), from[2], \
+        ALL_LANES(kind##_AND_THIRD, 3, c));
+#define TURN(kind, n) \
+    if (n == 2) { \
+        TURN_TWO(kind, 0) TURN_TWO(kind, 1) \
+    } else { \
+        TURN_THREE(kind, 0) TURN_THREE(kind, 1) TURN_THREE(kind, 2) \
+    }
+
+/* `n` is a constant: 2 or 3. Of more classes quarters are as fast. */
+INLINE void columns_from_rows(vector *columns, const vector *rows, ptrdiff_t n) {
+    for (int i = 0; i < PARTS; i++) {
+        part from[MOST_COLUMNS], to[MOST_COLUMNS];
+        for (int k = 0; k < n; k++) from[k] = rows[(i * n + k) / PARTS].p[(i * n + k) % PARTS];
+        TURN(COLUMN, n)
+        for (int k = 0; k < n; k++) columns[k].p[i] = to[k];
+    }
+}
+
+INLINE void rows_from_columns(vector *rows, const vector *columns, ptrdiff_t n) {
+    for (int i = 0; i < PARTS; i++) {
+        part from[MOST_COLUMNS], to[MOST_COLUMNS];
+        for (int k = 0; k < n; k++) from[k] = columns[k].p[i];
+        TURN(ROW, n)
+        for (int k = 0; k < n; k++) rows[(i * n + k) / PARTS].p[(i * n + k) % PARTS] = to[k];
+    }
+}
+
+#else
+enum { MOST_COLUMNS = 0 };
+INLINE void columns_from_rows(vector *columns, const vector *rows, ptrdiff_t n) {
+    (void)columns, (void)rows, (void)n;
+}
+INLINE void rows_from_columns(vector *rows, const vector *columns, ptrdiff_t n) {
+    (void)rows, (void)columns, (void)n;
+}
 #endif
 
 /* ---- across the lanes ----------------------------------------------------------------------

@@ -70,6 +70,9 @@ cdef extern from "vector.h" nogil:
     void words_store(storage *rows, Py_ssize_t row_stride, vector *words)
     void word_put(real *p, vector word, Py_ssize_t count)
     vector word_from(const vector *columns)
+    const Py_ssize_t MOST_COLUMNS
+    void columns_from_rows(vector *columns, const vector *rows, Py_ssize_t n)
+    void rows_from_columns(vector *rows, const vector *columns, Py_ssize_t n)
     void vectors_halve(const vector *pair, Py_ssize_t width, vector *even, vector *odd)
     real storage_read(const char *p)
     void storage_write(char *p, real x)
@@ -79,6 +82,8 @@ cdef extern from "vector.h" nogil:
     Py_ssize_t stream_head(const storage *p)
     void stores_finish()
     void prefetch(const char *p)
+    void prefetch_near(const char *p)
+    bint labels_are_special(const int64_t *labels, int64_t ignored, int64_t classes)
 
 
 cdef inline vector vector_counting() noexcept nogil:
