@@ -1093,9 +1093,9 @@ INLINE void vectors_transpose_quarters(vector *v) {
 
 /* The even blocks of `width` numbers of two parts, one part behind the other; or the odd ones. */
 #if defined(__clang__)
-#define PART_WIDTH(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define PART_WIDTH(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
 #endif
 #define AT(j, width, odd) (2 * ((j) / (width)) * (width) + (j) % (width) + (odd) * (width))
 /* Within the two parts, also where a branch for wider parts is compiled and never taken. */
@@ -1105,13 +1105,13 @@ INLINE void vectors_transpose_quarters(vector *v) {
 #define AT_8(j, width, odd) AT_4(j, width, odd), AT_4((j) + 4, width, odd)
 #define AT_16(j, width, odd) AT_8(j, width, odd), AT_8((j) + 8, width, odd)
 #if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
-#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_16(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_16(0, width, odd))
 #elif PART_BYTES == 64 || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
-#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_8(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_8(0, width, odd))
 #elif PART_BYTES == 32 || !defined(STORAGE_FLOAT64)
-#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_4(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_4(0, width, odd))
 #else
-#define PART_BLOCKS(a, b, width, odd) PART_WIDTH(a, b, AT_2(0, width, odd))
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_2(0, width, odd))
 #endif
 
 /* The even blocks of `width` numbers of two vectors, one behind the other, and the odd ones. */
