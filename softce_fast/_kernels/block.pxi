@@ -27,7 +27,6 @@ cdef struct BlockOutput:
     unsigned int ignored     # bit k: row k gets 0
     storage *out             # the rows lie one behind the other
     bint stream
-    bint whole_lines         # vectors go to cache lines as they are
 
 
 cdef inline void block_write_row(

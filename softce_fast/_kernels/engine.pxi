@@ -87,6 +87,7 @@ cdef struct Problem:
     bint keep               # exponentials of all chunks are kept from forward to write,
     bint keep_in_output     # and that where the output will be
     bint by_lines           # tiles end where the output's cache lines end
+    bint pack_blocks        # a block's output is laid out before it is written, by lines
     bint write_behind       # a group's output is written while the next one is summed, or kept
     Py_ssize_t ahead        # bytes from what is worked on to what comes next,
     Py_ssize_t ahead_stride  # and from one cache line of that to the next
@@ -1132,10 +1133,7 @@ cdef inline void block_output_open(
     output.stride = problem.kept_stride
     output.out = <storage *>(problem.output.data + group.output.of_row[0])
     output.by_label = problem.operation == CROSS_ENTROPY
-    # Elements that no whole number of them takes to a cache line never meet one.
-    output.stream = problem.stream and BLOCKS_STREAM and stream_head(output.out) >= 0
-    output.whole_lines = (
-        problem.classes % LANES == 0 and stream_head(output.out) == 0 and not output.by_label)
+    output.stream = problem.stream
     vector_put(output.factor, group.factor.high)
     vector_put(output.factor_rest, group.factor.low)
     if output.by_label:
@@ -1357,7 +1355,7 @@ cdef void run_blocks(
         group_results(&group, problem, scratch.results + (row - first))
         if problem.output.data != NULL:
             block_output_open(&output, &group, problem, scratch.kept)
-            if output.stream and not output.whole_lines:
+            if problem.pack_blocks:
                 block_pack(&output, problem.classes, &scratch.line)
             else:
                 behind = &output

@@ -180,6 +180,7 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
     """Decide all that follows from what the rows go by."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
     cdef bint long_rows = problem.by_chunks or problem.classes > KEPT_CLASSES
+    cdef Py_ssize_t head
     problem.keep_in_output = False
     problem.keep = problem.passes == BY_BLOCKS or (
         problem.passes == BY_ROWS and problem.output.data != NULL
@@ -208,8 +209,16 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
         problem.passes == BY_TILES and problem.stream
         and problem.output.inner_stride == sizeof(storage) and problem.output.inner_length > 1
         and problem.output.class_stride % <Py_ssize_t>(LANES * sizeof(storage)) == 0)
+    problem.pack_blocks = False
+    if problem.passes == BY_BLOCKS and problem.stream:
+        # As far from the start of a cache line as the first block, all others are, too. Elements
+        # that no whole number of them takes to one never meet any.
+        head = stream_head(<storage *>problem.output.data)
+        problem.stream = BLOCKS_STREAM and head >= 0
+        problem.pack_blocks = problem.stream and (
+            head > 0 or problem.classes % LANES != 0 or problem.operation == CROSS_ENTROPY)
     problem.write_behind = problem.output.data != NULL and (
-        problem.passes == BY_BLOCKS or (
+        (problem.passes == BY_BLOCKS and not problem.pack_blocks) or (
             problem.passes == BY_ROWS and not problem.by_chunks and problem.stream
             and not problem.dense and contiguous
             and problem.output.class_stride == sizeof(storage)

@@ -267,6 +267,30 @@ INLINE part zip_8(part a, part b, int high) {
 #endif
 #endif
 
+/* A part made of lanes of two, which are numbered through. Of -1, any lane will do: GCC before 12, for
+ * which the numbers go round, takes the last. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
+#endif
+
+/* PART_LANES as a literal, and f(k, m, n) for each lane k of a part. */
+#if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
+#define PART_WIDTH 16
+#elif PART_BYTES == 64 || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
+#define PART_WIDTH 8
+#elif PART_BYTES == 32 || !defined(STORAGE_FLOAT64)
+#define PART_WIDTH 4
+#else
+#define PART_WIDTH 2
+#endif
+#define EACH_OF_2(f, k, m, n) f((k), m, n), f((k) + 1, m, n)
+#define EACH_OF_4(f, k, m, n) EACH_OF_2(f, k, m, n), EACH_OF_2(f, (k) + 2, m, n)
+#define EACH_OF_8(f, k, m, n) EACH_OF_4(f, k, m, n), EACH_OF_4(f, (k) + 4, m, n)
+#define EACH_OF_16(f, k, m, n) EACH_OF_8(f, k, m, n), EACH_OF_8(f, (k) + 8, m, n)
+#define EACH_LANE(f, m, n) PASTE(EACH_OF_, PART_WIDTH)(f, 0, m, n)
+
 /* ---- vectors: arithmetic ------------------------------------------------------------------ */
 
 INLINE vector vector_set(real x) {
@@ -1091,28 +1115,11 @@ INLINE void vectors_transpose_quarters(vector *v) {
     }
 }
 
-/* The even blocks of `width` numbers of two parts, one part behind the other; or the odd ones. */
-#if defined(__clang__)
-#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (part_bits){__VA_ARGS__})
-#endif
+/* The lane, of two parts, that is number j of their even blocks of `width` numbers, or the odd ones. */
 #define AT(j, width, odd) (2 * ((j) / (width)) * (width) + (j) % (width) + (odd) * (width))
 /* Within the two parts, also where a branch for wider parts is compiled and never taken. */
-#define WITHIN(j, width, odd) (AT(j, width, odd) & (2 * PART_BYTES / (int)sizeof(real) - 1))
-#define AT_2(j, width, odd) WITHIN(j, width, odd), WITHIN((j) + 1, width, odd)
-#define AT_4(j, width, odd) AT_2(j, width, odd), AT_2((j) + 2, width, odd)
-#define AT_8(j, width, odd) AT_4(j, width, odd), AT_4((j) + 4, width, odd)
-#define AT_16(j, width, odd) AT_8(j, width, odd), AT_8((j) + 8, width, odd)
-#if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_16(0, width, odd))
-#elif PART_BYTES == 64 || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_8(0, width, odd))
-#elif PART_BYTES == 32 || !defined(STORAGE_FLOAT64)
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_4(0, width, odd))
-#else
-#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, AT_2(0, width, odd))
-#endif
+#define WITHIN(j, width, odd) (AT(j, width, odd) & (2 * PART_WIDTH - 1))
+#define PART_BLOCKS(a, b, width, odd) SHUFFLED(a, b, EACH_LANE(WITHIN, width, odd))
 
 /* The even blocks of `width` numbers of two vectors, one behind the other, and the odd ones. */
 INLINE void vectors_halve(const vector *pair, ptrdiff_t width, vector *even, vector *odd) {
@@ -1225,36 +1232,10 @@ INLINE vector word_from(const vector *columns) {
  * LANES rows of n classes, one behind the other, are n vectors, and so are their columns: in column
  * c, lane k is class c of row k. Number e of the rows is class e % n of row e / n. */
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define HAS_SHUFFLE 1
-#endif
-#endif
-
-#if defined(HAS_SHUFFLE)
 enum { MOST_COLUMNS = 3 };
 
-#define TWO_LANES(f, k, n, c) f((k), n, c), f((k) + 1, n, c)
-#define FOUR_LANES(f, k, n, c) TWO_LANES(f, k, n, c), TWO_LANES(f, (k) + 2, n, c)
-#define EIGHT_LANES(f, k, n, c) FOUR_LANES(f, k, n, c), FOUR_LANES(f, (k) + 4, n, c)
-#define ALL_16(f, n, c) EIGHT_LANES(f, 0, n, c), EIGHT_LANES(f, 8, n, c)
-#define ALL_8(f, n, c) EIGHT_LANES(f, 0, n, c)
-#define ALL_4(f, n, c) FOUR_LANES(f, 0, n, c)
-#define ALL_2(f, n, c) TWO_LANES(f, 0, n, c)
-/* PART_LANES, as a literal. */
-#if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
-#define PART_WIDTH 16
-#elif (PART_BYTES == 64) || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
-#define PART_WIDTH 8
-#elif (PART_BYTES == 32) || !defined(STORAGE_FLOAT64)
-#define PART_WIDTH 4
-#else
-#define PART_WIDTH 2
-#endif
-#define ALL_LANES(f, n, c) PASTE(ALL_, PART_WIDTH)(f, n, c)
-
 /* Which lane, of two parts, to take for lane k of column c. The first two parts give what they have,
- * the third one what is still missing: -1. */
+ * the third one what is still missing: there, any lane will do, as -1 says. */
 #define COLUMN_PLACE(k, n, c) ((k) * (n) + (c))
 #define COLUMN_FROM_TWO(k, n, c) \
     (COLUMN_PLACE(k, n, c) < 2 * PART_WIDTH ? COLUMN_PLACE(k, n, c) : -1)
@@ -1270,11 +1251,10 @@ enum { MOST_COLUMNS = 3 };
 
 /* Turn `from` into `to`, n parts each. */
 #define TURN_TWO(kind, c) \
-    to[c] = __builtin_shufflevector(from[0], from[1], ALL_LANES(kind##_FROM_TWO, 2, c));
+    to[c] = SHUFFLED(from[0], from[1], EACH_LANE(kind##_FROM_TWO, 2, c));
 #define TURN_THREE(kind, c) \
-    to[c] = __builtin_shufflevector( \
-        __builtin_shufflevector(from[0], from[1], ALL_LANES(kind##_FROM_TWO, 3, c)), from[2], \
-        ALL_LANES(kind##_AND_THIRD, 3, c));
+    to[c] = SHUFFLED(SHUFFLED(from[0], from[1], EACH_LANE(kind##_FROM_TWO, 3, c)), from[2], \
+                     EACH_LANE(kind##_AND_THIRD, 3, c));
 #define TURN(kind, n) \
     if (n == 2) { \
         TURN_TWO(kind, 0) TURN_TWO(kind, 1) \
@@ -1300,16 +1280,6 @@ INLINE void rows_from_columns(vector *rows, const vector *columns, ptrdiff_t n) 
         for (int k = 0; k < n; k++) rows[(i * n + k) / PARTS].p[(i * n + k) % PARTS] = to[k];
     }
 }
-
-#else
-enum { MOST_COLUMNS = 0 };
-INLINE void columns_from_rows(vector *columns, const vector *rows, ptrdiff_t n) {
-    (void)columns, (void)rows, (void)n;
-}
-INLINE void rows_from_columns(vector *rows, const vector *columns, ptrdiff_t n) {
-    (void)rows, (void)columns, (void)n;
-}
-#endif
 
 /* ---- across the lanes ----------------------------------------------------------------------
  * The order is part of the contract: halves onto each other, 16 lanes to 8, 4, 2, 1, so that
