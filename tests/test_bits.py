@@ -14,7 +14,8 @@ from layouts import STRIDES, WRITABLE, Array, assert_same_bits
 from softce_fast import _dispatch
 
 CLASS_COUNTS = (1, 2, 3, 5, 10, 15, 16, 17, 23, 24, 31, 33, 47, 48, 60, 61, 63, 64, 65, 100)
-CLASS_COUNTS += (120, 121, 127, 129, 255, 256, 511, 512, 1000, 4095, 4096, 4097, 10_000, 131_072)
+CLASS_COUNTS += (120, 121, 127, 129, 255, 256, 257, 511, 512, 513, 1000)
+CLASS_COUNTS += (4095, 4096, 4097, 10_000, 131_072)
 THREAD_COUNTS = (1, 2, 3, 5, 8)
 
 Operation = Callable[..., Array]
@@ -75,7 +76,7 @@ WITH_OUTPUT = (
 )
 
 with_classes = pytest.mark.parametrize("classes", CLASS_COUNTS)
-HALF_CLASS_COUNTS = (2, 3, 10, 16, 17, 33, 47, 48, 64, 65, 100, 255, 256, 1000, 4097)
+HALF_CLASS_COUNTS = (2, 3, 10, 16, 17, 33, 47, 48, 64, 65, 100, 255, 256, 512, 513, 1000, 4097)
 with_half_classes = pytest.mark.parametrize("classes", HALF_CLASS_COUNTS)
 
 

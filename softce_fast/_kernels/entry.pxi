@@ -11,6 +11,8 @@ cdef enum:
     WRITE_BEHIND_CLASSES = 65536
     # Classes of all tiles of a batch.
     BATCH_CLASSES = 256
+    # Longest rows that go by blocks; of float32, which go one by one as fast then, half of it.
+    BLOCK_CLASSES = 512
     # Elements of rows worked on together: they fit the first-level cache.
     WORK_AT_ONCE = 4096
     # Longest row whose exponentials are kept in memory that the second-level cache has,
@@ -113,7 +115,7 @@ cdef Passes passes_for(const Problem *problem, bint contiguous) noexcept:
     if (
         problem.rows >= LANES and problem.operation != LOG_SOFTMAX and not problem.dense
         and problem.classes >= 4 * LANES
-        and problem.classes * LANES < WORK_AT_ONCE
+        and problem.classes <= (BLOCK_CLASSES // 2 if sizeof(storage) == 4 else BLOCK_CLASSES)
         # Where rows share cache lines tiles write them faster; of half types, not always.
         and not (
             problem.stream and STORAGE_IS_REAL and problem.classes % LANES != 0
@@ -197,6 +199,8 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
             # What is added up, behind the logits; and behind probabilities.
             problem.kept_stride *= 3 if problem.operation == SOFT_CROSS_ENTROPY else 2
     else:
+        problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
+    if problem.passes == BY_ROWS:
         problem.rows_at_once = max(1, min(<Py_ssize_t>LANES, WORK_AT_ONCE // problem.classes))
         if (
             problem.output.data != NULL or problem.dense or problem.chunks > 1 or not contiguous
@@ -204,7 +208,6 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
             # What is kept of a group is to fit as well, and dense targets read all its rows twice.
             # Else many are finished together.
             problem.rows_per_group = problem.rows_at_once
-        problem.kept_stride = (problem.classes + 3 * LANES) // LANES * LANES
     problem.by_lines = (
         problem.passes == BY_TILES and problem.stream
         and problem.output.inner_stride == sizeof(storage) and problem.output.inner_length > 1

@@ -19,10 +19,18 @@ cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline vector row_maxima(const storage *x, Py_ssize_t n) noexcept nogil:
-    """row_maximum(), lane by lane, in any order."""
+    """row_maximum(), lane by lane, in any order.
+
+    Whole vectors are read from the start of cache lines on: what is read twice does no harm.
+    """
     cdef vector a = vector_set(NEGATIVE_INFINITY)
     cdef vector b = a, c = a, d = a
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i
+    if n < LANES:
+        return vector_maximum(split_load_first(x, n), a)
+    a = vector_maximum(split_load(x), a)
+    b = vector_maximum(split_load(x + n - LANES), b)
+    i = max(<Py_ssize_t>0, stream_head(x))
     while i + 4 * LANES <= n:
         a = vector_maximum(split_load(x + i), a)
         b = vector_maximum(split_load(x + i + LANES), b)
@@ -32,8 +40,6 @@ cdef inline vector row_maxima(const storage *x, Py_ssize_t n) noexcept nogil:
     while i + LANES <= n:
         a = vector_maximum(split_load(x + i), a)
         i += LANES
-    if i < n:
-        b = vector_maximum(split_load_first(x + i, n - i), b)
     return vector_maximum(vector_maximum(a, b), vector_maximum(c, d))
 
 
