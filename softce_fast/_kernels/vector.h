@@ -1055,7 +1055,8 @@ INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
         high = high >> 1 >> (8 * (16 - size) - 1);
     } else {
         uint32_t start = 0, end = 0;
-        memcpy(&start, p, sizeof(storage));
+        /* A wider element, which never comes here, would not fit. */
+        memcpy(&start, p, sizeof(storage) < 4 ? sizeof(storage) : 4);
         if (size >= 4) {
             memcpy(&start, p, 4);
             memcpy(&end, p + size - 4, 4);
