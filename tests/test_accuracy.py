@@ -13,8 +13,8 @@ import truth
 from tolerances import assert_ulp
 
 # Around the lengths where the code changes its way: lanes, tiles, blocks, runs of vectors, chunks.
-CLASS_COUNTS = (2, 3, 5, 10, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 127, 129, 256, 512, 1000)
-CLASS_COUNTS += (4095, 4096, 4097, 10_000, 131_072)
+CLASS_COUNTS = (2, 3, 5, 10, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 127, 129, 255)
+CLASS_COUNTS += (256, 512, 1000, 4095, 4096, 4097, 10_000, 131_072)
 
 Array = truth.Array
 

@@ -320,8 +320,8 @@ def short_rows(note: str, isa: str, dtype_name: str) -> None:
 # Rows and batches around every size at which the kernels change their way: groups and tasks of
 # rows, chunks of a row, shares for threads, stores past the caches.
 LONG_ROWS = (
-    *((35, 255), (33, 257), (17, 511), (33, 512), (17, 513), (130, 1023), (67, 1024)),
-    *((9, 4097), (2, 32769)),
+    *((35, 255), (33, 256), (33, 257), (17, 511), (16, 512), (33, 512), (17, 513)),
+    *((130, 1023), (67, 1024), (9, 4097), (2, 32769)),
     *((1, 65535), (1, 65536), (3, 65537), (1, 131072), (2, 131073), (1, 200_001)),
     *((5000, 17), (2049, 64), (2047, 65), (40_000, 3)),
 )
