@@ -8,10 +8,10 @@
 #             row in each lane)
 #   write     the output, if there is one
 #
-# Forward and write exist three times: for single rows (rows.pxi), for tiles (tile.pxi) and for
-# blocks (block.pxi). All give the same bits, so which one serves a group is a matter of speed
-# alone: rows that are left over and would not fill a tile or block go one by one. Few long rows are
-# shared out by chunks instead of rows; the chunks are the same ones.
+# Forward and write exist twice: for single rows (rows.pxi) and for tiles (tile.pxi). Both give the
+# same bits, so which one serves a group is a matter of speed alone: rows that are left over and
+# would not fill a tile go one by one. Few long rows are shared out by chunks instead of rows; the
+# chunks are the same ones.
 #
 # What is `cdef inline` is inlined wherever it is called; the rest, by GCC, nowhere (see setup.py).
 # So each pass is a function with all its loops, and no two compete for registers.
@@ -28,7 +28,6 @@ cdef enum Passes:
     # What the rows of a problem go by, those left over excepted.
     BY_ROWS
     BY_TILES
-    BY_BLOCKS
 
 
 cdef struct Array:
@@ -87,8 +86,6 @@ cdef struct Problem:
     bint keep               # exponentials of all chunks are kept from forward to write,
     bint keep_in_output     # and that where the output will be
     bint by_lines           # tiles end where the output's cache lines end
-    bint pack_blocks        # a block's output is laid out before it is written, by lines
-    bint write_behind       # a group's output is written while the next one is summed, or kept
     Py_ssize_t ahead        # bytes from what is worked on to what comes next,
     Py_ssize_t ahead_stride  # and from one cache line of that to the next
     size_t kept_stride      # numbers from one kept row, or tile, to the next
@@ -134,10 +131,7 @@ cdef struct Scratch:
     ChunkState *states            # of all chunks of a group
     real *kept                    # exponentials: the rows of a group, or its tile; where they
     #                               are not kept in the output
-    ChunkState *states_behind     # the same of the group before,
-    real *kept_behind             # whose output is still to be written
-    Line line                     # of tiles and blocks: its elements are followed by rows,
-    #                               unpacked;
+    Line line                     # of tiles: its elements are followed by rows, unpacked;
     Seams seams                   # of rows, in the same memory
     storage *staged               # rows copied together
     real *results                 # of the rows of a task
@@ -266,9 +260,8 @@ cdef inline bint pivots_at_maximum(const Problem *problem) noexcept nogil:
 
 cdef void rows_forward(
     Group *group, const Problem *problem, Py_ssize_t chunk, ChunkState *state, Scratch *scratch,
-    const RowsOutput *behind,
 ) noexcept nogil:
-    """Fill the state of one chunk of the group, row by row, and write the rows `behind`."""
+    """Fill the state of one chunk of the group, row by row."""
     cdef Py_ssize_t start = chunk * CHUNK
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
@@ -297,13 +290,10 @@ cdef void rows_forward(
         vector_put(exponent, state.reference.exponent)
         for k in range(first, stop):
             total = row_forward(
-                group, problem, chunk, k, x[k], maximum[k], shift[k], exponent[k], scratch, behind)
+                group, problem, chunk, k, x[k], maximum[k], shift[k], exponent[k], scratch)
             vector_put(high + k * LANES, total.high)
             vector_put(low + k * LANES, total.low)
         first = stop
-    if behind != NULL:
-        for k in range(group.rows, behind.group.rows):
-            rows_write_row(behind, problem, k, scratch)
     state.others = rows_reduce(high, low, group.rows, n)
     if problem.dense:
         rows_spread(group, problem, chunk, x, maximum, state, scratch)
@@ -311,15 +301,13 @@ cdef void rows_forward(
 
 cdef inline Pair row_forward(
     const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const storage *x,
-    real maximum, real shift, real exponent, Scratch *scratch, const RowsOutput *behind,
+    real maximum, real shift, real exponent, const Scratch *scratch,
 ) noexcept nogil:
-    """Sum one chunk of row k, and write row k of those `behind`."""
+    """Sum one chunk of row k."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t pivot = -1
     cdef real *kept = row_kept(group, problem, k, chunk, scratch.kept)
-    cdef bint writes = behind != NULL and k < behind.group.rows
     cdef Reference reference
-    cdef Pair total
     reference.shift = vector_set(shift)
     reference.exponent = vector_set(exponent)
     if problem.operation == CROSS_ENTROPY:
@@ -329,23 +317,13 @@ cdef inline Pair row_forward(
     elif pivots_at_maximum(problem):
         pivot = row_find(x, n, maximum)
     if problem.scale.tempered or shift != 0:
-        total = row_exponentials(
-            x, n, pivot, reference, &problem.scale, kept, problem.keep, True, problem.ahead,
-            NULL, FROM_KEPT)
-    elif writes and not (behind.low | behind.group.ignored) >> k & 1:
-        return row_exponentials_writing(
-            x, n, pivot, reference, kept, problem, behind, k, scratch)
-    elif problem.keep:
-        total = row_exponentials(
-            x, n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
-            NULL, FROM_KEPT)
-    else:
-        total = row_exponentials(
-            x, n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
-            NULL, FROM_KEPT)
-    if writes:
-        rows_write_row(behind, problem, k, scratch)
-    return total
+        return row_exponentials(
+            x, n, pivot, reference, &problem.scale, kept, problem.keep, True, problem.ahead)
+    if problem.keep:
+        return row_exponentials(
+            x, n, pivot, reference, &problem.scale, kept, True, False, problem.ahead)
+    return row_exponentials(
+        x, n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead)
 
 
 cdef inline real *row_kept(
@@ -355,33 +333,6 @@ cdef inline real *row_kept(
     if problem.keep_in_output:
         return <real *>(problem.output.data + offset_of(&group.output, k)) + chunk * CHUNK
     return kept + k * problem.kept_stride + chunk * CHUNK
-
-
-cdef inline Pair row_exponentials_writing(
-    const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, real *kept,
-    const Problem *problem, const RowsOutput *behind, Py_ssize_t k, Scratch *scratch,
-) noexcept nogil:
-    """row_exponentials(), writing row k of another group meanwhile."""
-    cdef RowOutput row = rows_output_row(behind, problem, k, scratch)
-    cdef storage *out = <storage *>rows_output_address(behind, problem, k)
-    cdef RowWriter writer
-    cdef Pair total
-    row.dense = False
-    if problem.keep:
-        writer = writer_open(
-            &row, FROM_KEPT, n, &problem.scale, out, problem.stream, &scratch.seams)
-        total = row_exponentials(
-            x, n, pivot, reference, &problem.scale, kept, True, False, problem.ahead,
-            &writer, FROM_KEPT)
-        writer_close(&writer, FROM_KEPT, &problem.scale)
-    else:
-        writer = writer_open(
-            &row, LOGARITHMS, n, &problem.scale, out, problem.stream, &scratch.seams)
-        total = row_exponentials(
-            x, n, pivot, reference, &problem.scale, NULL, False, False, problem.ahead,
-            &writer, LOGARITHMS)
-        writer_close(&writer, LOGARITHMS, &problem.scale)
-    return total
 
 
 cdef inline Coefficients coefficients_of(
@@ -582,31 +533,6 @@ cdef void tiles_sum(
     for t in range(tiles):
         tile_state(groups + t, problem, t, chunk, scratch).others = tile_sums(
             tile_terms(problem, scratch.kept + t * problem.kept_stride, n), n)
-
-
-cdef inline void block_forward(
-    Group *group, const Problem *problem, ChunkState *state, const BlockOutput *behind,
-    Scratch *scratch,
-) noexcept nogil:
-    """Fill the state of LANES whole rows, and write the rows `behind`."""
-    cdef const char *x = problem.logits.data + group.logits.of_row[0]
-    cdef real *kept = scratch.kept
-    cdef Py_ssize_t n = problem.classes
-    cdef Py_ssize_t k
-    state.maximum = block_maximum(x, group.logits.step, n)
-    state.reference = reference_for(state.maximum, &problem.scale)
-    if problem.scale.tempered or any_nonzero(state.reference.shift):
-        block_exponentials(
-            x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
-            problem.ahead, behind, &scratch.line, True)
-    else:
-        block_exponentials(
-            x, group.logits.step, n, state.reference, &problem.scale, kept, problem.kept_stride,
-            problem.ahead, behind, &scratch.line, False)
-    if problem.operation == CROSS_ENTROPY:
-        for k in range(LANES):
-            kept[k * problem.kept_stride + split_place(group.labels[k])] = 0
-    state.others = block_sums(kept, problem.kept_stride, n)
 
 
 cdef inline ChunkState *chunk_state(
@@ -952,7 +878,6 @@ cdef struct RowsOutput:
     const Group *group
     Py_ssize_t chunk
     Py_ssize_t n
-    real *kept
     real[16] minus
     real[16] at_label
     real[16] factor
@@ -964,8 +889,7 @@ cdef struct RowsOutput:
 
 
 cdef inline RowsOutput rows_output_open(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const ChunkState *state,
-    real *kept,
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const ChunkState *state
 ) noexcept nogil:
     cdef RowsOutput rows
     cdef Reference references
@@ -973,7 +897,6 @@ cdef inline RowsOutput rows_output_open(
     rows.group = group
     rows.chunk = chunk
     rows.n = chunk_length(problem, chunk)
-    rows.kept = kept
     vector_put(rows.factor, factors.high)
     vector_put(rows.factor_rest, factors.low)
     vector_put(rows.shift, references.shift)
@@ -1004,7 +927,7 @@ cdef inline RowOutput rows_output_row(
         row.dense_factor = vector_set(rows.dense_factor[k])
     if row.kind == FROM_KEPT and rows.low >> k & 1:
         row.kind = FROM_LOGITS
-    row.kept = row_kept(rows.group, problem, k, rows.chunk, rows.kept)
+    row.kept = row_kept(rows.group, problem, k, rows.chunk, scratch.kept)
     row.x = NULL
     if row.kind != FROM_KEPT:
         row.x = contiguous_row(
@@ -1052,10 +975,10 @@ cdef inline void rows_write_row(
 
 cdef inline void rows_write(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const ChunkState *state,
-    real *kept, Scratch *scratch,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write one chunk of the group's rows, one after the other."""
-    cdef RowsOutput rows = rows_output_open(group, problem, chunk, state, kept)
+    cdef RowsOutput rows = rows_output_open(group, problem, chunk, state)
     cdef Py_ssize_t k
     for k in range(group.rows):
         rows_write_row(&rows, problem, k, scratch)
@@ -1125,23 +1048,6 @@ cdef void tile_write(
         problem.output.class_stride, &group.output, group.rows, problem.stream)
 
 
-cdef inline void block_output_open(
-    BlockOutput *output, const Group *group, const Problem *problem, const real *kept
-) noexcept nogil:
-    """Describe the output of a finished block, whose group the next one may then take."""
-    output.kept = kept
-    output.stride = problem.kept_stride
-    output.out = <storage *>(problem.output.data + group.output.of_row[0])
-    output.by_label = problem.operation == CROSS_ENTROPY
-    output.stream = problem.stream
-    vector_put(output.factor, group.factor.high)
-    vector_put(output.factor_rest, group.factor.low)
-    if output.by_label:
-        memcpy(output.label, group.labels, sizeof(output.label))
-        vector_put(output.at_label, group.at_label)
-        output.ignored = group.ignored
-
-
 # ---- tasks -------------------------------------------------------------------------------------
 
 
@@ -1158,7 +1064,6 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     cdef size_t states = problem.chunks * sizeof(ChunkState)
     cdef size_t kept = 0, staged = 0, results = 0, target = 0
     cdef size_t line = 2 * LANES * sizeof(storage)
-    cdef size_t behind = 0
     if problem.passes == BY_ROWS:
         line *= SEAMS
         staged = problem.rows_at_once * columns * sizeof(storage)
@@ -1178,17 +1083,13 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     line = round_up(line)
     staged = round_up(staged)
     results = round_up(results)
-    if problem.write_behind:
-        behind = states + kept
     if scratch != NULL:
         # The results first: at the same place however the rows are worked on.
         scratch.results = <real *>memory
         memory += results
         scratch.states = <ChunkState *>memory
         scratch.kept = <real *>(memory + states)
-        scratch.states_behind = <ChunkState *>(memory + behind)
-        scratch.kept_behind = <real *>(memory + behind + states)
-        memory += behind + states + kept
+        memory += states + kept
         scratch.line.elements = <storage *>memory
         scratch.line.pending = 0
         scratch.line.lines = 0
@@ -1199,7 +1100,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         scratch.seams.pending = 0
         scratch.staged = <storage *>(memory + line)
         scratch.target = <storage *>(memory + line + staged)
-    return round_up(behind + states + kept + line + staged + results + target)
+    return round_up(states + kept + line + staged + results + target)
 
 
 cdef inline size_t round_up(size_t size) noexcept nogil:
@@ -1226,10 +1127,7 @@ cdef void run_task(const void *context, Py_ssize_t task, char *memory) noexcept 
             rest = problem.by_rows
             row -= (stop - first) % LANES
         scratch.results = results
-        if problem.passes == BY_TILES:
-            run_tiles(problem, first, row, &scratch)
-        else:
-            run_blocks(problem, first, row, &scratch)
+        run_tiles(problem, first, row, &scratch)
     if row < stop:
         scratch_place(rest, memory, &scratch)
         scratch.results = results + (row - first)
@@ -1245,35 +1143,22 @@ cdef void run_rows(
     const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
 ) noexcept nogil:
     cdef Py_ssize_t row = first, chunk
-    cdef Group[2] groups
-    cdef Group *group = groups
-    cdef Group *before = groups + 1
-    cdef RowsOutput behind
-    before.rows = 0
+    cdef Group group
     while row < stop:
-        group_open(group, problem, row, min(problem.rows_per_group, stop - row))
+        group_open(&group, problem, row, min(problem.rows_per_group, stop - row))
         for chunk in range(problem.chunks):
-            if before.rows > 0:
-                behind = rows_output_open(
-                    before, problem, chunk,
-                    chunk_state(before, problem, scratch.states_behind, chunk),
-                    scratch.kept_behind)
             rows_forward(
-                group, problem, chunk, chunk_state(group, problem, scratch.states, chunk), scratch,
-                &behind if before.rows > 0 else NULL)
-        group_merge(group, problem, scratch.states)
-        groups_finish(group, problem, 1)
-        group_results(group, problem, scratch.results + (row - first))
+                &group, problem, chunk, chunk_state(&group, problem, scratch.states, chunk),
+                scratch)
+        group_merge(&group, problem, scratch.states)
+        groups_finish(&group, problem, 1)
+        group_results(&group, problem, scratch.results + (row - first))
         row += group.rows
-        if problem.write_behind and row < stop:
-            group, before = before, group
-            scratch.states, scratch.states_behind = scratch.states_behind, scratch.states
-            scratch.kept, scratch.kept_behind = scratch.kept_behind, scratch.kept
-        elif problem.output.data != NULL:
+        if problem.output.data != NULL:
             for chunk in range(problem.chunks):
                 rows_write(
-                    group, problem, chunk, chunk_state(group, problem, scratch.states, chunk),
-                    scratch.kept, scratch)
+                    &group, problem, chunk,
+                    chunk_state(&group, problem, scratch.states, chunk), scratch)
     seams_close(&scratch.seams)
 
 
@@ -1340,34 +1225,6 @@ cdef void run_tiles(
     line_flush(&scratch.line)
 
 
-cdef void run_blocks(
-    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, Scratch *scratch
-) noexcept nogil:
-    """A block's output is written while the next one is worked on."""
-    cdef Py_ssize_t row = first, k
-    cdef Group group
-    cdef BlockOutput output
-    cdef BlockOutput *behind = NULL
-    while row < stop:
-        group_open(&group, problem, row, LANES)
-        block_forward(&group, problem, &group.whole, behind, scratch)
-        groups_finish(&group, problem, 1)
-        group_results(&group, problem, scratch.results + (row - first))
-        if problem.output.data != NULL:
-            block_output_open(&output, &group, problem, scratch.kept)
-            if problem.pack_blocks:
-                block_pack(&output, problem.classes, &scratch.line)
-            else:
-                behind = &output
-                scratch.kept, scratch.kept_behind = scratch.kept_behind, scratch.kept
-        row += LANES
-    if behind != NULL:
-        for k in range(LANES):
-            block_write_row(behind, k, problem.classes)
-    lines_close(&scratch.line)
-    line_flush(&scratch.line)
-
-
 cdef double sum_in_double(const real *x, Py_ssize_t n) noexcept nogil:
     """The sum in an order fixed by n alone: eight lanes, then one after the other."""
     cdef double[8] lane
@@ -1402,7 +1259,7 @@ cdef void forward_chunk_task(const void *context, Py_ssize_t task, char *memory)
     cdef environment before = environment_enter()
     scratch_place(problem, memory, &scratch)
     group_open(&group, problem, task // problem.chunks, 1)
-    rows_forward(&group, problem, task % problem.chunks, rows.states + task, &scratch, NULL)
+    rows_forward(&group, problem, task % problem.chunks, rows.states + task, &scratch)
     environment_leave(before)
 
 
@@ -1431,7 +1288,7 @@ cdef void write_chunk_task(const void *context, Py_ssize_t task, char *memory) n
     scratch_place(problem, memory, &scratch)
     rows_write(
         rows.groups + task // problem.chunks, problem, task % problem.chunks, rows.states + task,
-        scratch.kept, &scratch)
+        &scratch)
     seams_close(&scratch.seams)
     if problem.stream:
         stores_finish()

@@ -7,12 +7,8 @@ cdef enum:
     # Longest rows that go by tiles where they are not packed (else TILE_CLASSES): their numbers
     # are taken one by one then.
     STRIDED_CLASSES = 48
-    # Longest row of which two are kept: one summed, one written.
-    WRITE_BEHIND_CLASSES = 65536
     # Classes of all tiles of a batch.
     BATCH_CLASSES = 256
-    # Longest rows that go by blocks; of float32, which go one by one as fast then, half of it.
-    BLOCK_CLASSES = 512
     # Elements of rows worked on together: they fit the first-level cache.
     WORK_AT_ONCE = 4096
     # Longest row whose exponentials are kept in memory that the second-level cache has,
@@ -21,6 +17,8 @@ cdef enum:
     KEPT_BYTES = 33554432
     # Arrays from this size on are larger than the caches; outputs are written past them.
     LARGE_BYTES = 16777216
+    # Smaller arrays are in the caches already: fetching ahead would take lines from other threads.
+    FETCHED_BYTES = 4194304
     # Labels of a task that checks them.
     SCAN_PER_TASK = 65536
 
@@ -112,16 +110,6 @@ cdef Passes passes_for(const Problem *problem, bint contiguous) noexcept:
         ):
             return BY_TILES
         return BY_ROWS
-    if (
-        problem.rows >= LANES and problem.operation != LOG_SOFTMAX and not problem.dense
-        and problem.classes >= 4 * LANES
-        and problem.classes <= (BLOCK_CLASSES // 2 if sizeof(storage) == 4 else BLOCK_CLASSES)
-        # Where rows share cache lines tiles write them faster; of half types, not always.
-        and not (
-            problem.stream and STORAGE_IS_REAL and problem.classes % LANES != 0
-            and problem.classes <= TILE_CLASSES)
-    ):
-        return BY_BLOCKS
     if not is_large(problem):
         tile_classes = TILE_CLASSES * LANES // 16
     if problem.classes <= tile_classes and problem.rows >= (
@@ -147,7 +135,7 @@ cdef void choose_plan(Problem *problem, int n_threads) noexcept:
 
 
 cdef void plan_by_rows(Problem *problem, Problem *by_rows) noexcept:
-    """Plan what tiles or blocks leave over of contiguous rows, once all the rest is decided."""
+    """Plan what tiles leave over of contiguous rows, once all the rest is decided."""
     if (
         problem.passes != BY_ROWS and problem.logits.class_stride == sizeof(storage)
         and problem.classes > LANES and problem.rows % LANES != 0
@@ -155,7 +143,6 @@ cdef void plan_by_rows(Problem *problem, Problem *by_rows) noexcept:
         by_rows[0] = problem[0]
         by_rows.passes = BY_ROWS
         plan_groups(by_rows, True)
-        by_rows.write_behind = False
         problem.by_rows = by_rows
 
 
@@ -182,9 +169,8 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
     """Decide all that follows from what the rows go by."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.classes)
     cdef bint long_rows = problem.by_chunks or problem.classes > KEPT_CLASSES
-    cdef Py_ssize_t head
     problem.keep_in_output = False
-    problem.keep = problem.passes == BY_BLOCKS or (
+    problem.keep = (
         problem.passes == BY_ROWS and problem.output.data != NULL
         and problem.operation != LOG_SOFTMAX and not long_rows)
     if problem.passes == BY_ROWS and (long_rows or not problem.stream):
@@ -212,23 +198,10 @@ cdef void plan_groups(Problem *problem, bint contiguous) noexcept:
         problem.passes == BY_TILES and problem.stream
         and problem.output.inner_stride == sizeof(storage) and problem.output.inner_length > 1
         and problem.output.class_stride % <Py_ssize_t>(LANES * sizeof(storage)) == 0)
-    problem.pack_blocks = False
-    if problem.passes == BY_BLOCKS and problem.stream:
-        # As far from the start of a cache line as the first block, all others are, too. Elements
-        # that no whole number of them takes to one never meet any.
-        head = stream_head(<storage *>problem.output.data)
-        problem.stream = BLOCKS_STREAM and head >= 0
-        problem.pack_blocks = problem.stream and (
-            head > 0 or problem.classes % LANES != 0 or problem.operation == CROSS_ENTROPY)
-    problem.write_behind = problem.output.data != NULL and (
-        (problem.passes == BY_BLOCKS and not problem.pack_blocks) or (
-            problem.passes == BY_ROWS and not problem.by_chunks and problem.stream
-            and not problem.dense and contiguous
-            and problem.output.class_stride == sizeof(storage)
-            and problem.classes <= WRITE_BEHIND_CLASSES
-            and (problem.keep or problem.operation == LOG_SOFTMAX)))
     problem.ahead = 0
     problem.ahead_stride = LANES * sizeof(storage)
+    if problem.rows * problem.classes * <Py_ssize_t>sizeof(storage) < FETCHED_BYTES:
+        return
     if problem.passes == BY_TILES and not contiguous:
         problem.ahead = problem.batch * LANES * <Py_ssize_t>sizeof(storage)
         problem.ahead_stride = problem.logits.class_stride

@@ -8,9 +8,6 @@ cdef enum:
     # Vectors whose exponentials are added up plainly, two by two, before the sum goes into a
     # compensated one: an element meets two roundings, however long the row.
     RUN = 4
-    # How far writing stays behind reading. Where both addresses are the same modulo 4096 a read
-    # just ahead of a write would have to wait for it, as if it read what was written.
-    WRITE_LAG = 256
 
 
 cdef inline real row_maximum(const storage *x, Py_ssize_t n) noexcept nogil:
@@ -27,18 +24,18 @@ cdef inline vector row_maxima(const storage *x, Py_ssize_t n) noexcept nogil:
     cdef vector b = a, c = a, d = a
     cdef Py_ssize_t i
     if n < LANES:
-        return vector_maximum(split_load_first(x, n), a)
-    a = vector_maximum(split_load(x), a)
-    b = vector_maximum(split_load(x + n - LANES), b)
+        return vector_maximum(vector_load_first(x, n), a)
+    a = vector_maximum(vector_load(x), a)
+    b = vector_maximum(vector_load(x + n - LANES), b)
     i = max(<Py_ssize_t>0, stream_head(x))
     while i + 4 * LANES <= n:
-        a = vector_maximum(split_load(x + i), a)
-        b = vector_maximum(split_load(x + i + LANES), b)
-        c = vector_maximum(split_load(x + i + 2 * LANES), c)
-        d = vector_maximum(split_load(x + i + 3 * LANES), d)
+        a = vector_maximum(vector_load(x + i), a)
+        b = vector_maximum(vector_load(x + i + LANES), b)
+        c = vector_maximum(vector_load(x + i + 2 * LANES), c)
+        d = vector_maximum(vector_load(x + i + 3 * LANES), d)
         i += 4 * LANES
     while i + LANES <= n:
-        a = vector_maximum(split_load(x + i), a)
+        a = vector_maximum(vector_load(x + i), a)
         i += LANES
     return vector_maximum(vector_maximum(a, b), vector_maximum(c, d))
 
@@ -348,30 +345,6 @@ cdef inline void writer_step(
     writer.next += LANES
 
 
-cdef inline void writer_run(
-    RowWriter *writer, OutputKind kind, vector counting, const Scale *scale
-) noexcept nogil:
-    """Write the next RUN vectors, if the row, whose target is not dense, has that many.
-
-    Where nothing about them is special, as is most often so, that is decided once for all.
-    """
-    cdef const RowOutput *row = writer.row
-    cdef Py_ssize_t next = writer.next
-    cdef Py_ssize_t k
-    if (
-        next + RUN * LANES <= writer.n and writer.stream
-        and not next <= row.label < next + RUN * LANES
-    ):
-        for k in range(RUN):
-            vector_stream(writer.out + next + k * LANES, row_output(
-                row, kind, next + k * LANES, scale))
-        writer.next = next + RUN * LANES
-        return
-    for k in range(RUN):
-        if writer.next + LANES <= writer.n:
-            writer_step(writer, kind, counting, scale)
-
-
 cdef inline void writer_close(
     RowWriter *writer, OutputKind kind, const Scale *scale
 ) noexcept nogil:
@@ -415,15 +388,13 @@ cdef void row_write(
 
 cdef inline Pair row_exponentials(
     const storage *x, Py_ssize_t n, Py_ssize_t pivot, Reference reference, const Scale *scale_,
-    real *kept, bint keep, bint general, Py_ssize_t ahead, RowWriter *behind, OutputKind kind,
+    real *kept, bint keep, bint general, Py_ssize_t ahead,
 ) noexcept nogil:
     """Return the sum of the exponentials but the pivot's, lane by lane; keep them if asked to.
 
-    Memory is kept busy meanwhile: what lies `ahead` bytes on, to be worked on next, is fetched,
-    where nothing is written even up to the first-level cache, once half way there, and the output
-    of an earlier row, `behind` (NULL for none), is written. `general` (see scale_with),
-    `keep` unless `general`, `behind == NULL` and `kind` are constants where this is called, to
-    keep branches out of the loop.
+    What lies `ahead` bytes on, to be worked on next, is fetched meanwhile; where nothing is kept,
+    up to the first-level cache, once half way there. `general` (see scale_with) and, unless
+    `general`, `keep` are constants where this is called, to keep branches out of the loop.
     """
     cdef Scale local = scale_with(scale_, general)
     cdef Scale *scale = &local
@@ -436,13 +407,11 @@ cdef inline Pair row_exponentials(
     while i + RUN * LANES <= n:
         for k in range(RUN):
             prefetch(<const char *>(x + i + k * LANES) + ahead)
-            if not keep and behind == NULL:
+            if not keep:
                 prefetch_near(<const char *>(x + i + k * LANES) + ahead // 2)
             e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
             if keep:
                 vector_put(kept + i + k * LANES, e[k])
-        if behind != NULL and i >= WRITE_LAG:
-            writer_run(behind, kind, counting, scale)
         if i <= pivot < i + RUN * LANES:
             row_drop(e, pivot - i, counting)
         # One run late: the additions need not wait for the exponentials above.
@@ -485,27 +454,8 @@ cdef inline Pair lanes_merge(Pair *lane) noexcept nogil:
     return pair_merge(lane[0], lane[1])
 
 
-cdef inline void maxima_fold(vector *v, Py_ssize_t width) noexcept nogil:
-    """Halve 2 * width vectors, each of which then holds the maxima of twice as many rows."""
-    cdef vector even, odd
-    cdef Py_ssize_t k
-    for k in range(width):
-        vectors_halve(v + 2 * k, width, &even, &odd)
-        v[k] = vector_maximum(even, odd)
-
-
-cdef inline vector rows_maximum(vector *v) noexcept nogil:
-    """The maximum of the lanes of each of LANES vectors, which are used up."""
-    if LANES == 16:
-        maxima_fold(v, 8)
-    maxima_fold(v, 4)
-    maxima_fold(v, 2)
-    maxima_fold(v, 1)
-    return v[0]
-
-
 cdef inline void pairs_fold(vector *high, vector *low, Py_ssize_t width) noexcept nogil:
-    """maxima_fold() for sums."""
+    """Halve 2 * width vectors, each of which then holds the sums of twice as many rows."""
     cdef Pair even, odd
     cdef Py_ssize_t k
     for k in range(width):

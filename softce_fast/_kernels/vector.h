@@ -140,10 +140,6 @@ enum { HAS_FMA = 0 };
 #define TWO_TO_64 ((real)0x1p64)
 #define OUTPUT_SCALE ((real)(DIGITS_TO_SPARE ? 1.0 : 0x1p32))
 
-/* Whether it pays to write blocks past the caches. Half types are worked on too slowly to wait for
- * memory, AVX-512 excepted. And whether it can be done: not in split order, see split_load(). */
-#define BLOCKS_STREAM (sizeof(storage) > 2 || PART_BYTES == 64)
-
 /* ---- one part ---------------------------------------------------------------------------- */
 
 INLINE part part_set(real x) {
@@ -815,116 +811,6 @@ INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
     copy_first(p, line, count);
 #endif
 }
-
-/* ---- memory: storage, split ----------------------------------------------------------------- */
-
-/* A vector in split order has, in each two of its registers, the elements of bfloat16 with even
- * places in the one and those with odd places in the other, where that saves steps: none moves from
- * lane to lane then. */
-#if defined(STORAGE_BFLOAT16) && PART_BYTES < 64 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-
-INLINE vector split_load(const storage *p) {
-    vector v;
-    for (int i = 0; i < PARTS; i += 2) {
-        part pairs;
-        memcpy(&pairs, p + i * PART_LANES, sizeof pairs);
-        part_split(pairs, &v.p[i], &v.p[i + 1]);
-    }
-    return v;
-}
-
-INLINE vector split_load_first(const storage *p, ptrdiff_t count) {
-#if PART_BYTES == 32
-    vector v;
-    part_split((part)halves_load_first(p, count), &v.p[0], &v.p[1]);
-    return v;
-#else
-    storage line[LANES];
-    line_load_first(line, p, count);
-    return split_load(line);
-#endif
-}
-
-INLINE part split_narrow(part even, part odd) {
-#if PART_BYTES == 32
-    /* The upper half of each word, plus 1 where the lower is above 0x8000, or is that beside an
-     * odd one. */
-    const __m256i upper =
-        _mm256_blend_epi16(_mm256_srli_epi32((__m256i)even, 16), (__m256i)odd, 0xaa);
-    const __m256i lower =
-        _mm256_blend_epi16((__m256i)even, _mm256_slli_epi32((__m256i)odd, 16), 0xaa);
-    const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
-    return (part)_mm256_add_epi16(
-        upper, _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15));
-#else
-    return part_pair(even, odd);
-#endif
-}
-
-INLINE void split_store(storage *p, vector v) {
-    for (int i = 0; i < PARTS; i += 2) {
-        const part pairs = split_narrow(v.p[i], v.p[i + 1]);
-        memcpy(p + i * PART_LANES, &pairs, sizeof pairs);
-    }
-}
-
-INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
-    storage line[LANES];
-    split_store(line, v);
-    copy_first(p, line, count);
-}
-
-/* Where the element with that place in a row lies, if the row's vectors are split. */
-INLINE ptrdiff_t split_place(ptrdiff_t place) {
-    const ptrdiff_t lane = place % (2 * PART_LANES);
-    return place - lane + lane % 2 * PART_LANES + lane / 2;
-}
-
-/* The first or the second half of two parts joined. */
-INLINE part split_joined(part even, part odd, int second) {
-    const part low = ZIP_LOW_4(even, odd), high = ZIP_HIGH_4(even, odd);
-#if PART_BYTES == 32
-    return second ? _mm256_permute2f128_ps(low, high, 0x31)
-                  : _mm256_permute2f128_ps(low, high, 0x20);
-#else
-    return second ? high : low;
-#endif
-}
-
-/* The vector in the usual order. */
-INLINE vector split_join(vector v) {
-#define E(i) split_joined(v.p[(i) / 2 * 2], v.p[(i) / 2 * 2 + 1], (i) % 2)
-    return (vector)EACH_PART(E);
-#undef E
-}
-
-#else
-
-INLINE vector split_load(const storage *p) {
-    return vector_load(p);
-}
-
-INLINE vector split_load_first(const storage *p, ptrdiff_t count) {
-    return vector_load_first(p, count);
-}
-
-INLINE void split_store(storage *p, vector v) {
-    vector_store(p, v);
-}
-
-INLINE void split_store_first(storage *p, vector v, ptrdiff_t count) {
-    vector_store_first(p, v, count);
-}
-
-INLINE ptrdiff_t split_place(ptrdiff_t place) {
-    return place;
-}
-
-INLINE vector split_join(vector v) {
-    return v;
-}
-
-#endif
 
 /* One element, at any address. */
 INLINE real storage_read(const char *p) {

@@ -25,7 +25,6 @@ cdef extern from "vector.h" nogil:
     const real TWO_TO_MINUS_HEADROOM
     const real TWO_TO_64
     const real OUTPUT_SCALE
-    const bint BLOCKS_STREAM
     const real ROUNDER   # adding it rounds to a whole number
     const real POWER_ROUNDER
     const storage STORAGE_NEGATIVE_INFINITY
@@ -57,12 +56,6 @@ cdef extern from "vector.h" nogil:
     void vector_store(storage *p, vector v)
     void vector_store_first(storage *p, vector v, Py_ssize_t count)
     void vector_stream(storage *p, vector v)
-    vector split_load(const storage *p)
-    vector split_load_first(const storage *p, Py_ssize_t count)
-    void split_store(storage *p, vector v)
-    void split_store_first(storage *p, vector v, Py_ssize_t count)
-    Py_ssize_t split_place(Py_ssize_t place)
-    vector split_join(vector v)
     void storage_copy(storage *p, const storage *source)      # LANES elements
     void storage_stream(storage *p, const storage *source)
     void words_load(vector *words, const char *rows, Py_ssize_t row_stride)
