@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy
-from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("softce_fast/_kernels")
 # Each storage type, and the source that its kernels are made from.
@@ -60,7 +59,7 @@ BASELINE = Variant("baseline", (), ())
 # Strict IEEE meaning: no -ffast-math. A multiply-add is fused where the source says so
 # (-ffp-contract=off), so that every build with fused multiply-adds gives the same bits.
 COMPILE_FLAGS = (
-    *("-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     *("-fvisibility=hidden", "-Wno-unused-function", "-Wno-psabi"),
 )
 # For compilers that know them. GCC makes two loops of one whose last step differs, and then keeps
@@ -68,7 +67,13 @@ COMPILE_FLAGS = (
 # function of all that is called once, too: the passes then share the registers, up to 1.2 times.
 KNOWN_TO_SOME = ("-fno-split-loops", "-fno-inline-functions-called-once")
 
+# What SOFTCE_FAST_BUILD can be: every variant; the best that this machine can run; all that it can
+# run, for sanitizers: with line numbers, and without what takes the compiler long.
+BUILDS = ("all", "native", "debug")
+DEBUG_FLAGS = ("-O1", "-g1")
+
 ANY_PROGRAM = "int main(void) { return 0; }\n"
+PYTHON_PROGRAM = "#include <Python.h>\nint main(void) { return PY_MAJOR_VERSION < 3; }\n"
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -88,22 +93,50 @@ def needs() -> list[tuple[str, str]]:
     return [variant.needs() for variant in X86_VARIANTS]
 
 
+def chosen_build() -> str:
+    """Return what is to be built, of `BUILDS`."""
+    chosen = os.environ.get("SOFTCE_FAST_BUILD") or "all"
+    if chosen not in BUILDS:
+        raise SystemExit(f"SOFTCE_FAST_BUILD must be one of {', '.join(BUILDS)}, not {chosen!r}")
+    return chosen
+
+
 def variants_to_build() -> tuple[Variant, ...]:
-    """Return all variants, or with SOFTCE_FAST_BUILD=native the best that this machine can run."""
-    chosen = os.environ.get("SOFTCE_FAST_BUILD", "all")
-    if chosen not in ("all", "native"):
-        raise SystemExit(f"SOFTCE_FAST_BUILD must be 'all' or 'native', not {chosen!r}")
+    """Return all variants, or those of them that SOFTCE_FAST_BUILD asks for."""
+    chosen = chosen_build()
     if chosen == "all" or sys.platform == "win32":  # where no program is built to ask with
         return variants()
     asked = '#include "cpu.h"\nint main(void) {{ return !supports_{0}(); }}\n'
     flags = [f"-I{KERNELS}", *(f"-D{name}={value}" for name, value in needs())]
-    return (
-        next(
-            variant
-            for variant in variants()
-            if variant is BASELINE or builds(asked.format(variant.name), flags, [], run=True)
-        ),
+    runnable = tuple(
+        variant
+        for variant in variants()
+        if variant is BASELINE or builds(asked.format(variant.name), flags, [], run=True)
     )
+    return runnable[:1] if chosen == "native" else runnable
+
+
+def jobs() -> int:
+    """Return how many compilers may run at once: SOFTCE_FAST_JOBS, else a CPU each.
+
+    Those are the CPUs that this process may use; a container's quota shows in the variable alone.
+    """
+    asked = os.environ.get("SOFTCE_FAST_JOBS", "")
+    if asked:
+        if not asked.isdecimal() or int(asked) < 1:
+            raise SystemExit(f"SOFTCE_FAST_JOBS must be a number from 1 on, not {asked!r}")
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def debug_flags() -> tuple[str, ...]:
+    """Return the flags for a debugger's symbols: none, unless CFLAGS or the build asks for them."""
+    if chosen_build() == "debug":
+        return DEBUG_FLAGS
+    asked = any(flag.startswith("-g") for flag in os.environ.get("CFLAGS", "").split())
+    return () if asked else ("-g0",)
 
 
 def spelled(flags: Iterable[str]) -> list[str]:
@@ -113,6 +146,11 @@ def spelled(flags: Iterable[str]) -> list[str]:
 
 def openmp_flags() -> tuple[list[str], list[str]]:
     """Return the compile and link flags for OpenMP, found by building a small module with them."""
+    if sys.platform == "win32":
+        # clang-cl's, where the linker finds LLVM's runtime.
+        folders = os.environ.get("LIB", "").split(os.pathsep)
+        if any(Path(folder, "libomp.lib").exists() for folder in folders):
+            return ["/openmp"], ["libomp.lib"]
     candidates = [(["-fopenmp"], ["-fopenmp"])]
     if sys.platform == "darwin":
         candidates = [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), *candidates]
@@ -127,6 +165,34 @@ def openmp_flags() -> tuple[list[str], list[str]]:
     return [], []
 
 
+def compiler() -> list[str]:
+    """Return the command that setuptools compiles C with."""
+    return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+
+
+def check_compiler() -> None:
+    """End the build at once, and say what to install, where there is no compiler for extensions.
+
+    On Windows setuptools says so itself.
+    """
+    include = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
+    if sys.platform == "win32" or builds(PYTHON_PROGRAM, include, []):
+        return
+    command, version = " ".join(compiler()), f"{sys.version_info.major}.{sys.version_info.minor}"
+    if shutil.which(compiler()[0]) is None:
+        missing = f"a C compiler (there is no command {compiler()[0]!r}; CC names another)"
+    elif not builds(ANY_PROGRAM, [], []):
+        missing = f"a C compiler that works ({command!r} fails on a line of C)"
+    else:
+        missing = f"Python.h (for Python {version})"
+    raise SystemExit(
+        f"softce_fast: Missing: {missing}.\n"
+        f"    Debian, Ubuntu:  apt-get install gcc libc6-dev python{version}-dev\n"
+        "    Fedora:          dnf install gcc glibc-devel python3-devel\n"
+        "    macOS:           xcode-select --install"
+    )
+
+
 def builds(
     source: str, compile_flags: list[str], link_flags: list[str], *, run: bool = False
 ) -> bool:
@@ -137,8 +203,6 @@ def builds(
     """
     if sys.platform == "win32":
         return False
-    # As setuptools chooses, and tools/preflight.sh.
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
     flags = os.environ.get("CFLAGS", "").split(), os.environ.get("LDFLAGS", "").split()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.c")
@@ -146,7 +210,7 @@ def builds(
         program = str(path.with_suffix(".exe"))
         commands = [
             [
-                *(*compiler, *flags[0], *compile_flags, str(path)),
+                *(*compiler(), *flags[0], *compile_flags, str(path)),
                 *("-o", program, *flags[1], *link_flags),
             ],
             *([[program]] if run else []),
@@ -171,6 +235,9 @@ def copied(source: str, name: str) -> str:
 
 def kernel_module(variant: Variant, storage: str) -> Extension:
     """Return the kernels of a variant for a storage type."""
+    import numpy
+
+    inline = "inline" if chosen_build() == "debug" else "inline __attribute__((always_inline))"
     name = f"{variant.name}_{storage}"
     return Extension(
         f"softce_fast._kernels.{name}",
@@ -179,7 +246,7 @@ def kernel_module(variant: Variant, storage: str) -> Extension:
         define_macros=[
             (f"STORAGE_{storage.upper()}", None),
             # The kernels are written as many small functions that must melt together.
-            ("CYTHON_INLINE", "inline __attribute__((always_inline))"),
+            ("CYTHON_INLINE", inline),
             ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
         ],
         extra_compile_args=spelled(variant.flags),
@@ -188,10 +255,12 @@ def kernel_module(variant: Variant, storage: str) -> Extension:
 
 def extensions() -> list[Extension]:
     """Return every extension module, its C source freshly made from Cython."""
+    from Cython.Build import cythonize
+
     chosen = variants_to_build()
     compile_openmp, link_openmp = openmp_flags()
     compile_flags = [
-        *spelled(COMPILE_FLAGS),
+        *spelled((*COMPILE_FLAGS, *debug_flags())),
         *(flag for flag in KNOWN_TO_SOME if builds(ANY_PROGRAM, ["-Werror", flag], [])),
         *compile_openmp,
     ]
@@ -213,7 +282,7 @@ def extensions() -> list[Extension]:
         include_path=[str(KERNELS)],
         compiler_directives={"autotestdict": False},
         shared_utility_qualified_name=SHARED,
-        nthreads=os.cpu_count() or 1,
+        nthreads=jobs(),
     )
     for module in modules:
         module.extra_compile_args = [*compile_flags, *module.extra_compile_args]
@@ -221,8 +290,21 @@ def extensions() -> list[Extension]:
     return modules
 
 
+class BuildKernels(build_ext):  # type: ignore[misc]  # its types depend on what is installed
+    """Make the extension modules, and only when they are built: metadata needs no Cython."""
+
+    def run(self) -> None:
+        """Translate and compile."""
+        check_compiler()
+        self.parallel = jobs()
+        self.distribution.ext_modules = extensions()
+        self.swig_opts = None  # it would be split twice
+        self.finalize_options()  # again, for the modules
+        super().run()
+
+
 if __name__ == "__main__":
     setup(
-        ext_modules=extensions(),
-        options={"build_ext": {"parallel": os.cpu_count() or 1}},
+        ext_modules=[Extension(SHARED, [])],  # that there are some: the wheel is for this platform
+        cmdclass={"build_ext": BuildKernels},
     )

@@ -6,9 +6,8 @@ pure-NumPy reference. Both must end at the same loss and accuracy; what differs 
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,97 +17,76 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 import machine
+import report
 import softce_fast
+from shapes import Array
 
 CLASSES = 10
 LEARNING_RATE = 0.5
-SEED = 0
-
-Array = np.ndarray[Any, Any]
 
 
 class Classifier:
     """Linear classifier, trained by gradient descent on all images at once."""
 
-    def __init__(self, module: Any, images: Array, labels: Array) -> None:
+    def __init__(self, module: ModuleType, images: Array, labels: Array) -> None:
         self.module, self.images, self.labels = module, images, labels
         self.weights = np.zeros((images.shape[1], CLASSES), np.float32)
         self.bias = np.zeros(CLASSES, np.float32)
         self.gradient = np.empty((len(images), CLASSES), np.float32)
-        self.loss = float("nan")
         self.seconds = 0.0  # in loss and gradient
 
-    def logits(self, images: Array) -> Array:
-        result: Array = images @ self.weights + self.bias
-        return result
-
     def step(self) -> None:
-        logits = self.logits(self.images)
+        logits = self.images @ self.weights + self.bias
         start = time.perf_counter()
-        loss, gradient = self.module.cross_entropy_with_grad(
-            logits, self.labels, grad_out=self.gradient
-        )
+        self.module.cross_entropy_with_grad(logits, self.labels, grad_out=self.gradient)
         self.seconds += time.perf_counter() - start
-        self.loss = float(loss)
-        self.weights -= LEARNING_RATE * (self.images.T @ gradient)
-        self.bias -= LEARNING_RATE * gradient.sum(axis=0)
+        self.weights -= LEARNING_RATE * (self.images.T @ self.gradient)
+        self.bias -= LEARNING_RATE * self.gradient.sum(axis=0)
 
-    def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
-        """Loss and accuracy."""
-        logits = self.logits(images)
-        loss = float(self.module.cross_entropy(logits, labels))
-        return loss, float(np.mean(logits.argmax(axis=1) == labels))
-
-
-def load() -> tuple[Array, Array, Array, Array]:
-    """Standardised images and labels: train images, test images, train labels, test labels."""
-    images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images, labels, test_size=0.25, random_state=SEED, stratify=labels)
-    train, test, train_labels, test_labels = parts
-    scaler = StandardScaler().fit(train)
-    return (
-        scaler.transform(train).astype(np.float32),
-        scaler.transform(test).astype(np.float32),
-        train_labels.astype(np.int64),
-        test_labels.astype(np.int64),
-    )
+    def evaluate(self, part: str, images: Array, labels: Array) -> dict[str, float]:
+        logits = images @ self.weights + self.bias
+        return {
+            f"{part}_loss": float(self.module.cross_entropy(logits, labels)),
+            f"{part}_accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
+        }
 
 
-def train(steps: int, progress: bool = True) -> dict[str, Any]:
+def train(steps: int) -> dict[str, dict[str, float]]:
     """Trains both and returns losses, accuracies and times; raises if they differ."""
-    images, test_images, labels, test_labels = load()
+    images, labels = load_digits(return_X_y=True)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.25, random_state=0, stratify=labels
+    )
+    scaler = StandardScaler().fit(train_images)
+    train_images, test_images = (
+        scaler.transform(part).astype(np.float32) for part in (train_images, test_images)
+    )
     classifiers = {
-        "softce_fast": Classifier(softce_fast, images, labels),
-        "reference": Classifier(softce_fast.reference, images, labels),
+        name: Classifier(module, train_images, train_labels)
+        for name, module in (
+            ("softce_fast", softce_fast),
+            ("reference", softce_fast.reference),
+        )
     }
-    bar = tqdm(range(steps), unit="step", desc="training on digits", disable=not progress)
-    for step in bar:
+    for _ in tqdm(range(steps), unit="step", desc="training on digits"):
         for classifier in classifiers.values():
             classifier.step()
-        if step % 100 == 0:
-            bar.set_postfix({name: f"{c.loss:.4f}" for name, c in classifiers.items()})
-
-    results: dict[str, Any] = {}
-    for name, classifier in classifiers.items():
-        train_loss, train_accuracy = classifier.evaluate(images, labels)
-        test_loss, test_accuracy = classifier.evaluate(test_images, test_labels)
-        results[name] = {
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
+    results = {
+        name: {
+            **classifier.evaluate("train", train_images, train_labels),
+            **classifier.evaluate("test", test_images, test_labels),
             "seconds": classifier.seconds,
         }
-    check(results, len(test_labels))
+        for name, classifier in classifiers.items()
+    }
+    check(results["softce_fast"], results["reference"], len(test_labels))
     return results
 
 
-def check(results: dict[str, Any], test_images: int) -> None:
+def check(ours: dict[str, float], reference: dict[str, float], test_images: int) -> None:
     """Both trainings must agree but for float32 rounding, which the steps pass on."""
-    ours, reference = results["softce_fast"], results["reference"]
-    for part in ("train", "test"):
-        difference = abs(ours[f"{part}_loss"] - reference[f"{part}_loss"])
-        assert difference <= 1e-4 * reference[f"{part}_loss"], (part, ours, reference)
+    for loss in ("train_loss", "test_loss"):
+        assert abs(ours[loss] - reference[loss]) <= 1e-4 * reference[loss], (ours, reference)
     # Rounding may flip one image that lies on the border between two classes.
     difference = abs(ours["test_accuracy"] - reference["test_accuracy"])
     assert difference <= 1.5 / test_images, (ours, reference)
@@ -116,24 +94,14 @@ def check(results: dict[str, Any], test_images: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--json", type=Path, help="where to save the results")
-    options = parser.parse_args()
-
-    results = train(options.steps)
-    print(f"{'':12}  train loss  test loss  test accuracy  loss + gradient")
-    for name, result in results.items():
-        print(
-            f"{name:12}  {result['train_loss']:10.6f}  {result['test_loss']:9.6f}  "
-            f"{result['test_accuracy']:13.2%}  {result['seconds'] * 1e3:12.1f} ms"
-        )
+    options = report.parser("digits", __doc__).parse_args()
+    steps = 200 if options.quick else 2000
+    results = train(steps)
     ratio = results["reference"]["seconds"] / results["softce_fast"]["seconds"]
+    packages = ("numpy", "softce_fast", "scikit-learn")
+    document: dict[str, Any] = {**machine.describe(packages), "steps": steps, "results": results}
+    report.finish("digits", options.json, document)
     print(f"same loss and accuracy; loss and gradient {ratio:.1f} times faster than NumPy")
-    if options.json:
-        packages = ("numpy", "softce_fast", "scikit-learn")
-        document = {"kind": "digits", **machine.describe(packages), "steps": options.steps}
-        machine.record({**document, "results": results}, options.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Fused softmax and cross-entropy loops in Numba: prange, fastmath, bound outputs.
 
-``build(exponential)`` compiles the set around one exponential: ``numpy.exp``, which a stock Numba
-calls element by element, or ``polynomial(dtype)``, written below so that LLVM vectorises the loops.
+``build(function, exponential)`` compiles a function's kernels around one exponential:
+``numpy.exp``, which a stock Numba calls element by element, or ``polynomial(dtype)``, written below
+so that LLVM vectorises the loops. What a function does not need is left out when it is compiled.
 
 Three layouts: ``rows`` (rows, classes); ``columns`` (outer, classes, inner) with any strides, where
-the loops run along the inner axis; ``flat``, one row whose elements are shared by all threads.
+the loops run along the inner axis; ``flat``, rows whose elements are shared by all threads. Each
+kernel takes logits, labels and an output, and returns the mean loss.
 """
 
 from __future__ import annotations
@@ -51,144 +53,95 @@ def polynomial(dtype: str) -> Any:
     return exponential
 
 
-def build(exponential: Any) -> SimpleNamespace:
-    """All kernels, compiled on first use for the dtype they are called with."""
+def build(function: str, exponential: Any) -> SimpleNamespace:
+    """A function's kernels, compiled on first use for the dtype they are called with."""
     compiled = njit(parallel=True, fastmath=True)
+    inlined = njit(fastmath=True, inline="always")
+    logarithm = function in ("log_softmax", "logsumexp")
+    labelled = function.startswith("cross_entropy")
+    keeps = function in ("softmax", "cross_entropy_with_grad")  # writes exponentials, then scales
 
-    @njit(fastmath=True, inline="always")
+    @inlined
     def largest_of(row):  # type: ignore[no-untyped-def]
         largest = row[0]
         for column in range(row.size):
             largest = max(largest, row[column])
         return largest
 
-    @compiled
-    def softmax_rows(logits, output):  # type: ignore[no-untyped-def]
-        for index in prange(logits.shape[0]):
-            row, result = logits[index], output[index]
-            largest = largest_of(row)
-            total = row[0] - row[0]
-            for column in range(row.size):
-                value = exponential(row[column] - largest)
+    @inlined
+    def total_of(row, largest, result):  # type: ignore[no-untyped-def]
+        total = row[0] - row[0]
+        for column in range(row.size):
+            value = exponential(row[column] - largest)
+            if keeps:
                 result[column] = value
-                total += value
-            factor = 1 / total
-            for column in range(row.size):
-                result[column] *= factor
+            total += value
+        return total
 
     @compiled
-    def logsumexp_rows(logits, output):  # type: ignore[no-untyped-def]
-        for index in prange(logits.shape[0]):
-            row = logits[index]
-            largest = largest_of(row)
-            total = row[0] - row[0]
-            for column in range(row.size):
-                total += exponential(row[column] - largest)
-            output[index] = largest + np.log(total)
-
-    @compiled
-    def log_softmax_rows(logits, output):  # type: ignore[no-untyped-def]
-        for index in prange(logits.shape[0]):
-            row, result = logits[index], output[index]
-            largest = largest_of(row)
-            total = row[0] - row[0]
-            for column in range(row.size):
-                total += exponential(row[column] - largest)
-            shift = largest + np.log(total)
-            for column in range(row.size):
-                result[column] = row[column] - shift
-
-    @compiled
-    def loss_rows(logits, labels):  # type: ignore[no-untyped-def]
-        loss = 0.0
-        for index in prange(logits.shape[0]):
-            row = logits[index]
-            largest = largest_of(row)
-            total = row[0] - row[0]
-            for column in range(row.size):
-                total += exponential(row[column] - largest)
-            loss += np.log(total) + largest - row[labels[index]]
-        return loss / logits.shape[0]
-
-    @compiled
-    def gradient_rows(logits, labels, gradient):  # type: ignore[no-untyped-def]
+    def rows(logits, labels, output):  # type: ignore[no-untyped-def]
         loss = 0.0
         count = logits.shape[0]
         for index in prange(count):
-            row, result = logits[index], gradient[index]
-            at_label = row[labels[index]]  # read before an output in place could overwrite it
+            row, result = logits[index], output[index]
             largest = largest_of(row)
-            total = row[0] - row[0]
-            for column in range(row.size):
-                value = exponential(row[column] - largest)
-                result[column] = value
-                total += value
-            factor = 1 / (total * count)
-            for column in range(row.size):
-                result[column] *= factor
-            result[labels[index]] -= 1 / count
-            loss += np.log(total) + largest - at_label
+            total = total_of(row, largest, result)
+            if keeps:
+                factor = 1 / (total * count) if labelled else 1 / total
+                for column in range(row.size):
+                    result[column] *= factor
+                if labelled:
+                    result[labels[index]] -= 1 / count
+            if logarithm:
+                shift = largest + np.log(total)
+                if result.size == 1:  # logsumexp
+                    result[0] = shift
+                else:
+                    for column in range(row.size):
+                        result[column] = row[column] - shift
+            if labelled:
+                loss += np.log(total) + largest - row[labels[index]]
         return loss / count
 
     @compiled
-    def flat_largest(row):  # type: ignore[no-untyped-def]
+    def shared_largest(row):  # type: ignore[no-untyped-def]
         largest = row[0]
         for column in prange(row.size):
             largest = max(largest, row[column])
         return largest
 
     @compiled
-    def flat_total(row, largest):  # type: ignore[no-untyped-def]
-        total = row[0] - row[0]
-        for column in prange(row.size):
-            total += exponential(row[column] - largest)
-        return total
-
-    @compiled
-    def flat_exponentials(row, largest, result):  # type: ignore[no-untyped-def]
+    def shared_total(row, largest, result):  # type: ignore[no-untyped-def]
         total = row[0] - row[0]
         for column in prange(row.size):
             value = exponential(row[column] - largest)
-            result[column] = value
+            if keeps:
+                result[column] = value
             total += value
         return total
 
     @compiled
-    def flat_scale(result, factor):  # type: ignore[no-untyped-def]
+    def shared_scale(result, factor):  # type: ignore[no-untyped-def]
         for column in prange(result.size):
             result[column] *= factor
 
     @njit(fastmath=True)
-    def softmax_flat(logits, output):  # type: ignore[no-untyped-def]
-        for index in range(logits.shape[0]):
-            row, result = logits[index], output[index]
-            total = flat_exponentials(row, flat_largest(row), result)
-            flat_scale(result, 1 / total)
-
-    @njit(fastmath=True)
-    def loss_flat(logits, labels):  # type: ignore[no-untyped-def]
-        loss = 0.0
-        for index in range(logits.shape[0]):
-            row = logits[index]
-            largest = flat_largest(row)
-            loss += np.log(flat_total(row, largest)) + largest - row[labels[index]]
-        return loss / logits.shape[0]
-
-    @njit(fastmath=True)
-    def gradient_flat(logits, labels, gradient):  # type: ignore[no-untyped-def]
+    def flat(logits, labels, output):  # type: ignore[no-untyped-def]
         loss = 0.0
         count = logits.shape[0]
         for index in range(count):
-            row, result = logits[index], gradient[index]
-            at_label = row[labels[index]]
-            largest = flat_largest(row)
-            total = flat_exponentials(row, largest, result)
-            flat_scale(result, 1 / (total * count))
-            result[labels[index]] -= 1 / count
-            loss += np.log(total) + largest - at_label
+            row, result = logits[index], output[index]
+            largest = shared_largest(row)
+            total = shared_total(row, largest, result)
+            if keeps:
+                shared_scale(result, 1 / (total * count) if labelled else 1 / total)
+            if labelled:
+                if keeps:
+                    result[labels[index]] -= 1 / count
+                loss += np.log(total) + largest - row[labels[index]]
         return loss / count
 
-    @njit(fastmath=True, inline="always")
+    @inlined
     def largest_columns(logits, largest):  # type: ignore[no-untyped-def]
         for inner in range(logits.shape[1]):
             largest[inner] = logits[0, inner]
@@ -197,9 +150,11 @@ def build(exponential: Any) -> SimpleNamespace:
                 largest[inner] = max(largest[inner], logits[column, inner])
 
     @compiled
-    def softmax_columns(logits, output):  # type: ignore[no-untyped-def]
+    def columns(logits, labels, output):  # type: ignore[no-untyped-def]
         outer, classes, width = logits.shape
         blocks = (width + WIDTH - 1) // WIDTH
+        count = outer * width
+        loss = 0.0
         for step in prange(outer * blocks):
             start = step % blocks * WIDTH
             part = logits[step // blocks, :, start : start + WIDTH]
@@ -210,74 +165,22 @@ def build(exponential: Any) -> SimpleNamespace:
             for column in range(classes):
                 for inner in range(part.shape[1]):
                     value = exponential(part[column, inner] - largest[inner])
-                    result[column, inner] = value
+                    if keeps:
+                        result[column, inner] = value
                     total[inner] += value
-            for inner in range(part.shape[1]):
-                total[inner] = 1 / total[inner]
-            for column in range(classes):
+            if labelled:
+                index = labels[step // blocks, start : start + WIDTH]
                 for inner in range(part.shape[1]):
-                    result[column, inner] *= total[inner]
-
-    @compiled
-    def loss_columns(logits, labels):  # type: ignore[no-untyped-def]
-        outer, classes, width = logits.shape
-        blocks = (width + WIDTH - 1) // WIDTH
-        loss = 0.0
-        for step in prange(outer * blocks):
-            start = step % blocks * WIDTH
-            part = logits[step // blocks, :, start : start + WIDTH]
-            index = labels[step // blocks, start : start + WIDTH]
-            largest = np.empty(WIDTH, logits.dtype)
-            total = np.zeros(WIDTH, logits.dtype)
-            largest_columns(part, largest)
-            for column in range(classes):
+                    loss += np.log(total[inner]) + largest[inner] - part[index[inner], inner]
+            if keeps:
                 for inner in range(part.shape[1]):
-                    total[inner] += exponential(part[column, inner] - largest[inner])
-            for inner in range(part.shape[1]):
-                loss += np.log(total[inner]) + largest[inner] - part[index[inner], inner]
-        return loss / (outer * width)
-
-    @compiled
-    def gradient_columns(logits, labels, gradient):  # type: ignore[no-untyped-def]
-        outer, classes, width = logits.shape
-        blocks = (width + WIDTH - 1) // WIDTH
-        count = outer * width
-        loss = 0.0
-        for step in prange(outer * blocks):
-            start = step % blocks * WIDTH
-            part = logits[step // blocks, :, start : start + WIDTH]
-            result = gradient[step // blocks, :, start : start + WIDTH]
-            index = labels[step // blocks, start : start + WIDTH]
-            largest = np.empty(WIDTH, logits.dtype)
-            total = np.zeros(WIDTH, logits.dtype)
-            largest_columns(part, largest)
-            for inner in range(part.shape[1]):
-                loss += largest[inner] - part[index[inner], inner]
-            for column in range(classes):
-                for inner in range(part.shape[1]):
-                    value = exponential(part[column, inner] - largest[inner])
-                    result[column, inner] = value
-                    total[inner] += value
-            for inner in range(part.shape[1]):
-                loss += np.log(total[inner])
-                total[inner] = 1 / (total[inner] * count)
-            for column in range(classes):
-                for inner in range(part.shape[1]):
-                    result[column, inner] *= total[inner]
-            for inner in range(part.shape[1]):
-                result[index[inner], inner] -= 1 / count
+                    total[inner] = 1 / (total[inner] * count) if labelled else 1 / total[inner]
+                for column in range(classes):
+                    for inner in range(part.shape[1]):
+                        result[column, inner] *= total[inner]
+                if labelled:
+                    for inner in range(part.shape[1]):
+                        result[index[inner], inner] -= 1 / count
         return loss / count
 
-    return SimpleNamespace(
-        softmax_rows=softmax_rows,
-        softmax_flat=softmax_flat,
-        softmax_columns=softmax_columns,
-        log_softmax_rows=log_softmax_rows,
-        logsumexp_rows=logsumexp_rows,
-        loss_rows=loss_rows,
-        loss_flat=loss_flat,
-        loss_columns=loss_columns,
-        gradient_rows=gradient_rows,
-        gradient_flat=gradient_flat,
-        gradient_columns=gradient_columns,
-    )
+    return SimpleNamespace(rows=rows, flat=flat, columns=columns)

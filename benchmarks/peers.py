@@ -1,1205 +1,684 @@
 """The libraries that are measured beside softce_fast, each at its best.
 
-One class per peer, registered in ``PEERS``. A peer turns a case into variants: ways of computing it
-that are worth a try (bound output or not, blocked or not). The worker process of the peer runs each
-variant a few times and measures the fastest; its name is recorded. All peers use all cores, are
-compiled and warmed up before any timing, and get outputs whose pages are already there.
+``PEERS`` is the table of them. A peer's function turns a problem into ways of computing it that are
+worth a try (bound output or not, blocked or not), by name; the fastest is measured. A way returns
+the loss, the array, or both, as arrays of its library; ``Peer.as_numpy`` converts them. All peers
+use all cores, are compiled and warmed up before any timing, and get outputs whose pages are there.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import functools
+import importlib.metadata
 import itertools
 import math
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 
 from machine import available_cores
-from shapes import HALF_DTYPES, OPERATIONS, Case, faulted_output, inputs
+from shapes import HALF_DTYPES, OPERATIONS, Array, Case, Problem
+from timing import Call
 
-Array = np.ndarray[Any, Any]
-# work(output, rows, scratch) computes those rows and returns the sum of their losses
-Work = Callable[[Array, slice, Array], float]
+Ways = dict[str, Call]
+T = TypeVar("T")
 
 
 class UnsupportedError(Exception):
     """The peer has no way to compute this case; the message says why."""
 
 
-@dataclass
-class Result:
-    """What a call computed, for the comparison of the peers with each other."""
-
-    array: Array | None = None
-    loss: Any = None  # a number, or one per row
-
-
-@dataclass
-class Variant:
-    """One way to compute a case. ``run`` returns when the work is done."""
-
-    name: str
-    run: Callable[[], Any]
-    collect: Callable[[Any], Result]  # from what ``run`` returned, outside the timing
+def chosen(functions: Mapping[str, T], case: Case) -> T:
+    """The entry of the case's function."""
+    if case.function not in functions:
+        raise UnsupportedError(f"no {case.function}")
+    return functions[case.function]
 
 
-def function_name(case: Case) -> str:
-    """The operation without its kind of output, which is the name of a peer's method."""
-    return case.operation.removesuffix("_out").removesuffix("_fresh")
+# ------------------------------------------------------------------------------------------- ours
 
 
-def is_fresh(case: Case) -> bool:
-    return OPERATIONS[case.operation].fresh
+def call(module: ModuleType, problem: Problem) -> Call:
+    """The problem's call of softce_fast, or of a module with the same functions."""
+    case = problem.case
+    options: dict[str, Any] = {}
+    if case.operation.endswith("_out"):
+        options["grad_out" if case.takes_labels else "out"] = problem.output()
+    if case.takes_labels and problem.reduction != "mean":
+        options["reduction"] = problem.reduction
+    arguments = (problem.logits, problem.labels) if case.takes_labels else (problem.logits,)
+    return partial(getattr(module, case.function), *arguments, case.axis, **options)
 
 
-def loss_reduction(case: Case) -> str:
-    """The mean, but for gradients in half types: over this many rows float16's would be 0."""
-    half_gradient = case.dtype in HALF_DTYPES and "grad" in case.operation
-    return "none" if half_gradient else "mean"
+def softce_fast(problem: Problem) -> Ways:
+    import softce_fast
+
+    return {"": call(softce_fast, problem)}
 
 
-def expand_labels(labels: Array, case: Case) -> Array:
-    return np.expand_dims(labels, case.axis)
+def softce_fast_float32(problem: Problem) -> Ways:
+    """On the same shape in float32 and with the same reduction: what half types have to beat."""
+    wide = Problem.of(replace(problem.case, dtype="float32"))
+    return softce_fast(replace(wide, reduction=problem.reduction))
 
 
-class Peer:
-    """Base class: an adaptor has one method per function, which gives the variants of a case."""
+def reference(problem: Problem) -> Ways:
+    import softce_fast
 
-    name = ""
-    title = ""
-    modules: tuple[str, ...] = ()  # what must be importable
-    packages: tuple[str, ...] = ()  # distributions whose versions are recorded
-    counted = True  # whether it can be the best peer
-    dtypes: tuple[str, ...] = ("float32", "float64")
-
-    @classmethod
-    def missing_modules(cls) -> list[str]:
-        return [module for module in cls.modules if importlib.util.find_spec(module) is None]
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def variants(self, case: Case) -> list[Variant]:
-        if case.dtype not in self.dtypes:
-            raise UnsupportedError(f"no {case.dtype}")
-        method = getattr(self, function_name(case), None)
-        if method is None:
-            raise UnsupportedError(f"no {function_name(case)}")
-        variants: list[Variant] = method(case)
-        return variants
+    return {"": call(softce_fast.reference, problem)}
 
 
-class SoftceFast(Peer):
-    """The package under test."""
-
-    name = "softce_fast"
-    title = "softce_fast"
-    modules = ("softce_fast",)
-    packages = ("softce_fast",)
-    counted = False
-    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        import softce_fast
-
-        self.module = softce_fast
-
-    def _map(self, function: Callable[..., Any], case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        axis = case.axis
-        if is_fresh(case):
-            return [Variant("fresh", lambda: function(logits, axis), Result)]
-        out = faulted_output(case)
-        return [Variant("out=", lambda: function(logits, axis, out=out), Result)]
-
-    def softmax(self, case: Case) -> list[Variant]:
-        return self._map(self.module.softmax, case)
-
-    def log_softmax(self, case: Case) -> list[Variant]:
-        return self._map(self.module.log_softmax, case)
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        return [Variant("", lambda: self.module.logsumexp(logits, case.axis), Result)]
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        function, axis = self.module.cross_entropy, case.axis
-        return [Variant("", lambda: function(logits, labels, axis), lambda loss: Result(loss=loss))]
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        function, axis, reduction = (
-            self.module.cross_entropy_with_grad,
-            case.axis,
-            loss_reduction(case),
-        )
-
-        def collect(result: tuple[Any, Array]) -> Result:
-            return Result(loss=result[0], array=result[1])
-
-        if is_fresh(case):
-            return [
-                Variant(
-                    "fresh", lambda: function(logits, labels, axis, reduction=reduction), collect
-                )
-            ]
-        grad_out = faulted_output(case)
-        return [
-            Variant(
-                "grad_out=",
-                lambda: function(logits, labels, axis, reduction=reduction, grad_out=grad_out),
-                collect,
-            )
-        ]
+# ----------------------------------------------------------------------------------------- memory
 
 
-class SoftceFastFloat32(SoftceFast):
-    """The package on the same shape in float32: what its half types have to beat."""
-
-    name = "softce_fast_float32"
-    title = "softce_fast in float32"
-    dtypes: tuple[str, ...] = HALF_DTYPES
-
-    def variants(self, case: Case) -> list[Variant]:
-        if case.dtype not in self.dtypes:
-            raise UnsupportedError("only beside half types")
-        wide = Case(case.operation, case.shape, "float32", case.column, case.axis)
-        # The same reduction as the half type has, so that both do the same work.
-        reduction = loss_reduction(case)
-        if reduction == "mean":
-            variants: list[Variant] = getattr(self, function_name(case))(wide)
-            return variants
-        logits, labels = inputs(wide)
-        options = {} if is_fresh(case) else {"grad_out": faulted_output(wide)}
-        function = self.module.cross_entropy_with_grad
-        return [
-            Variant(
-                "",
-                lambda: function(logits, labels, case.axis, reduction=reduction, **options),
-                lambda result: Result(loss=result[0], array=result[1]),
-            )
-        ]
+COMPILERS = ("cc", "gcc", "clang")
 
 
-class MemoryLimit(Peer):
+@functools.cache
+def memory_library() -> tuple[ctypes.CDLL, int]:
+    """The compiled copy and read, and on how many threads they work."""
+    compiler = next(filter(shutil.which, COMPILERS))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "memory_limit.so")
+        source = str(Path(__file__).with_name("memory_limit.c"))
+        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(path), source]
+        threads = available_cores()
+        if subprocess.run([*command, "-fopenmp"], check=False, capture_output=True).returncode:
+            subprocess.run(command, check=True, capture_output=True)  # it has no OpenMP
+            threads = 1
+        library = ctypes.CDLL(str(path))
+    pointer, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.parallel_copy.argtypes = (pointer, pointer, size, count)
+    library.parallel_read.argtypes = (pointer, size, count)
+    return library, threads
+
+
+def memory_limit(problem: Problem) -> Ways:
     """What memory gives on the same bytes: a non-temporal copy, or a read for losses."""
-
-    name = "memory_limit"
-    title = "memory"
-    counted = False
-    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
-
-    @classmethod
-    def missing_modules(cls) -> list[str]:
-        return [] if cls.compiler() else ["a C compiler"]
-
-    @staticmethod
-    def compiler() -> str | None:
-        return next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        source = Path(__file__).with_name("memory_limit.c")
-        with tempfile.TemporaryDirectory() as folder:
-            library_path = os.path.join(folder, "memory_limit.so")
-            command = [str(self.compiler()), "-O3", "-march=native", "-shared", "-fPIC"]
-            command += ["-o", library_path, str(source)]
-            try:
-                subprocess.run([*command, "-fopenmp"], check=True, capture_output=True)
-            except subprocess.CalledProcessError:
-                # A compiler without OpenMP: one thread, and the name of the variant says so.
-                subprocess.run(command, check=True, capture_output=True)
-                self.threads = 1
-            library = ctypes.CDLL(library_path)
-        self.copy, self.read = library.parallel_copy, library.parallel_read
-        self.copy.restype, self.read.restype = None, ctypes.c_uint64
-        pointer, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        self.copy.argtypes, self.read.argtypes = (
-            (pointer, pointer, size, count),
-            (pointer, size, count),
+    library, threads = memory_library()
+    source, size = problem.logits, problem.logits.nbytes
+    suffix = f"on {threads} thread{'s' if threads > 1 else ''}"
+    if OPERATIONS[problem.case.operation].full_arrays == 1:
+        return {f"read {suffix}": lambda: library.parallel_read(source.ctypes.data, size, threads)}
+    output = np.ones_like(source)
+    return {
+        f"copy {suffix}": lambda: library.parallel_copy(
+            output.ctypes.data, source.ctypes.data, size, threads
         )
-
-    def variants(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        source, size = logits.ctypes.data, logits.nbytes
-        suffix = f"on {self.threads} thread{'s' if self.threads > 1 else ''}"
-        if OPERATIONS[case.operation].full_arrays == 1:
-            return [
-                Variant(
-                    f"read {suffix}",
-                    lambda: self.read(source, size, self.threads),
-                    lambda _: Result(),
-                )
-            ]
-        output = faulted_output(case)
-
-        def run() -> None:
-            self.copy(output.ctypes.data, source, size, self.threads)
-
-        return [Variant(f"copy {suffix}", run, lambda _: Result())]
+    }
 
 
-class NumPy(Peer):
+# ------------------------------------------------------------------------------------ NumPy, SciPy
+
+BLOCK_BYTES = 256 * 1024
+pool = functools.cache(ThreadPoolExecutor)
+
+
+def numpy(problem: Problem) -> Ways:
     """Hand-written with bound outputs; in blocks that stay in the cache, on one or all threads."""
+    case, logits, axis, index = problem.case, problem.logits, problem.case.axis, problem.index
+    function, length, threads = case.function, case.shape[0], available_cores()
+    writes = function not in ("logsumexp", "cross_entropy")
+    bound = problem.output() if writes else None
+    sums = np.empty_like(logits, shape=problem.labels.shape)
 
-    name = "numpy"
-    title = "NumPy"
-    modules = ("numpy",)
-    packages = ("numpy",)
-    block_bytes = 256 * 1024
+    def work(rows: slice, output: Array, scratch: Array) -> float:
+        """Compute those rows; return the sum of their losses."""
+        part, result = logits[rows], output[rows] if writes else scratch
+        largest = part.max(axis, keepdims=True)
+        np.subtract(part, largest, out=result)
+        exponentials = np.exp(result, out=scratch if function == "log_softmax" else result)
+        total = exponentials.sum(axis, keepdims=True)
+        if function == "softmax":
+            np.multiply(result, 1 / total, out=result)
+        elif function == "log_softmax":
+            np.subtract(result, np.log(total), out=result)
+        elif function == "logsumexp":
+            sums[rows] = (np.log(total) + largest).squeeze(axis)
+        elif function == "cross_entropy_with_grad":
+            np.multiply(result, 1 / (total * case.rows), out=result)
+            at_label = np.take_along_axis(result, index[rows], axis)
+            at_label -= result.dtype.type(1 / case.rows)
+            np.put_along_axis(result, index[rows], at_label, axis)
+        if not case.takes_labels:
+            return 0.0
+        losses = np.log(total)
+        losses += largest
+        losses -= np.take_along_axis(part, index[rows], axis)
+        return float(losses.sum(dtype=np.float64))
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        self.pool = ThreadPoolExecutor(threads)
-
-    def _schedules(self, case: Case, work: Work) -> list[tuple[str, Callable[[Array], float]]]:
-        """Ways to do ``work`` on all rows of an output; each returns the sum of the losses."""
-        logits, _ = inputs(case)
-        length = case.shape[0]
-        rows_per_block = max(self.block_bytes * length // logits.nbytes, 1)
-        everything = np.empty_like(logits)
-        ways: list[tuple[str, Callable[[Array], float]]] = [
-            ("whole array", lambda output: work(output, slice(0, length), everything))
-        ]
-        if length <= rows_per_block:
-            return ways
-
-        def blocks(output: Array, first: int, last: int, scratch: Array) -> float:
-            total = 0.0
-            for start in range(first, last, rows_per_block):
-                stop = min(start + rows_per_block, last)
-                total += work(output, slice(start, stop), scratch[: stop - start])
-            return total
-
-        edges = np.linspace(0, length, self.threads + 1).astype(int).tolist()
+    everything = np.empty_like(logits)
+    schedules: dict[str, Callable[..., float]] = {
+        "whole array": partial(work, slice(0, length), scratch=everything)
+    }
+    step = max(BLOCK_BYTES * length // logits.nbytes, 1)
+    if length > step:
+        edges = np.linspace(0, length, threads + 1).astype(int).tolist()
         parts = list(itertools.pairwise(edges))
-        scratches = [np.empty((rows_per_block, *case.shape[1:]), logits.dtype) for _ in parts]
+        scratches = [np.empty_like(logits[:step]) for _ in parts]
+
+        def blocks(first: int, last: int, scratch: Array, output: Array) -> float:
+            pieces = [slice(start, min(start + step, last)) for start in range(first, last, step)]
+            return sum(work(rows, output, scratch[: rows.stop - rows.start]) for rows in pieces)
 
         def threaded(output: Array) -> float:
             jobs = [
-                self.pool.submit(blocks, output, first, last, scratch)
-                for (first, last), scratch in zip(parts, scratches, strict=True)
+                pool(threads).submit(blocks, *part, scratch, output)
+                for part, scratch in zip(parts, scratches, strict=True)
             ]
             return sum(job.result() for job in jobs)
 
-        return [
-            *ways,
-            ("blocks", lambda output: blocks(output, 0, length, scratches[0])),
-            (f"blocks on {self.threads} threads", threaded),
-        ]
+        schedules["blocks"] = partial(blocks, 0, length, scratches[0])
+        schedules[f"blocks on {threads} threads"] = threaded
 
-    def _variants(self, case: Case, work: Work, *, writes: bool, has_loss: bool) -> list[Variant]:
-        """``work`` under each schedule, on a bound or a fresh output."""
-        logits, _ = inputs(case)
-        # Work that writes no full-size array is handed the logits and leaves them alone.
-        bound = faulted_output(case) if writes else logits
-        fresh = writes and is_fresh(case)
-        variants = []
-        for name, schedule in self._schedules(case, work):
+    def run(schedule: Callable[..., float]) -> Any:
+        output = np.empty_like(logits) if writes and bound is None else bound
+        loss = schedule(output=output) / case.rows
+        results = {"cross_entropy": loss, "logsumexp": sums}
+        return (loss, output) if function.endswith("_grad") else results.get(function, output)
 
-            def run(schedule: Callable[[Array], float] = schedule) -> tuple[float, Array]:
-                output = np.empty_like(logits) if fresh else bound
-                return schedule(output), output
-
-            def collect(result: tuple[float, Array]) -> Result:
-                loss, output = result
-                return Result(
-                    loss=np.float64(loss / case.rows) if has_loss else None,
-                    array=output if writes else None,
-                )
-
-            variants.append(Variant(name, run, collect))
-        return variants
-
-    def softmax(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        axis = case.axis
-
-        def work(output: Array, rows: slice, scratch: Array) -> float:
-            part, result = logits[rows], output[rows]
-            np.subtract(part, part.max(axis, keepdims=True), out=result)
-            np.exp(result, out=result)
-            np.multiply(result, 1 / result.sum(axis, keepdims=True), out=result)
-            return 0.0
-
-        return self._variants(case, work, writes=True, has_loss=False)
-
-    def log_softmax(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        axis = case.axis
-
-        def work(output: Array, rows: slice, scratch: Array) -> float:
-            part, result = logits[rows], output[rows]
-            np.subtract(part, part.max(axis, keepdims=True), out=result)
-            np.exp(result, out=scratch)
-            np.subtract(result, np.log(scratch.sum(axis, keepdims=True)), out=result)
-            return 0.0
-
-        return self._variants(case, work, writes=True, has_loss=False)
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        axis = case.axis
-        totals = np.empty(tuple(np.delete(case.shape, axis)), logits.dtype)
-
-        def work(output: Array, rows: slice, scratch: Array) -> float:
-            part = logits[rows]
-            largest = part.max(axis, keepdims=True)
-            np.subtract(part, largest, out=scratch)
-            np.exp(scratch, out=scratch)
-            totals[rows] = np.log(scratch.sum(axis)) + largest.squeeze(axis)
-            return 0.0
-
-        variants = self._variants(case, work, writes=False, has_loss=False)
-        for variant in variants:
-            variant.collect = lambda _: Result(array=totals)
-        return variants
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        axis, index = case.axis, expand_labels(labels, case)
-
-        def work(output: Array, rows: slice, scratch: Array) -> float:
-            part = logits[rows]
-            largest = part.max(axis, keepdims=True)
-            np.subtract(part, largest, out=scratch)
-            np.exp(scratch, out=scratch)
-            losses = np.log(scratch.sum(axis, keepdims=True))
-            losses += largest
-            losses -= np.take_along_axis(part, index[rows], axis)
-            return float(losses.sum(dtype=np.float64))
-
-        return self._variants(case, work, writes=False, has_loss=True)
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        axis, index = case.axis, expand_labels(labels, case)
-
-        def work(output: Array, rows: slice, scratch: Array) -> float:
-            part, result, at_label = logits[rows], output[rows], index[rows]
-            largest = part.max(axis, keepdims=True)
-            np.subtract(part, largest, out=result)
-            np.exp(result, out=result)
-            total = result.sum(axis, keepdims=True)
-            losses = np.log(total)
-            losses += largest
-            losses -= np.take_along_axis(part, at_label, axis)
-            np.multiply(result, 1 / (total * case.rows), out=result)
-            less_one = np.take_along_axis(result, at_label, axis) - logits.dtype.type(1 / case.rows)
-            np.put_along_axis(result, at_label, less_one, axis)
-            return float(losses.sum(dtype=np.float64))
-
-        return self._variants(case, work, writes=True, has_loss=True)
+    return {name: partial(run, schedule) for name, schedule in schedules.items()}
 
 
-class SciPy(Peer):
+def scipy(problem: Problem) -> Ways:
     """scipy.special; it has no outputs to bind and no threads."""
+    from scipy import special
 
-    name = "scipy"
-    title = "SciPy"
-    modules = ("scipy",)
-    packages = ("scipy",)
+    logits, index, axis = problem.logits, problem.index, problem.case.axis
+    reduced = np.mean if problem.reduction == "mean" else partial(np.squeeze, axis=axis)
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        import scipy.special
+    def cross_entropy() -> Any:
+        total = special.logsumexp(logits, axis=axis, keepdims=True)
+        return reduced(total - np.take_along_axis(logits, index, axis))
 
-        self.special = scipy.special
+    def cross_entropy_with_grad() -> Any:
+        gradient = special.softmax(logits, axis=axis)
+        at_label = np.take_along_axis(gradient, index, axis)
+        np.put_along_axis(gradient, index, at_label - 1, axis)
+        if problem.reduction == "mean":
+            gradient /= problem.case.rows
+        return reduced(-np.log(at_label)), gradient
 
-    def softmax(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        return [Variant("", lambda: self.special.softmax(logits, axis=case.axis), Result)]
-
-    def log_softmax(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        return [Variant("", lambda: self.special.log_softmax(logits, axis=case.axis), Result)]
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        return [Variant("", lambda: self.special.logsumexp(logits, axis=case.axis), Result)]
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        axis, index = case.axis, expand_labels(labels, case)
-
-        def run() -> Any:
-            at_label = np.take_along_axis(logits, index, axis)
-            return np.mean(self.special.logsumexp(logits, axis=axis, keepdims=True) - at_label)
-
-        return [Variant("", run, lambda loss: Result(loss=loss))]
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        axis, index = case.axis, expand_labels(labels, case)
-
-        def run() -> tuple[Any, Array]:
-            gradient = self.special.softmax(logits, axis=axis)
-            at_label = np.take_along_axis(gradient, index, axis)
-            np.put_along_axis(gradient, index, at_label - 1, axis)
-            gradient /= case.rows
-            return -np.mean(np.log(at_label)), gradient
-
-        return [Variant("", run, lambda result: Result(loss=result[0], array=result[1]))]
+    functions: dict[str, Call] = {
+        "softmax": lambda: special.softmax(logits, axis=axis),
+        "log_softmax": lambda: special.log_softmax(logits, axis=axis),
+        "logsumexp": lambda: special.logsumexp(logits, axis=axis),
+        "cross_entropy": cross_entropy,
+        "cross_entropy_with_grad": cross_entropy_with_grad,
+    }
+    return {"": chosen(functions, problem.case)}
 
 
-class ScikitLearn(Peer):
+def sklearn(problem: Problem) -> Ways:
     """extmath.softmax and HalfMultinomialLoss on all threads with outputs of its own."""
+    from sklearn._loss.loss import HalfMultinomialLoss
+    from sklearn.utils.extmath import softmax
 
-    name = "sklearn"
-    title = "scikit-learn"
-    modules = ("sklearn",)
-    packages = ("scikit-learn",)
+    logits, case = problem.logits, problem.case
+    if logits.ndim != 2:
+        raise UnsupportedError("only two dimensions")
+    bound = problem.output()
+    loss = HalfMultinomialLoss(n_classes=case.classes)
+    loss_out = np.zeros(case.rows, logits.dtype)
+    arguments = {
+        "y_true": problem.labels.astype(logits.dtype),
+        "raw_prediction": logits,
+        "loss_out": loss_out,
+        "n_threads": available_cores(),
+    }
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        from sklearn._loss.loss import HalfMultinomialLoss
-        from sklearn.utils.extmath import softmax
+    def map_in_place() -> Any:
+        np.copyto(bound, logits)  # type: ignore[arg-type]
+        return softmax(bound, copy=False)
 
-        self.extmath_softmax, self.loss_class = softmax, HalfMultinomialLoss
+    def cross_entropy() -> Any:
+        loss.loss(**arguments)
+        return loss_out.mean()
 
-    def variants(self, case: Case) -> list[Variant]:
-        if len(case.shape) != 2:
-            raise UnsupportedError("only two dimensions")
-        return super().variants(case)
+    def cross_entropy_with_grad() -> Any:
+        _, gradient = loss.loss_gradient(**arguments, gradient_out=bound)
+        return loss_out.mean(), gradient, case.rows
 
-    def softmax(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        if is_fresh(case):
-            return [Variant("copy=True", lambda: self.extmath_softmax(logits), Result)]
-        out = faulted_output(case)
-
-        def run() -> Array:
-            np.copyto(out, logits)  # it works in place
-            return self.extmath_softmax(out, copy=False)  # type: ignore[no-any-return]
-
-        return [Variant("copy=False", run, Result)]
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        loss = self.loss_class(n_classes=case.classes)
-        y_true = labels.astype(logits.dtype)
-        loss_out = np.zeros(case.rows, logits.dtype)
-
-        def run() -> Any:
-            loss.loss(y_true, logits, loss_out=loss_out, n_threads=self.threads)
-            return loss_out.mean()
-
-        return [Variant("loss", run, lambda result: Result(loss=result))]
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        loss = self.loss_class(n_classes=case.classes)
-        y_true = labels.astype(logits.dtype)
-        bound = None if is_fresh(case) else faulted_output(case)
-        loss_out = np.zeros(case.rows, logits.dtype)
-
-        def run() -> tuple[Any, Array]:
-            _, gradient = loss.loss_gradient(
-                y_true, logits, loss_out=loss_out, gradient_out=bound, n_threads=self.threads
-            )
-            return loss_out.mean(), gradient
-
-        # Its gradient is that of the sum; the division is left out of its time.
-        return [Variant("loss_gradient", run, lambda r: Result(loss=r[0], array=r[1] / case.rows))]
+    functions: dict[str, Ways] = {
+        "softmax": {"copy=False": map_in_place} if bound is not None
+        else {"copy=True": lambda: softmax(logits)},
+        "cross_entropy": {"loss": cross_entropy},
+        "cross_entropy_with_grad": {"loss_gradient": cross_entropy_with_grad},
+    }  # fmt: skip
+    return chosen(functions, case)
 
 
-class Torch(Peer):
-    """PyTorch, op by op, with out= where it has one."""
-
-    name = "torch"
-    title = "PyTorch"
-    modules = ("torch",)
-    packages = ("torch",)
-    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        import torch
-
-        self.torch = torch
-        torch.set_num_threads(threads)
-
-    def tensor(self, array: Array) -> Any:
-        """A tensor on the array's memory."""
-        if array.dtype.name == "bfloat16":
-            return self.torch.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
-        return self.torch.from_numpy(array)
-
-    def array(self, tensor: Any) -> Array:
-        values: Array = tensor.detach().float().numpy()
-        return tensor.detach().numpy() if tensor.dtype == self.torch.float64 else values
-
-    def as_result(self, tensor: Any) -> Result:
-        return Result(array=self.array(tensor))
-
-    def as_loss(self, pair: tuple[Any, Any]) -> Result:
-        loss, gradient = pair
-        return Result(
-            loss=self.array(loss), array=None if gradient is None else self.array(gradient)
-        )
-
-    def softmax(self, case: Case) -> list[Variant]:
-        return self._map(self.torch.softmax, case)
-
-    def log_softmax(self, case: Case) -> list[Variant]:
-        return self._map(self.torch.log_softmax, case)
-
-    def _map(self, function: Callable[..., Any], case: Case) -> list[Variant]:
-        logits = self.tensor(inputs(case)[0])
-        fresh = Variant("fresh", lambda: function(logits, case.axis), self.as_result)
-        if is_fresh(case):
-            return [fresh]
-        out = self.tensor(faulted_output(case))
-        return [
-            Variant("out=", lambda: function(logits, case.axis, out=out), self.as_result),
-            fresh,
-        ]
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        logits = self.tensor(inputs(case)[0])
-        return [Variant("", lambda: self.torch.logsumexp(logits, case.axis), self.as_result)]
-
-    def _class_axis_second(self, case: Case) -> tuple[Any, Any]:
-        """Logits and labels as F.cross_entropy takes them: the classes are axis 1."""
-        logits, labels = inputs(case)
-        if case.axis % len(case.shape) != 1:
-            raise UnsupportedError("class axis must be axis 1")
-        return self.tensor(logits), self.tensor(labels)
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, labels = self._class_axis_second(case)
-        function = self.torch.nn.functional.cross_entropy
-        return [Variant("", lambda: (function(logits, labels), None), self.as_loss)]
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, labels = self._class_axis_second(case)
-        logits = logits.detach().requires_grad_(True)
-        function = self.torch.nn.functional.cross_entropy
-        reduction = loss_reduction(case)
-        ones = self.torch.ones(labels.shape, dtype=logits.dtype) if reduction == "none" else None
-
-        def backward() -> tuple[Any, Any]:
-            logits.grad = None
-            loss = function(logits, labels, reduction=reduction)
-            loss.backward(ones)  # type: ignore[no-untyped-call]
-            gradient, logits.grad = logits.grad, None
-            return loss, gradient
-
-        def autograd() -> tuple[Any, Any]:
-            loss = function(logits, labels, reduction=reduction)
-            (gradient,) = self.torch.autograd.grad(loss, logits, ones)
-            return loss, gradient
-
-        return [
-            Variant("backward", backward, self.as_loss),
-            Variant("autograd.grad", autograd, self.as_loss),
-        ]
+def sklearn_results(result: Any) -> Any:
+    """Its gradient is that of the sum; the division is left out of its time."""
+    return (result[0], result[1] / result[2]) if isinstance(result, tuple) else result
 
 
-class TorchCompile(Torch):
-    """torch.compile for fixed shapes."""
+# ---------------------------------------------------------------------------------------- PyTorch
 
-    name = "torch_compile"
-    title = "torch.compile"
-    packages = ("torch",)
+
+def to_tensor(array: Array) -> Any:
+    """A tensor on the array's memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def from_tensor(tensor: Any) -> Array:
+    tensor = tensor.detach()
+    return tensor.numpy() if tensor.dtype.itemsize > 2 else tensor.float().numpy()
+
+
+@dataclass
+class TorchProblem:
+    """A problem as both of PyTorch's ways take it."""
+
+    logits: Any
+    labels: Any
+    out: Any
+    leaf: Any
+    ones: Any  # the gradient of a sum of losses
+    loss: Callable[..., Any]
 
     @classmethod
-    def missing_modules(cls) -> list[str]:
-        missing = super().missing_modules()
-        # It builds C++ with the system compiler.
-        return missing or ([] if shutil.which("g++") or shutil.which("clang++") else ["g++"])
+    def of(cls, problem: Problem) -> TorchProblem:
+        import torch
 
-    def variants(self, case: Case) -> list[Variant]:
-        self.torch._dynamo.reset()  # forgets the shape before, so that none is made dynamic
-        return super().variants(case)
+        torch.set_num_threads(available_cores())
+        logits, labels = to_tensor(problem.logits), torch.from_numpy(problem.labels)
+        if problem.case.takes_labels and problem.case.axis % logits.ndim != 1:
+            raise UnsupportedError("class axis must be axis 1")
+        array = problem.output()
+        out = None if array is None else to_tensor(array)
+        ones = None if problem.reduction == "mean" else torch.ones_like(labels, dtype=logits.dtype)
+        loss = partial(torch.nn.functional.cross_entropy, reduction=problem.reduction)
+        return cls(logits, labels, out, logits.detach().requires_grad_(), ones, loss)
 
-    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        compiled: Callable[..., Any] = self.torch.compile(function, dynamic=False, fullgraph=True)
-        return compiled
-
-    def _map(self, function: Callable[..., Any], case: Case) -> list[Variant]:
-        logits, axis = self.tensor(inputs(case)[0]), case.axis
-        compiled = self._compiled(lambda values: function(values, axis))
-        fresh = Variant("fresh", lambda: compiled(logits), self.as_result)
-        if is_fresh(case):
-            return [fresh]
-        out = self.tensor(faulted_output(case))
-        bound = self._compiled(lambda values, result: result.copy_(function(values, axis)))
-
-        def run() -> Any:
-            bound(logits, out)
-            return out
-
-        return [Variant("bound", run, self.as_result), fresh]
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        logits, axis = self.tensor(inputs(case)[0]), case.axis
-        compiled = self._compiled(lambda values: self.torch.logsumexp(values, axis))
-        return [Variant("", lambda: compiled(logits), self.as_result)]
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, labels = self._class_axis_second(case)
-        compiled = self._compiled(self.torch.nn.functional.cross_entropy)
-        return [Variant("", lambda: (compiled(logits, labels), None), self.as_loss)]
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, labels = self._class_axis_second(case)
-        torch, reduction = self.torch, loss_reduction(case)
-        cross_entropy = torch.nn.functional.cross_entropy
-        bound = None if is_fresh(case) else self.tensor(faulted_output(case))
-
-        # One graph for both: the loss and the gradient can share a loop over the row.
-        def both(values: Any) -> tuple[Any, Any]:
-            def total(values: Any) -> tuple[Any, Any]:
-                loss = cross_entropy(values, labels, reduction=reduction)
-                return loss.sum(), loss
-
-            gradient, (_, loss) = torch.func.grad_and_value(total, has_aux=True)(values)
-            return loss, gradient
-
-        def into(values: Any, result: Any) -> Any:
-            loss, gradient = both(values)
-            result.copy_(gradient)
-            return loss
-
-        one_graph = self._compiled(both)
-        variants = [Variant("one graph", lambda: one_graph(logits), self.as_loss)]
-        if bound is not None:
-            bound_graph = self._compiled(into)
-            variants.append(
-                Variant(
-                    "one graph, bound", lambda: (bound_graph(logits, bound), bound), self.as_loss
-                )
-            )
-
-        leaf = logits.detach().requires_grad_(True)
-        ones = torch.ones(labels.shape, dtype=logits.dtype) if reduction == "none" else None
-        forward = self._compiled(lambda values: cross_entropy(values, labels, reduction=reduction))
-
-        def backward() -> tuple[Any, Any]:
-            leaf.grad = None
-            loss = forward(leaf)
-            loss.backward(ones)
-            gradient, leaf.grad = leaf.grad, None
-            return loss, gradient
-
-        return [*variants, Variant("backward", backward, self.as_loss)]
+    def backward(self, loss_of: Callable[[Any], Any]) -> Any:
+        self.leaf.grad = None
+        loss = loss_of(self.leaf)
+        loss.backward(self.ones)
+        return loss, self.leaf.grad
 
 
-class Jax(Peer):
+def torch(problem: Problem) -> Ways:
+    """PyTorch, op by op, with out= where it has one."""
+    import torch
+
+    case, given = problem.case, TorchProblem.of(problem)
+    logits, out = given.logits, given.out
+    if not case.takes_labels:
+        function = getattr(torch, case.function)
+        fresh = {"fresh": lambda: function(logits, case.axis)}
+        if out is None or case.function == "logsumexp":
+            return fresh
+        return {"out=": lambda: function(logits, case.axis, out=out), **fresh}
+    if case.function == "cross_entropy":
+        return {"": lambda: given.loss(logits, given.labels)}
+
+    def autograd() -> Any:
+        loss = given.loss(given.leaf, given.labels)
+        return loss, torch.autograd.grad(loss, given.leaf, given.ones)[0]
+
+    return {
+        "backward": lambda: given.backward(lambda leaf: given.loss(leaf, given.labels)),
+        "autograd.grad": autograd,
+    }
+
+
+def torch_compile(problem: Problem) -> Ways:
+    """torch.compile for fixed shapes."""
+    import torch
+
+    torch._dynamo.reset()  # forgets the shape before, so that none is made dynamic
+    compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+    case, given = problem.case, TorchProblem.of(problem)
+    logits, labels, out = given.logits, given.labels, given.out
+    if not case.takes_labels:
+        function = getattr(torch, case.function)
+        fresh = compiled(lambda values: function(values, case.axis))
+        ways = {"fresh": lambda: fresh(logits)}
+        if out is None or case.function == "logsumexp":
+            return ways
+        bound = compiled(lambda values, result: result.copy_(function(values, case.axis)))
+        return {"bound": lambda: bound(logits, out), **ways}
+    forward = compiled(lambda values: given.loss(values, labels))
+    if case.function == "cross_entropy":
+        return {"": lambda: forward(logits)}
+
+    # One graph for both: the loss and the gradient can share a loop over the row.
+    def both(values: Any) -> tuple[Any, Any]:
+        def total(values: Any) -> tuple[Any, Any]:
+            loss = given.loss(values, labels)
+            return loss.sum(), loss
+
+        gradient, (_, loss) = torch.func.grad_and_value(total, has_aux=True)(values)
+        return loss, gradient
+
+    def into(values: Any, result: Any) -> Any:
+        loss, gradient = both(values)
+        result.copy_(gradient)
+        return loss
+
+    one_graph = compiled(both)
+    ways = {
+        "one graph": lambda: one_graph(logits),
+        "backward": lambda: given.backward(forward),
+    }
+    if out is not None:
+        bound_graph = compiled(into)
+        ways["one graph, bound"] = lambda: (bound_graph(logits, out), out)
+    return ways
+
+
+# -------------------------------------------------------------------------------------------- JAX
+
+
+def jax(problem: Problem) -> Ways:
     """jax.jit; outputs are bound by donating the buffer of the call before."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
 
-    name = "jax"
-    title = "JAX"
-    modules = ("jax",)
-    packages = ("jax", "jaxlib")
-    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
+    jax.config.update("jax_enable_x64", True)
+    case, axis, mean = problem.case, problem.case.axis, problem.reduction == "mean"
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        import jax
+    def losses(values: Any, labels: Any) -> Any:
+        at_label = jax.numpy.take_along_axis(values, jax.numpy.expand_dims(labels, axis), axis)
+        return jax.nn.logsumexp(values, axis=axis) - at_label.squeeze(axis)
 
-        jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
-        self.jax = jax
+    def reduced(values: Any, labels: Any) -> tuple[Any, Any]:
+        rows = losses(values, labels)
+        return (rows.mean(), rows.mean()) if mean else (rows.sum(), rows)
 
-    def _arrays(self, case: Case) -> tuple[Any, Any]:
-        logits, labels = inputs(case)
-        return self.jax.numpy.asarray(logits), self.jax.numpy.asarray(labels.astype(np.int32))
+    def cross_entropy_with_grad(values: Any, labels: Any) -> tuple[Any, Any]:
+        (_, loss), gradient = jax.value_and_grad(reduced, has_aux=True)(values, labels)
+        return loss, gradient
 
-    def _variants(
-        self,
-        case: Case,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        collect: Callable[[Any], Result],
-        output: Callable[[Any], Any] | None,
-    ) -> list[Variant]:
-        """``output`` picks the full-size array of a result, which the next call may overwrite."""
-        jax = self.jax
-        compiled = jax.jit(function)
-        variants = [Variant("fresh", lambda: jax.block_until_ready(compiled(*arguments)), collect)]
-        if output is not None and not is_fresh(case):
-            donating = jax.jit(
-                lambda previous, *arguments: function(*arguments),
-                donate_argnums=0,
-                keep_unused=True,
-            )
-            previous = [jax.numpy.ones_like(arguments[0])]
-
-            def run() -> Any:
-                result = jax.block_until_ready(donating(previous[0], *arguments))
-                previous[0] = output(result)
-                return result
-
-            variants.append(Variant("donated buffer", run, collect))
-        return variants
-
-    @staticmethod
-    def _as_array(result: Any) -> Result:
-        return Result(array=np.asarray(result))
-
-    def softmax(self, case: Case) -> list[Variant]:
-        logits, _ = self._arrays(case)
-        return self._variants(
-            case,
-            lambda values: self.jax.nn.softmax(values, axis=case.axis),
-            (logits,),
-            self._as_array,
-            lambda result: result,
+    functions: dict[str, Callable[..., Any]] = {
+        "softmax": partial(jax.nn.softmax, axis=axis),
+        "log_softmax": partial(jax.nn.log_softmax, axis=axis),
+        "logsumexp": partial(jax.nn.logsumexp, axis=axis),
+        "cross_entropy": lambda values, labels: reduced(values, labels)[1],
+        "cross_entropy_with_grad": cross_entropy_with_grad,
+    }
+    function = functions[case.function]
+    arguments = [jax.numpy.asarray(problem.logits)]
+    if case.takes_labels:
+        arguments.append(jax.numpy.asarray(problem.labels.astype(np.int32)))
+    compiled = jax.jit(function)
+    ways = {"fresh": lambda: jax.block_until_ready(compiled(*arguments))}
+    if case.operation.endswith("_out"):
+        donating = jax.jit(
+            lambda previous, *arguments: function(*arguments), donate_argnums=0, keep_unused=True
         )
+        previous = [jax.numpy.ones_like(arguments[0])]
 
-    def log_softmax(self, case: Case) -> list[Variant]:
-        logits, _ = self._arrays(case)
-        return self._variants(
-            case,
-            lambda values: self.jax.nn.log_softmax(values, axis=case.axis),
-            (logits,),
-            self._as_array,
-            lambda result: result,
-        )
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        logits, _ = self._arrays(case)
-        return self._variants(
-            case,
-            lambda values: self.jax.nn.logsumexp(values, axis=case.axis),
-            (logits,),
-            self._as_array,
-            None,
-        )
-
-    def _losses(self, case: Case) -> Callable[[Any, Any], Any]:
-        numpy, axis = self.jax.numpy, case.axis
-
-        def losses(values: Any, labels: Any) -> Any:
-            at_label = numpy.take_along_axis(values, numpy.expand_dims(labels, axis), axis)
-            return self.jax.nn.logsumexp(values, axis=axis) - at_label.squeeze(axis)
-
-        return losses
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        losses = self._losses(case)
-        return self._variants(
-            case,
-            lambda values, labels: losses(values, labels).mean(),
-            self._arrays(case),
-            lambda loss: Result(loss=np.asarray(loss)),
-            None,
-        )
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        losses, mean = self._losses(case), loss_reduction(case) == "mean"
-
-        def reduced(values: Any, labels: Any) -> tuple[Any, Any]:
-            rows = losses(values, labels)
-            return (rows.mean(), rows.mean()) if mean else (rows.sum(), rows)
-
-        differentiated = self.jax.value_and_grad(reduced, has_aux=True)
-
-        def both(values: Any, labels: Any) -> tuple[Any, Any]:
-            (_, loss), gradient = differentiated(values, labels)
-            return loss, gradient
-
-        return self._variants(
-            case,
-            both,
-            self._arrays(case),
-            lambda pair: Result(loss=np.asarray(pair[0]), array=np.asarray(pair[1])),
-            lambda pair: pair[1],
-        )
-
-
-class OnnxRuntime(Peer):
-    """ONNX Runtime with inputs and outputs bound."""
-
-    name = "onnxruntime"
-    title = "ONNX Runtime"
-    modules = ("onnx", "onnxruntime")
-    packages = ("onnx", "onnxruntime")
-    opset = 18
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        import onnx
-        import onnxruntime
-
-        onnxruntime.set_default_logger_severity(3)
-        self.onnx, self.runtime = onnx, onnxruntime
-
-    def _element(self, dtype: Any) -> int:
-        return int(self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-    def _session(
-        self,
-        nodes: list[Any],
-        feeds: dict[str, Array],
-        outputs: dict[str, tuple[int, ...]],
-        dtype: Any,
-        constants: dict[str, Array] | None = None,
-    ) -> Any:
-        helper = self.onnx.helper
-        graph = helper.make_graph(
-            nodes,
-            "benchmark",
-            [
-                helper.make_tensor_value_info(name, self._element(array.dtype), array.shape)
-                for name, array in feeds.items()
-            ],
-            [
-                helper.make_tensor_value_info(name, self._element(dtype), shape)
-                for name, shape in outputs.items()
-            ],
-            [
-                self.onnx.numpy_helper.from_array(array, name)
-                for name, array in (constants or {}).items()
-            ],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        model.ir_version = min(model.ir_version, 10)  # the newest that every runtime here reads
-        self.onnx.checker.check_model(model)
-        options = self.runtime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        try:
-            return self.runtime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            if "NOT_IMPLEMENTED" in str(error):
-                raise UnsupportedError(f"no kernel for {np.dtype(dtype).name}") from error
-            raise
-
-    def _variants(
-        self,
-        case: Case,
-        nodes: list[Any],
-        feeds: dict[str, Array],
-        outputs: dict[str, tuple[int, ...]],
-        collect: Callable[[list[Array]], Result],
-        constants: dict[str, Array] | None = None,
-    ) -> list[Variant]:
-        dtype = feeds["logits"].dtype
-        session = self._session(nodes, feeds, outputs, dtype, constants)
-        value = self.runtime.OrtValue.ortvalue_from_numpy
-        bound_inputs = {name: value(array) for name, array in feeds.items()}
-
-        def binding() -> Any:
-            result = session.io_binding()
-            for name, bound in bound_inputs.items():
-                result.bind_ortvalue_input(name, bound)
+        def donated() -> Any:
+            result = jax.block_until_ready(donating(previous[0], *arguments))
+            previous[0] = result[1] if case.takes_labels else result
             return result
 
-        fresh = binding()
-        for name in outputs:
-            fresh.bind_output(name, "cpu")
+        ways["donated buffer"] = donated
+    return ways
 
-        def run_fresh() -> Any:
-            session.run_with_iobinding(fresh)
-            return fresh
 
-        def collect_fresh(result: Any) -> Result:
-            return collect(result.copy_outputs_to_cpu())
+# ----------------------------------------------------------------------------------- ONNX Runtime
 
-        variants = [
-            Variant("fresh, bound to the device", run_fresh, collect_fresh),
-            Variant("fresh, run", lambda: session.run(None, feeds), collect),
-        ]
-        if not is_fresh(case):
-            preallocated = binding()
-            values = []
-            for name, shape in outputs.items():
-                array = np.ones(shape, dtype)
-                values.append(value(array))
-                preallocated.bind_ortvalue_output(name, values[-1])
-            variants.insert(
-                0,
-                Variant(
-                    "preallocated",
-                    lambda: session.run_with_iobinding(preallocated),
-                    lambda _: collect([bound.numpy() for bound in values]),
-                ),
-            )
-        return variants
-
-    def _map(self, operator: str, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        node = self.onnx.helper.make_node(operator, ["logits"], ["result"], axis=case.axis)
-        return self._variants(
-            case,
-            [node],
-            {"logits": logits},
-            {"result": case.shape},
-            lambda arrays: Result(array=arrays[0]),
-        )
-
-    def softmax(self, case: Case) -> list[Variant]:
-        return self._map("Softmax", case)
-
-    def log_softmax(self, case: Case) -> list[Variant]:
-        return self._map("LogSoftmax", case)
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        node = self.onnx.helper.make_node(
-            "ReduceLogSumExp", ["logits", "axes"], ["result"], keepdims=0
-        )
-        return self._variants(
-            case,
-            [node],
-            {"logits": logits},
-            {"result": labels.shape},
-            lambda arrays: Result(array=arrays[0]),
-            {"axes": np.array([case.axis], np.int64)},
-        )
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        node = self.onnx.helper.make_node
+GRAPHS = {
+    "softmax": {"": "array = Softmax <axis={axis}> (logits)"},
+    "log_softmax": {"": "array = LogSoftmax <axis={axis}> (logits)"},
+    "logsumexp": {"": "array = ReduceLogSumExp <keepdims=0> (logits, axes)"},
+    "cross_entropy": {
         # Gathering logits instead of log-probabilities saves a full-size array.
-        nodes = [
-            node("ReduceLogSumExp", ["logits", "axes"], ["total"], keepdims=1),
-            node("GatherElements", ["logits", "labels"], ["at_label"], axis=case.axis),
-            node("Sub", ["total", "at_label"], ["losses"]),
-            node("ReduceMean", ["losses"], ["loss"], keepdims=0),
-        ]
-        reduced = self._variants(
-            case,
-            nodes,
-            {"logits": logits, "labels": expand_labels(labels, case)},
-            {"loss": ()},
-            lambda arrays: Result(loss=arrays[0]),
-            {"axes": np.array([case.axis], np.int64)},
+        "": """total = ReduceLogSumExp <keepdims=1> (logits, axes)
+            at_label = GatherElements <axis={axis}> (logits, labels)
+            losses = Sub (total, at_label)
+            loss = ReduceMean <keepdims=0> (losses)""",
+        "LogSoftmax, ": """log_probabilities = LogSoftmax <axis={axis}> (logits)
+            at_label = GatherElements <axis={axis}> (log_probabilities, labels)
+            mean = ReduceMean <keepdims=0> (at_label)
+            loss = Neg (mean)""",
+    },
+    "cross_entropy_with_grad": {
+        "": """probabilities = Softmax <axis={axis}> (logits)
+            at_label = GatherElements <axis={axis}> (probabilities, labels)
+            logarithms = Log (at_label)
+            mean = ReduceMean <keepdims=0> (logarithms)
+            loss = Neg (mean)
+            scaled = Mul (probabilities, share)
+            array = ScatterElements <axis={axis}, reduction="add"> (scaled, labels, minus_share)"""
+    },
+}
+
+
+def onnx_session(problem: Problem, nodes: str, outputs: dict[str, tuple[int, ...]]) -> Any:
+    """A session on a graph of those nodes."""
+    import onnx
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    case, kind = problem.case, {"float32": "float", "float64": "double"}[problem.case.dtype]
+
+    def declared(kind: str, name: str, shape: tuple[int, ...]) -> str:
+        return f"{kind}[{','.join(map(str, shape))}] {name}" if shape else f"{kind} {name}"
+
+    inputs = [declared(kind, "logits", case.shape)]
+    if case.takes_labels:
+        inputs.append(declared("int64", "labels", problem.index.shape))
+    results = ", ".join(declared(kind, name, shape) for name, shape in outputs.items())
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]>'  # the newest that every runtime here reads
+        f"benchmark ({', '.join(inputs)}) => ({results}) {{ {nodes.format(axis=case.axis)} }}"
+    )
+    share = problem.logits.dtype.type(1 / case.rows)
+    constants = {
+        "axes": np.array([case.axis]),
+        "share": np.array(share),
+        "minus_share": np.full(problem.index.shape, -share),
+    }
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name)
+        for name, array in constants.items()
+        if name in nodes
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cores()
+    options.inter_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        nodes = [
-            node("LogSoftmax", ["logits"], ["log_probabilities"], axis=case.axis),
-            node("GatherElements", ["log_probabilities", "labels"], ["at_label"], axis=case.axis),
-            node("ReduceMean", ["at_label"], ["mean"], keepdims=0),
-            node("Neg", ["mean"], ["loss"]),
-        ]
-        whole = self._variants(
-            case,
-            nodes,
-            {"logits": logits, "labels": expand_labels(labels, case)},
-            {"loss": ()},
-            lambda arrays: Result(loss=arrays[0]),
-        )
-        for variant in whole:
-            variant.name = f"LogSoftmax, {variant.name}"
-        return [reduced[0], whole[0]]
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, labels = inputs(case)
-        node = self.onnx.helper.make_node
-        axis = case.axis
-        nodes = [
-            node("Softmax", ["logits"], ["probabilities"], axis=axis),
-            node("GatherElements", ["probabilities", "labels"], ["at_label"], axis=axis),
-            node("Log", ["at_label"], ["logarithms"]),
-            node("ReduceMean", ["logarithms"], ["mean"], keepdims=0),
-            node("Neg", ["mean"], ["loss"]),
-            node("Mul", ["probabilities", "share"], ["scaled"]),
-            node(
-                "ScatterElements",
-                ["scaled", "labels", "minus_share"],
-                ["gradient"],
-                axis=axis,
-                reduction="add",
-            ),
-        ]
-        index = expand_labels(labels, case)
-        share = logits.dtype.type(1 / case.rows)
-        return self._variants(
-            case,
-            nodes,
-            {"logits": logits, "labels": index},
-            {"loss": (), "gradient": case.shape},
-            lambda arrays: Result(loss=arrays[0], array=arrays[1]),
-            {"share": np.array(share), "minus_share": np.full(index.shape, -share)},
-        )
+    except Exception as error:
+        if "NOT_IMPLEMENTED" in str(error):
+            raise UnsupportedError(f"no kernel for {case.dtype}") from error
+        raise
 
 
-class Numba(Peer):
-    """Fused prange loops with fastmath; the loops are in numba_kernels."""
+def onnxruntime(problem: Problem) -> Ways:
+    """ONNX Runtime with inputs and outputs bound."""
+    from onnxruntime import OrtValue
 
-    name = "numba"
-    title = "Numba"
-    modules = ("numba",)
-    packages = ("numba",)
+    case = problem.case
+    feeds = {"logits": problem.logits}
+    outputs: dict[str, tuple[int, ...]] = {}
+    if case.takes_labels:
+        feeds["labels"], outputs["loss"] = np.ascontiguousarray(problem.index), ()
+    if case.function != "cross_entropy":
+        outputs["array"] = problem.labels.shape if case.function == "logsumexp" else case.shape
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        import numba
+    def ways(session: Any, prefix: str) -> Ways:
+        def bound(preallocated: bool) -> Call:
+            binding = session.io_binding()
+            for name, array in feeds.items():
+                binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+            for name, shape in outputs.items():
+                if preallocated:
+                    value = OrtValue.ortvalue_from_shape_and_type(shape, problem.logits.dtype)
+                    binding.bind_ortvalue_output(name, value)
+                else:
+                    binding.bind_output(name, "cpu")
 
-        import numba_kernels
+            def run(alive: Any = feeds) -> Any:  # which the binding does not own
+                session.run_with_iobinding(binding)
+                return binding
 
-        numba.set_num_threads(min(threads, numba.get_num_threads()))
-        self.kernels = {
-            dtype: numba_kernels.build(self._exponential(numba_kernels, dtype))
-            for dtype in self.dtypes
+            return run
+
+        found = {
+            "fresh, bound to the device": bound(preallocated=False),
+            "fresh, run": lambda: session.run(None, feeds),
         }
+        if not case.fresh:
+            found["preallocated"] = bound(preallocated=True)
+        return {prefix + name: way for name, way in found.items()}
 
-    def _exponential(self, module: Any, dtype: str) -> Any:
-        return np.exp
+    return {
+        name: way
+        for prefix, nodes in GRAPHS[case.function].items()
+        for name, way in ways(onnx_session(problem, nodes, outputs), prefix).items()
+    }
 
-    def _layouts(self, case: Case) -> list[tuple[str, Callable[[Array], Array]]]:
-        """Kernel kinds that fit the case, with the view of a full-size array that each takes.
 
-        Labels and other arrays without the class axis lose it in the same view.
-        """
-        if case.axis != -1:
-            inner = math.prod(case.shape[case.axis + 1 :])
-            outer = math.prod(case.shape[: case.axis])
-            return [("columns", lambda array: array.reshape(outer, case.classes, inner))]
-        layouts: list[tuple[str, Callable[[Array], Array]]] = [("rows", lambda array: array)]
-        if case.rows < self.threads:
-            layouts.append(("flat", lambda array: array))
-        if case.classes <= 64 and case.rows >= 4096:
+def onnx_results(result: Any) -> Any:
+    arrays = result if isinstance(result, list) else result.copy_outputs_to_cpu()
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+# ------------------------------------------------------------------------------------------ Numba
+
+
+@functools.cache
+def numba_kernels(function: str, dtype: str, own_exponential: bool) -> Any:
+    import numba_kernels as module
+
+    return module.build(function, module.polynomial(dtype) if own_exponential else np.exp)
+
+
+def numba(problem: Problem, own_exponential: bool = False) -> Ways:
+    """Fused prange loops with fastmath, in every layout that fits the case."""
+    import numba
+
+    case, logits, threads = problem.case, problem.logits, available_cores()
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
+    kernels = numba_kernels(case.function, case.dtype, own_exponential)
+
+    # The view of a full-size array that each layout takes.
+    views: dict[str, Callable[[Array], Array]] = {}
+    whole = case.function not in ("log_softmax", "logsumexp")  # those are written for rows only
+    if case.axis != -1:
+        if not whole:
+            raise UnsupportedError("only written for rows")
+        outer, inner = math.prod(case.shape[: case.axis]), math.prod(case.shape[case.axis + 1 :])
+        views["columns"] = lambda array: array.reshape(outer, case.classes, inner)
+    else:
+        views["rows"] = lambda array: array
+        if whole and case.rows < threads:
+            views["flat"] = lambda array: array
+        if whole and case.classes <= 64 and case.rows >= 4096:
             # A block of rows seen with the classes first, so that the loops run across the rows.
             block = max(width for width in range(1, 513) if case.rows % width == 0)
-            layouts.append(
-                ("columns", lambda array: array.reshape(-1, block, case.classes).transpose(0, 2, 1))
+            views["columns"] = lambda array: array.reshape(-1, block, case.classes).transpose(
+                0, 2, 1
             )
-        return layouts
 
-    def _labels(self, case: Case, logits: Array) -> Array:
-        """Labels without the class axis, in the shape that belongs to that view of the logits."""
-        _, labels = inputs(case)
-        return labels.reshape((-1,) if logits.ndim == 2 else (logits.shape[0], logits.shape[2]))
+    bound = problem.output()
+    if case.function == "logsumexp":
+        bound = np.ones((case.rows, 1), logits.dtype)
+    elif case.function == "cross_entropy":
+        bound = logits  # it is left alone
 
-    def softmax(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        bound = None if is_fresh(case) else faulted_output(case)
-        variants = []
-        for layout, view in self._layouts(case):
-            kernel = getattr(self.kernels[case.dtype], f"softmax_{layout}")
-            seen = view(logits)
+    def way(layout: str, view: Callable[[Array], Array]) -> Call:
+        kernel, seen = getattr(kernels, layout), view(logits)
+        # Labels without the class axis, in the shape that belongs to that view of the logits.
+        labels = problem.labels.reshape((-1,) if seen.ndim == 2 else (len(seen), seen.shape[2]))
 
-            def run(
-                kernel: Any = kernel, view: Callable[[Array], Array] = view, seen: Array = seen
-            ) -> Array:
-                out = np.empty_like(logits) if bound is None else bound
-                kernel(seen, view(out))
-                return out
+        def run() -> Any:
+            output = np.empty_like(logits) if bound is None else bound
+            loss = kernel(seen, labels, view(output))
+            results = {"cross_entropy": loss, "cross_entropy_with_grad": (loss, output)}
+            return results.get(case.function, output)
 
-            variants.append(Variant(layout, run, Result))
-        return variants
+        return run
 
-    def _by_row(self, name: str, case: Case, output: Array) -> list[Variant]:
-        if len(case.shape) != 2:
-            raise UnsupportedError("only written for rows")
-        logits, _ = inputs(case)
-        kernel = getattr(self.kernels[case.dtype], f"{name}_rows")
-
-        def run() -> Array:
-            kernel(logits, output)
-            return output
-
-        return [Variant("rows", run, Result)]
-
-    def log_softmax(self, case: Case) -> list[Variant]:
-        return self._by_row("log_softmax", case, faulted_output(case))
-
-    def logsumexp(self, case: Case) -> list[Variant]:
-        return self._by_row("logsumexp", case, np.ones(case.rows, case.dtype))
-
-    def cross_entropy(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        variants = []
-        for layout, view in self._layouts(case):
-            kernel = getattr(self.kernels[case.dtype], f"loss_{layout}")
-            seen = view(logits)
-            labels = self._labels(case, seen)
-
-            def run(kernel: Any = kernel, seen: Array = seen, labels: Array = labels) -> Any:
-                return kernel(seen, labels)
-
-            variants.append(Variant(layout, run, lambda loss: Result(loss=loss)))
-        return variants
-
-    def cross_entropy_with_grad(self, case: Case) -> list[Variant]:
-        logits, _ = inputs(case)
-        bound = None if is_fresh(case) else faulted_output(case)
-        variants = []
-        for layout, view in self._layouts(case):
-            kernel = getattr(self.kernels[case.dtype], f"gradient_{layout}")
-            seen = view(logits)
-            labels = self._labels(case, seen)
-
-            def run(
-                kernel: Any = kernel,
-                view: Callable[[Array], Array] = view,
-                seen: Array = seen,
-                labels: Array = labels,
-            ) -> tuple[Any, Array]:
-                gradient = np.empty_like(logits) if bound is None else bound
-                return kernel(seen, labels, view(gradient)), gradient
-
-            variants.append(
-                Variant(layout, run, lambda result: Result(loss=result[0], array=result[1]))
-            )
-        return variants
+    return {layout: way(layout, view) for layout, view in views.items()}
 
 
-class NumbaPolynomial(Numba):
-    """Numba with an exponential written out by hand, so that its loops vectorise.
-
-    The Numba of the package index has no vector exponential; this is how far its users can get by
-    writing their own.
-    """
-
-    name = "numba_polynomial"
-    title = "Numba, own exp"
-
-    def _exponential(self, module: Any, dtype: str) -> Any:
-        return module.polynomial(dtype)
+# ------------------------------------------------------------------------------------------ table
 
 
-PEERS: dict[str, type[Peer]] = {
-    peer.name: peer
-    for peer in (
-        SoftceFast,
-        SoftceFastFloat32,
-        MemoryLimit,
-        NumPy,
-        SciPy,
-        ScikitLearn,
-        Torch,
-        TorchCompile,
-        Jax,
-        OnnxRuntime,
-        Numba,
-        NumbaPolynomial,
-    )
+@dataclass(frozen=True)
+class Peer:
+    """A library, or what stands beside libraries."""
+
+    title: str
+    ways: Callable[[Problem], Ways]
+    packages: tuple[str, ...] = ()  # distributions that must be there
+    programs: tuple[str, ...] = ()  # one of which must be there
+    half: bool = False  # takes half types
+    counted: bool = True  # whether it can be the best peer
+    unpack: Callable[[Any], Any] = lambda result: result  # what a way returned
+    as_numpy: Callable[[Any], Any] = np.asarray
+
+    def missing(self) -> str | None:
+        """What would have to be installed."""
+        for package in self.packages:
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                return f"{package} not installed"
+        if self.programs and not any(map(shutil.which, self.programs)):
+            return f"none of {', '.join(self.programs)} installed"
+        return None
+
+    def prepared(self, problem: Problem) -> Ways:
+        """The ways of a problem, each run once."""
+        if problem.case.dtype in HALF_DTYPES and not self.half:
+            raise UnsupportedError(f"no {problem.case.dtype}")
+        ways = self.ways(problem)
+        for way in ways.values():
+            way()
+        return ways
+
+    def parts(self, case: Case, result: Any) -> dict[str, Array]:
+        """The loss and the array of what a way returned."""
+        values = self.unpack(result)
+        names = ["loss"] * case.takes_labels + ["array"] * (case.function != "cross_entropy")
+        if len(names) == 1:
+            values = [values]
+        return {name: self.as_numpy(value) for name, value in zip(names, values, strict=True)}
+
+
+# Nobody's library: the loops of Numba with an exponential of this comparison's own, since the Numba
+# of the package index has no vector exponential.
+OWN_CODE = "numba_polynomial"
+
+PEERS = {
+    "softce_fast": Peer("softce_fast", softce_fast, half=True, counted=False),
+    "softce_fast_float32": Peer("float32", softce_fast_float32, half=True, counted=False),
+    "memory_limit": Peer("memory", memory_limit, programs=COMPILERS, half=True, counted=False),
+    "numpy": Peer("NumPy", numpy, ("numpy",)),
+    "scipy": Peer("SciPy", scipy, ("scipy",)),
+    "sklearn": Peer("scikit-learn", sklearn, ("scikit-learn",), unpack=sklearn_results),
+    "torch": Peer("PyTorch", torch, ("torch",), half=True, as_numpy=from_tensor),
+    "torch_compile": Peer(
+        "torch.compile", torch_compile, ("torch",), ("g++", "clang++"), True, as_numpy=from_tensor
+    ),
+    "jax": Peer("JAX", jax, ("jax", "jaxlib"), half=True),
+    "onnxruntime": Peer("ONNX Runtime", onnxruntime, ("onnx", "onnxruntime"), unpack=onnx_results),
+    "numba": Peer("Numba", numba, ("numba",)),
+    OWN_CODE: Peer("Numba, own exp", partial(numba, own_exponential=True), ("numba",)),
 }
-PACKAGES = tuple(sorted({package for peer in PEERS.values() for package in peer.packages}))
-
-
-def available_peers(names: list[str] | None = None) -> tuple[list[str], dict[str, str]]:
-    """Names of the peers that can run here, and for the others what they lack."""
-    runnable, skipped = [], {}
-    for name, peer in PEERS.items():
-        if names is not None and name not in names:
-            continue
-        missing = peer.missing_modules()
-        if missing:
-            skipped[name] = f"{', '.join(missing)} not installed"
-        else:
-            runnable.append(name)
-    return runnable, skipped
-
-
-def make_peer(name: str, threads: int | None = None) -> Peer:
-    return PEERS[name](threads or available_cores())
+PACKAGES = sorted({"softce_fast", *(name for p in PEERS.values() for name in p.packages)})
+TITLES = {name: peer.title for name, peer in PEERS.items()} | {"reference": "NumPy reference"}

@@ -1,6 +1,6 @@
 """Tables, plots and the README's figures from the JSON files of the benchmarks.
 
-- ``report.py speed pytest.json`` condenses pytest-benchmark's file; table and plot.
+- ``report.py speed pytest.json`` condenses pytest-benchmark's file; table and plots.
 - ``report.py show FILE ...`` gives tables and plots of results files.
 - ``report.py readme README.md`` puts the recorded results between the README's markers.
 """
@@ -11,32 +11,31 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import pandas as pd
+from matplotlib import pyplot
+from tabulate import tabulate
+
 import machine
-import shapes
-from shapes import COLUMNS, OPERATIONS
+from peers import OWN_CODE, TITLES
+from shapes import COLUMNS, HALF_DTYPES, LIMIT_SHARE_TARGET, MEBIBYTE, OPERATIONS
+
+matplotlib.use("Agg")  # no window, also where there is a display
+pyplot.rcParams.update({
+    "axes.axisbelow": True, "axes.grid": True, "axes.spines.right": False,
+    "axes.spines.top": False, "axes.titlelocation": "left", "axes.titlesize": 10,
+    "figure.constrained_layout.use": True, "figure.dpi": 110, "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6, "legend.fontsize": 8, "legend.frameon": False,
+    "xtick.labelsize": 8, "ytick.labelsize": 8,
+})  # fmt: skip
 
 RESULTS = Path(__file__).with_name("results")
+LOCAL = RESULTS / "local"
 NO_OPTION = "no option"  # the call of options.py that others are compared with
-PEER_TITLES = {
-    "softce_fast_float32": "float32",
-    "memory_limit": "memory",
-    "reference": "NumPy reference",
-    "numpy": "NumPy",
-    "scipy": "SciPy",
-    "sklearn": "scikit-learn",
-    "torch": "PyTorch",
-    "torch_compile": "torch.compile",
-    "jax": "JAX",
-    "onnxruntime": "ONNX Runtime",
-    "numba": "Numba",
-    "numba_polynomial": "Numba, own exp",
-}
-# Nobody's library: kernels written for the comparison.
-OWN_CODE = "numba_polynomial"
 REACHED, SHORT, PLAIN = "#2a78b5", "#e07b1a", "#9a9a9a"
 
 Document = dict[str, Any]
@@ -59,23 +58,37 @@ def ratio_text(ratio: float | None) -> str:
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.2f}"
 
 
-def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 3) -> str:
+def ulp_text(ulp: float | None) -> str:
+    if ulp is None:  # JSON has no infinity
+        return "not finite"
+    return f"{ulp:.2f}" if ulp < 10 else f"{ulp:.0f}" if ulp < 1e5 else f"{ulp:.0e}"
+
+
+def table_of(rows: Iterable[dict[str, str]]) -> pd.DataFrame:
+    """Rows by column name, what is missing left empty."""
+    return pd.DataFrame(rows).fillna("")
+
+
+def crossed(cells: Iterable[Entry], rows: list[str], column: str, text: str) -> pd.DataFrame:
+    """A table of texts with a row for each value of `rows`, a column for each of `column`."""
+    frame = pd.DataFrame(cells)
+    table = frame.pivot_table(index=rows, columns=column, values=text, aggfunc="first", sort=False)
+    order = frame[rows].drop_duplicates()  # which a pivot groups anew
+    return order.merge(table.fillna("").reset_index(), on=rows)
+
+
+def aligned(table: pd.DataFrame, left: int) -> str:
     """A table in plain text; the first ``left`` columns are set to the left."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    sides = ["left" if column < left else "right" for column in range(table.shape[1])]
+    rows = table.to_numpy().tolist()
+    return tabulate(rows, list(table.columns), disable_numparse=True, colalign=sides)
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    rule = ["---" if column < left else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
+def markdown(table: pd.DataFrame, left: int = 1) -> str:
+    """A table that is not padded, so that a changed number changes no other line."""
+    rule = ["---" if column < left else "---:" for column in range(table.shape[1])]
+    lines = [list(table.columns), rule, *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def head(document: Document) -> str:
@@ -83,505 +96,442 @@ def head(document: Document) -> str:
     return f"{machine.one_line(document)}\n{versions}"
 
 
-# ------------------------------------------------------------------- softce_fast against reference
+# --------------------------------------------------------------- cases: against reference and peers
 
 
 def condense(raw: Document) -> Document:
     """Our results file from pytest-benchmark's, which names the host and holds much else."""
     cases: dict[str, Entry] = {}
     for benchmark in raw["benchmarks"]:
-        info = benchmark["extra_info"]
-        entry = cases.setdefault(
-            benchmark["group"],
-            {key: info[key] for key in ("operation", "shape", "column", "dtype", "minimum_bytes")}
-            | {"seconds": {}},
-        )
-        statistics = benchmark["stats"]
-        entry["seconds"][info["implementation"]] = {
+        info, statistics = benchmark["extra_info"], benchmark["stats"]
+        name = info.pop("implementation")
+        entry = cases.setdefault(benchmark["group"], {**info, "seconds": {}})
+        entry["seconds"][name] = {
             "median": statistics["median"],
             "minimum": statistics["min"],
             "interquartile_range": statistics["iqr"],
             "rounds": statistics["rounds"],
         }
     for entry in cases.values():
-        seconds = entry["seconds"]
+        seconds = {name: found["median"] for name, found in entry["seconds"].items()}
         if "softce_fast" in seconds:
-            ours = seconds["softce_fast"]["median"]
-            entry["gigabytes_per_second"] = entry["minimum_bytes"] / ours * 1e-9
+            entry["gigabytes_per_second"] = entry["minimum_bytes"] / seconds["softce_fast"] * 1e-9
             if "reference" in seconds:
-                entry["ratio"] = seconds["reference"]["median"] / ours
+                entry["ratio"] = seconds["reference"] / seconds["softce_fast"]
     return {"kind": "speed", **machine.describe(), "cases": list(cases.values())}
-
-
-def speed_table(document: Document) -> str:
-    rows = [
-        (
-            OPERATIONS[entry["operation"]].title,
-            entry["shape"],
-            entry["dtype"],
-            *(
-                time_text(entry["seconds"][name]["median"]) if name in entry["seconds"] else ""
-                for name in ("softce_fast", "reference")
-            ),
-            f"{entry['gigabytes_per_second']:.1f}" if "gigabytes_per_second" in entry else "",
-            ratio_text(entry.get("ratio")),
-        )
-        for entry in document["cases"]
-    ]
-    header = ("operation", "shape", "dtype", "softce_fast", "NumPy", "GB/s", "NumPy/ours")
-    return f"{aligned(header, rows)}\n\n{head(document)}"
-
-
-def plot_speed(document: Document, directory: Path) -> list[Path]:
-    """One figure, a panel per operation: the reference's time over ours on each shape."""
-    pyplot = pyplot_module()
-    entries = [entry for entry in document["cases"] if "ratio" in entry]
-    names = [name for name in OPERATIONS if any(e["operation"] == name for e in entries)]
-    if not names:
-        return []
-    columns = 2
-    per_name = {name: [e for e in entries if e["operation"] == name] for name in names}
-    pairs = [names[start : start + columns] for start in range(0, len(names), columns)]
-    heights = [max(len(per_name[name]) for name in pair) for pair in pairs]
-    figure, axes = pyplot.subplots(
-        len(pairs),
-        columns,
-        figsize=(13, sum(heights) * 0.26 + 0.95 * len(pairs) + 0.6),
-        squeeze=False,
-        gridspec_kw={"height_ratios": [height + 1.5 for height in heights]},
-        layout="constrained",
-    )
-    widest = max(entry["ratio"] for entry in entries)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for name, axis in zip(names, axes.flat, strict=False):
-        bars = per_name[name]
-        axis.barh(range(len(bars)), [e["ratio"] for e in bars], color=REACHED, height=0.72)
-        for position, entry in enumerate(bars):
-            axis.text(
-                entry["ratio"],
-                position,
-                f"  {ratio_text(entry['ratio'])}x   "
-                f"{time_text(entry['seconds']['softce_fast']['median'])}",
-                va="center",
-                fontsize=8,
-            )
-        axis.set_yticks(range(len(bars)), [bar_label(entry) for entry in bars], fontsize=8)
-        axis.set_title(OPERATIONS[name].title, fontsize=10, loc="left")
-        style_ratio_axis(axis, widest * 6, heights[names.index(name) // columns])
-    figure.suptitle(
-        f"NumPy reference's time over softce_fast's (and softce_fast's time)\n"
-        f"{machine.one_line(document)}",
-        fontsize=10,
-    )
-    return [save(figure, directory / "speed.png")]
-
-
-# ------------------------------------------------------------------------ softce_fast against peers
 
 
 def judged_ratio(entry: Entry) -> float | None:
     """The ratio that the target is about."""
-    if entry["target_against"] == "softce_fast_float32":
-        return entry.get("ratio_to_float32")
-    return entry.get("ratio")
+    against_float32 = entry.get("target_against") == "softce_fast_float32"
+    return entry.get("ratio_to_float32" if against_float32 else "ratio")
 
 
 def ratio_to_libraries(entry: Entry) -> float | None:
     """The ratio against what can be installed; half types are judged as ever."""
     if entry["target_against"] == "softce_fast_float32" or entry.get("best_peer") != OWN_CODE:
         return judged_ratio(entry)
-    times = entry["seconds"]
-    others = set(times) - {OWN_CODE, "softce_fast", "softce_fast_float32", "memory_limit"}
-    if not others:
-        return None
-    fastest = min(float(times[name]["median"]) for name in others)
-    return fastest / float(times["softce_fast"]["median"])
+    times = {name: found["median"] for name, found in entry["seconds"].items()}
+    ours = times.pop("softce_fast")
+    others = set(times) - {OWN_CODE, "softce_fast_float32", "memory_limit"}
+    return min(times[name] for name in others) / ours if others else None
+
+
+def peer_of(entry: Entry) -> str:
+    """The name of what our time is compared with."""
+    return str(entry.get("best_peer", "reference" if "reference" in entry["seconds"] else ""))
+
+
+def seconds_text(entry: Entry, name: str) -> str:
+    return time_text(entry["seconds"][name]["median"]) if name in entry["seconds"] else ""
+
+
+def bandwidth_text(entry: Entry) -> str:
+    return f"{entry['gigabytes_per_second']:.1f}" if "gigabytes_per_second" in entry else ""
 
 
 def share_text(entry: Entry) -> str:
-    if "limit_share" not in entry or not entry.get("limit_share_applies"):
-        return ""
-    return f"{entry['limit_share']:.2f}"
+    applies = "limit_share" in entry and entry["limit_share_applies"]
+    return f"{entry['limit_share']:.2f}" if applies else ""
 
 
-def compare_table(document: Document) -> str:
-    rows = []
-    notes = []
-    for entry in document["cases"]:
-        seconds, ratio, target = entry["seconds"], judged_ratio(entry), entry["target"]
-        best = entry.get("best_peer")
-        rows.append(
-            (
-                OPERATIONS[entry["operation"]].title,
-                entry["shape"],
-                entry["dtype"],
-                PEER_TITLES[best] if best else "",
-                time_text(seconds["softce_fast"]["median"]) if "softce_fast" in seconds else "-",
-                time_text(seconds[best]["median"]) if best else "",
-                f"{entry['gigabytes_per_second']:.1f}" if "gigabytes_per_second" in entry else "",
-                share_text(entry),
-                ratio_text(entry.get("ratio")),
-                ratio_text(entry.get("ratio_to_float32")),
-                "" if target is None else f"{target:g}",
-                "" if target is None else "yes" if ratio is not None and ratio >= target else "NO",
-            )
-        )
-        for name, reason in entry["missing"].items():
-            if not reason.startswith(("no ", "only ")):  # a peer without the function is no news
-                notes.append(f"{entry['operation']} {entry['shape']} {entry['dtype']}: "
-                             f"{PEER_TITLES.get(name, name)}: {reason}")  # fmt: skip
-    header = (
-        "operation", "shape", "dtype", "best peer", "ours", "peer's", "GB/s", "of limit",
-        "peer/ours", "float32/ours", "target", "reached",
-    )  # fmt: skip
-    skipped = [
-        f"skipped {PEER_TITLES.get(name, name)}: {reason}"
-        for name, reason in document["skipped"].items()
+def reached(entry: Entry) -> bool:
+    return (judged_ratio(entry) or 0) >= entry["target"]
+
+
+def cases_table(document: Document) -> str:
+    """Every case: our time, the best peer's or the reference's, and the target."""
+    rows = [
+        {
+            "operation": OPERATIONS[entry["operation"]].title,
+            "shape": entry["shape"],
+            "dtype": entry["dtype"],
+            "best peer": TITLES.get(peer_of(entry), ""),
+            "ours": seconds_text(entry, "softce_fast") or "-",
+            "peer's": seconds_text(entry, peer_of(entry)),
+            "GB/s": bandwidth_text(entry),
+            "of limit": share_text(entry),
+            "peer/ours": ratio_text(entry.get("ratio")),
+            "float32/ours": ratio_text(entry.get("ratio_to_float32")),
+            "target": f"{target:g}" if (target := entry.get("target")) else "",
+            "reached": "" if not target else "yes" if reached(entry) else "NO",
+        }
+        for entry in document["cases"]
     ]
-    return "\n".join(
-        [aligned(header, rows, left=4), "", *skipped, *notes, compare_summary(document),
-         head(document)]
-    )  # fmt: skip
+    notes = [
+        f"skipped {TITLES.get(name, name)}: {reason}"
+        for name, reason in document.get("skipped", {}).items()
+    ]
+    for entry in document["cases"]:
+        for name, reason in entry.get("missing", {}).items():
+            if not reason.startswith(("no ", "only ")):  # a peer without the function is no news
+                where = f"{entry['operation']} {entry['shape']} {entry['dtype']}"
+                notes.append(f"{where}: {TITLES.get(name, name)}: {reason}")
+    if "skipped" in document:
+        notes.append(compare_summary(document))
+    table = table_of(rows)
+    table = table.loc[:, (table != "").any()]
+    return "\n".join([aligned(table, left=4), "", *notes, head(document)])
 
 
 def compare_summary(document: Document) -> str:
     """How many targets are reached, and how often no peer is faster."""
     judged = [entry for entry in document["cases"] if entry["target"] is not None]
-    reached = sum((judged_ratio(entry) or 0) >= entry["target"] for entry in judged)
     beside = sum((ratio_to_libraries(entry) or 0) >= entry["target"] for entry in judged)
     raced = [entry["ratio"] for entry in document["cases"] if "ratio" in entry]
-    ahead = sum(ratio > 1 for ratio in raced)
-    limited = [e for e in document["cases"] if e.get("limit_share_applies") and "limit_share" in e]
-    near = sum(entry["limit_share"] >= shapes.LIMIT_SHARE_TARGET for entry in limited)
+    limited = [
+        float(share) for e in document["cases"] if (share := share_text(e) and e["limit_share"])
+    ]
+    near = sum(share >= LIMIT_SHARE_TARGET for share in limited)
     return (
-        f"{reached} of {len(judged)} speed targets reached, {beside} where Numba code written for "
-        f"this comparison is left out; faster than every peer in {ahead} of {len(raced)} cases; "
-        f"{near} of {len(limited)} cases at {shapes.LIMIT_SHARE_TARGET:g} of the memory limit"
+        f"{sum(map(reached, judged))} of {len(judged)} speed targets reached, {beside} where Numba "
+        f"code written for this comparison is left out; faster than every peer in "
+        f"{sum(ratio > 1 for ratio in raced)} of {len(raced)} cases; "
+        f"{near} of {len(limited)} cases at {LIMIT_SHARE_TARGET:g} of the memory limit"
     )
-
-
-def plot_compare(document: Document, directory: Path) -> list[Path]:
-    """One figure per operation: a bar per shape, the target as a mark on it."""
-    pyplot = pyplot_module()
-    paths = []
-    for operation in OPERATIONS.values():
-        bars = [
-            entry
-            for entry in document["cases"]
-            if entry["operation"] == operation.name and judged_ratio(entry) is not None
-        ]
-        if not bars:
-            continue
-        ratios = [judged_ratio(entry) or 0.0 for entry in bars]
-        figure, axis = pyplot.subplots(figsize=(11, 0.34 * len(bars) + 1.9), layout="constrained")
-        axis.barh(range(len(bars)), ratios, color=[bar_color(e) for e in bars], height=0.72)
-        for position, (entry, ratio) in enumerate(zip(bars, ratios, strict=True)):
-            target = entry["target"]
-            if target is not None:
-                axis.plot([target] * 2, [position - 0.44, position + 0.44], "k-", linewidth=2.2)
-            against = (
-                "own float32"
-                if entry["target_against"] == "softce_fast_float32"
-                else PEER_TITLES[entry["best_peer"]]
-            )
-            bandwidth = f", {entry['gigabytes_per_second']:.0f} GB/s"
-            share = f", {share_text(entry)} of limit" if share_text(entry) else ""
-            small = entry["minimum_bytes"] < shapes.MEBIBYTE  # where bandwidth means nothing
-            axis.text(
-                max(ratio, target or 0) * 1.06,
-                position,
-                f"{ratio_text(ratio)}x {against}   "
-                f"{time_text(entry['seconds']['softce_fast']['median'])}"
-                + ("" if small else bandwidth + share),
-                va="center",
-                fontsize=8,
-            )
-        axis.set_yticks(range(len(bars)), [bar_label(entry) for entry in bars], fontsize=8)
-        for position, (entry, following) in enumerate(itertools.pairwise(bars)):
-            if entry["dtype"] != following["dtype"]:
-                axis.axhline(position + 0.5, color="#cccccc", linewidth=0.8)
-        widest = max([*ratios, *(entry["target"] or 0 for entry in bars)])
-        style_ratio_axis(axis, widest * 7, len(bars))
-        handles = [
-            pyplot.Rectangle((0, 0), 1, 1, color=REACHED),
-            pyplot.Rectangle((0, 0), 1, 1, color=SHORT),
-            pyplot.Rectangle((0, 0), 1, 1, color=PLAIN),
-            pyplot.Line2D([], [], color="k", linewidth=2.2),
-        ]
-        figure.legend(
-            handles,
-            ["target reached", "short of it", "no target", "target"],
-            loc="outside lower center",
-            ncols=4,
-            fontsize=8,
-            frameon=False,
-        )
-        axis.set_title(
-            f"{operation.title}: best peer's time over softce_fast's\n{machine.one_line(document)}",
-            fontsize=10,
-            loc="left",
-        )
-        paths.append(save(figure, directory / f"compare-{operation.name}.png"))
-    return paths
 
 
 def bar_color(entry: Entry) -> str:
-    if entry["target"] is None:
+    if not entry.get("target"):
         return PLAIN
-    return REACHED if (judged_ratio(entry) or 0) >= entry["target"] else SHORT
+    return REACHED if reached(entry) else SHORT
 
 
-def bar_label(entry: Entry) -> str:
-    lengths, _, axis = entry["shape"].partition("-axis")
-    shape = lengths.replace("x", " x ") + (f", axis {axis}" if axis else "")
-    return f"{shape}  {entry['dtype']}"
+def bar_text(entry: Entry) -> str:
+    """What stands beside a bar; bandwidth means nothing for a few bytes."""
+    against_float32 = entry.get("target_against") == "softce_fast_float32"
+    against = "own float32" if against_float32 else TITLES[peer_of(entry)]
+    text = f"{ratio_text(judged_ratio(entry))}x {against}   {seconds_text(entry, 'softce_fast')}"
+    if entry["minimum_bytes"] < MEBIBYTE:
+        return text
+    share = f", {share_text(entry)} of limit" if share_text(entry) else ""
+    return f"{text}, {bandwidth_text(entry)} GB/s{share}"
 
 
-def style_ratio_axis(axis: Any, upper: float, bars: int) -> None:
-    """Logarithmic, with round ticks, room for ``bars`` bars and for the text beside them."""
-    axis.set_xscale("log")
-    axis.set_xlim(0.4, max(upper, 4))
-    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= upper]
-    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=8)
-    axis.xaxis.set_minor_locator(pyplot_module().NullLocator())
-    axis.axvline(1, color="k", linewidth=0.8)
-    axis.grid(axis="x", color="#e4e4e4", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.set_ylim(bars - 0.4, -0.6)  # first bar on top
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-
-
-# ----------------------------------------------------------------------------------------- accuracy
-
-
-def accuracy_table(document: Document) -> str:
-    header, rows = accuracy_rows(document)
-    return f"{aligned(header, rows, left=2)}\n\n{head(document)}"
-
-
-def accuracy_rows(document: Document) -> tuple[list[str], list[list[str]]]:
-    """Largest error by function and dtype, a column per implementation."""
-    results = document["results"]
-    names = list(dict.fromkeys(entry["implementation"] for entry in results))
-    keys = list(dict.fromkeys((entry["function"], entry["dtype"]) for entry in results))
-    largest = {
-        (entry["function"], entry["dtype"], entry["implementation"]): entry for entry in results
-    }
-    targets = document["targets"]
-    rows = []
-    for function, dtype in keys:
-        row = [function, dtype, f"{targets[function]:g}"]
-        for name in names:
-            entry = largest.get((function, dtype, name))
-            row.append("" if entry is None else ulp_text(entry["ulp"]))
-        rows.append(row)
-    titles = [PEER_TITLES.get(name, name) for name in names]
-    return ["largest error in ULP", "dtype", "target", *titles], rows
-
-
-def ulp_text(ulp: float | None) -> str:
-    if ulp is None:  # JSON has no infinity
-        return "not finite"
-    return f"{ulp:.2f}" if ulp < 10 else f"{ulp:.0f}" if ulp < 1e5 else f"{ulp:.0e}"
-
-
-def plot_accuracy(document: Document, directory: Path) -> list[Path]:
-    """Largest error per function on a log scale, one mark per implementation."""
-    pyplot = pyplot_module()
-    results = document["results"]
-    dtypes = list(dict.fromkeys(entry["dtype"] for entry in results))
-    names = list(dict.fromkeys(entry["implementation"] for entry in results))
-    functions = list(dict.fromkeys(entry["function"] for entry in results))
-    figure, axes = pyplot.subplots(
-        1, len(dtypes), figsize=(5.4 * len(dtypes), 4.6), squeeze=False, sharey=True,
-        layout="constrained",
-    )  # fmt: skip
-    # Ours blue and large; the others in the order of the file, each on a line of its own.
-    colors = itertools.cycle(["#9a9a9a", "#e07b1a", "#4c9a4c", "#b5403a", "#7a5aa8"])
-    looks = {name: REACHED if name == "softce_fast" else next(colors) for name in names}
-    for axis, dtype in zip(axes.flat, dtypes, strict=True):
-        for place, name in enumerate(names):
-            points = {
-                entry["function"]: max(entry["ulp"], 0.1)
-                for entry in results
-                if entry["dtype"] == dtype
-                and entry["implementation"] == name
-                and entry["ulp"] is not None
-            }
-            shift = 0.6 * (place / max(len(names) - 1, 1) - 0.5)
-            axis.scatter(
-                list(points.values()),
-                [functions.index(function) + shift for function in points],
-                s=70 if name == "softce_fast" else 30,
-                color=looks[name],
-                zorder=3,
-                label=PEER_TITLES.get(name, name),
-            )
-        for position, function in enumerate(functions):
-            axis.plot(
-                [document["targets"][function]] * 2, [position - 0.42, position + 0.42], "k-",
-                linewidth=2.2, label="target" if position == 0 else None,
-            )  # fmt: skip
+def plot_cases(document: Document, directory: Path) -> list[Path]:
+    """One figure per operation: a bar per shape, the target as a mark on it."""
+    paths = []
+    for name, operation in OPERATIONS.items():
+        bars = [e for e in document["cases"] if e["operation"] == name and judged_ratio(e)]
+        if not bars:
+            continue
+        ratios = [judged_ratio(entry) or 0.0 for entry in bars]
+        ends = [max(r, e.get("target") or 0) for r, e in zip(ratios, bars, strict=True)]
+        labels = [f"{entry['shape']}  {entry['dtype']}" for entry in bars]
+        figure, axis = pyplot.subplots(figsize=(11, 0.34 * len(bars) + 1.9))
+        axis.barh(range(len(bars)), ratios, color=[bar_color(e) for e in bars], height=0.72)
+        for position, (entry, end) in enumerate(zip(bars, ends, strict=True)):
+            axis.text(1.06 * end, position, bar_text(entry), va="center", fontsize=8)
+            if target := entry.get("target"):
+                axis.plot([target] * 2, [position - 0.44, position + 0.44], "k-", linewidth=2.2)
+        axis.set_yticks(range(len(bars)), labels)
+        axis.set_ylim(len(bars) - 0.4, -0.6)  # first bar on top
         axis.set_xscale("log")
-        axis.set_yticks(range(len(functions)), functions, fontsize=8)
-        axis.set_title(f"largest error in ULP, {dtype}", fontsize=10, loc="left")
-        axis.grid(axis="x", color="#e4e4e4", linewidth=0.6)
-        axis.set_axisbelow(True)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    axes.flat[0].invert_yaxis()  # shared
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False
-    )
-    return [save(figure, directory / "accuracy.png")]
-
-
-# ------------------------------------------------------------------------------------------ README
+        axis.set_xlim(0.4, 7 * max(ends))
+        axis.xaxis.set_major_formatter("{x:g}x")
+        axis.axvline(1, color="k", linewidth=0.8)
+        axis.set_title(
+            f"{operation.title}: {'best peer' if 'skipped' in document else 'NumPy reference'}'s "
+            f"time over softce_fast's; blue: target (mark) reached, orange: short of it\n"
+            f"{machine.one_line(document)}"
+        )
+        paths.append(save(figure, directory / f"{document['kind']}-{name}.png"))
+    return paths
 
 
 def targets_markdown(document: Document) -> str:
     """Operation by column: the smallest ratio of the column's shapes, and the target."""
     blocks = []
     for dtype in ("float32", "float64"):
-        entries = [entry for entry in document["cases"] if entry["dtype"] == dtype]
-        columns = [c for c in COLUMNS if any(entry["column"] == c for entry in entries)]
-        rows = []
-        for operation in OPERATIONS.values():
-            row = [operation.title]
-            for column in columns:
-                cell = [
-                    entry
-                    for entry in entries
-                    if entry["operation"] == operation.name
-                    and entry["column"] == column
-                    and "ratio" in entry
-                ]
-                if not cell:
-                    row.append("")
-                    continue
-                worst = min(cell, key=lambda entry: float(entry["ratio"]))
-                target = worst["target"]
-                text = f"{ratio_text(worst['ratio'])}"
-                row.append(text if target is None else f"{text} ({target:g})")
-            if any(row[1:]):
-                rows.append(row)
-        if rows:
-            header = [f"{dtype}, best peer's time over ours", *(COLUMNS[c] for c in columns)]
-            blocks.append(markdown(header, rows))
-    halves = [e for e in document["cases"] if "ratio_to_float32" in e]
-    if halves:
-        rows = [
-            [
-                OPERATIONS[entry["operation"]].title,
-                entry["shape"],
-                entry["dtype"],
-                ratio_text(entry["ratio_to_float32"]),
-                ratio_text(entry.get("ratio")),
-            ]
-            for entry in halves
+        title = f"{dtype}, best peer's time over ours"
+        entries = [e for e in document["cases"] if e["dtype"] == dtype and "ratio" in e]
+        cells = [
+            {
+                title: OPERATIONS[entry["operation"]].title,
+                "column": COLUMNS[entry["column"]],
+                "text": ratio_text(entry["ratio"])
+                + (f" ({entry['target']:g})" if entry["target"] else ""),
+            }
+            for entry in sorted(entries, key=lambda entry: entry["ratio"])
         ]
-        header = ["half types", "shape", "dtype", "own float32's time over ours",
-                  "best peer's time over ours"]  # fmt: skip
-        blocks.append(markdown(header, rows, left=3))
-    blocks.append(
-        f"In brackets the target; of several shapes the least favourable one. "
-        f"{compare_summary(document)}. {machine.one_line(document)}{dates_text(document)}."
-    )
-    return "\n\n".join(blocks)
-
-
-def dates_text(document: Document) -> str:
-    """Since when the cases were measured, where that was not all in one run."""
+        if cells:
+            table = crossed(cells, [title], "column", "text").set_index(title)
+            rows = [o.title for o in OPERATIONS.values() if o.title in table.index]
+            columns = [column for column in COLUMNS.values() if column in table]
+            blocks.append(markdown(table.loc[rows, columns].reset_index()))
+    halves = [
+        {
+            "half types": OPERATIONS[entry["operation"]].title,
+            "shape": entry["shape"],
+            "dtype": entry["dtype"],
+            "own float32's time over ours": ratio_text(entry["ratio_to_float32"]),
+            "best peer's time over ours": ratio_text(entry.get("ratio")),
+        }
+        for entry in document["cases"]
+        if "ratio_to_float32" in entry
+    ]
+    if halves:
+        blocks.append(markdown(table_of(halves), left=3))
     dates = sorted({entry["date"] for entry in document["cases"] if "date" in entry})
-    return f" (the oldest case: {dates[0]})" if len(dates) > 1 else ""
+    oldest = f" (the oldest case: {dates[0]})" if len(dates) > 1 else ""
+    note = "In brackets the target; of several shapes the least favourable one."
+    where = machine.one_line(document)
+    return "\n\n".join([*blocks, f"{note} {compare_summary(document)}. {where}{oldest}."])
 
 
 def reference_markdown(document: Document) -> str:
     """Shape by operation: our time and how many times longer the NumPy reference takes."""
-    entries = [e for e in document["cases"] if e["dtype"] == "float32" and "ratio" in e]
-    names = list(dict.fromkeys(entry["shape"] for entry in entries))
-    present = [o for o in OPERATIONS.values() if any(e["operation"] == o.name for e in entries)]
-    cells = {
-        (entry["operation"], entry["shape"]): (
-            f"{time_text(entry['seconds']['softce_fast']['median'])}, {ratio_text(entry['ratio'])}x"
-        )
-        for entry in entries
-    }
-    rows = [[name, *(cells.get((o.name, name), "") for o in present)] for name in names]
-    header = ["float32: time, NumPy's over it", *(operation.title for operation in present)]
-    table = markdown(header, rows)
-    return f"{table}\n\nAgainst `softce_fast.reference`. {machine.one_line(document)}."
-
-
-def threads_markdown(document: Document) -> str:
-    """Shape by number of threads: how many times faster than on one."""
-    points = document["points"]
-    counts = sorted({point["threads"] for point in points})
-    shown = [count for count in counts if count & (count - 1) == 0 and count > 1]
-    header = ["float32: times as fast as on one thread", "shape",
-              *(f"{count} threads" for count in shown)]  # fmt: skip
-    speedups = {
-        (point["function"], point["rows"], point["classes"], point["threads"]): point["speedup"]
-        for point in points
-    }
-    rows = [
-        [OPERATIONS[function].title, f"{size}x{classes}",
-         *(ratio_text(speedups[function, size, classes, count]) for count in shown)]
-        for function, size, classes in dict.fromkeys(key[:3] for key in speedups)
-    ]  # fmt: skip
-    return f"{markdown(header, rows, left=2)}\n\n{machine.one_line(document)}."
-
-
-def half_types_rows(document: Document) -> tuple[list[str], list[list[str]]]:
-    """Operation and shape: float32's time over that of each half type."""
-    halves = ("float16", "bfloat16")
-    header = ["float32's time over the half type's", "shape", *halves]
-    rows = []
-    for cell in document["cells"]:
-        seconds = cell["seconds"]
-        ratios = [f"{seconds['float32'] / seconds[name]:.3f}" for name in halves]
-        rows.append([OPERATIONS[cell["operation"]].title, cell["shape"], *ratios])
-    return header, rows
-
-
-def options_rows(document: Document) -> tuple[list[str], list[list[str]]]:
-    """Option by shape: time, and the plain call's times that."""
-    seconds = document["seconds"]
-    title = "float32: cross_entropy_with_grad, grad_out=: time, and times that without options"
-    header = [title, *seconds]
-    rows = [
-        [name, *(f"{time_text(times[name])}, {times[name] / times[NO_OPTION]:.2f}"
-                 for times in seconds.values())]
-        for name in next(iter(seconds.values()))
-    ]  # fmt: skip
-    return header, rows
-
-
-def options_markdown(document: Document) -> str:
-    return f"{markdown(*options_rows(document))}\n\n{machine.one_line(document)}."
-
-
-def waiting_rows(document: Document) -> tuple[list[str], list[list[str]]]:
-    """Shape and situation: mean time of a call, by the threads that it may use."""
-    cells = document["cells"]
-    header = ["float32: softmax, out=, mean time", "", *cells[0]["seconds"]]
-    rows = [
-        [cell["shape"], cell["situation"], *map(time_text, cell["seconds"].values())]
-        for cell in cells
+    title = "float32: time, NumPy's over it"
+    cells = [
+        {
+            title: entry["shape"],
+            "operation": OPERATIONS[entry["operation"]].title,
+            "text": f"{seconds_text(entry, 'softce_fast')}, {ratio_text(entry['ratio'])}x",
+        }
+        for entry in document["cases"]
+        if entry["dtype"] == "float32" and "ratio" in entry
     ]
-    return header, rows
+    table = crossed(cells, [title], "operation", "text")
+    columns = [o.title for o in OPERATIONS.values() if o.title in table]
+    where = machine.one_line(document)
+    return f"{markdown(table[[title, *columns]])}\n\nAgainst `softce_fast.reference`. {where}."
 
 
-def waiting_markdown(document: Document) -> str:
-    return f"{markdown(*waiting_rows(document), left=2)}\n\n{machine.one_line(document)}."
+# --------------------------------------------------------------------------------- the other tables
 
 
-def accuracy_markdown(document: Document) -> str:
-    header, rows = accuracy_rows(document)
-    return f"{markdown(header, rows, left=2)}\n\nAgainst long double. {machine.one_line(document)}."
+def accuracy_rows(document: Document) -> pd.DataFrame:
+    """Largest error by function and dtype, a column per implementation."""
+    cells = [
+        {
+            "largest error in ULP": entry["function"],
+            "dtype": entry["dtype"],
+            "target": f"{document['targets'][entry['function']]:g}",
+            "title": TITLES[entry["implementation"]],
+            "text": ulp_text(entry["ulp"]),
+        }
+        for entry in document["results"]
+    ]
+    return crossed(cells, ["largest error in ULP", "dtype", "target"], "title", "text")
+
+
+def plot_accuracy(document: Document, directory: Path) -> list[Path]:
+    """Largest error per function on a log scale, one mark per implementation."""
+    results = pd.DataFrame(document["results"])
+    results["title"] = results["implementation"].map(TITLES)
+    dtypes = results["dtype"].unique()
+    figure, axes = pyplot.subplots(
+        1, len(dtypes), figsize=(5.4 * len(dtypes), 4.6), squeeze=False, sharey=True
+    )
+    for axis, dtype in zip(axes.flat, dtypes, strict=True):
+        table = results[results["dtype"] == dtype].pivot_table(
+            index="function", columns="title", values="ulp", sort=False
+        )
+        for title in table:
+            size = 70 if title == "softce_fast" else 30
+            axis.scatter(table[title].clip(lower=0.1), table.index, s=size, label=title, zorder=3)
+        targets = [document["targets"][function] for function in table.index]
+        axis.scatter(targets, table.index, s=400, marker="|", color="k", label="target")
+        axis.set_xscale("log")
+        axis.set_title(f"largest error in ULP, {dtype}")
+    axes.flat[0].invert_yaxis()  # shared
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return [save(figure, directory / "accuracy.png")]
+
+
+def threads_rows(document: Document) -> pd.DataFrame:
+    """Shape by number of threads: how many times faster than on one."""
+    title = "float32: times as fast as on one thread"
+    cells = [
+        {
+            title: OPERATIONS[point["function"]].title,
+            "shape": f"{point['rows']}x{point['classes']}",
+            "threads": f"{count} threads",
+            "text": ratio_text(point["speedup"]),
+        }
+        for point in document["points"]
+        if (count := point["threads"]) > 1 and count & (count - 1) == 0
+    ]
+    return crossed(cells, [title, "shape"], "threads", "text")
+
+
+def scaling_table(document: Document) -> str:
+    if "cliffs" not in document:
+        return plain(threads_rows)(document)
+    return "\n".join([*document["cliffs"], head(document)])
+
+
+def plot_scaling(document: Document, directory: Path) -> list[Path]:
+    """Time per element over rows or classes, or speed-up over threads: a panel per study."""
+    points = pd.DataFrame(document["points"])
+    threads = "threads" in points
+    panels = list(points.groupby(["rows", "classes"] if threads else ["study"], sort=False))
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5 * len(panels), 4.2), squeeze=False, sharey=True
+    )
+    for axis, (names, chosen) in zip(axes.flat, panels, strict=True):
+        title = " x ".join(map(str, names))
+        horizontal = "threads" if threads else "classes" if title == "classes" else "rows"
+        chosen.pivot_table(
+            index=horizontal,
+            columns="function",
+            values="speedup" if threads else "nanoseconds_per_element",
+        ).plot(
+            ax=axis, style="o-", markersize=3.5, title=title, loglog=not threads,
+            ylabel="time on one thread over time" if threads else "ns per element",
+        )  # fmt: skip
+        if threads:
+            axis.axline((1, 1), slope=1, color="k", linestyle=":", linewidth=1)
+    figure.suptitle(f"{points['dtype'][0]}: {machine.one_line(document)}", fontsize=10)
+    return [save(figure, directory / f"{'scaling-threads' if threads else 'scaling'}.png")]
+
+
+def digits_rows(document: Document) -> pd.DataFrame:
+    """Loss and accuracy of both trainings, and the time in loss and gradient."""
+    return table_of(
+        {
+            "": TITLES[name],
+            "train loss": f"{result['train_loss']:.6f}",
+            "test loss": f"{result['test_loss']:.6f}",
+            "test accuracy": f"{result['test_accuracy']:.2%}",
+            "loss + gradient": time_text(result["seconds"]),
+        }
+        for name, result in document["results"].items()
+    )
+
+
+def half_types_rows(document: Document) -> pd.DataFrame:
+    """Operation and shape: float32's time over that of each half type."""
+    return table_of(
+        {
+            "float32's time over the half type's": OPERATIONS[cell["operation"]].title,
+            "shape": cell["shape"],
+            **{d: f"{cell['seconds']['float32'] / cell['seconds'][d]:.3f}" for d in HALF_DTYPES},
+        }
+        for cell in document["cells"]
+    )
+
+
+def options_rows(document: Document) -> pd.DataFrame:
+    """Option by shape: time, and the plain call's times that."""
+    title = "float32: cross_entropy_with_grad, grad_out=: time, and times that without options"
+    seconds = document["seconds"]
+    return table_of(
+        {
+            title: name,
+            **{
+                shape: f"{time_text(times[name])}, {times[name] / times[NO_OPTION]:.2f}"
+                for shape, times in seconds.items()
+            },
+        }
+        for name in next(iter(seconds.values()))
+    )
+
+
+def waiting_rows(document: Document) -> pd.DataFrame:
+    """Shape and situation: mean time of a call, by the threads that it may use."""
+    return table_of(
+        {
+            "float32: softmax, out=, mean time": cell["shape"],
+            "": cell["situation"],
+            **{name: time_text(seconds) for name, seconds in cell["seconds"].items()},
+        }
+        for cell in document["cells"]
+    )
+
+
+# ---------------------------------------------------------------------------------------- documents
+
+
+def plain(rows: Callable[[Document], pd.DataFrame], left: int = 2) -> Callable[[Document], str]:
+    return lambda document: f"{aligned(rows(document), left)}\n\n{head(document)}"
+
+
+def for_readme(
+    rows: Callable[[Document], pd.DataFrame], left: int = 2, note: str = ""
+) -> Callable[[Document], str]:
+    return lambda document: (
+        f"{markdown(rows(document), left)}\n\n{note}{machine.one_line(document)}."
+    )
+
+
+def no_plots(document: Document, directory: Path) -> list[Path]:
+    return []
+
+
+# How each kind of document is shown.
+KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], list[Path]]]] = {
+    "speed": (cases_table, plot_cases),
+    "compare": (cases_table, plot_cases),
+    "accuracy": (plain(accuracy_rows), plot_accuracy),
+    "scaling": (scaling_table, plot_scaling),
+    "digits": (plain(digits_rows, 1), no_plots),
+    "half types": (plain(half_types_rows), no_plots),
+    "options": (plain(options_rows, 1), no_plots),
+    "waiting": (plain(waiting_rows), no_plots),
+}
+# What stands in the README, in its order: the section, the file, the text.
+SECTIONS: tuple[tuple[str, str, Callable[[Document], str]], ...] = (
+    ("speed", "speed.json", reference_markdown),
+    ("speed", "compare.json", targets_markdown),
+    ("speed", "scaling-threads.json", for_readme(threads_rows)),
+    ("speed", "options.json", for_readme(options_rows, 1)),
+    ("speed", "waiting.json", for_readme(waiting_rows)),
+    ("accuracy", "accuracy.json", for_readme(accuracy_rows, 2, "Against long double. ")),
+)
+
+
+def save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+    return path
+
+
+def show(document: Document, directory: Path) -> None:
+    table, plot = KINDS[document["kind"]]
+    print(table(document))
+    for path in plot(document, directory):
+        print(f"saved {path}")
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    result = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    result.add_argument("--quick", action="store_true", help="fewer cases, briefly")
+    result.add_argument(
+        "--json", type=Path, default=LOCAL / f"{name}.json", help="where results go"
+    )
+    return result
+
+
+def finish(kind: str, path: Path, document: Document) -> None:
+    """Write results down, where a report is made from them later, and show them."""
+    document = {"kind": kind, **document}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"saved {path}")
+    show(document, path.parent)
 
 
 def between_markers(text: str, name: str, content: str) -> str:
@@ -597,85 +547,36 @@ def between_markers(text: str, name: str, content: str) -> str:
 def update_readme(path: Path, results: Path) -> list[str]:
     """Puts the recorded results into the README; returns the names of the sections written."""
     text = path.read_text()
-    sections: dict[str, list[str]] = {}
-    for section, filename, render in (
-        ("speed", "speed.json", reference_markdown),
-        ("speed", "compare.json", targets_markdown),
-        ("speed", "scaling-threads.json", threads_markdown),
-        ("speed", "options.json", options_markdown),
-        ("speed", "waiting.json", waiting_markdown),
-        ("accuracy", "accuracy.json", accuracy_markdown),
-    ):
-        file = results / filename
-        if file.exists():
-            sections.setdefault(section, []).append(render(json.loads(file.read_text())))
-    for section, blocks in sections.items():
-        text = between_markers(text, section, "\n\n".join(blocks))
+    recorded = [section for section in SECTIONS if (results / section[1]).exists()]
+    sections = {}
+    for section, entries in itertools.groupby(recorded, key=lambda entry: entry[0]):
+        blocks = [render(json.loads((results / file).read_text())) for _, file, render in entries]
+        sections[section] = "\n\n".join(blocks)
+    for section, content in sections.items():
+        text = between_markers(text, section, content)
     path.write_text(text)
     return list(sections)
-
-
-# ---------------------------------------------------------------------------------------- commands
-
-
-def pyplot_module() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window, also where there is a display
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot_module().close(figure)
-    return path
-
-
-KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], list[Path]]]] = {
-    "speed": (speed_table, plot_speed),
-    "compare": (compare_table, plot_compare),
-    "accuracy": (accuracy_table, plot_accuracy),
-}
-
-
-def show(document: Document, directory: Path) -> None:
-    table, plot = KINDS[document["kind"]]
-    print(table(document))
-    for path in plot(document, directory):
-        print(f"saved {path}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    speed = commands.add_parser("speed", help="condense pytest-benchmark's JSON")
-    speed.add_argument("file", type=Path)
-    speed.add_argument("--directory", type=Path, default=RESULTS / "local")
-    shown = commands.add_parser("show", help="tables and plots of results files")
-    shown.add_argument("files", type=Path, nargs="+")
-    shown.add_argument("--directory", type=Path, help="where plots go; default: beside the file")
-    readme = commands.add_parser("readme", help="update the README's tables")
-    readme.add_argument("file", type=Path)
-    readme.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("command", choices=["speed", "show", "readme"])
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--directory", type=Path, help="of results; default: as recorded, or local")
     options = parser.parse_args()
-
-    if options.command == "speed":
-        document = condense(json.loads(options.file.read_text()))
-        machine.record(document, options.directory / "speed.json")
-        show(document, options.directory)
-    elif options.command == "show":
-        for file in options.files:
+    for file in options.files:
+        if options.command == "readme":
+            sections = update_readme(file, options.directory or RESULTS)
+            if not sections:
+                sys.exit("no recorded results")
+            print(f"updated {file}: {', '.join(sections)}")
+        elif options.command == "speed":
+            document = condense(json.loads(file.read_text()))
+            finish("speed", (options.directory or LOCAL) / "speed.json", document)
+        else:
             show(json.loads(file.read_text()), options.directory or file.parent)
-    else:
-        sections = update_readme(options.file, options.results)
-        if not sections:
-            sys.exit(f"no recorded results in {options.results}")
-        print(f"updated {options.file}: {', '.join(sections)}")
 
 
 if __name__ == "__main__":

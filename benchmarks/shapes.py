@@ -8,41 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-LABEL_BYTES = 8  # labels are int64
+Array = np.ndarray[Any, Any]
+
 MEBIBYTE = 2**20
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One thing that is measured: a public function with or without a given output."""
-
-    name: str
-    title: str
-    full_arrays: int  # arrays of the size of the logits that must cross the memory bus
-    takes_labels: bool
-    fresh: bool  # the output is allocated by the call
-
-
-OPERATIONS = {
-    operation.name: operation
-    for operation in (
-        Operation("softmax_out", "softmax, out=", 2, False, False),
-        Operation("softmax_fresh", "softmax, fresh output", 2, False, True),
-        Operation("cross_entropy", "cross_entropy", 1, True, False),
-        Operation("cross_entropy_with_grad_out", "cross_entropy_with_grad, grad_out=", 2, True,
-                  False),
-        Operation("cross_entropy_with_grad_fresh", "cross_entropy_with_grad, fresh gradient", 2,
-                  True, True),
-        Operation("log_softmax_out", "log_softmax, out=", 2, False, False),
-        Operation("logsumexp", "logsumexp", 1, False, False),
-    )
-}  # fmt: skip
+LIMIT_SHARE_TARGET = 0.8
+HALF_DTYPES = ("float16", "bfloat16")
+ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 COLUMNS = {
     "few": "3-16 classes, 1 M rows",
@@ -55,31 +32,34 @@ COLUMNS = {
     "half": "half types, 64 MiB and more",
 }
 
-# Best peer's time over ours, float32.
-FLOAT32_TARGETS: dict[str, dict[str, float]] = {
-    "softmax_out": {
+
+class Operation(NamedTuple):
+    """A public function, with an output that is given (_out) or made by the call (_fresh)."""
+
+    title: str
+    full_arrays: int  # arrays of the size of the logits that must cross the memory bus
+    targets: Mapping[str, float] = {}  # best peer's time over ours by column, float32
+
+
+OPERATIONS = {
+    "softmax_out": Operation("softmax, out=", 2, {
         "few": 4, "medium": 1.5, "many": 1.5, "one_row": 1.8, "one_call": 1, "batch": 1.5,
         "middle": 1.5,
-    },
-    "softmax_fresh": {
+    }),
+    "softmax_fresh": Operation("softmax, fresh output", 2, {
         "few": 2.5, "medium": 1.2, "many": 1.2, "one_row": 1.2, "one_call": 1, "batch": 1.5,
         "middle": 1.5,
-    },
-    "cross_entropy": {
+    }),
+    "cross_entropy": Operation("cross_entropy", 1, {
         "few": 4, "medium": 3, "many": 2.5, "one_row": 1.8, "one_call": 1.5, "batch": 2,
-    },
-    "cross_entropy_with_grad_out": {
+    }),
+    "cross_entropy_with_grad_out": Operation("cross_entropy_with_grad, grad_out=", 2, {
         "few": 8, "medium": 8, "many": 8, "one_row": 3, "one_call": 2, "batch": 5,
-    },
+    }),
+    "cross_entropy_with_grad_fresh": Operation("cross_entropy_with_grad, fresh gradient", 2),
+    "log_softmax_out": Operation("log_softmax, out=", 2),
+    "logsumexp": Operation("logsumexp", 1),
 }  # fmt: skip
-FLOAT64_TARGET = 1.5
-HALF_TARGET = 1.0  # float32's time over ours on the same shape
-LIMIT_SHARE_TARGET = 0.8
-LIMIT_SHARE_SMALLEST_ARRAY = 8 * MEBIBYTE
-LIMIT_SHARE_FEWEST_CLASSES = 64
-
-HALF_DTYPES = ("float16", "bfloat16")
-ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -89,8 +69,20 @@ class Case:
     operation: str
     shape: tuple[int, ...]
     dtype: str
-    column: str
+    column: str = ""
     axis: int = -1
+
+    @property
+    def function(self) -> str:
+        return self.operation.removesuffix("_out").removesuffix("_fresh")
+
+    @property
+    def fresh(self) -> bool:
+        return self.operation.endswith("_fresh")
+
+    @property
+    def takes_labels(self) -> bool:
+        return self.function.startswith("cross_entropy")
 
     @property
     def shape_name(self) -> str:
@@ -102,50 +94,37 @@ class Case:
         return f"{self.operation}-{self.dtype}-{self.shape_name}"
 
     @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
     def classes(self) -> int:
         return self.shape[self.axis]
 
     @property
     def rows(self) -> int:
-        return self.elements // self.classes
+        return math.prod(self.shape) // self.classes
 
     @property
     def array_bytes(self) -> int:
-        return self.elements * ITEM_SIZES[self.dtype]
-
-    @property
-    def minimum_bytes_per_element(self) -> int:
-        """What any implementation has to move: each full array once, nothing read twice."""
-        return OPERATIONS[self.operation].full_arrays * ITEM_SIZES[self.dtype]
+        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
     @property
     def minimum_bytes(self) -> int:
-        labels = self.rows * LABEL_BYTES if OPERATIONS[self.operation].takes_labels else 0
-        return self.elements * self.minimum_bytes_per_element + labels
+        """What any implementation has to move: each full array once, labels of int64, no more."""
+        labels = self.rows * 8 if self.takes_labels else 0
+        return OPERATIONS[self.operation].full_arrays * self.array_bytes + labels
 
     @property
     def target(self) -> float | None:
         """The ratio to beat: of the best peer's time, for half types of float32's, over ours."""
-        float32_target = FLOAT32_TARGETS.get(self.operation, {}).get(self.column)
+        targets = OPERATIONS[self.operation].targets
         if self.dtype in HALF_DTYPES:
-            return HALF_TARGET if self.operation in FLOAT32_TARGETS else None
-        if self.dtype == "float64" and float32_target is not None:
-            return FLOAT64_TARGET
-        return float32_target
+            return 1.0 if targets else None
+        target = targets.get(self.column)
+        return 1.5 if self.dtype == "float64" and target else target
 
     @property
     def limit_share_applies(self) -> bool:
         """Large rows and arrays; a fresh output is bound by page faults before it is by memory."""
-        return (
-            self.array_bytes >= LIMIT_SHARE_SMALLEST_ARRAY
-            and self.classes >= LIMIT_SHARE_FEWEST_CLASSES
-            and self.axis == -1
-            and not OPERATIONS[self.operation].fresh
-        )
+        large = self.array_bytes >= 8 * MEBIBYTE and self.classes >= 64
+        return large and self.axis == -1 and not self.fresh
 
 
 # (shape, axis, column)
@@ -162,40 +141,30 @@ _FLOAT32_SHAPES: tuple[tuple[tuple[int, ...], int, str], ...] = (
     ((32, 1000), -1, "batch"),
     ((64, 21, 128, 128), 1, "middle"),
 )
-_FLOAT64_SHAPES = tuple(
-    entry for entry in _FLOAT32_SHAPES if entry[0] not in {(1_000_000, 16), (128, 131_072)}
-)
 _HALF_SHAPES: tuple[tuple[tuple[int, ...], int, str], ...] = (
     ((4_000_000, 10), -1, "half"),
     ((32_768, 1024), -1, "half"),
 )
+_SHAPES = {
+    "float32": _FLOAT32_SHAPES,
+    "float64": [s for s in _FLOAT32_SHAPES if s[0] not in {(1_000_000, 16), (128, 131_072)}],
+    **dict.fromkeys(HALF_DTYPES, _HALF_SHAPES),
+}
 _PLAIN_SHAPES = {(1_000_000, 10), (16_384, 1000)}  # for operations that have no target
-_UNTARGETED = ("log_softmax_out", "logsumexp")
 
-
-def _cases() -> Iterable[Case]:
-    for dtype, entries in (
-        ("float32", _FLOAT32_SHAPES),
-        ("float64", _FLOAT64_SHAPES),
-        *((dtype, _HALF_SHAPES) for dtype in HALF_DTYPES),
-    ):
-        for shape, axis, column in entries:
-            for operation in OPERATIONS:
-                if operation not in _UNTARGETED or shape in _PLAIN_SHAPES:
-                    yield Case(operation, shape, dtype, column, axis)
-
-
-CASES: tuple[Case, ...] = tuple(_cases())
-
-_QUICK_SHAPES = {
-    (1_000_000, 10), (16_384, 1000), (512, 32_768), (1, 4_194_304), (1, 10), (32, 1000),
-    (64, 21, 128, 128),
-}  # fmt: skip
+CASES = tuple(
+    Case(operation, shape, dtype, column, axis)
+    for dtype, entries in _SHAPES.items()
+    for shape, axis, column in entries
+    for operation in OPERATIONS
+    if operation not in ("log_softmax_out", "logsumexp") or shape in _PLAIN_SHAPES
+)
 
 
 def quick_cases() -> tuple[Case, ...]:
     """One float32 shape per column."""
-    return tuple(c for c in CASES if c.dtype == "float32" and c.shape in _QUICK_SHAPES)
+    left_out = {(1_000_000, 3), (1_000_000, 16), (262_144, 64), (128, 131_072)}
+    return tuple(c for c in CASES if c.dtype == "float32" and c.shape not in left_out)
 
 
 def bench_cases() -> tuple[Case, ...]:
@@ -233,31 +202,42 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return dtype
+        name = ml_dtypes.bfloat16
     return np.dtype(name)
 
 
 # The cache holds one input: cases that share it follow each other.
 @functools.lru_cache(maxsize=1)
-def _inputs(
-    shape: tuple[int, ...], axis: int, dtype: str
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _inputs(shape: tuple[int, ...], axis: int, dtype: str) -> tuple[Array, Array]:
     generator = np.random.default_rng(20240229)
     drawn_as = np.float64 if dtype == "float64" else np.float32
     logits = generator.standard_normal(shape, dtype=drawn_as).astype(numpy_dtype(dtype), copy=False)
     label_shape = tuple(np.delete(shape, axis).tolist())
-    labels = generator.integers(0, shape[axis], size=label_shape, dtype=np.int64)
-    return logits, labels
+    return logits, generator.integers(0, shape[axis], size=label_shape, dtype=np.int64)
 
 
-def inputs(case: Case) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Random normal logits and labels of a case, the same in every process."""
-    return _inputs(case.shape, case.axis, case.dtype)
+@dataclass(frozen=True)
+class Problem:
+    """A case with its arrays: what everything that computes it is given."""
 
+    case: Case
+    logits: Array
+    labels: Array
+    reduction: str = "mean"
 
-def faulted_output(case: Case) -> np.ndarray[Any, Any]:
-    """An output whose pages are already there, so that no call is charged for them."""
-    output = np.empty(case.shape, dtype=numpy_dtype(case.dtype))
-    output.fill(1)
-    return output
+    @classmethod
+    def of(cls, case: Case) -> Problem:
+        """The case on random normal logits and labels, the same in every process."""
+        # No mean for gradients in half types: over this many rows float16's would be 0.
+        half_gradient = case.dtype in HALF_DTYPES and "grad" in case.operation
+        logits, labels = _inputs(case.shape, case.axis, case.dtype)
+        return cls(case, logits, labels, "none" if half_gradient else "mean")
+
+    @property
+    def index(self) -> Array:
+        """The labels with the class axis."""
+        return np.expand_dims(self.labels, self.case.axis)
+
+    def output(self) -> Array | None:
+        """None for a fresh one; else its pages are there, so that no call is charged for them."""
+        return None if self.case.fresh else np.full_like(self.logits, 1)

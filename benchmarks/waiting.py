@@ -8,7 +8,6 @@ that keeps one CPU busy; means, since it is the rare long waits that count.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import subprocess
@@ -17,16 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 import machine
 import report
 import softce_fast
+import timing
 
-RESULTS = Path(__file__).with_name("results")
 SHAPES = ((64, 1000), (128, 1000), (512, 1000))
 WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "one thread": lambda: softce_fast.num_threads(1),
@@ -46,67 +43,45 @@ def busy_process() -> Iterator[None]:
         process.wait()
 
 
-class Situation(NamedTuple):
-    pause: float  # seconds between calls
-    beside: Callable[[], AbstractContextManager[None]]
-
-
-SITUATIONS = {
-    "back to back": Situation(0.0, nullcontext),
-    "every 50 ms": Situation(0.05, nullcontext),
-    "beside a busy process": Situation(0.0, busy_process),
+# Seconds between calls, and what runs beside them.
+SITUATIONS: dict[str, tuple[float, Callable[[], AbstractContextManager[None]]]] = {
+    "back to back": (0.0, nullcontext),
+    "every 50 ms": (0.05, nullcontext),
+    "beside a busy process": (0.0, busy_process),
 }
 
 
-def mean_seconds(call: Callable[[], object], pause: float, seconds: float) -> float:
-    """Mean time of a call, of calls with pauses between them."""
+def block(way: str, call: timing.Call, pause: float, seconds: float) -> timing.Block:
+    """Times of calls with pauses between them, none of which warms up another."""
     times = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        if pause:
+    with WAYS[way]():
+        while time.perf_counter() < end:
             time.sleep(pause)
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.mean(times)
+            times.append(timing.timed(call, 1))
+    return times
 
 
-def measure(seconds: float, rounds: int) -> list[dict[str, object]]:
-    cells: list[dict[str, object]] = []
-    for rows, classes in SHAPES:
-        logits = np.random.default_rng(0).standard_normal((rows, classes), dtype=np.float32)
+def measure(seconds: float, rounds: int) -> Iterator[dict[str, object]]:
+    for shape in SHAPES:
+        logits = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         call = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
-        for title, situation in SITUATIONS.items():
-            found: dict[str, list[float]] = {name: [] for name in WAYS}
-            with situation.beside():
-                for _ in range(rounds):
-                    for name, way in WAYS.items():
-                        time.sleep(0.1)  # whatever ran before is asleep
-                        with way():
-                            found[name].append(mean_seconds(call, situation.pause, seconds))
-            cells.append(
-                {
-                    "shape": f"{rows}x{classes}",
-                    "situation": title,
-                    "seconds": {name: statistics.median(values) for name, values in found.items()},
-                }
-            )
-    return cells
+        for title, (pause, beside) in SITUATIONS.items():
+            blocks = {way: partial(block, way, call, pause, seconds) for way in WAYS}
+            with beside():
+                # Whatever ran before is asleep after the pause.
+                times = timing.interleaved(blocks, rounds, pause=0.1, average=statistics.mean)
+            yield {
+                "shape": f"{shape[0]}x{shape[1]}",
+                "situation": title,
+                "seconds": timing.medians(times),
+            }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a block")
-    parser.add_argument("--rounds", type=int, default=5, help="blocks of each way")
-    parser.add_argument("--json", type=Path, default=RESULTS / "waiting.json")
-    options = parser.parse_args()
-    document = {
-        "kind": "waiting",
-        **machine.describe(["numpy"]),
-        "cells": measure(options.seconds, options.rounds),
-    }
-    print(report.aligned(*report.waiting_rows(document), left=2))
-    machine.record(document, options.json)
+    options = report.parser("waiting", __doc__).parse_args()
+    cells = list(measure(*(0.1, 2) if options.quick else (0.5, 5)))
+    report.finish("waiting", options.json, {**machine.describe(["numpy"]), "cells": cells})
 
 
 if __name__ == "__main__":

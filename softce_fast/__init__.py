@@ -5,13 +5,21 @@ A call goes one way: a public function (_softmax.py, _losses.py, _binary.py) che
 dtype (_dispatch.py), which share the rows out over threads (_threads.py says how many).
 """
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("softce_fast._kernels.probe") is None:
+    raise ImportError(
+        "softce_fast is not built here, its compiled modules are missing: in its source tree run "
+        "`pip install .` or `make build`, or import the installed package from another folder"
+    )
+
 from . import reference
 from ._binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_with_grad,
 )
-from ._config import show_config
+from ._config import show_config, warn_if_serial
 from ._losses import (
     cross_entropy,
     cross_entropy_from_probs,
@@ -48,3 +56,5 @@ __all__ = [
     "softmax",
     "softmax_backward",
 ]
+
+warn_if_serial()

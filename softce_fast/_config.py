@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,17 @@ import numpy as np
 from . import _dispatch, _threads
 from ._kernels import probe
 from ._version import __version__
+
+
+def warn_if_serial() -> None:
+    """Warn where OpenMP was missing at the build: pip does not show what a build prints."""
+    if not probe.openmp() and sys.platform not in ("emscripten", "wasi"):
+        warnings.warn(
+            "softce_fast was built without OpenMP and computes on one thread; the C compiler that "
+            "builds it needs omp.h and its runtime",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
@@ -32,6 +45,9 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
     Notes
     -----
+    "openmp" is enabled unless the compiler that built the package had none; then everything runs on
+    one thread, and import warns.
+
     "isa" names the builds of the kernels: the one in use, those that this machine can run, those in
     the package. The environment variable SOFTCE_FAST_ISA chooses one at import.
 
