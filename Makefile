@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 JOBS ?= 2
+BENCH_ARGS ?=
+RUNS ?=
 COMPARE_ARGS ?=
 WHEEL_ARGS ?=
 
@@ -25,6 +27,9 @@ STAMPS := $(VENV)/stamps
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet
 RESULTS := benchmarks/results/local
+# Where pytest-benchmark keeps every run of `make bench`. A slower one fails with
+# BENCH_ARGS='--benchmark-compare --benchmark-compare-fail=median:10%'.
+HISTORY := --benchmark-storage=benchmarks/results/history
 
 KERNEL_SOURCES := $(wildcard softce_fast/_kernels/*.pyx softce_fast/_kernels/*.pxi \
                              softce_fast/_kernels/*.pxd softce_fast/_kernels/*.h)
@@ -32,7 +37,7 @@ BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCE
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help build test test-oldest bench compare lint wheel sdist-check aarch64 clean
+.PHONY: help build test coverage test-oldest bench history compare lint wheel sdist-check aarch64 clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,25 +45,31 @@ help: ## this list
 
 build: $(STAMPS)/built ## build the kernels in place, into the virtual environment
 
-test: $(STAMPS)/built $(STAMPS)/extra-test $(STAMPS)/peers ## build, then run all tests
+test: $(STAMPS)/built $(STAMPS)/group-test $(STAMPS)/torch ## build, then run all tests
 	$(PY) -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
+
+coverage: ## the quick tests; which lines and branches of the wrapper they miss
+	$(MAKE) test PYTEST_ARGS='-m "not slow" --cov --cov-report=term --cov-report=xml:build/coverage.xml'
 
 test-oldest: ## the tests with the oldest NumPy that pyproject.toml allows
 	@mkdir -p build
 	sed -n 's/^dependencies = \["numpy>=\([0-9.]*\)"\]$$/numpy==\1/p' pyproject.toml >build/oldest.txt
 	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) test VENV=$(VENV)-oldest
 
-bench: $(STAMPS)/native $(STAMPS)/extra-bench ## train on real images; softce_fast against NumPy
+bench: $(STAMPS)/native $(STAMPS)/group-bench ## train on real images; softce_fast against NumPy
 	@mkdir -p $(RESULTS)
 	$(PY) benchmarks/digits.py --json $(RESULTS)/digits.json
-	$(PY) -m pytest benchmarks/test_speed.py --quiet --benchmark-quiet \
-	    --benchmark-json=$(RESULTS)/pytest-benchmark.json
+	$(PY) -m pytest benchmarks/test_speed.py --quiet $(HISTORY) --benchmark-autosave \
+	    --benchmark-quiet --benchmark-json=$(RESULTS)/pytest-benchmark.json $(BENCH_ARGS)
 	$(PY) benchmarks/report.py speed $(RESULTS)/pytest-benchmark.json
 
-compare: $(STAMPS)/built $(STAMPS)/peers $(STAMPS)/extra-compare ## against PyTorch, JAX, Numba, ...
+history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, beside one another
+	$(PY) -m pytest_benchmark $(HISTORY) compare --sort=name --columns=median,iqr --group-by=group $(RUNS)
+
+compare: $(STAMPS)/built $(STAMPS)/torch $(STAMPS)/group-compare ## against PyTorch, JAX, Numba, ...
 	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
 
-lint: $(STAMPS)/built $(STAMPS)/extra-bench $(STAMPS)/extra-dev ## style and types, stubs against modules
+lint: $(STAMPS)/built $(STAMPS)/group-dev ## style and types, stubs against modules
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PATH="$(VENV)/bin:$$PATH" cython-lint softce_fast
@@ -66,10 +77,10 @@ lint: $(STAMPS)/built $(STAMPS)/extra-bench $(STAMPS)/extra-dev ## style and typ
 	$(PY) -m pyright
 	$(PY) tools/stubs.py
 
-wheel: $(STAMPS)/built $(STAMPS)/extra-dev ## wheels for each Python here, repaired and tested
+wheel: $(STAMPS)/built $(STAMPS)/group-dev ## wheels for each Python here, repaired and tested
 	$(PY) tools/wheels.py $(WHEEL_ARGS)
 
-sdist-check: $(STAMPS)/built $(STAMPS)/extra-dev ## sdist, wheel from it, the tests against that
+sdist-check: $(STAMPS)/built $(STAMPS)/group-dev ## sdist, wheel from it, the tests against that
 	$(PY) tools/wheels.py --pythons $(PY) --no-repair --tests all $(WHEEL_ARGS)
 
 aarch64: $(STAMPS)/built ## cross-compiled for aarch64, tested under qemu (Debian, Ubuntu)
@@ -83,7 +94,7 @@ clean: ## remove everything that was made here
 
 # ------------------------------------------------------------------------------ the environment
 
-# pip 23 and later can install in place from pyproject.toml; nothing is fetched if it is there.
+# pip 25.1 and later know dependency groups; nothing is fetched if it is there.
 $(STAMPS)/venv: tools/preflight.sh
 	@sh tools/preflight.sh $(PYTHON)
 	@echo "Setting up $(VENV)"
@@ -91,7 +102,7 @@ $(STAMPS)/venv: tools/preflight.sh
 	@mkdir -p $(STAMPS)
 	@sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '" ' | tr , '\n' \
 	    >$(STAMPS)/build-requirements.txt
-	@env -u PIP_CONSTRAINT $(PIP) install 'pip>=23' -r $(STAMPS)/build-requirements.txt
+	@env -u PIP_CONSTRAINT $(PIP) install 'pip>=25.1' -r $(STAMPS)/build-requirements.txt
 	@touch $@
 
 $(STAMPS)/built: $(STAMPS)/venv $(BUILD_SOURCES)
@@ -106,15 +117,14 @@ $(STAMPS)/native: $(STAMPS)/venv $(BUILD_SOURCES)
 	@SOFTCE_FAST_BUILD=native $(PIP) install --no-build-isolation --editable .
 	@touch $@
 
-# The package is installed, so this fetches what its extra names, and builds nothing.
-$(STAMPS)/extra-%: pyproject.toml | $(STAMPS)/native
+$(STAMPS)/group-%: pyproject.toml | $(STAMPS)/native
 	@echo "Installing what '$*' needs"
-	@$(PIP) install 'softce_fast[$*]'
+	@$(PIP) install --group '$*'
 	@touch $@
 
-$(STAMPS)/peers: pyproject.toml | $(STAMPS)/built
+$(STAMPS)/torch: pyproject.toml | $(STAMPS)/built
 	@echo "Installing PyTorch for CPUs"
-	@$(PIP) install --only-binary=:all: 'softce_fast[peers-test]' 2>$(STAMPS)/peers-errors.txt || \
+	@$(PIP) install --only-binary=:all: --group torch 2>$(STAMPS)/torch-errors.txt || \
 	    echo "There is no CPU build of PyTorch for this Python here: tests against it will skip."
 	@touch $@
 
@@ -124,10 +134,10 @@ SECONDS ?= 60
 FUZZ_ARGS ?=
 SANITIZE_ARGS ?=
 
-fuzz: $(STAMPS)/built $(STAMPS)/extra-test ## random calls for SECONDS=60
+fuzz: $(STAMPS)/built $(STAMPS)/group-test ## random calls for SECONDS=60
 	$(PY) tools/fuzz.py --seconds $(SECONDS) $(FUZZ_ARGS)
 
-sanitize: $(STAMPS)/built $(STAMPS)/extra-test ## address, undefined-behaviour, thread sanitizers
+sanitize: $(STAMPS)/built $(STAMPS)/group-test ## address, undefined-behaviour, thread sanitizers
 	$(PY) tools/sanitize.py $(SANITIZE_ARGS)
 
 .PHONY: fuzz sanitize

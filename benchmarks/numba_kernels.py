@@ -6,7 +6,8 @@ so that LLVM vectorises the loops. What a function does not need is left out whe
 
 Three layouts: ``rows`` (rows, classes); ``columns`` (outer, classes, inner) with any strides, where
 the loops run along the inner axis; ``flat``, rows whose elements are shared by all threads. Each
-kernel takes logits, labels and an output, and returns the mean loss.
+kernel takes logits, labels and an output, None where a function has none, and returns the mean
+loss.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def build(function: str, exponential: Any) -> SimpleNamespace:
     """A function's kernels, compiled on first use for the dtype they are called with."""
     compiled = njit(parallel=True, fastmath=True)
     inlined = njit(fastmath=True, inline="always")
-    logarithm = function in ("log_softmax", "logsumexp")
     labelled = function.startswith("cross_entropy")
+    writes = function != "cross_entropy"
     keeps = function in ("softmax", "cross_entropy_with_grad")  # writes exponentials, then scales
 
     @inlined
@@ -83,7 +84,8 @@ def build(function: str, exponential: Any) -> SimpleNamespace:
         loss = 0.0
         count = logits.shape[0]
         for index in prange(count):
-            row, result = logits[index], output[index]
+            row = logits[index]
+            result = output[index] if writes else row
             largest = largest_of(row)
             total = total_of(row, largest, result)
             if keeps:
@@ -92,13 +94,12 @@ def build(function: str, exponential: Any) -> SimpleNamespace:
                     result[column] *= factor
                 if labelled:
                     result[labels[index]] -= 1 / count
-            if logarithm:
+            if function == "logsumexp":
+                result[0] = largest + np.log(total)
+            if function == "log_softmax":
                 shift = largest + np.log(total)
-                if result.size == 1:  # logsumexp
-                    result[0] = shift
-                else:
-                    for column in range(row.size):
-                        result[column] = row[column] - shift
+                for column in range(row.size):
+                    result[column] = row[column] - shift
             if labelled:
                 loss += np.log(total) + largest - row[labels[index]]
         return loss / count
@@ -130,7 +131,8 @@ def build(function: str, exponential: Any) -> SimpleNamespace:
         loss = 0.0
         count = logits.shape[0]
         for index in range(count):
-            row, result = logits[index], output[index]
+            row = logits[index]
+            result = output[index] if writes else row
             largest = shared_largest(row)
             total = shared_total(row, largest, result)
             if keeps:
@@ -158,7 +160,7 @@ def build(function: str, exponential: Any) -> SimpleNamespace:
         for step in prange(outer * blocks):
             start = step % blocks * WIDTH
             part = logits[step // blocks, :, start : start + WIDTH]
-            result = output[step // blocks, :, start : start + WIDTH]
+            result = output[step // blocks, :, start : start + WIDTH] if writes else part
             largest = np.empty(WIDTH, logits.dtype)
             total = np.zeros(WIDTH, logits.dtype)
             largest_columns(part, largest)

@@ -129,6 +129,7 @@ def numpy(problem: Problem) -> Ways:
     """Hand-written with bound outputs; in blocks that stay in the cache, on one or all threads."""
     case, logits, axis, index = problem.case, problem.logits, problem.case.axis, problem.index
     function, length, threads = case.function, case.shape[0], available_cores()
+    rows_in_all, labelled = case.rows, case.takes_labels
     writes = function not in ("logsumexp", "cross_entropy")
     bound = problem.output() if writes else None
     sums = np.empty_like(logits, shape=problem.labels.shape)
@@ -147,11 +148,11 @@ def numpy(problem: Problem) -> Ways:
         elif function == "logsumexp":
             sums[rows] = (np.log(total) + largest).squeeze(axis)
         elif function == "cross_entropy_with_grad":
-            np.multiply(result, 1 / (total * case.rows), out=result)
+            np.multiply(result, 1 / (total * rows_in_all), out=result)
             at_label = np.take_along_axis(result, index[rows], axis)
-            at_label -= result.dtype.type(1 / case.rows)
+            at_label -= result.dtype.type(1 / rows_in_all)
             np.put_along_axis(result, index[rows], at_label, axis)
-        if not case.takes_labels:
+        if not labelled:
             return 0.0
         losses = np.log(total)
         losses += largest
@@ -184,9 +185,10 @@ def numpy(problem: Problem) -> Ways:
 
     def run(schedule: Callable[..., float]) -> Any:
         output = np.empty_like(logits) if writes and bound is None else bound
-        loss = schedule(output=output) / case.rows
-        results = {"cross_entropy": loss, "logsumexp": sums}
-        return (loss, output) if function.endswith("_grad") else results.get(function, output)
+        loss = schedule(output=output)
+        if labelled:
+            return (loss / rows_in_all, output) if writes else loss / rows_in_all
+        return output if writes else sums
 
     return {name: partial(run, schedule) for name, schedule in schedules.items()}
 
@@ -596,20 +598,21 @@ def numba(problem: Problem, own_exponential: bool = False) -> Ways:
     bound = problem.output()
     if case.function == "logsumexp":
         bound = np.ones((case.rows, 1), logits.dtype)
-    elif case.function == "cross_entropy":
-        bound = logits  # it is left alone
 
     def way(layout: str, view: Callable[[Array], Array]) -> Call:
         kernel, seen = getattr(kernels, layout), view(logits)
         # Labels without the class axis, in the shape that belongs to that view of the logits.
-        labels = problem.labels.reshape((-1,) if seen.ndim == 2 else (len(seen), seen.shape[2]))
+        shape = (-1,) if seen.ndim == 2 else (len(seen), seen.shape[2])
+        labels = problem.labels.reshape(shape) if case.takes_labels else None
+        given = None if bound is None else view(bound)
 
         def run() -> Any:
             output = np.empty_like(logits) if bound is None else bound
-            loss = kernel(seen, labels, view(output))
-            results = {"cross_entropy": loss, "cross_entropy_with_grad": (loss, output)}
-            return results.get(case.function, output)
+            loss = kernel(seen, labels, view(output) if given is None else given)
+            return output if labels is None else (loss, output)
 
+        if case.function == "cross_entropy":
+            return lambda: kernel(seen, labels, None)
         return run
 
     return {layout: way(layout, view) for layout, view in views.items()}

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import softce_fast as sf
 from softce_fast import __main__ as command
-from softce_fast import _dispatch
+from softce_fast import _config, _dispatch
 from softce_fast._kernels import probe
 from subprocesses import run_python
 
@@ -49,6 +53,32 @@ def test_threads_shown_are_those_in_use() -> None:
         config = sf.show_config("dicts")
         assert config is not None
         assert config["threads"] == sf.get_num_threads()
+
+
+# A build that lacks something
+
+
+def test_a_build_without_openmp_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _config.warn_if_serial()
+    serial = SimpleNamespace(openmp=lambda: 0, variants=tuple, compiler=lambda: "cc")
+    monkeypatch.setattr(_config, "probe", serial)
+    with pytest.warns(RuntimeWarning, match="built without OpenMP and computes on one thread"):
+        _config.warn_if_serial()
+    config = sf.show_config("dicts")
+    assert config is not None
+    assert config["openmp"] == {"enabled": False, "version": 0}
+
+
+def test_import_where_nothing_is_built_says_what_to_do(tmp_path: Path) -> None:
+    source, copy = Path(sf.__file__).parent, tmp_path / "softce_fast"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    result = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import softce_fast",
+                        check=False)  # fmt: skip
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: softce_fast is not built here")
+    assert "`pip install .`" in last
 
 
 # The choice of a build

