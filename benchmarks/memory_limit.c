@@ -3,7 +3,6 @@
  * Built at run time with the system compiler (cc -O3 -march=native -fopenmp). Each thread takes one
  * contiguous part, as a row-parallel kernel does. Without OpenMP both run on one thread.
  */
-#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -11,26 +10,15 @@
 #include <emmintrin.h>
 #endif
 
-enum { BLOCK = 4096 };
+enum { LINE = 64, BLOCK = 4096 * LINE };
 
-/* Copies without reading the destination's lines first, which is what ordinary stores would do. */
-static void copy_block(char *destination, const char *source, size_t size)
+/* Copies whole cache lines without reading the destination's first, as ordinary stores would. */
+static void copy_lines(char *destination, const char *source, int64_t size)
 {
 #if defined(__SSE2__)
-    /* Up to a whole cache line: a line written in part would be read first after all. */
-    size_t head = (64 - ((uintptr_t)destination & 63)) & 63;
-    if (head > size) {
-        head = size;
-    }
-    memcpy(destination, source, head);
-    size_t offset = head;
-    for (; offset + 64 <= size; offset += 64) {
-        for (size_t part = 0; part < 64; part += 16) {
-            _mm_stream_si128((__m128i *)(destination + offset + part),
-                             _mm_loadu_si128((const __m128i *)(source + offset + part)));
-        }
-    }
-    memcpy(destination + offset, source + offset, size - offset);
+    for (int64_t offset = 0; offset < size; offset += sizeof(__m128i))
+        _mm_stream_si128((__m128i *)(destination + offset),
+                         _mm_loadu_si128((const __m128i *)(source + offset)));
     _mm_sfence();
 #else
     memcpy(destination, source, size);
@@ -39,42 +27,22 @@ static void copy_block(char *destination, const char *source, size_t size)
 
 void parallel_copy(char *destination, const char *source, int64_t size, int threads)
 {
-#ifdef _OPENMP
+    int64_t head = -(uintptr_t)destination & (LINE - 1); /* a line in part would be read after all */
+    if (head > size) head = size;
+    int64_t lines = (size - head) & -(int64_t)LINE, end = head + lines;
+    memcpy(destination, source, head);
+    memcpy(destination + end, source + end, size - end);
 #pragma omp parallel for schedule(static) num_threads(threads)
-#endif
-    for (int64_t start = 0; start < size; start += 64 * BLOCK) {
-        int64_t length = size - start < 64 * BLOCK ? size - start : 64 * BLOCK;
-        copy_block(destination + start, source + start, (size_t)length);
-    }
+    for (int64_t start = head; start < end; start += BLOCK)
+        copy_lines(destination + start, source + start, end - start < BLOCK ? end - start : BLOCK);
 }
 
 /* Exclusive or of all 8-byte words; the result only keeps the loads from being removed. */
-uint64_t parallel_read(const char *source, int64_t size, int threads)
+uint64_t parallel_read(const uint64_t *source, int64_t size, int threads)
 {
     uint64_t total = 0;
-    int64_t words = size / 8;
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(^ : total)
-#endif
-    for (int64_t start = 0; start < words; start += BLOCK) {
-        int64_t length = words - start < BLOCK ? words - start : BLOCK;
-        uint64_t lanes[32] = {0};
-        int64_t word = 0;
-        for (; word + 32 <= length; word += 32) {
-            uint64_t loaded[32];
-            memcpy(loaded, source + (start + word) * 8, sizeof loaded);
-            for (int lane = 0; lane < 32; lane++) {
-                lanes[lane] ^= loaded[lane];
-            }
-        }
-        for (; word < length; word++) {
-            uint64_t loaded;
-            memcpy(&loaded, source + (start + word) * 8, sizeof loaded);
-            lanes[0] ^= loaded;
-        }
-        for (int lane = 0; lane < 32; lane++) {
-            total ^= lanes[lane];
-        }
-    }
+#pragma omp parallel for simd schedule(static) num_threads(threads) reduction(^ : total)
+    for (int64_t word = 0; word < size / 8; word++)
+        total ^= source[word];
     return total;
 }

@@ -283,105 +283,65 @@ def from_tensor(tensor: Any) -> Array:
     return tensor.numpy() if tensor.dtype.itemsize > 2 else tensor.float().numpy()
 
 
-@dataclass
-class TorchProblem:
-    """A problem as both of PyTorch's ways take it."""
-
-    logits: Any
-    labels: Any
-    out: Any
-    leaf: Any
-    ones: Any  # the gradient of a sum of losses
-    loss: Callable[..., Any]
-
-    @classmethod
-    def of(cls, problem: Problem) -> TorchProblem:
-        import torch
-
-        torch.set_num_threads(available_cores())
-        logits, labels = to_tensor(problem.logits), torch.from_numpy(problem.labels)
-        if problem.case.takes_labels and problem.case.axis % logits.ndim != 1:
-            raise UnsupportedError("class axis must be axis 1")
-        array = problem.output()
-        out = None if array is None else to_tensor(array)
-        ones = None if problem.reduction == "mean" else torch.ones_like(labels, dtype=logits.dtype)
-        loss = partial(torch.nn.functional.cross_entropy, reduction=problem.reduction)
-        return cls(logits, labels, out, logits.detach().requires_grad_(), ones, loss)
-
-    def backward(self, loss_of: Callable[[Any], Any]) -> Any:
-        self.leaf.grad = None
-        loss = loss_of(self.leaf)
-        loss.backward(self.ones)
-        return loss, self.leaf.grad
-
-
-def torch(problem: Problem) -> Ways:
-    """PyTorch, op by op, with out= where it has one."""
+def torch(problem: Problem, compiles: bool = False) -> Ways:
+    """PyTorch, op by op with out= where it has one; or torch.compile for fixed shapes."""
     import torch
 
-    case, given = problem.case, TorchProblem.of(problem)
-    logits, out = given.logits, given.out
+    torch.set_num_threads(available_cores())
+    if compiles:
+        torch._dynamo.reset()  # forgets the shape before, so that none is made dynamic
+    compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+    case, axis, array = problem.case, problem.case.axis, problem.output()
+    logits, labels = to_tensor(problem.logits), torch.from_numpy(problem.labels)
+    out = None if array is None else to_tensor(array)
     if not case.takes_labels:
         function = getattr(torch, case.function)
-        fresh = {"fresh": lambda: function(logits, case.axis)}
+        into = partial(function, dim=axis)
+        fresh: Call = partial(compiled(lambda values: into(values)) if compiles else into, logits)
         if out is None or case.function == "logsumexp":
-            return fresh
-        return {"out=": lambda: function(logits, case.axis, out=out), **fresh}
+            return {"fresh": fresh}
+        bound = compiled(lambda values, out: out.copy_(into(values))) if compiles else into
+        return {"out=": partial(bound, logits, out=out), "fresh": fresh}
+
+    if axis % logits.ndim != 1:
+        raise UnsupportedError("class axis must be axis 1")
+    loss_of = partial(torch.nn.functional.cross_entropy, reduction=problem.reduction)
+    forward = compiled(lambda *arguments: loss_of(*arguments)) if compiles else loss_of
     if case.function == "cross_entropy":
-        return {"": lambda: given.loss(logits, given.labels)}
+        return {"": partial(forward, logits, labels)}
+    leaf = logits.detach().requires_grad_()
+    # The gradient of a sum of losses.
+    ones = None if problem.reduction == "mean" else torch.ones_like(labels, dtype=logits.dtype)
+
+    def backward() -> Any:
+        leaf.grad = None
+        loss = forward(leaf, labels)
+        loss.backward(ones)
+        return loss, leaf.grad
 
     def autograd() -> Any:
-        loss = given.loss(given.leaf, given.labels)
-        return loss, torch.autograd.grad(loss, given.leaf, given.ones)[0]
+        loss = forward(leaf, labels)
+        return loss, torch.autograd.grad(loss, leaf, ones)[0]
 
-    return {
-        "backward": lambda: given.backward(lambda leaf: given.loss(leaf, given.labels)),
-        "autograd.grad": autograd,
-    }
-
-
-def torch_compile(problem: Problem) -> Ways:
-    """torch.compile for fixed shapes."""
-    import torch
-
-    torch._dynamo.reset()  # forgets the shape before, so that none is made dynamic
-    compiled = partial(torch.compile, dynamic=False, fullgraph=True)
-    case, given = problem.case, TorchProblem.of(problem)
-    logits, labels, out = given.logits, given.labels, given.out
-    if not case.takes_labels:
-        function = getattr(torch, case.function)
-        fresh = compiled(lambda values: function(values, case.axis))
-        ways = {"fresh": lambda: fresh(logits)}
-        if out is None or case.function == "logsumexp":
-            return ways
-        bound = compiled(lambda values, result: result.copy_(function(values, case.axis)))
-        return {"bound": lambda: bound(logits, out), **ways}
-    forward = compiled(lambda values: given.loss(values, labels))
-    if case.function == "cross_entropy":
-        return {"": lambda: forward(logits)}
+    if not compiles:
+        return {"backward": backward, "autograd.grad": autograd}
 
     # One graph for both: the loss and the gradient can share a loop over the row.
     def both(values: Any) -> tuple[Any, Any]:
         def total(values: Any) -> tuple[Any, Any]:
-            loss = given.loss(values, labels)
+            loss = loss_of(values, labels)
             return loss.sum(), loss
 
         gradient, (_, loss) = torch.func.grad_and_value(total, has_aux=True)(values)
         return loss, gradient
 
-    def into(values: Any, result: Any) -> Any:
+    def both_into(values: Any, result: Any) -> tuple[Any, Any]:
         loss, gradient = both(values)
-        result.copy_(gradient)
-        return loss
+        return loss, result.copy_(gradient)
 
-    one_graph = compiled(both)
-    ways = {
-        "one graph": lambda: one_graph(logits),
-        "backward": lambda: given.backward(forward),
-    }
+    ways = {"backward": backward, "one graph": partial(compiled(both), logits)}
     if out is not None:
-        bound_graph = compiled(into)
-        ways["one graph, bound"] = lambda: (bound_graph(logits, out), out)
+        ways["one graph, bound"] = partial(compiled(both_into), logits, out)
     return ways
 
 
@@ -676,7 +636,12 @@ PEERS = {
     "sklearn": Peer("scikit-learn", sklearn, ("scikit-learn",), unpack=sklearn_results),
     "torch": Peer("PyTorch", torch, ("torch",), half=True, as_numpy=from_tensor),
     "torch_compile": Peer(
-        "torch.compile", torch_compile, ("torch",), ("g++", "clang++"), True, as_numpy=from_tensor
+        "torch.compile",
+        partial(torch, compiles=True),
+        ("torch",),
+        ("g++", "clang++"),
+        half=True,
+        as_numpy=from_tensor,
     ),
     "jax": Peer("JAX", jax, ("jax", "jaxlib"), half=True),
     "onnxruntime": Peer("ONNX Runtime", onnxruntime, ("onnx", "onnxruntime"), unpack=onnx_results),

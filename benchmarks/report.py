@@ -335,30 +335,6 @@ def accuracy_rows(document: Document) -> pd.DataFrame:
     return crossed(cells, ["largest error in ULP", "dtype", "target"], "title", "text")
 
 
-def plot_accuracy(document: Document, directory: Path) -> list[Path]:
-    """Largest error per function on a log scale, one mark per implementation."""
-    results = pd.DataFrame(document["results"])
-    results["title"] = results["implementation"].map(TITLES)
-    dtypes = results["dtype"].unique()
-    figure, axes = pyplot.subplots(
-        1, len(dtypes), figsize=(5.4 * len(dtypes), 4.6), squeeze=False, sharey=True
-    )
-    for axis, dtype in zip(axes.flat, dtypes, strict=True):
-        table = results[results["dtype"] == dtype].pivot_table(
-            index="function", columns="title", values="ulp", sort=False
-        )
-        for title in table:
-            size = 70 if title == "softce_fast" else 30
-            axis.scatter(table[title].clip(lower=0.1), table.index, s=size, label=title, zorder=3)
-        targets = [document["targets"][function] for function in table.index]
-        axis.scatter(targets, table.index, s=400, marker="|", color="k", label="target")
-        axis.set_xscale("log")
-        axis.set_title(f"largest error in ULP, {dtype}")
-    axes.flat[0].invert_yaxis()  # shared
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    return [save(figure, directory / "accuracy.png")]
-
-
 def threads_rows(document: Document) -> pd.DataFrame:
     """Shape by number of threads: how many times faster than on one."""
     title = "float32: times as fast as on one thread"
@@ -483,7 +459,7 @@ def no_plots(document: Document, directory: Path) -> list[Path]:
 KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], list[Path]]]] = {
     "speed": (cases_table, plot_cases),
     "compare": (cases_table, plot_cases),
-    "accuracy": (plain(accuracy_rows), plot_accuracy),
+    "accuracy": (plain(accuracy_rows), no_plots),
     "scaling": (scaling_table, plot_scaling),
     "digits": (plain(digits_rows, 1), no_plots),
     "half types": (plain(half_types_rows), no_plots),
