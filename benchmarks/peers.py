@@ -339,7 +339,7 @@ def torch(problem: Problem, compiles: bool = False) -> Ways:
         loss, gradient = both(values)
         return loss, result.copy_(gradient)
 
-    ways = {"backward": backward, "one graph": partial(compiled(both), logits)}
+    ways: Ways = {"backward": backward, "one graph": partial(compiled(both), logits)}
     if out is not None:
         ways["one graph, bound"] = partial(compiled(both_into), logits, out)
     return ways

@@ -32,10 +32,13 @@ TESTS = {
 }
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> None:
-    """Run a command, which must succeed."""
-    if subprocess.run([str(word) for word in command], cwd=cwd, check=False).returncode:
-        raise SystemExit(f"failed: {' '.join(map(str, command))}")
+def run(*command: str | Path, cwd: Path = ROOT, shown: bool = False) -> None:
+    """Run a command, which must succeed; what it prints is shown on request, or if it fails."""
+    words = [str(word) for word in command]
+    out, errors = (None, None) if shown else (subprocess.PIPE, subprocess.STDOUT)
+    done = subprocess.run(words, cwd=cwd, check=False, text=True, stdout=out, stderr=errors)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout or ''}failed: {' '.join(words)}")
 
 
 def load_setup() -> ModuleType:
@@ -175,13 +178,13 @@ def test_wheel(python: Path, wheel: Path, folder: Path, tests: str) -> bool:
     pip: list[str | Path] = [installed, "-m", "pip", "install", "--quiet"]
     # Alone first: the wheel must ask for all that it needs; a warning says that OpenMP is missing.
     run(*pip, wheel)
-    run(installed, "-I", "-W", "error", "-m", "softce_fast", "bench", cwd=elsewhere)
+    run(installed, "-I", "-W", "error", "-m", "softce_fast", "bench", cwd=elsewhere, shown=True)
     run(*pip, "pip>=25.1")  # which knows groups
     run(*pip, "--group", "test", cwd=elsewhere)
     torch = [str(word) for word in (*pip, "--only-binary=:all:", "--group", "torch")]
     done = subprocess.run(torch, cwd=elsewhere, check=False, capture_output=True)
     # Copies of the tests, but not of the package: what they import is the wheel.
-    run(installed, "-m", "pytest", "-q", "-n2", *TESTS[tests], cwd=elsewhere)
+    run(installed, "-m", "pytest", "-q", "-n2", *TESTS[tests], cwd=elsewhere, shown=True)
     return done.returncode == 0
 
 
