@@ -64,7 +64,8 @@ bench: $(STAMPS)/native $(STAMPS)/group-bench ## train on real images; softce_fa
 	$(PY) benchmarks/report.py speed $(RESULTS)/pytest-benchmark.json
 
 history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, beside one another
-	$(PY) -m pytest_benchmark $(HISTORY) compare --sort=name --columns=median,iqr --group-by=group $(RUNS)
+	$(PY) -m pytest_benchmark $(HISTORY:--benchmark-%=--%) compare --sort=name \
+	    --columns=median,iqr --group-by=group $(RUNS)
 
 compare: $(STAMPS)/built $(STAMPS)/torch $(STAMPS)/group-compare ## against PyTorch, JAX, Numba, ...
 	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
@@ -88,7 +89,7 @@ aarch64: $(STAMPS)/built ## cross-compiled for aarch64, tested under qemu (Debia
 
 clean: ## remove everything that was made here
 	rm -rf build dist wheelhouse softce_fast.egg-info $(VENV) $(VENV)-oldest
-	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache $(RESULTS)
+	rm -rf .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache $(RESULTS)
 	find softce_fast benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
 	find softce_fast -name '*.so' -exec rm -f {} +
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -180,38 +180,28 @@ def bench_cases() -> tuple[Case, ...]:
 
 def select(
     cases: Iterable[Case],
-    operations: Iterable[str] | None = None,
+    operations: Collection[str] | None = None,
     shapes: Iterable[str] | None = None,
-    dtypes: Iterable[str] | None = None,
+    dtypes: Collection[str] | None = None,
 ) -> tuple[Case, ...]:
     """The cases whose operation, shape ("16384x1000", or a column's name) and dtype were named."""
-    operations, shapes, dtypes = (
-        None if names is None else set(names) for names in (operations, shapes, dtypes)
-    )
     return tuple(
         case
         for case in cases
-        if (operations is None or case.operation in operations)
-        and (shapes is None or shapes & {case.shape_name, case.column})
-        and (dtypes is None or case.dtype in dtypes)
+        if case.operation in (operations or OPERATIONS)
+        and (not shapes or {case.shape_name, case.column} & set(shapes))
+        and case.dtype in (dtypes or ITEM_SIZES)
     )
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of that name; bfloat16 needs ml_dtypes."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    return np.dtype(name)
 
 
 # The cache holds one input: cases that share it follow each other.
 @functools.lru_cache(maxsize=1)
 def _inputs(shape: tuple[int, ...], axis: int, dtype: str) -> tuple[Array, Array]:
     generator = np.random.default_rng(20240229)
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401  # NumPy knows the name from then on
     drawn_as = np.float64 if dtype == "float64" else np.float32
-    logits = generator.standard_normal(shape, dtype=drawn_as).astype(numpy_dtype(dtype), copy=False)
+    logits = generator.standard_normal(shape, dtype=drawn_as).astype(dtype, copy=False)
     label_shape = tuple(np.delete(shape, axis).tolist())
     return logits, generator.integers(0, shape[axis], size=label_shape, dtype=np.int64)
 
