@@ -159,8 +159,9 @@ def build_wheel(python: Path, sdist: Path, folder: Path, repair: bool) -> Path:
         (wheel,) = (folder / "repaired").glob("*.whl")
     names = names_in(wheel)
     problems = wheel_problems(names)
-    if repair and not any(name.startswith("softce_fast.libs/") for name in names):
-        problems.append("has no OpenMP runtime")
+    for what, where in (("OpenMP runtime", ".libs/"), ("SBOM", "/sboms/")):
+        if repair and not any(where in name for name in names):
+            problems.append(f"has no {what}")
     return check(wheel, problems)
 
 
