@@ -344,6 +344,27 @@ cdef inline vector log_total(Pair total, Reference reference, const Scale *scale
         vector_multiply(total.high, down), vector_multiply(total.low, down), exponent))
 
 
+cdef extern from *:
+    """
+    #define TWO_TO_HEADROOM ((real)0x1p48)
+    /* log1p of a smaller ratio is that ratio. */
+    #define TINY_RATIO ((real)(sizeof(real) == 4 ? 0x1p-26 : 0x1p-55))
+    """
+    const real TWO_TO_HEADROOM
+    const real TINY_RATIO
+
+
+cdef inline vector lifted_log_share(
+    Pair others, Pair own, vector log_share, mask *tiny
+) noexcept nogil:
+    """negative_log_share(), times 2**HEADROOM where it is `tiny`: nothing of it is lost yet there."""
+    cdef vector ratio = vector_divide(
+        vector_add(others.high, others.low),
+        vector_multiply(own.high, vector_set(TWO_TO_MINUS_HEADROOM)))
+    tiny[0] = vector_greater(vector_set(TINY_RATIO * TWO_TO_HEADROOM), ratio)
+    return vector_select(tiny[0], ratio, log_share)
+
+
 cdef inline vector negative_log_share(
     Pair others, Pair own, vector own_logit, Reference reference, const Scale *scale
 ) noexcept nogil:

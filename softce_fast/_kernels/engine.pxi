@@ -70,7 +70,8 @@ cdef struct Problem:
     Array result            # logsumexp or loss of each row
     Array sample_weight     # of each row, in `real`
     const real *class_weight
-    const real *coefficient_sums    # of each chunk, where every row has the same coefficients
+    const real *coefficient_sums    # of each chunk, where every row has the same coefficients,
+    const real *other_coefficients  # and for each class the sum of all others, if they differ
     Scale scale
     double *task_losses     # the sum of the losses of each task,
     real *row_losses        # or, where rows are long, the loss of each row
@@ -97,7 +98,9 @@ cdef struct ChunkState:
     Reference reference
     Pair others             # sum of the exponentials but the pivot's
     Pair factor             # from the chunk's reference to the row's
+    vector position         # of the maximum, from the start of the chunk; -1 for none
     vector coefficients     # dense targets: the sum of the coefficients,
+    vector other_coefficients   # that without the maximum's own,
     vector spread           # and that of coefficient * (maximum - x)
 
 
@@ -114,7 +117,7 @@ cdef struct Group:
     vector label_weight           # class weight at the label, without what smoothing takes
     vector sample_weight
     ChunkState whole              # the chunks merged, or the only one; without `factor`
-    vector own_logit              # cross-entropy: of the label, or the maximum,
+    vector own_logit              # cross-entropy: of what is left out of the sum,
     Pair own                      # its exponential,
     Pair total                    # the sum of all,
     vector share                  # that of the coefficients,
@@ -123,7 +126,9 @@ cdef struct Group:
     vector minus                  # see output_vector
     Pair factor
     vector at_label               # the gradient at the label
-    vector dense_factor           # dense targets: what a coefficient takes off the gradient
+    int64_t[16] top               # dense targets: the class of the maximum where its probability is
+    vector at_top                 # above 1/2 (else -1), the gradient there,
+    vector dense_factor           # and what a coefficient takes off the gradient
 
 
 cdef struct Scratch:
@@ -245,17 +250,24 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
 cdef inline void group_sample_weights(Group *group, const Problem *problem) noexcept nogil:
     cdef Py_ssize_t k
     cdef real[16] weight
+    cdef real[16] active
+    vector_put(active, group.active)
     for k in range(LANES):
         weight[k] = 1
     for k in range(group.rows):
         memcpy(weight + k, problem.sample_weight.data
                + row_offset(&problem.sample_weight, group.first + k), sizeof(real))
+        if weight[k] == 0:
+            # It takes the row out, whatever the row holds.
+            active[k] = 0
+            group.ignored |= <unsigned int>1 << k
     group.sample_weight = vector_get(weight)
+    group.active = vector_get(active)
 
 
 cdef inline bint pivots_at_maximum(const Problem *problem) noexcept nogil:
     """Whether the element left out of a row's sum is its maximum; else it is the label, or none."""
-    return problem.operation == LOG_SOFTMAX or problem.operation == SOFT_CROSS_ENTROPY
+    return problem.operation == LOG_SOFTMAX or problem.dense
 
 
 cdef void rows_forward(
@@ -269,6 +281,8 @@ cdef void rows_forward(
     cdef Py_ssize_t first = 0
     cdef const storage *x[16]
     cdef real[16] maximum
+    cdef real[16] position
+    cdef Py_ssize_t pivot
     cdef real[256] high       # LANES * LANES numbers
     cdef real[256] low
     cdef Pair total
@@ -276,6 +290,7 @@ cdef void rows_forward(
     cdef real[16] exponent
     for k in range(LANES):
         maximum[k] = 0
+        position[k] = -1
     while first < group.rows:
         stop = min(first + problem.rows_at_once, group.rows)
         for k in range(first, stop):
@@ -289,33 +304,44 @@ cdef void rows_forward(
         vector_put(shift, state.reference.shift)
         vector_put(exponent, state.reference.exponent)
         for k in range(first, stop):
+            pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
+            position[k] = <real>pivot
             total = row_forward(
-                group, problem, chunk, k, x[k], maximum[k], shift[k], exponent[k], scratch)
+                group, problem, chunk, k, x[k], pivot, shift[k], exponent[k], scratch)
             vector_put(high + k * LANES, total.high)
             vector_put(low + k * LANES, total.low)
         first = stop
     state.others = rows_reduce(high, low, group.rows, n)
+    state.position = vector_get(position)
     if problem.dense:
-        rows_spread(group, problem, chunk, x, maximum, state, scratch)
+        rows_spread(group, problem, chunk, x, maximum, position, state, scratch)
+
+
+cdef inline Py_ssize_t row_pivot(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const storage *x,
+    real maximum,
+) noexcept nogil:
+    """Which class of a chunk of row k is left out of its sum; -1 for none."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t label
+    if pivots_at_maximum(problem):
+        return row_find(x, n, maximum)
+    if problem.operation != CROSS_ENTROPY:
+        return -1
+    label = group.labels[k] - chunk * CHUNK
+    return label if label < n else -1
 
 
 cdef inline Pair row_forward(
     const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const storage *x,
-    real maximum, real shift, real exponent, const Scratch *scratch,
+    Py_ssize_t pivot, real shift, real exponent, const Scratch *scratch,
 ) noexcept nogil:
     """Sum one chunk of row k."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t pivot = -1
     cdef real *kept = row_kept(group, problem, k, chunk, scratch.kept)
     cdef Reference reference
     reference.shift = vector_set(shift)
     reference.exponent = vector_set(exponent)
-    if problem.operation == CROSS_ENTROPY:
-        pivot = group.labels[k] - chunk * CHUNK
-        if pivot >= n:
-            pivot = -1
-    elif pivots_at_maximum(problem):
-        pivot = row_find(x, n, maximum)
     if problem.scale.tempered or shift != 0:
         return row_exponentials(
             x, n, pivot, reference, &problem.scale, kept, problem.keep, True, problem.ahead)
@@ -357,7 +383,7 @@ cdef inline Coefficients coefficients_of(
 
 cdef inline void rows_spread(
     Group *group, const Problem *problem, Py_ssize_t chunk, const storage **x,
-    const real *maximum, ChunkState *state, Scratch *scratch
+    const real *maximum, const real *position, ChunkState *state, Scratch *scratch
 ) noexcept nogil:
     """Sum what dense targets take over one chunk."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
@@ -369,24 +395,33 @@ cdef inline void rows_spread(
     cdef real[256] total_low
     cdef real[256] spread_high
     cdef real[256] spread_low
+    cdef real[16] own
+    for k in range(LANES):
+        own[k] = 0
     for k in range(group.rows):
         coefficients = coefficients_of(group, problem, k, chunk, scratch)
         origin = spread_origin(vector_set(maximum[k]))
         if problem.operation == SOFT_CROSS_ENTROPY:
-            row_spread(x[k], n, origin, &coefficients, True, True, &total, &spread)
+            row_spread(
+                x[k], n, origin, &coefficients, <Py_ssize_t>position[k], True, True, &total,
+                &spread)
+            own[k] = coefficient_at(&coefficients, <Py_ssize_t>position[k], n)
             vector_put(total_high + k * LANES, total.high)
             vector_put(total_low + k * LANES, total.low)
         elif problem.class_weight != NULL:
-            row_spread(x[k], n, origin, &coefficients, False, True, &total, &spread)
+            row_spread(x[k], n, origin, &coefficients, -1, False, True, &total, &spread)
         else:
-            row_spread(x[k], n, origin, &coefficients, False, False, &total, &spread)
+            row_spread(x[k], n, origin, &coefficients, -1, False, False, &total, &spread)
         vector_put(spread_high + k * LANES, spread.high)
         vector_put(spread_low + k * LANES, spread.low)
     state.spread = pair_finite(rows_reduce(spread_high, spread_low, group.rows, n))
     if problem.operation == SOFT_CROSS_ENTROPY:
-        state.coefficients = pair_finite(rows_reduce(total_high, total_low, group.rows, n))
+        state.other_coefficients = pair_finite(
+            rows_reduce(total_high, total_low, group.rows, n))
+        state.coefficients = vector_add(state.other_coefficients, vector_get(own))
     else:
         state.coefficients = vector_set(problem.coefficient_sums[chunk])
+        state.other_coefficients = vector_set(0.0)
 
 
 cdef inline TileCoefficients tile_coefficients_of(
@@ -413,12 +448,15 @@ cdef inline void tile_spread(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef TileCoefficients coefficients = tile_coefficients_of(problem, chunk, probabilities)
     tile_spread_terms(tile, &coefficients, spread_origin(state.maximum), n, terms)
+    cdef vector own
     state.spread = pair_finite(tile_sums(terms, n))
     if problem.operation == SOFT_CROSS_ENTROPY:
-        tile_coefficients(&coefficients, n, terms)
-        state.coefficients = pair_finite(tile_sums(terms, n))
+        own = tile_coefficients(&coefficients, n, state.position, terms)
+        state.other_coefficients = pair_finite(tile_sums(terms, n))
+        state.coefficients = vector_add(state.other_coefficients, own)
     else:
         state.coefficients = vector_set(problem.coefficient_sums[chunk])
+        state.other_coefficients = vector_set(0.0)
 
 
 cdef inline bint any_nonzero(vector v) noexcept nogil:
@@ -440,13 +478,13 @@ cdef inline void tile_fill(
             problem.target.class_stride, &group.target, n, group.rows)
 
 
-cdef inline vector labels_in_chunk(const Group *group, Py_ssize_t chunk) noexcept nogil:
-    """The labels counted from the start of the chunk; outside [0, CHUNK) where elsewhere."""
-    cdef real[16] label
+cdef inline vector classes_in_chunk(const int64_t *classes, Py_ssize_t chunk) noexcept nogil:
+    """A class of each row counted from the start of the chunk; outside [0, CHUNK) if elsewhere."""
+    cdef real[16] counted
     cdef Py_ssize_t k
     for k in range(LANES):
-        label[k] = <real>(group.labels[k] - chunk * CHUNK)
-    return vector_get(label)
+        counted[k] = <real>(classes[k] - chunk * CHUNK)
+    return vector_get(counted)
 
 
 cdef inline ChunkState *tile_state(
@@ -501,10 +539,11 @@ cdef void tiles_exponentials(
         terms.logits = tile
         terms.terms = tile_terms(problem, tile, n)
         terms.ahead = problem.logits.data + groups[t].logits.of_row[0] + problem.ahead
-        if problem.operation == CROSS_ENTROPY:
-            terms.pivot = labels_in_chunk(groups + t, chunk)
-        elif pivots_at_maximum(problem):
+        if pivots_at_maximum(problem):
             terms.pivot = tile_find(tile, n, state.maximum)
+            state.position = terms.pivot
+        elif problem.operation == CROSS_ENTROPY:
+            terms.pivot = classes_in_chunk(groups[t].labels, chunk)
         else:
             terms.exponentials = tile
             if general:
@@ -542,6 +581,20 @@ cdef inline ChunkState *chunk_state(
     return &group.whole if problem.chunks == 1 else states + chunk
 
 
+cdef inline void group_note_top(
+    Group *group, Py_ssize_t chunk, const ChunkState *state, vector is_top
+) noexcept nogil:
+    """Remember the class of the maximum in the rows whose chunk `is_top` (not 0)."""
+    cdef real[16] chosen
+    cdef real[16] position
+    cdef Py_ssize_t k
+    vector_put(chosen, is_top)
+    vector_put(position, state.position)
+    for k in range(LANES):
+        if chosen[k] != 0:
+            group.top[k] = -1 if position[k] < 0 else <int64_t>position[k] + chunk * CHUNK
+
+
 cdef inline void group_merge(
     Group *group, const Problem *problem, ChunkState *states
 ) noexcept nogil:
@@ -555,6 +608,8 @@ cdef inline void group_merge(
     cdef mask occupied
     cdef Pair total, part
     if problem.chunks == 1:
+        if problem.dense:
+            group_note_top(group, 0, &group.whole, one)
         return
     group.whole.maximum = states[0].maximum
     for chunk in range(1, problem.chunks):
@@ -562,6 +617,7 @@ cdef inline void group_merge(
     group.whole.reference = reference_for(group.whole.maximum, &problem.scale)
     total = pair_from(zero)
     group.whole.coefficients = zero
+    group.whole.other_coefficients = zero
     group.whole.spread = zero
     top = one
     for chunk in range(problem.chunks):
@@ -580,6 +636,7 @@ cdef inline void group_merge(
             is_top = vector_select(
                 vector_equal(states[chunk].maximum, group.whole.maximum), top, zero)
             top = vector_subtract(top, is_top)
+            group_note_top(group, chunk, states + chunk, is_top)
             part = pair_add(part, vector_select(vector_greater(is_top, zero), zero, exponential(
                 states[chunk].maximum, states[chunk].reference, &problem.scale)))
         total = pair_merge_exactly(total, pair_product(part, states[chunk].factor))
@@ -587,6 +644,10 @@ cdef inline void group_merge(
             # The chunk's spread is counted from its own maximum.
             group.whole.coefficients = vector_add(
                 group.whole.coefficients, states[chunk].coefficients)
+            group.whole.other_coefficients = vector_add(
+                group.whole.other_coefficients, vector_select(
+                    vector_greater(is_top, zero), states[chunk].other_coefficients,
+                    states[chunk].coefficients))
             group.whole.spread = vector_add(group.whole.spread, vector_fma(
                 states[chunk].coefficients,
                 vector_select(
@@ -660,11 +721,10 @@ cdef inline vector log_total_over_maximum(
 
 
 cdef inline vector product_or_zero(vector coefficient, vector x) noexcept nogil:
-    """coefficient * x, with 0 * inf = 0; a NaN stays one."""
+    """coefficient * x; 0 for a coefficient of 0, whatever it stands before."""
     cdef vector zero = vector_set(0.0)
     return vector_select(
-        vector_equal(coefficient, zero), vector_select(vector_equal(x, x), zero, x),
-        vector_multiply(coefficient, x))
+        vector_equal(coefficient, zero), zero, vector_multiply(coefficient, x))
 
 
 # The cross-entropy. With coefficients a_c that sum to A, and z = z_loss * logsumexp:
@@ -686,45 +746,55 @@ cdef inline void finish_total(Group *group, const Problem *problem) noexcept nog
 cdef inline void finish_loss(Group *group, const Problem *problem) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef bint by_label = problem.operation == CROSS_ENTROPY
-    cdef vector top
-    cdef vector loss = zero
-    group.share = zero
-    if by_label:
-        loss = negative_log_share(
-            group.whole.others, group.own, group.own_logit, group.whole.reference, &problem.scale)
-        if problem.class_weight != NULL or problem.label_smoothing != 0:
-            loss = product_or_zero(group.label_weight, loss)
-        group.share = group.label_weight
+    cdef bint weighted = problem.class_weight != NULL or problem.sample_weight.data != NULL
+    # A tiny logarithm is lifted until its weights have made it larger.
+    cdef mask tiny = vector_greater(zero, zero)
+    cdef vector lift = vector_set(1.0)
+    cdef vector top, loss, gap
+    loss = negative_log_share(
+        group.whole.others, group.own, group.own_logit, group.whole.reference, &problem.scale)
+    if weighted:
+        loss = lifted_log_share(group.whole.others, group.own, loss, &tiny)
+        lift = vector_select(tiny, vector_set(TWO_TO_HEADROOM), lift)
+    group.share = vector_set(1.0)
     if problem.dense:
+        group.share = group.whole.coefficients
+        top = loss
+        loss = vector_fma(group.share, top, vector_multiply(
+            vector_multiply(group.whole.spread, vector_set(problem.scale.inverse)), lift))
         if by_label:
-            top = log_excess(group.total, group, problem)
-        else:
-            top = log_total_over_maximum(group, problem)
-        loss = vector_add(loss, vector_fma(
-            group.whole.coefficients, top,
-            vector_multiply(group.whole.spread, vector_set(problem.scale.inverse))))
-        group.share = vector_add(group.share, group.whole.coefficients)
+            # What the label is given on top of its share in the smoothing.
+            gap = vector_multiply(
+                vector_subtract(group.whole.maximum, label_logits(group, problem)),
+                vector_set(problem.scale.inverse))
+            loss = vector_add(loss, product_or_zero(
+                group.label_weight, vector_fma(gap, lift, top)))
+            group.share = vector_add(group.share, group.label_weight)
+    elif problem.class_weight != NULL:
+        loss = product_or_zero(group.label_weight, loss)
+        group.share = group.label_weight
     group.from_z = zero
     if problem.z_loss != 0:
         group.from_z = log_total(group.total, group.whole.reference, &problem.scale)
         top = vector_multiply(group.from_z, vector_set(problem.z_loss))
-        loss = vector_fma(top, group.from_z, loss)
+        loss = vector_fma(vector_multiply(top, lift), group.from_z, loss)
         group.from_z = vector_add(top, top)
     if problem.sample_weight.data != NULL:
         loss = product_or_zero(group.sample_weight, loss)
+    if weighted:
+        loss = vector_select(tiny, vector_multiply(loss, vector_set(TWO_TO_MINUS_HEADROOM)), loss)
     group.result = vector_select(vector_greater(group.active, zero), loss, zero)
 
 
 cdef inline void finish_gradient(Group *group, const Problem *problem) noexcept nogil:
     """The factors of the gradient."""
     cdef vector zero = vector_set(0.0)
-    cdef bint by_label = problem.operation == CROSS_ENTROPY
     cdef vector share = group.share
-    cdef vector row_scale, even
+    cdef vector row_scale
     cdef Pair total
-    if problem.classes == 1:
+    if problem.classes == 1 and not problem.dense:
         # Its probability is 1: what its coefficient gives and takes cancels, but for rounding.
-        share = group.label_weight if by_label else zero
+        share = group.label_weight
     # The share in the mean first: of tiny weights a large multiple, it could not stand alone.
     row_scale = vector_set(problem.gradient_scale)
     if problem.sample_weight.data != NULL:
@@ -734,24 +804,85 @@ cdef inline void finish_gradient(Group *group, const Problem *problem) noexcept 
         group.total, group, problem, vector_greater(group.whole.maximum, group.own_logit))
     group.factor = pair_quotient(
         vector_multiply(row_scale, vector_add(share, group.from_z)), total)
+    if problem.dense:
+        finish_dense_gradient(group, problem, row_scale, total)
+        return
+    group.at_label = others_gradient(group, row_scale, group.label_weight, total)
+    if problem.z_loss != 0:
+        group.at_label = vector_add(group.at_label, output_product(
+            group.own.high, pair_quotient(
+                vector_multiply(row_scale, vector_add(
+                    vector_subtract(share, group.label_weight), group.from_z)),
+                total)))
+
+
+cdef inline vector others_gradient(
+    const Group *group, vector row_scale, vector share, Pair total
+) noexcept nogil:
+    """Minus the share of the others, where subtracting that of one from 1 would lose the digits."""
+    return output_product(
+        vector_subtract(
+            vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low)),
+        pair_quotient(vector_multiply(row_scale, share), total))
+
+
+cdef inline void finish_dense_gradient(
+    Group *group, const Problem *problem, vector row_scale, Pair total
+) noexcept nogil:
+    """What a coefficient takes off, and the entries that are computed on their own.
+
+    At the maximum, the only entry whose probability can exceed 1/2, p * K - k is
+    (the sum of the other k) - K * (1 - p); neither part loses digits.
+    """
+    cdef bint by_label = problem.operation == CROSS_ENTROPY
+    cdef vector others = group.whole.other_coefficients
+    cdef unsigned int confident = vector_mask_bits(vector_greater(
+        group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
+    cdef Py_ssize_t k
+    cdef Pair own
+    group.dense_factor = vector_multiply(row_scale, vector_set(1.0 / OUTPUT_SCALE))
     if by_label:
-        # Minus the sum of the others, where subtracting from 1 would lose the digits.
-        group.at_label = output_product(
-            vector_subtract(zero, vector_add(group.whole.others.high, group.whole.others.low)),
-            pair_quotient(vector_multiply(row_scale, group.label_weight), total))
-        if problem.dense or problem.z_loss != 0:
-            group.at_label = vector_add(group.at_label, output_product(
-                group.own.high, pair_quotient(
-                    vector_multiply(row_scale, vector_add(
-                        vector_subtract(share, group.label_weight), group.from_z)),
-                    total)))
-    group.dense_factor = vector_multiply(
-        row_scale, vector_set(0.0 if problem.classes == 1 else 1.0 / OUTPUT_SCALE))
-    if by_label and problem.dense:
-        even = vector_set(problem.label_smoothing / <real>problem.classes)
-        if problem.class_weight != NULL:
-            even = vector_multiply(even, label_class_weights(group, problem))
-        group.at_label = vector_fnma(group.dense_factor, even, group.at_label)
+        others = other_coefficients_of_labels(group, problem)
+        own = exponential_pair(
+            label_logits(group, problem), group.whole.reference, &problem.scale)
+        group.at_label = vector_fnma(
+            group.dense_factor, label_coefficients(group, problem),
+            output_product(own.high, group.factor))
+    group.at_top = vector_fma(
+        group.dense_factor, others, others_gradient(group, row_scale, group.share, total))
+    if problem.z_loss != 0:
+        group.at_top = vector_add(group.at_top, output_product(
+            group.own.high, pair_quotient(vector_multiply(row_scale, group.from_z), total)))
+    for k in range(LANES):
+        if not confident >> k & 1:
+            group.top[k] = -1
+
+
+cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:
+    """The coefficient of each row's label under smoothing."""
+    cdef vector even = vector_set(problem.label_smoothing / <real>problem.classes)
+    if problem.class_weight != NULL:
+        even = vector_multiply(even, label_class_weights(group, problem))
+    return vector_add(even, group.label_weight)
+
+
+cdef inline vector other_coefficients_of_labels(
+    const Group *group, const Problem *problem
+) noexcept nogil:
+    """The sum of the coefficients but that of the maximum, under smoothing."""
+    cdef real[16] weight
+    cdef real[16] other
+    cdef Py_ssize_t k
+    cdef int64_t top
+    vector_put(weight, group.label_weight)
+    for k in range(LANES):
+        top = max(<int64_t>0, group.top[k]) if k < group.rows else 0
+        other[k] = problem.label_smoothing / <real>problem.classes * <real>(problem.classes - 1)
+        if problem.other_coefficients != NULL:
+            other[k] = problem.other_coefficients[top]
+        if group.labels[k] != top:
+            other[k] += weight[k]
+    return vector_get(other)
 
 
 cdef inline vector label_logits(const Group *group, const Problem *problem) noexcept nogil:
@@ -772,22 +903,6 @@ cdef inline vector label_class_weights(const Group *group, const Problem *proble
     for k in range(LANES):
         weight[k] = problem.class_weight[max(<int64_t>0, group.labels[k])]
     return vector_get(weight)
-
-
-cdef inline vector log_excess(
-    Pair total, const Group *group, const Problem *problem
-) noexcept nogil:
-    """log(sum(exp((x - maximum) / T))), where the pivot is not the maximum."""
-    cdef Pair own = exponential_pair(group.whole.maximum, group.whole.reference, &problem.scale)
-    cdef vector zero = vector_set(0.0)
-    cdef Pair minus_own, others
-    minus_own.high = vector_subtract(zero, own.high)
-    minus_own.low = vector_subtract(zero, own.low)
-    others = pair_merge(total, minus_own)
-    others.high = vector_maximum(zero, vector_add(others.high, others.low))
-    others.low = zero
-    return negative_log_share(
-        others, own, group.whole.maximum, group.whole.reference, &problem.scale)
 
 
 cdef inline Pair with_exact_maximum(
@@ -880,6 +995,7 @@ cdef struct RowsOutput:
     Py_ssize_t n
     real[16] minus
     real[16] at_label
+    real[16] at_top
     real[16] factor
     real[16] factor_rest
     real[16] dense_factor
@@ -907,6 +1023,7 @@ cdef inline RowsOutput rows_output_open(
         vector_put(rows.at_label, group.at_label)
     if problem.dense:
         vector_put(rows.dense_factor, group.dense_factor)
+        vector_put(rows.at_top, group.at_top)
     rows.low = 0
     if problem.chunks > 1 and problem.keep:
         rows.low = vector_mask_bits(chunk_is_low(state))
@@ -925,6 +1042,8 @@ cdef inline RowOutput rows_output_row(
     if problem.dense:
         row.coefficients = coefficients_of(rows.group, problem, k, rows.chunk, scratch)
         row.dense_factor = vector_set(rows.dense_factor[k])
+        row.top = rows.group.top[k] - start
+        row.at_top = rows.at_top[k]
     if row.kind == FROM_KEPT and rows.low >> k & 1:
         row.kind = FROM_LOGITS
     row.kept = row_kept(rows.group, problem, k, rows.chunk, scratch.kept)
@@ -1000,13 +1119,15 @@ cdef inline TileOutput tile_output_open(
     if problem.dense:
         output.coefficients = tile_coefficients_of(problem, chunk, tile + n * LANES)
         output.dense_factor = group.dense_factor
+        output.top = classes_in_chunk(group.top, chunk)
+        output.at_top = group.at_top
     output.values = tile
     output.factor = chunk_output(group, problem, state, &output.reference)
     output.by_label = problem.operation == CROSS_ENTROPY
     if output.by_label:
-        output.label = labels_in_chunk(group, chunk)
+        output.label = classes_in_chunk(group.labels, chunk)
         output.at_label = group.at_label
-        output.active = group.active
+    output.active = group.active
     return output
 
 
@@ -1197,7 +1318,7 @@ cdef void run_tiles(
             tiles_fill(groups, problem, tiles, chunk, scratch)
             tiles_exponentials(groups, problem, tiles, chunk, scratch)
             tiles_sum(groups, problem, tiles, chunk, scratch)
-        if problem.chunks > 1:
+        if problem.chunks > 1 or problem.dense:
             for k in range(tiles):
                 group_merge(groups + k, problem, scratch.states + k * problem.chunks)
         groups_finish(groups, problem, tiles)

@@ -238,9 +238,13 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
             sums = <double *>aligned_memory(problem.tasks * sizeof(double))
             problem.task_losses = sums
         if problem.dense and problem.operation == CROSS_ENTROPY:
-            coefficient_sums = <real *>aligned_memory(problem.chunks * sizeof(real))
-            sum_coefficients(problem, coefficient_sums)
+            coefficient_sums = <real *>aligned_memory(
+                (problem.chunks + problem.classes) * sizeof(real))
             problem.coefficient_sums = coefficient_sums
+            problem.other_coefficients = NULL
+            if problem.class_weight != NULL and problem.output.data != NULL:
+                problem.other_coefficients = coefficient_sums + problem.chunks
+            sum_coefficients(problem, coefficient_sums, <real *>problem.other_coefficients)
         plan_by_rows(problem, &by_rows)
         per_thread = scratch_size(problem)
         memory = aligned_memory(n_threads * per_thread)
@@ -271,17 +275,47 @@ cdef double run(Problem *problem, int n_threads, bint sum_results) except? -1.0:
     return total
 
 
-cdef void sum_coefficients(const Problem *problem, real *sums) noexcept nogil:
-    """The sums, chunk by chunk, of what label smoothing gives to the classes of any row."""
+cdef struct Sum:
+    # A sum of float64 numbers, and what it lost by rounding.
+    double total
+    double rest
+
+
+cdef inline void sum_add(Sum *sum_, double x) noexcept nogil:
+    cdef double total = sum_.total + x
+    cdef double kept = total - sum_.total
+    sum_.rest += (sum_.total - (total - kept)) + (x - kept)
+    sum_.total = total
+
+
+cdef void sum_coefficients(const Problem *problem, real *sums, real *others) noexcept nogil:
+    """What label smoothing gives to the classes of any row.
+
+    `sums`: to all of each chunk. `others`: for each class, to all but that one; NULL if not wanted.
+    """
+    cdef double even = problem.label_smoothing / <double>problem.classes
     cdef Py_ssize_t chunk, c
-    cdef double total
+    cdef Sum total
     for chunk in range(problem.chunks):
-        total = chunk_length(problem, chunk)
-        if problem.class_weight != NULL:
-            total = 0
-            for c in range(chunk_length(problem, chunk)):
-                total += problem.class_weight[chunk * CHUNK + c]
-        sums[chunk] = <real>(problem.label_smoothing * total / problem.classes)
+        total.total = total.rest = 0
+        for c in range(chunk_length(problem, chunk)):
+            sum_add(&total, class_weight_of(problem, chunk * CHUNK + c))
+        sums[chunk] = <real>(even * (total.total + total.rest))
+    if others == NULL:
+        return
+    # The classes before each, and those behind it: nothing is taken off a larger sum.
+    total.total = total.rest = 0
+    for c in range(problem.classes):
+        others[c] = <real>(even * (total.total + total.rest))
+        sum_add(&total, problem.class_weight[c])
+    total.total = total.rest = 0
+    for c in range(problem.classes - 1, -1, -1):
+        others[c] = <real>(others[c] + even * (total.total + total.rest))
+        sum_add(&total, problem.class_weight[c])
+
+
+cdef inline double class_weight_of(const Problem *problem, Py_ssize_t c) noexcept nogil:
+    return problem.class_weight[c] if problem.class_weight != NULL else 1
 
 
 cdef char *aligned_memory(size_t size) except NULL:

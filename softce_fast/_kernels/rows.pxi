@@ -103,6 +103,18 @@ cdef inline vector coefficient_vector(
     return zero_past_end(v, i, n)
 
 
+cdef inline real coefficient_at(
+    const Coefficients *coefficients, Py_ssize_t place, Py_ssize_t n
+) noexcept nogil:
+    """The coefficient of one class; 0 if there is none."""
+    cdef real[16] lane
+    cdef Py_ssize_t start = place // LANES * LANES
+    if place < 0:
+        return 0
+    vector_put(lane, coefficient_vector(coefficients, start, n))
+    return lane[place - start]
+
+
 cdef inline vector zero_past_end(vector v, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
     """The vector from class i on, 0 past the end."""
     if i + LANES <= n:
@@ -126,10 +138,12 @@ cdef inline vector spread_term(vector coefficient, vector origin, vector x) noex
 
 
 cdef inline void row_spread(
-    const storage *x, Py_ssize_t n, vector origin, const Coefficients *coefficients_, bint soft,
-    bint weighted, Pair *total, Pair *spread,
+    const storage *x, Py_ssize_t n, vector origin, const Coefficients *coefficients_,
+    Py_ssize_t top, bint soft, bint weighted, Pair *total, Pair *spread,
 ) noexcept nogil:
     """Sum, lane by lane, the spread_term() of a row and, where `soft`, the coefficients.
+
+    That of class `top` is left out of the latter.
 
     `soft` (there are probabilities) and `weighted` are constants where this is called.
     """
@@ -142,15 +156,15 @@ cdef inline void row_spread(
     if not weighted:
         coefficients.weight = NULL
     while i + RUN * LANES <= n:
-        run_spread(x, i, i + RUN * LANES, origin, &coefficients, soft, total, spread)
+        run_spread(x, i, i + RUN * LANES, origin, &coefficients, top, soft, total, spread)
         i += RUN * LANES
     if i < n:
-        run_spread(x, i, n, origin, &coefficients, soft, total, spread)
+        run_spread(x, i, n, origin, &coefficients, top, soft, total, spread)
 
 
 cdef inline void run_spread(
     const storage *x, Py_ssize_t i, Py_ssize_t n, vector origin,
-    const Coefficients *coefficients, bint soft, Pair *total, Pair *spread,
+    const Coefficients *coefficients, Py_ssize_t top, bint soft, Pair *total, Pair *spread,
 ) noexcept nogil:
     """Add what row_spread() sums of a run that begins at class i and ends at n at the latest."""
     cdef vector[RUN] a
@@ -160,6 +174,8 @@ cdef inline void run_spread(
         a[k] = coefficient_vector(coefficients, i + k * LANES, n)
         term[k] = spread_term(a[k], origin, row_vector(x, i + k * LANES, n))
     if soft:
+        if i <= top < i + RUN * LANES:
+            row_drop(a, top - i, vector_counting())
         total[0] = pair_add(total[0], run_sum(a))
     spread[0] = pair_add(spread[0], run_sum(term))
 
@@ -201,6 +217,8 @@ cdef struct RowOutput:
     Coefficients coefficients
     Py_ssize_t label       # the class that gets at_label instead; outside [0, n) for none
     real at_label
+    Py_ssize_t top         # dense targets: the same for at_top, which goes first
+    real at_top
 
 
 cdef inline vector output_vector(
@@ -245,6 +263,9 @@ cdef inline vector row_output_at(
     if i <= row.label < i + LANES:
         v = vector_select(
             vector_equal(counting, vector_set(<real>(row.label - i))), vector_set(row.at_label), v)
+    if row.dense and i <= row.top < i + LANES:
+        v = vector_select(
+            vector_equal(counting, vector_set(<real>(row.top - i))), vector_set(row.at_top), v)
     return v
 
 

@@ -225,12 +225,21 @@ cdef inline void tile_exponentials(
     tile_.line[0] = line
 
 
-cdef inline void tile_coefficients(
-    const TileCoefficients *coefficients, Py_ssize_t n, real *terms
+cdef inline vector tile_coefficients(
+    const TileCoefficients *coefficients, Py_ssize_t n, vector top, real *terms
 ) noexcept nogil:
+    """Lay the coefficients out, 0 for class `top`; return those."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector own = zero
+    cdef vector v
+    cdef mask here
     cdef Py_ssize_t c
     for c in range(n):
-        vector_put(terms + c * LANES, tile_coefficient(coefficients, c))
+        v = tile_coefficient(coefficients, c)
+        here = vector_equal(top, vector_set(<real>c))
+        own = vector_select(here, v, own)
+        vector_put(terms + c * LANES, vector_select(here, zero, v))
+    return own
 
 
 cdef inline void tile_spread_terms(
@@ -324,6 +333,8 @@ cdef struct TileOutput:
     bint by_label
     vector label              # the class that gets at_label instead
     vector at_label
+    vector top                # dense targets: the same for at_top, which goes first
+    vector at_top
     vector active             # rows where this is not above 0 get 0
 
 
@@ -338,6 +349,9 @@ cdef inline vector tile_output(
         v = vector_fnma(tile.dense_factor, tile_coefficient(&tile.coefficients, c), v)
     if by_label:
         v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
+    if dense:
+        v = vector_select(vector_equal(tile.top, vector_set(<real>c)), tile.at_top, v)
+    if dense or by_label:
         v = vector_select(vector_greater(tile.active, vector_set(0.0)), v, vector_set(0.0))
     return v
 
