@@ -1,6 +1,7 @@
 """Softmax and cross-entropy on CPUs, for NumPy arrays: fast, accurate, reproducible.
 
-A call goes one way: a public function (_softmax.py, _losses.py, _binary.py) checks its arguments
+A call goes one way: a public function (_softmax.py, _losses.py, _linear.py,
+_binary.py) checks its arguments
 (_checks.py), sees the arrays as (outer, class, inner) (_layout.py), and calls the kernels for its
 dtype (_dispatch.py), which share the rows out over threads (_threads.py says how many).
 """
@@ -20,6 +21,7 @@ from ._binary import (
     binary_cross_entropy_with_logits_with_grad,
 )
 from ._config import show_config, warn_if_serial
+from ._linear import linear_cross_entropy, linear_cross_entropy_with_grad
 from ._losses import (
     cross_entropy,
     cross_entropy_from_probs,
@@ -35,8 +37,10 @@ from ._softmax import (
 )
 from ._threads import get_num_threads, num_threads, set_num_threads
 from ._version import __version__
+from .reference import LinearGrads
 
 __all__ = [
+    "LinearGrads",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -45,6 +49,8 @@ __all__ = [
     "cross_entropy_from_probs",
     "cross_entropy_with_grad",
     "get_num_threads",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -396,3 +397,87 @@ def raise_bad_label(labels: Array, position: int, classes: int, ignore_index: in
         f"{place} is {int(labels[index])}: labels must be {valid} or equal ignore_index, "
         f"{ignore_index}"
     )
+
+
+# Hidden states and the class matrix
+
+
+class LinearArrays(NamedTuple):
+    """Checked arguments that logits are made of."""
+
+    hidden: Array  # (..., D)
+    weight: Array  # (C, D)
+    bias: Array | None  # (C,)
+    dtype: DType  # of the loss
+
+
+def check_linear(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    linear_bias: ArrayLike | None,
+    dtype: DTypeLike | None,
+) -> LinearArrays:
+    """Return hidden states, class matrix and bias, whose shapes fit one another."""
+    states, weight = real_array(hidden, "hidden"), real_array(linear_weight, "linear_weight")
+    if states.ndim == 0:
+        raise ValueError("hidden must have at least one axis, that of the features, got 0-d")
+    if weight.ndim != 2 or weight.shape[1] != states.shape[-1]:
+        raise ValueError(
+            "linear_weight must have shape (classes, features), with as many features as the last "
+            f"axis of hidden, {states.shape[-1]}, got {weight.shape}"
+        )
+    bias = None if linear_bias is None else real_array(linear_bias, "linear_bias")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            "linear_bias must have one value for each class of linear_weight, shape "
+            f"({weight.shape[0]},), got {bias.shape}"
+        )
+    result = promote(result_dtype(states.dtype, dtype), result_dtype(weight.dtype, dtype))
+    if bias is not None:
+        result = promote(result, result_dtype(bias.dtype, dtype))
+    return LinearArrays(states, weight, bias, result)
+
+
+def check_memory(memory: int) -> int:
+    """Return a number of bytes as an int above 0."""
+    try:
+        value = operator.index(memory)
+    except TypeError:
+        raise TypeError(f"memory must be an integer, in bytes, got {memory!r}") from None
+    if value < 1:
+        raise ValueError(f"memory must be > 0 (bytes), got {memory!r}")
+    return value
+
+
+LINEAR_GRADS = ("hidden", "weight", "bias")
+
+
+def check_linear_grads(
+    arrays: LinearArrays,
+    grads: Collection[str],
+    accumulate: bool,
+    outs: tuple[object | None, ...],
+    dtype: DTypeLike | None,
+) -> dict[str, DType]:
+    """Return the dtype of each gradient that is wanted; refuse arrays that do not fit them.
+
+    `outs` are the arrays for the gradients of LINEAR_GRADS. Those of half types may be float32.
+    """
+    if isinstance(grads, str) or any(name not in LINEAR_GRADS for name in grads):
+        raise ValueError(f"grads must be a collection of names in {LINEAR_GRADS}, got {grads!r}")
+    dtypes = {}
+    for name, array, out in zip(LINEAR_GRADS, arrays[:3], outs, strict=True):
+        out_name = f"{name}_grad_out"
+        if name not in grads or array is None:
+            if out is not None:
+                reason = "linear_bias is None" if name in grads else f"grads is {grads!r}"
+                raise ValueError(f"{out_name} must be None where {reason}")
+            continue
+        dtypes[name] = result_dtype(array.dtype, dtype)
+        if out is not None:
+            if getattr(out, "dtype", None) == compute_dtype(dtypes[name]):
+                dtypes[name] = compute_dtype(dtypes[name])
+            check_out(out, array.shape, dtypes[name], out_name)
+        elif accumulate:
+            raise ValueError(f"accumulate=True must have an array to add to, got {out_name}=None")
+    return dtypes

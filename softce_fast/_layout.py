@@ -108,12 +108,13 @@ def overlaps(output: Array, inputs: tuple[Array, ...]) -> bool:
             and array.shape == output.shape
             and array.dtype == output.dtype
         )
-        if not same and _shares_memory(array, output):
+        if not same and shares_memory(array, output):
             return True
     return False
 
 
-def _shares_memory(first: Array, second: Array) -> bool:
+def shares_memory(first: Array, second: Array) -> bool:
+    """Tell whether two arrays have an element in common, or may have where that is hard to say."""
     try:
         return np.shares_memory(first, second, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:

@@ -245,9 +245,12 @@ def _cross_entropy(
     dtype: DTypeLike | None,
     with_grad: bool,
     grad_out: Array | None,
+    as_sum: bool = False,
 ) -> tuple[Any, Any]:
+    """Return the loss, or with `as_sum` the sum of the losses in float64, and the gradient."""
     if (
-        type(logits) is np.ndarray
+        not as_sum
+        and type(logits) is np.ndarray
         and weight is None
         and sample_weight is None
         and denominator is None
@@ -283,6 +286,12 @@ def _cross_entropy(
             temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
             dtype=call.dtype, grad_out=grad_out,
         )  # fmt: skip
+        if as_sum:
+            loss = reference.cross_entropy(
+                array, given, axis, weight=weight, sample_weight=sample_weight,
+                ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+                temperature=temperature, reduction="sum", dtype=np.float64,
+            )  # fmt: skip
         return loss, grad
     output = _memory.empty(array.shape, call.dtype) if with_grad and grad_out is None else grad_out
     row_shape = array.shape[:axis] + array.shape[axis + 1 :]
@@ -305,20 +314,34 @@ def _cross_entropy(
     loss, divisor = summed
     if output is not None and reduction == "mean" and divisor == 0:
         _divide_by_zero(output, axis, loss, divisor, call)
-    return _reduced(loss, divisor, call), output
+    if as_sum:
+        return loss, output
+    return reduced(loss, divisor if reduction == "mean" else 1.0, empty, call.dtype), output
 
 
-def _reduced(loss: float, divisor: float, call: Call) -> Any:
-    """Return the sum of the losses, or their mean, as a scalar of the result's dtype."""
-    if call.reduction == "mean":
-        if divisor != 0:
-            loss /= divisor
-        elif loss != 0:
-            loss *= math.copysign(math.inf, divisor)
-        else:
-            loss = 0.0 if call.empty_is_zero else math.nan
+def sum_with_grad(logits: Array, target: Array, *, grad_out: Array | None, **options: Any) -> float:
+    """Return the sum of the losses in float64, whatever the reduction of `options`.
+
+    The gradient of the reduced loss goes to `grad_out` if that is given.
+    """
+    with_grad = grad_out is not None
+    total, _ = _cross_entropy(
+        logits, target, axis=-1, dtype=None, with_grad=with_grad, grad_out=grad_out, as_sum=True,
+        **options,
+    )  # fmt: skip
+    return float(total)
+
+
+def reduced(loss: float, divisor: float, empty: str, dtype: DType) -> Any:
+    """Return a sum of losses divided, as a scalar of `dtype`; no losses over 0 are `empty`."""
+    if divisor != 0:
+        loss /= divisor
+    elif loss != 0:
+        loss *= math.copysign(math.inf, divisor)
+    else:
+        loss = 0.0 if empty == "zero" else math.nan
     with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
-        return np.float64(loss).astype(call.dtype)
+        return np.float64(loss).astype(dtype)
 
 
 def _divide_by_zero(grad: Array, axis: int, loss: float, divisor: float, call: Call) -> None:
@@ -622,7 +645,7 @@ def _negative_log(
             return result if row_shape else result[()]
         total = _scaling.restored(losses.astype(np.float64), scaled.row_powers).sum()
         total = float(_scaling.restored(total, scaled.loss_power))
-    return _reduced(total, scaled.divisor, call)
+    return reduced(total, scaled.divisor, empty, call.dtype)
 
 
 def _write_negative_logs(array: Array, axis: int, call: Call, losses: Array, is_log: bool) -> None:

@@ -7,6 +7,7 @@ docstrings describe them in full.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_from_probs",
     "cross_entropy_with_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
@@ -563,6 +566,120 @@ def cross_entropy_with_grad(
             logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
             temperature, reduction, denominator, empty, dtype, with_grad=True, grad_out=grad_out,
         )  # fmt: skip
+
+
+# Losses of hidden states and a class matrix
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of a loss of ``hidden @ weight.T + bias``; None where not wanted."""
+
+    hidden: Array | None
+    weight: Array | None
+    bias: Array | None
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    empty: str = "nan",
+    dtype: DTypeLike | None = None,
+    memory: int = 256 * 2**20,
+) -> Any:
+    """Cross-entropy of ``hidden @ linear_weight.T + linear_bias``, which is made whole here."""
+    return linear_cross_entropy_with_grad(
+        hidden, linear_weight, target, linear_bias=linear_bias, weight=weight,
+        sample_weight=sample_weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, where=where, reduction=reduction,
+        denominator=denominator, empty=empty, dtype=dtype, memory=memory, grads=(),
+    )[0]  # fmt: skip
+
+
+def linear_cross_entropy_with_grad(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    empty: str = "nan",
+    dtype: DTypeLike | None = None,
+    memory: int = 256 * 2**20,
+    grads: Collection[str] = _checks.LINEAR_GRADS,
+    accumulate: bool = False,
+    hidden_grad_out: Array | None = None,
+    weight_grad_out: Array | None = None,
+    bias_grad_out: Array | None = None,
+) -> tuple[Any, LinearGrads]:
+    """Cross-entropy of ``hidden @ linear_weight.T + linear_bias``, and its gradients."""
+    arrays = _checks.check_linear(hidden, linear_weight, linear_bias, dtype)
+    classes = len(arrays.weight)
+    row_shape = arrays.hidden.shape[:-1]
+    given, is_labels = _checks.check_target(target, (*row_shape, classes), len(row_shape))
+    _checks.check_memory(memory)
+    outs = hidden_grad_out, weight_grad_out, bias_grad_out
+    dtypes = _checks.check_linear_grads(arrays, grads, accumulate, outs, dtype)
+    options: dict[str, Any] = {}
+    if softcap is not None:
+        options["softcap"] = softcap
+    compute = _checks.compute_dtype(arrays.dtype)
+    matrix = arrays.weight.astype(compute)
+    if where is not None:
+        options["where"] = _checks.check_where(where, (classes,), "linear_weight[:, 0]")
+        matrix[~options["where"]] = 0
+    # Rows that do not count have no part in any sum, whatever they hold.
+    counts = np.ones(row_shape, np.bool_)
+    if is_labels:
+        counts &= given != ignore_index
+    if sample_weight is not None:
+        counts &= _checks.check_sample_weight(sample_weight, row_shape) != 0
+    states = np.where(counts[..., None], arrays.hidden, 0).astype(compute)
+    with np.errstate(all="ignore"):
+        logits = states @ matrix.T
+        if arrays.bias is not None:
+            logits = logits + arrays.bias.astype(compute)
+        loss, gradient = cross_entropy_with_grad(
+            logits, given, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
+            reduction=reduction, denominator=denominator, empty=empty, **options,
+        )  # fmt: skip
+        gradient[~counts] = 0
+        rows = gradient.reshape(-1, classes)
+        results = {
+            "hidden": gradient @ matrix,
+            "weight": rows.T @ states.reshape(-1, states.shape[-1]),
+            "bias": rows.sum(axis=0),
+        }
+        for name, out in zip(_checks.LINEAR_GRADS, outs, strict=True):
+            if out is not None and accumulate:
+                results[name] = out + results[name]
+        found = {
+            name: deliver(results[name], dtypes[name], out) if name in dtypes else None
+            for name, out in zip(_checks.LINEAR_GRADS, outs, strict=True)
+        }
+    return deliver(loss, arrays.dtype), LinearGrads(**found)
 
 
 def _negative_log(task: _Task, is_log: bool) -> Any:
