@@ -666,10 +666,10 @@ def linear_cross_entropy_with_grad(
             reduction=reduction, denominator=denominator, empty=empty, **options,
         )  # fmt: skip
         gradient[~counts] = 0
-        rows = gradient.reshape(-1, classes)
+        rows = gradient.reshape(counts.size, classes)
         results = {
             "hidden": gradient @ matrix,
-            "weight": rows.T @ states.reshape(-1, states.shape[-1]),
+            "weight": rows.T @ states.reshape(counts.size, states.shape[-1]),
             "bias": rows.sum(axis=0),
         }
         for name, out in zip(_checks.LINEAR_GRADS, outs, strict=True):
