@@ -45,6 +45,21 @@ def test_losses() -> None:
     assert float(sf.cross_entropy_from_probs(sf.softmax(logits), targets, ignore_index=-1)) > 0
 
 
+def test_linear_losses() -> None:
+    matrix = np.ones((5, 3), np.float32)
+    out = np.zeros_like(matrix)
+    assert float(sf.linear_cross_entropy(logits, matrix, [0, 4], memory=1 << 20)) > 0
+    loss, grads = sf.linear_cross_entropy_with_grad(
+        logits, matrix, labels, linear_bias=[0] * 5, accumulate=True, grads=("weight",),
+        weight_grad_out=out,
+    )  # fmt: skip
+    weight_grad: NDArray[Any] | None = grads.weight
+    found: sf.LinearGrads = grads
+    assert float(loss) > 0
+    assert weight_grad is out
+    assert found.bias is None
+
+
 def test_binary_losses() -> None:
     assert float(sf.binary_cross_entropy(targets, np.ones((2, 3)), weight=2)) > 0
     assert float(sf.binary_cross_entropy_with_logits(logits, targets, pos_weight=[1, 2, 3])) > 0
