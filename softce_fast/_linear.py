@@ -49,8 +49,6 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
-    softcap: float | None = None,
-    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -79,10 +77,6 @@ def linear_cross_entropy(
         for nothing, even where they hold NaN. It may be negative.
     ignore_index, label_smoothing, z_loss, temperature
         As in :func:`cross_entropy`.
-    softcap : float, optional
-        The logits become ``softcap * tanh(logits / softcap)``. Finite and above 0.
-    where : array_like of bool, shape (C,), optional
-        The classes there are; what `linear_weight` holds for the others does no harm.
     reduction, denominator, empty
         As in :func:`cross_entropy`.
     dtype : dtype, optional
@@ -133,11 +127,11 @@ def linear_cross_entropy(
     >>> round(float(sf.linear_cross_entropy(hidden, classes, np.array([0]))), 3)
     0.417
     """
-    options = _options(
-        softcap, where, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        z_loss=z_loss, temperature=temperature, reduction=reduction, denominator=denominator,
-        empty=empty,
-    )  # fmt: skip
+    options = {
+        "weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+        "z_loss": z_loss, "temperature": temperature, "reduction": reduction,
+        "denominator": denominator, "empty": empty,
+    }  # fmt: skip
     call = _Call(hidden, linear_weight, target, linear_bias, sample_weight, dtype, memory, options)
     return _evaluate(call, _NO_GRADS)[0]
 
@@ -154,8 +148,6 @@ def linear_cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
-    softcap: float | None = None,
-    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -175,7 +167,7 @@ def linear_cross_entropy_with_grad(
     ----------
     hidden, linear_weight, target, linear_bias, weight, sample_weight, ignore_index
         As in :func:`linear_cross_entropy`.
-    label_smoothing, z_loss, temperature, softcap, where, reduction, denominator, empty
+    label_smoothing, z_loss, temperature, reduction, denominator, empty
         As in :func:`linear_cross_entropy`.
     dtype, memory
         As in :func:`linear_cross_entropy`.
@@ -234,11 +226,11 @@ def linear_cross_entropy_with_grad(
     >>> grads.bias is None
     True
     """
-    options = _options(
-        softcap, where, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        z_loss=z_loss, temperature=temperature, reduction=reduction, denominator=denominator,
-        empty=empty,
-    )  # fmt: skip
+    options = {
+        "weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+        "z_loss": z_loss, "temperature": temperature, "reduction": reduction,
+        "denominator": denominator, "empty": empty,
+    }  # fmt: skip
     call = _Call(hidden, linear_weight, target, linear_bias, sample_weight, dtype, memory, options)
     outs = hidden_grad_out, weight_grad_out, bias_grad_out
     return _evaluate(call, _Wanted(grads, accumulate, outs))
@@ -268,21 +260,10 @@ class _Wanted(NamedTuple):
 _NO_GRADS = _Wanted((), False, (None, None, None))
 
 
-def _options(softcap: float | None, where: ArrayLike | None, **options: Any) -> dict[str, Any]:
-    """Return the options for cross_entropy; `softcap` and `where` only if they are given."""
-    if softcap is not None:
-        options["softcap"] = softcap
-    if where is not None:
-        options["where"] = where
-    return options
-
-
 def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
     arrays = _checks.check_linear(call.hidden, call.linear_weight, call.linear_bias, call.dtype)
     options = call.options
     classes = len(arrays.weight)
-    if "where" in options:
-        options["where"] = _checks.check_where(options["where"], (classes,), "linear_weight[:, 0]")
     compute = _checks.compute_dtype(arrays.dtype)
     # The options are checked by the function that they are for.
     _losses.cross_entropy(np.empty((0, classes), compute), np.empty(0, np.int64), **options)
@@ -555,26 +536,22 @@ def _add(out: Array, values: Array, add: bool) -> None:
 
 
 class _ClassMatrix:
-    """The class matrix as BLAS takes it, by panels of classes; excluded ones are 0."""
+    """The class matrix as BLAS takes it, by panels of classes."""
 
-    def __init__(self, matrix: Array, where: Array | None, plan: _Plan, buffer: _Buffer) -> None:
-        self.matrix, self.where = matrix, where
-        self.fits = _fits_blas(matrix, plan.dtype)
+    def __init__(self, matrix: Array, plan: _Plan, buffer: _Buffer) -> None:
+        self.matrix = matrix
         self.panels = [slice(0, len(matrix))]
         self.buffer, self.held = None, slice(0, 0)
-        if not self.fits or where is not None:
+        if not _fits_blas(matrix, plan.dtype):
             self.panels = _panels(len(matrix), plan)
             self.buffer = buffer.take(plan.panel, matrix.shape[1])
 
     def __getitem__(self, panel: slice) -> Array:
-        excluded = None if self.where is None else ~self.where[panel]
-        if self.buffer is None or (self.fits and excluded is not None and not excluded.any()):
+        if self.buffer is None:
             return self.matrix[panel]
         copy = self.buffer[: panel.stop - panel.start]
         if panel != self.held:
             copy[...] = self.matrix[panel]
-            if excluded is not None:
-                copy[excluded] = 0
             self.held = panel
         return copy
 
@@ -602,7 +579,7 @@ class _Run:
         self.logits = buffer.take(plan.rows, classes)
         self.hidden = buffer.take(plan.rows, features)
         self.hidden_fits = _rows_fit_blas(batch.hidden, plan.dtype)
-        self.matrix = _ClassMatrix(arrays.weight, batch.options.get("where"), plan, buffer)
+        self.matrix = _ClassMatrix(arrays.weight, plan, buffer)
         self.bias = None if arrays.bias is None else arrays.bias.astype(plan.dtype, copy=False)
         if gradients.hidden is not None:
             self.hidden_grad, self.hidden_part = buffer.take(2, plan.rows, features)

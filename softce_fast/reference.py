@@ -42,9 +42,9 @@ Axis = int | tuple[int, ...] | None
 
 
 def _product(coefficient: Array, value: Array) -> Array:
-    """Return coefficient * value, with 0 * inf = 0."""
+    """Return coefficient * value; 0 for a coefficient of 0, whatever it stands before."""
     product = np.asarray(coefficient * value)
-    np.copyto(product, 0, where=(coefficient == 0) & np.isinf(value))
+    np.copyto(product, 0, where=coefficient == 0)
     return product
 
 
@@ -515,6 +515,8 @@ def _cross_entropy(
             grad /= grad.dtype.type(divisor)
     if task.ignored is not None:
         grad[task.ignored] = 0
+    if task.sample_weight is not None:
+        grad[task.sample_weight == 0] = 0
     grad = np.moveaxis(grad, -1, task.axis)
     return deliver(loss, task.dtype), deliver(grad, task.dtype, grad_out)
 
@@ -591,8 +593,6 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
-    softcap: float | None = None,
-    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -603,7 +603,7 @@ def linear_cross_entropy(
     return linear_cross_entropy_with_grad(
         hidden, linear_weight, target, linear_bias=linear_bias, weight=weight,
         sample_weight=sample_weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        z_loss=z_loss, temperature=temperature, softcap=softcap, where=where, reduction=reduction,
+        z_loss=z_loss, temperature=temperature, reduction=reduction,
         denominator=denominator, empty=empty, dtype=dtype, memory=memory, grads=(),
     )[0]  # fmt: skip
 
@@ -620,8 +620,6 @@ def linear_cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
-    softcap: float | None = None,
-    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -641,14 +639,8 @@ def linear_cross_entropy_with_grad(
     _checks.check_memory(memory)
     outs = hidden_grad_out, weight_grad_out, bias_grad_out
     dtypes = _checks.check_linear_grads(arrays, grads, accumulate, outs, dtype)
-    options: dict[str, Any] = {}
-    if softcap is not None:
-        options["softcap"] = softcap
     compute = _checks.compute_dtype(arrays.dtype)
     matrix = arrays.weight.astype(compute)
-    if where is not None:
-        options["where"] = _checks.check_where(where, (classes,), "linear_weight[:, 0]")
-        matrix[~options["where"]] = 0
     # Rows that do not count have no part in any sum, whatever they hold.
     counts = np.ones(row_shape, np.bool_)
     if is_labels:
@@ -663,7 +655,7 @@ def linear_cross_entropy_with_grad(
         loss, gradient = cross_entropy_with_grad(
             logits, given, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
             label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
-            reduction=reduction, denominator=denominator, empty=empty, **options,
+            reduction=reduction, denominator=denominator, empty=empty,
         )  # fmt: skip
         gradient[~counts] = 0
         rows = gradient.reshape(counts.size, classes)

@@ -31,12 +31,6 @@ MB = 2**20
 NAMES = ("hidden", "weight", "bias")
 
 
-def needs(option: str) -> pytest.MarkDecorator:
-    """Run a test once cross_entropy has the option."""
-    missing = option not in inspect.signature(sf.cross_entropy).parameters
-    return pytest.mark.skipif(missing, reason=f"cross_entropy has no {option} yet")
-
-
 @pytest.fixture(params=ISAS, scope="module", autouse=True)
 def build(request: pytest.FixtureRequest) -> Any:
     if request.param not in _dispatch.available():
@@ -407,46 +401,6 @@ def test_negative_infinite_bias_excludes_a_class(generator: np.random.Generator)
     np.testing.assert_allclose(gradients.hidden, right_gradients.hidden, 1e-12)
     np.testing.assert_array_equal(gradients.weight[4], 0)
     assert gradients.bias[4] == 0
-
-
-@needs("where")
-@pytest.mark.parametrize("padding", ["last", "scattered"])
-def test_excluded_classes_do_no_harm(generator: np.random.Generator, padding: str) -> None:
-    where = np.arange(300) < 290 if padding == "last" else generator.random(300) < 0.7
-    where[:5] = True
-    hidden, matrix = generator.normal(size=(50, 4)), generator.normal(size=(300, 4))
-    target = generator.integers(0, 5, 50)
-    options: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3}
-    right, right_gradients = sf.linear_cross_entropy_with_grad(
-        hidden, matrix[where], target, **options
-    )
-    matrix[~where] = np.nan
-    for memory in (least_memory(hidden, matrix, target) * 3, 64 * MB):
-        loss, gradients = sf.linear_cross_entropy_with_grad(
-            hidden, matrix, target, where=where, memory=memory, **options
-        )
-        np.testing.assert_allclose(loss, right, 1e-13)
-        np.testing.assert_allclose(gradients.hidden, right_gradients.hidden, 1e-10, 1e-14)
-        np.testing.assert_allclose(gradients.weight[where], right_gradients.weight, 1e-10, 1e-14)
-        np.testing.assert_array_equal(gradients.weight[~where], 0)
-
-
-@needs("softcap")
-def test_softcap(generator: np.random.Generator) -> None:
-    hidden, matrix = generator.normal(size=(50, 4)), generator.normal(size=(31, 4))
-    bias = generator.normal(size=31)
-    bias[7] = -np.inf
-    target = generator.integers(0, 7, 50)
-    target[::3] = -100
-    options: dict[str, Any] = {"softcap": 2.5, "temperature": 0.7, "reduction": "sum"}
-    memory = least_memory(hidden, matrix, target, linear_bias=bias) * 3
-    loss, gradients = sf.linear_cross_entropy_with_grad(
-        hidden, matrix, target, linear_bias=bias, memory=memory, **options
-    )
-    right, right_gradients, _ = composed(hidden, matrix, target, bias, **options)
-    np.testing.assert_allclose(loss, right, 1e-13)
-    for name in NAMES:
-        np.testing.assert_allclose(getattr(gradients, name), right_gradients[name], 1e-10, 1e-13)
 
 
 # Outputs
