@@ -200,6 +200,8 @@ def _binary(
     if grad_out is not None and overlapping:
         grad_out[...] = grad
         grad = grad_out
+    elif grad is not None and grad_out is None and not grad.ndim:
+        grad = grad[()]
     if losses is not None:
         return (losses if losses.ndim else losses[()]), grad
     with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0

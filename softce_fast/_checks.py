@@ -363,6 +363,11 @@ def check_target(
             "got booleans"
         )
     if kind in "iu":
+        if array.shape == shape:
+            raise ValueError(
+                f"target of the shape of {other}, {shape}, holds class probabilities, which are "
+                f"floating: pass target.astype(float); class indices have the shape {row_shape}"
+            )
         if array.shape != row_shape:
             raise ValueError(
                 f"target of class indices must have the shape of {other} without the class axis, "

@@ -215,8 +215,8 @@ def _checked(
     call = Call(
         labels if is_labels else None,
         None if is_labels else given,
-        _as_real(weight, result_dtype, lambda item: _checks.check_class_weight(item, classes)),
-        _as_real(sample_weight, result_dtype, sample_weights),
+        _weights(weight, result_dtype, lambda item: _checks.check_class_weight(item, classes)),
+        _weights(sample_weight, result_dtype, sample_weights),
         ignored_label,
         _checks.check_label_smoothing(label_smoothing),
         _checks.check_z_loss(z_loss),
@@ -274,7 +274,7 @@ def _cross_entropy(
         if _layout.overlaps(grad_out, tuple(item for item in inputs if item is not None)):
             raise ValueError("grad_out overlaps an input without being the same array")
     buffer_dtype = _checks.block_dtype(call.dtype, array, call.probabilities)
-    buffer_dtype = dtype_for(call.temperature, buffer_dtype)
+    buffer_dtype = _scaling.dtype_for(call, dtype_for(call.temperature, buffer_dtype))
     if (
         kernels_for(buffer_dtype) is None
         or array.size == 0
@@ -368,19 +368,29 @@ def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array
     return np.ascontiguousarray(labels, np.int64).reshape(labels.shape), ignore_index
 
 
-def _as_real(
-    value: Any, result_dtype: DType, check: Callable[[Any], Array] = np.asarray
-) -> Array | None:
+def _weights(value: Any, result_dtype: DType, check: Callable[[Any], Array]) -> Array | None:
+    """Return weights in float64, or as they are where they are computed in as such.
+
+    Their size is seen to before they are rounded to anything narrower (_scaling.py).
+    """
+    if value is None:
+        return None
+    given = check(value)
+    if given.dtype == _checks.compute_dtype(result_dtype):
+        return np.require(given, None, ["C", "ALIGNED"])
+    return np.require(given, np.float64, ["C", "ALIGNED"])
+
+
+def _as_real(weights: Array | None, result_dtype: DType) -> Array | None:
     """Return weights in the dtype that a result is computed in.
 
     For half types any NaN among them becomes NumPy's own: rounding to bfloat16 is an addition to a
     number's bits, which the payload of another NaN, all ones, might not survive as one.
     """
-    if value is None:
+    if weights is None:
         return None
-    given = check(value)
     with np.errstate(all="ignore"):  # what the dtype cannot hold becomes inf or 0
-        weights = np.require(given, _checks.compute_dtype(result_dtype), ["C", "ALIGNED"])
+        weights = np.require(weights, _checks.compute_dtype(result_dtype), ["C", "ALIGNED"])
     if result_dtype.itemsize == 2 and np.isnan(weights).any():
         weights = np.where(np.isnan(weights), np.float32(np.nan), weights)
     return weights
@@ -413,14 +423,15 @@ def _run(
     The views may be parts of a call on `whole` logits.
     """
     row_shape = view.shape[0], view.shape[2]
+    sample_weight = _as_real(call.sample_weight, view.dtype)
     summed = kernels.cross_entropy(
         _layout.as_storage(view),
         None if call.labels is None else call.labels.reshape(row_shape),
         None if probabilities is None else _layout.as_storage(probabilities),
         None if losses is None else _layout.as_storage(losses.reshape(row_shape)),
         None if grad is None else _layout.as_storage(grad),
-        call.class_weight,
-        None if call.sample_weight is None else call.sample_weight.reshape(row_shape),
+        _as_real(call.class_weight, view.dtype),
+        None if sample_weight is None else sample_weight.reshape(row_shape),
         call.label_smoothing,
         call.z_loss,
         call.reduction == "mean",
@@ -462,10 +473,7 @@ def _staged(
         rows = buffer.shape[:-1]
         part = call._replace(
             labels=None if call.labels is None else call.labels[block],
-            class_weight=_as_real(call.class_weight, dtype),
-            sample_weight=None
-            if call.sample_weight is None
-            else _as_real(call.sample_weight[block], dtype),
+            sample_weight=None if call.sample_weight is None else call.sample_weight[block],
         )
         powers = scaled.row_powers
         block_losses = None
@@ -616,7 +624,7 @@ def _negative_log(
         empty, dtype,
     )  # fmt: skip
     is_log = name == "log_probs"
-    compute_dtype = _checks.compute_dtype(call.dtype)
+    compute_dtype = _scaling.dtype_for(call, _checks.compute_dtype(call.dtype))
     if kernels_for(compute_dtype) is None or array.size == 0:
         function = reference.nll_loss if is_log else reference.cross_entropy_from_probs
         return function(
@@ -652,13 +660,14 @@ def _write_negative_logs(array: Array, axis: int, call: Call, losses: Array, is_
     """Write the loss of each row, without its sample weight."""
     arrays = array, call.probabilities
     views = None
-    if all(item is None or item.dtype == call.dtype for item in arrays):
+    is_own = losses.dtype == _checks.compute_dtype(call.dtype)
+    if is_own and all(item is None or item.dtype == call.dtype for item in arrays):
         given = tuple(item for item in arrays if item is not None)
         views = _layout.three_axes_together(given, (axis,))
     if views is not None:
         _call_negative_log(kernels_for(call.dtype), views, call, call.labels, losses, is_log)
         return
-    dtype = _checks.block_dtype(call.dtype, *arrays)
+    dtype = _checks.block_dtype(call.dtype, *arrays) if is_own else losses.dtype
     kernels = kernels_for(dtype)
     row_blocks = _layout.row_blocks(losses.shape, array.shape[axis])
     for block, rows in zip(row_blocks, _layout.staged(arrays, (axis,)), strict=True):
@@ -688,13 +697,14 @@ def _call_negative_log(
     """
     storages = [_layout.as_storage(view) for view in views]
     last = is_log, threads_for(views[0].size, whole)
+    class_weight = _as_real(call.class_weight, views[0].dtype)
     if labels is None:
-        kernels.probability_losses(*storages, call.class_weight, losses.reshape(-1), *last)
+        kernels.probability_losses(*storages, class_weight, losses.reshape(-1), *last)
     else:
         kernels.label_losses(
             *storages,
             labels.reshape(views[0].shape[0], views[0].shape[2]),
-            call.class_weight,
+            class_weight,
             losses.reshape(-1),
             call.ignore_index,
             *last,

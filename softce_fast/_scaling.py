@@ -20,6 +20,8 @@ Powers = tuple[int, int]  # the binary exponents between which magnitudes lie
 
 # By the bytes of a number: the exponents that a product of weights may have in the kernels.
 RANGE: dict[int, Powers] = {4: (-96, 60), 8: (-960, 900)}
+# How far apart the exponents of class weights may lie in float32.
+WIDEST = 60
 # The exponent of the factors of a scaled gradient.
 LARGEST = 40
 BLOCK_SIZE = 1 << 16
@@ -109,6 +111,16 @@ def scaled(call: Call, classes: int, row_shape: tuple[int, ...]) -> Scaled | Non
     return Scaled(easier, divisor, row_powers, loss_power, loss_power + power)
 
 
+def dtype_for(call: Call, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return `dtype`, or float64 where class weights that add up are too far apart for float32."""
+    adds_up = call.probabilities is not None or call.label_smoothing != 0
+    if dtype.itemsize < 8 and adds_up and call.class_weight is not None:
+        smallest, largest = _powers(call.class_weight)
+        if largest - smallest > WIDEST:
+            return np.dtype(np.float64)
+    return dtype
+
+
 def restored(results: Any, power: Any) -> Any:
     """Return results of a scaled call with their power of two back."""
     if isinstance(power, int) and power == 0:
@@ -159,12 +171,12 @@ def _power(number: float) -> int:
 
 
 def _split(weights: Array) -> tuple[Array, Array]:
-    """Return weights without their powers of two, and those; for 0 and the like any that do."""
+    """Return weights without their powers of two, and those; for 0 and the like the smallest."""
     rest, powers = np.frexp(weights)
     regular = (weights != 0) & np.isfinite(weights)
-    lowest = int(np.iinfo(powers.dtype).min)
-    largest = int(powers.max(where=regular, initial=lowest))
-    return rest, np.where(regular, powers, 0 if largest == lowest else largest)
+    most = int(np.iinfo(powers.dtype).max)
+    smallest = int(powers.min(where=regular, initial=most))
+    return rest, np.where(regular, powers, 0 if smallest == most else smallest)
 
 
 def _largest(row_powers: Array | int, call: Call) -> int:

@@ -299,6 +299,16 @@ cdef inline Reference reference_for(vector maximum, const Scale *scale) noexcept
     return reference
 
 
+cdef inline vector cooled_difference(vector a, vector b, const Scale *scale) noexcept nogil:
+    """(a - b) / T, also where only the difference is out of range."""
+    cdef vector half = vector_set(0.5)
+    if not scale.tempered:
+        return vector_subtract(a, b)
+    return vector_multiply(
+        vector_subtract(vector_multiply(a, half), vector_multiply(b, half)),
+        vector_set(2 * scale.inverse))
+
+
 cdef inline vector logarithm(vector v, vector correction, vector exponent) noexcept nogil:
     """log((v + correction) * 2**exponent) for |correction| far below v.
 

@@ -267,7 +267,8 @@ cdef inline void group_sample_weights(Group *group, const Problem *problem) noex
 
 cdef inline bint pivots_at_maximum(const Problem *problem) noexcept nogil:
     """Whether the element left out of a row's sum is its maximum; else it is the label, or none."""
-    return problem.operation == LOG_SOFTMAX or problem.dense
+    return (
+        problem.operation == LOG_SOFTMAX or problem.operation == LOGSUMEXP or problem.dense)
 
 
 cdef void rows_forward(
@@ -673,8 +674,7 @@ cdef void groups_finish(Group *groups, const Problem *problem, Py_ssize_t count)
             finish_log_softmax(groups + k, problem)
     elif problem.operation == LOGSUMEXP:
         for k in range(count):
-            groups[k].result = log_total(
-                groups[k].whole.others, groups[k].whole.reference, &problem.scale)
+            finish_logsumexp(groups + k, problem)
     else:
         for k in range(count):
             finish_total(groups + k, problem)
@@ -692,6 +692,13 @@ cdef inline void finish_softmax(Group *group, const Problem *problem) noexcept n
     group.factor = pair_quotient(vector_set(OUTPUT_SCALE), total)
     if problem.empty_is_zero:
         group.factor = pair_select(row_is_empty(group), pair_from(zero), group.factor)
+
+
+cdef inline void finish_logsumexp(Group *group, const Problem *problem) noexcept nogil:
+    """The maximum, plus what the others add: near 0, too, nothing of that is lost."""
+    group.result = vector_select(
+        row_is_empty(group), vector_set(NEGATIVE_INFINITY),
+        vector_add(group.whole.maximum, log_total_over_maximum(group, problem)))
 
 
 cdef inline mask row_is_empty(const Group *group) noexcept nogil:
@@ -750,9 +757,10 @@ cdef inline void finish_loss(Group *group, const Problem *problem) noexcept nogi
     # A tiny logarithm is lifted until its weights have made it larger.
     cdef mask tiny = vector_greater(zero, zero)
     cdef vector lift = vector_set(1.0)
-    cdef vector top, loss, gap
-    loss = negative_log_share(
+    cdef vector log_share, top, loss, gap
+    log_share = negative_log_share(
         group.whole.others, group.own, group.own_logit, group.whole.reference, &problem.scale)
+    loss = log_share
     if weighted:
         loss = lifted_log_share(group.whole.others, group.own, loss, &tiny)
         lift = vector_select(tiny, vector_set(TWO_TO_HEADROOM), lift)
@@ -764,9 +772,8 @@ cdef inline void finish_loss(Group *group, const Problem *problem) noexcept nogi
             vector_multiply(group.whole.spread, vector_set(problem.scale.inverse)), lift))
         if by_label:
             # What the label is given on top of its share in the smoothing.
-            gap = vector_multiply(
-                vector_subtract(group.whole.maximum, label_logits(group, problem)),
-                vector_set(problem.scale.inverse))
+            gap = cooled_difference(
+                group.whole.maximum, label_logits(group, problem), &problem.scale)
             loss = vector_add(loss, product_or_zero(
                 group.label_weight, vector_fma(gap, lift, top)))
             group.share = vector_add(group.share, group.label_weight)
@@ -775,7 +782,11 @@ cdef inline void finish_loss(Group *group, const Problem *problem) noexcept nogi
         group.share = group.label_weight
     group.from_z = zero
     if problem.z_loss != 0:
-        group.from_z = log_total(group.total, group.whole.reference, &problem.scale)
+        # Near 0 the logsumexp has the digits of what the others add to the largest.
+        group.from_z = vector_select(
+            vector_greater(group.own.high, group.whole.others.high),
+            vector_fma(group.own_logit, vector_set(problem.scale.inverse), log_share),
+            log_total(group.total, group.whole.reference, &problem.scale))
         top = vector_multiply(group.from_z, vector_set(problem.z_loss))
         loss = vector_fma(vector_multiply(top, lift), group.from_z, loss)
         group.from_z = vector_add(top, top)
@@ -799,9 +810,12 @@ cdef inline void finish_gradient(Group *group, const Problem *problem) noexcept 
     row_scale = vector_set(problem.gradient_scale)
     if problem.sample_weight.data != NULL:
         row_scale = vector_multiply(row_scale, group.sample_weight)
-    row_scale = vector_multiply(row_scale, vector_set(OUTPUT_SCALE * problem.scale.inverse))
+    row_scale = vector_multiply(row_scale, vector_set(problem.scale.inverse))
+    # Divided by the output's scale, instead of what it divides multiplied: that may be large.
     total = with_exact_maximum(
         group.total, group, problem, vector_greater(group.whole.maximum, group.own_logit))
+    total.high = vector_multiply(total.high, vector_set(1.0 / OUTPUT_SCALE))
+    total.low = vector_multiply(total.low, vector_set(1.0 / OUTPUT_SCALE))
     group.factor = pair_quotient(
         vector_multiply(row_scale, vector_add(share, group.from_z)), total)
     if problem.dense:
@@ -840,7 +854,7 @@ cdef inline void finish_dense_gradient(
         group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
     cdef Py_ssize_t k
     cdef Pair own
-    group.dense_factor = vector_multiply(row_scale, vector_set(1.0 / OUTPUT_SCALE))
+    group.dense_factor = row_scale
     if by_label:
         others = other_coefficients_of_labels(group, problem)
         own = exponential_pair(

@@ -49,6 +49,17 @@ cdef inline vector plain_exponential(vector x, const Scale *scale) noexcept nogi
         vector_select(large, vector_set(TWO_TO_64), vector_set(1.0)))
 
 
+cdef inline vector exponential_minus_one(vector x, const Scale *scale) noexcept nogil:
+    """exp(x) - 1 near 0."""
+    cdef Reference reference
+    cdef Split s
+    reference.shift = vector_set(0.0)
+    reference.exponent = reference.shift
+    s = exponential_split(x, reference, scale)
+    return vector_fma(
+        vector_multiply(s.power, s.r), s.p, vector_subtract(s.power, vector_set(1.0)))
+
+
 cdef inline vector plain_logarithm(vector x, vector correction) noexcept nogil:
     """log(x + correction) for |correction| far below x: of any x, also subnormal; NaN below 0."""
     cdef vector zero = vector_set(0.0)
@@ -182,7 +193,13 @@ cdef inline vector pair_gradient(
 ) noexcept nogil:
     if operation == SOFTMAX_BACKWARD:
         return vector_multiply(b, vector_subtract(vector_subtract(a, total.high), total.low))
-    return vector_fnma(plain_exponential(b, scale), total.high, a)
+    # Above 1/2, of a probability S: the sum of the others, and the total by 1 - S.
+    return vector_select(
+        vector_greater(b, vector_set(-LN2)),
+        vector_fnma(
+            total.high, exponential_minus_one(b, scale),
+            vector_subtract(vector_subtract(a, total.high), total.low)),
+        vector_fnma(plain_exponential(b, scale), total.high, a))
 
 
 cdef void pair_sums_of_chunk(
@@ -510,7 +527,7 @@ cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexce
         if problem.weight != NULL:
             weight = row_vector(problem.weight, i, problem.size)
             loss = product_or_zero(weight, loss)
-            gradient = vector_multiply(weight, gradient)
+            gradient = product_or_zero(weight, gradient)
         gradient = vector_multiply(gradient, vector_set(problem.gradient_scale))
         total = pair_add(total, zero_past_end(loss, i, problem.size))
         if i + LANES <= problem.size:

@@ -230,10 +230,7 @@ cdef inline vector output_vector(
         return output_product(v, factor)
     if kind == FROM_LOGITS:
         return output_product(exponential(v, reference, scale), factor)
-    v = vector_subtract(v, minus)
-    if scale.tempered:
-        v = vector_multiply(v, vector_set(scale.inverse))
-    return vector_subtract(v, factor.high)
+    return vector_subtract(cooled_difference(v, minus, scale), factor.high)
 
 
 cdef inline vector row_output(
