@@ -5,14 +5,16 @@ Logits of any dtype convert exactly to long double. On x86-64 that is the 80-bit
 bits more than float64; where long double is no wider than float64 (``HAS_EXTENDED`` is False) the
 truth still serves float32 and the half types.
 
-No formula here subtracts two numbers that are close: sums leave out the element that would cancel.
+No formula here subtracts two numbers that are close: the pivot of a row, its largest logit, is left
+out of the sums that what is nearly 1 would cancel in, and sums are compensated. test_truth.py
+compares all of it with mpmath.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,62 +23,140 @@ Array = np.ndarray[Any, Any]
 HAS_EXTENDED = bool(np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant)
 
 
+def _wide(values: Any) -> Array:
+    return np.asarray(values).astype(np.longdouble)
+
+
+def _times(coefficients: Any, terms: Array) -> Array:
+    """Return the products; a coefficient of 0 takes out its term, whatever that is."""
+    result: Array = np.where(coefficients == 0, 0, coefficients * terms)
+    return result
+
+
+def _sum(terms: Array) -> Array:
+    """Return the sums over the last axis, kept: added in pairs, and what each addition lost."""
+    lost = np.zeros((*terms.shape[:-1], 1), np.longdouble)
+    while terms.shape[-1] != 1:
+        if terms.shape[-1] % 2 or not terms.shape[-1]:
+            terms = np.concatenate([terms, np.zeros_like(lost)], axis=-1)
+        left, right = terms[..., ::2], terms[..., 1::2]
+        terms = left + right
+        part = terms - left
+        lost = lost + ((left - (terms - part)) + (right - part)).sum(axis=-1, keepdims=True)
+    result: Array = terms + np.where(np.isfinite(terms), lost, 0)
+    return result
+
+
+def _without(terms: Array, pivot: Array) -> Array:
+    """Return the sums over the last axis without the pivot's terms."""
+    others = terms.copy()
+    np.put_along_axis(others, pivot, 0, axis=-1)
+    return _sum(others)
+
+
 @dataclass(frozen=True)
 class _Row:
     """The parts of a batch of rows from which each truth is put together, in long double."""
 
-    shifted: Array  # logits - largest
+    shifted: Array  # (logits - largest) / temperature
     exponentials: Array  # exp(shifted)
-    largest: Array  # per row, axis kept
-    others: Array  # sum of the exponentials without the largest one, axis kept
+    pivot: Array  # the index of the largest, axis kept
+    largest: Array  # / temperature, axis kept
+    others: Array  # sum of the exponentials without the pivot's, axis kept
+    slope: Array  # of logits / temperature by those given
+
+    @property
+    def log_total(self) -> Array:
+        return self.largest + np.log1p(self.others)
+
+    @property
+    def probabilities(self) -> Array:
+        result: Array = self.exponentials / (1 + self.others)
+        return result
+
+    @property
+    def complements(self) -> Array:
+        """1 - probabilities."""
+        result = 1 - self.probabilities
+        np.put_along_axis(result, self.pivot, self.others / (1 + self.others), axis=-1)
+        return result
 
 
-def _parts(logits: Array) -> _Row:
-    wide = np.asarray(logits).astype(np.longdouble)
-    largest = wide.max(axis=-1, keepdims=True)
-    shifted = wide - largest
+@np.errstate(all="ignore")
+def _parts(
+    logits: Any, *, where: Any = True, temperature: float = 1.0, softcap: float | None = None
+) -> _Row:
+    wide = _wide(logits)
+    slope = np.broadcast_to(1 / np.longdouble(temperature), wide.shape)
+    if softcap is not None:
+        cap = np.longdouble(softcap)
+        far = np.exp(-2 * np.abs(wide / cap))
+        slope = slope * 4 * far / (1 + far) ** 2
+        wide = np.where(np.isneginf(wide), wide, cap * np.tanh(wide / cap))
+    wide, slope = np.where(where, wide, -np.inf), np.where(where, slope, 0)
+    pivot = wide.argmax(axis=-1, keepdims=True)
+    largest = np.take_along_axis(wide, pivot, axis=-1)
+    # A row without any class: each is infinitely far down.
+    shifted = (wide - np.where(np.isneginf(largest), 0, largest)) / np.longdouble(temperature)
     exponentials = np.exp(shifted)
-    without_top = exponentials.copy()
-    np.put_along_axis(without_top, wide.argmax(axis=-1, keepdims=True), 0, axis=-1)
-    return _Row(shifted, exponentials, largest, without_top.sum(axis=-1, keepdims=True))
+    others = _without(exponentials, pivot)
+    return _Row(shifted, exponentials, pivot, largest / np.longdouble(temperature), others, slope)
 
 
-def softmax(logits: Array) -> Array:
-    parts = _parts(logits)
-    result: Array = parts.exponentials / (1 + parts.others)
-    return result
+def softmax(logits: Array, **options: Any) -> Array:
+    """``options`` here and below: where, temperature, softcap."""
+    return _parts(logits, **options).probabilities
 
 
-def log_softmax(logits: Array) -> Array:
+def log_softmax(logits: Array, **options: Any) -> Array:
     # Both terms are <= 0 or the first is exactly 0: nothing cancels, also on confident rows.
-    parts = _parts(logits)
+    parts = _parts(logits, **options)
     return parts.shifted - np.log1p(parts.others)
 
 
-def logsumexp(logits: Array) -> Array:
-    parts = _parts(logits)
-    result: Array = (parts.largest + np.log1p(parts.others))[..., 0]
+def logsumexp(logits: Array, **options: Any) -> Array:
+    return _parts(logits, **options).log_total[..., 0]
+
+
+def logsumexp_scale(logits: Array, **options: Any) -> Array:
+    """What the error of logsumexp is measured at, where the result is smaller: log1p(rest)."""
+    result: Array = np.log1p(_parts(logits, **options).others)[..., 0]
     return result
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+class Entries(NamedTuple):
+    """Numbers that are differences, and the sizes at which their errors are measured."""
+
+    values: Array
+    scale: Array
+
+
+def gradient_entries(
+    probabilities: Array, complements: Array, coefficients: Array, pivot: Array
+) -> Entries:
+    """``p K - k``, K the sum of the coefficients k, by the way that cancels less.
+
+    The scale is the larger of the result and the smaller of max(p K, k) and max(K - k, K (1 - p)).
+    """
+    total = _sum(coefficients)
+    rest = total - coefficients
+    np.put_along_axis(rest, pivot, _without(coefficients, pivot), axis=-1)
+    own, other = probabilities * total, complements * total
+    values = np.where(probabilities > 0.5, rest - other, own - coefficients)
+    scale = np.minimum(
+        np.maximum(np.abs(own), np.abs(coefficients)), np.maximum(np.abs(rest), np.abs(other))
+    )
+    return Entries(values, np.maximum(np.abs(values), scale))
+
+
+def cross_entropy(logits: Array, labels: Any) -> Array:
     """Loss of each row, with class indices as labels."""
-    parts = _parts(logits)
-    at_label = np.take_along_axis(parts.shifted, np.asarray(labels)[..., None], axis=-1)
-    result: Array = (np.log1p(parts.others) - at_label)[..., 0]
-    return result
+    return cross_entropy_with_options(logits, labels, reduction="none").loss
 
 
-def gradient(logits: Array, labels: Array) -> Array:
+def gradient(logits: Array, labels: Any) -> Array:
     """Gradient of the sum of the losses; at the label it is -(sum of the others) / total."""
-    parts = _parts(logits)
-    total = 1 + parts.others
-    result: Array = parts.exponentials / total
-    index = np.asarray(labels)[..., None]
-    others = parts.exponentials.copy()
-    np.put_along_axis(others, index, 0, axis=-1)
-    np.put_along_axis(result, index, -others.sum(axis=-1, keepdims=True) / total, axis=-1)
-    return result
+    return cross_entropy_with_options(logits, labels, reduction="none").gradient
 
 
 def along(function: Callable[[Array], Array], x: Any, axes: tuple[int, ...]) -> Array:
@@ -105,20 +185,67 @@ def difference_quotient(
     return gradient
 
 
-def _one_hot(labels: Array, classes: int) -> Array:
-    result = np.zeros((*labels.shape, classes), np.longdouble)
-    np.put_along_axis(result, labels[..., None], 1, axis=-1)
-    return result
-
-
 @dataclass(frozen=True)
 class Loss:
-    """What the cross-entropy with options is, in long double; the class axis last."""
+    """What a loss with options is, in long double; the class axis last."""
 
     loss: Array
     gradient: Array
+    gradient_scale: Array  # the size at which the error of an entry is measured
+    hessian: Array  # the diagonal
 
 
+class _Target(NamedTuple):
+    """What a target comes to."""
+
+    coefficients: Array  # of -log(probability), the shape of the logits
+    row_factor: Array  # of each row, 0 where it does not count
+    divisor: Any  # of the mean
+
+
+def _target(
+    shape: tuple[int, ...],
+    target: Any,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    where: Any = True,
+) -> _Target:
+    """Return PyTorch's formulas for a target of class indices or class probabilities."""
+    target = np.asarray(target)
+    class_weight = _wide(np.ones(shape[-1]) if weight is None else weight)
+    row_factor = _wide(np.broadcast_to(1 if sample_weight is None else sample_weight, shape[:-1]))
+    divisor = row_factor.sum()
+    distribution = _wide(target)
+    if target.dtype.kind in "iu":
+        counted = target != ignore_index
+        row_factor = np.where(counted, row_factor, 0)
+        labels = np.where(counted, target, 0).astype(np.intp)
+        divisor = _times(row_factor, class_weight[labels]).sum()
+        distribution = np.zeros(shape, np.longdouble)
+        np.put_along_axis(distribution, labels[..., None], 1, axis=-1)
+    smoothing = np.longdouble(label_smoothing)
+    allowed = np.broadcast_to(where, shape)
+    share = np.where(allowed, smoothing, 0) / np.maximum(allowed.sum(axis=-1, keepdims=True), 1)
+    coefficients = class_weight * ((1 - smoothing) * distribution + share)
+    return _Target(coefficients, row_factor, divisor)
+
+
+def _reduced(
+    losses: Array, target: _Target, reduction: str, denominator: Any
+) -> tuple[Array, Array]:
+    """Return the reduced loss, and the factor of what belongs to each row."""
+    losses = _times(target.row_factor, losses)
+    if reduction == "none":
+        return losses, target.row_factor
+    if reduction == "sum":
+        return losses.sum(), target.row_factor
+    divisor = target.divisor if denominator is None else np.longdouble(denominator)
+    return losses.sum() / divisor, target.row_factor / divisor
+
+
+@np.errstate(all="ignore")
 def cross_entropy_with_options(
     logits: Any,
     target: Any,
@@ -129,44 +256,40 @@ def cross_entropy_with_options(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: Any = True,
     reduction: str = "mean",
     denominator: float | None = None,
 ) -> Loss:
-    """Loss and gradient straight from PyTorch's formulas, finite logits, the class axis last."""
-    wide = np.asarray(logits).astype(np.longdouble) / np.longdouble(temperature)
-    classes = wide.shape[-1]
-    target = np.asarray(target)
-    class_weight = np.asarray(np.ones(classes) if weight is None else weight, np.longdouble)
-    smoothing = np.longdouble(label_smoothing)
-    counted = np.ones(wide.shape[:-1], bool)
-    row_weight = np.ones(wide.shape[:-1], np.longdouble)
-    if sample_weight is not None:
-        row_weight = np.asarray(sample_weight).astype(np.longdouble)
-    if target.dtype.kind in "iu":
-        counted = target != ignore_index
-        labels = np.where(counted, target, 0).astype(np.intp)
-        distribution = _one_hot(labels, classes)
-        divisor = (class_weight[labels] * row_weight * counted).sum()
-    else:
-        distribution = target.astype(np.longdouble)
-        divisor = row_weight.sum()
-    distribution = (1 - smoothing) * distribution + smoothing / classes
-    coefficients = class_weight * distribution
-    log_probs = log_softmax(wide)
-    log_total = logsumexp(wide)[..., None]
-    rows = -(coefficients * log_probs).sum(axis=-1) + np.longdouble(z_loss) * log_total[..., 0] ** 2
-    slope = softmax(wide) * (coefficients.sum(axis=-1, keepdims=True) + 2 * z_loss * log_total)
-    slope = (slope - coefficients) / np.longdouble(temperature)
-    factor = row_weight * counted
-    rows, slope = rows * factor, slope * factor[..., None]
-    if reduction == "none":
-        return Loss(rows, slope)
-    if reduction == "mean":
-        scale = divisor if denominator is None else np.longdouble(denominator)
-        return Loss(rows.sum() / scale, slope / scale)
-    return Loss(rows.sum(), slope)
+    """Return the loss and its derivatives, for logits that are finite or -inf.
+
+    With ``where`` they are those of the row without the classes excluded.
+    """
+    parts = _parts(logits, where=where, temperature=temperature, softcap=softcap)
+    shape = parts.shifted.shape
+    options = weight, sample_weight, ignore_index, label_smoothing, where
+    asked = _target(shape, target, *options)
+    coefficients = asked.coefficients
+    total = _sum(coefficients)
+    # Of a class at -inf that the target asks for, the loss is +inf.
+    losses = _sum(_times(coefficients, -parts.shifted)) + _times(total, np.log1p(parts.others))
+    losses = losses[..., 0] + _times(np.longdouble(z_loss), parts.log_total[..., 0] ** 2)
+    loss, factor = _reduced(losses, asked, reduction, denominator)
+    probabilities, complements = parts.probabilities, parts.complements
+    entries = gradient_entries(probabilities, complements, coefficients, parts.pivot)
+    of_z_loss = _times(2 * np.longdouble(z_loss), probabilities * parts.log_total)
+    gradient = entries.values + of_z_loss
+    scale = np.maximum(np.maximum(np.abs(gradient), entries.scale), np.abs(of_z_loss))
+    factor = np.asarray(factor)[..., None]
+    return Loss(
+        np.asarray(loss),
+        _times(factor, gradient * parts.slope),
+        _times(np.abs(factor), scale * parts.slope),
+        _times(factor, total * probabilities * complements / np.longdouble(temperature) ** 2),
+    )
 
 
+@np.errstate(all="ignore")
 def negative_log_likelihood(
     log_probs: Array,
     target: Any,
@@ -175,31 +298,73 @@ def negative_log_likelihood(
     sample_weight: Any = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    denominator: float | None = None,
 ) -> Array:
-    """Reduced loss straight from PyTorch's formulas, given finite log-probabilities."""
-    wide = np.asarray(log_probs).astype(np.longdouble)
-    classes = wide.shape[-1]
-    class_weight = np.asarray(np.ones(classes) if weight is None else weight, np.longdouble)
-    row_weight = np.ones(wide.shape[:-1], np.longdouble)
-    if sample_weight is not None:
-        row_weight = np.asarray(sample_weight).astype(np.longdouble)
-    target = np.asarray(target)
-    divisor = row_weight.sum()
-    if target.dtype.kind in "iu":
-        row_weight = row_weight * (target != ignore_index)
-        labels = np.where(target == ignore_index, 0, target).astype(np.intp)
-        divisor = (row_weight * class_weight[labels]).sum()
-        target = _one_hot(labels, classes)
-    rows = -row_weight * (class_weight * target.astype(np.longdouble) * wide).sum(axis=-1)
-    if reduction == "none":
-        return rows
-    return np.asarray(rows.sum() / (divisor if reduction == "mean" else 1))
+    """Reduced loss straight from PyTorch's formulas, given log-probabilities."""
+    wide = _wide(log_probs)
+    asked = _target(wide.shape, target, weight, sample_weight, ignore_index)
+    losses = _sum(_times(asked.coefficients, -wide))[..., 0]
+    return np.asarray(_reduced(losses, asked, reduction, denominator)[0])
+
+
+@np.errstate(all="ignore")
+def cross_entropy_from_probs(probs: Array, target: Any, **options: Any) -> Array:
+    """As ``negative_log_likelihood``, of the logarithms."""
+    return negative_log_likelihood(np.log(_wide(probs)), target, **options)
+
+
+@np.errstate(all="ignore")
+def binary_cross_entropy_with_logits(
+    logits: Any, target: Any, *, weight: Any = 1, pos_weight: Any = 1, reduction: str = "mean"
+) -> Loss:
+    """Return the loss of two classes, whose logits are 0 and the one given, and its derivatives."""
+    yes, of_yes = _wide(logits), _wide(target)
+    rows = np.stack([np.zeros_like(yes), yes], axis=-1)
+    coefficients = np.stack([1 - of_yes, _times(of_yes, _wide(pos_weight))], axis=-1)
+    options: dict[str, Any] = {"sample_weight": weight, "reduction": reduction}
+    options["denominator"] = yes.size
+    both = cross_entropy_with_options(rows, coefficients, **options)
+    return Loss(both.loss, both.gradient[..., 1], both.gradient_scale[..., 1], both.hessian[..., 1])
+
+
+@np.errstate(all="ignore")
+def binary_cross_entropy(
+    probs: Any, target: Any, *, weight: Any = 1, reduction: str = "mean"
+) -> Array:
+    wide, of_yes = _wide(probs), _wide(target)
+    logarithms = np.stack([np.log1p(-wide), np.log(wide)], axis=-1)
+    coefficients = np.stack([1 - of_yes, of_yes], axis=-1)
+    options: dict[str, Any] = {"sample_weight": weight, "reduction": reduction}
+    return negative_log_likelihood(logarithms, coefficients, denominator=wide.size, **options)
+
+
+def softmax_backward(grad_output: Any, output: Any, *, temperature: float = 1.0) -> Entries:
+    """``S (g - sum g S) / T``, the scale S max(|g|, sum |g| S) / T."""
+    given, wide = _wide(grad_output), _wide(output)
+    factor = wide / np.longdouble(temperature)
+    values = factor * (given - _sum(given * wide))
+    return Entries(values, factor * np.maximum(np.abs(given), _sum(np.abs(given) * wide)))
+
+
+def log_softmax_backward(grad_output: Any, output: Any, *, temperature: float = 1.0) -> Entries:
+    """As an entry of a gradient whose coefficients are -grad_output."""
+    wide = _wide(output)
+    pivot = wide.argmax(axis=-1, keepdims=True)
+    entries = gradient_entries(np.exp(wide), -np.expm1(wide), -_wide(grad_output), pivot)
+    return Entries(*(item / np.longdouble(temperature) for item in entries))
 
 
 @dataclass(frozen=True)
 class _Format:
     precision: int  # bits of the significand, the leading one included
     smallest_normal: float
+
+    @property
+    def overflow(self) -> np.longdouble:
+        """What rounds to infinity, from here on."""
+        _, exponent = np.frexp(self.smallest_normal)
+        largest: np.longdouble = np.ldexp(2 - np.longdouble(2.0) ** -self.precision, 2 - exponent)
+        return largest
 
 
 _FORMATS = {
@@ -210,27 +375,28 @@ _FORMATS = {
 }
 
 
-def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: float = 0.0) -> Array:
+def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0) -> Array:
     """Error of each result in units in the last place that ``dtype`` has at the truth.
 
-    ``floor``: the spacing is taken at max(|truth|, floor); logsumexp is measured with 1. A truth
-    under the smallest normal number counts as 0 error, unless the result strays above that number.
-    A result that is not finite where the truth is counts as infinitely wrong.
+    ``floor``: the spacing is taken at max(|truth|, floor), the scale of a gradient's entry or of
+    logsumexp. A truth under the smallest normal number counts as 0 error, unless the result strays
+    above that number; one beyond the largest is infinite. What is not finite on one side alone, or
+    not the same, is infinitely wrong.
     """
     form = _FORMATS[np.dtype(dtype).name]
-    wide_result = np.asarray(result).astype(np.longdouble)
-    wide_truth = np.asarray(truth).astype(np.longdouble)
+    wide_result, wide_truth = _wide(result), _wide(truth)
     if wide_result.shape != wide_truth.shape:
         raise ValueError(f"result has shape {wide_result.shape}, truth {wide_truth.shape}")
-    magnitude = np.maximum(np.abs(wide_truth), floor)
-    _, exponent = np.frexp(np.maximum(magnitude, form.smallest_normal))
-    spacing = np.ldexp(np.longdouble(1), exponent - form.precision)
-    error = np.abs(wide_result - wide_truth) / spacing
+    with np.errstate(all="ignore"):
+        wide_truth = np.where(np.abs(wide_truth) < form.overflow, wide_truth, wide_truth * np.inf)
+        magnitude = np.maximum(np.abs(wide_truth), floor)
+        _, exponent = np.frexp(np.maximum(magnitude, form.smallest_normal))
+        spacing = np.ldexp(np.longdouble(1), exponent - form.precision)
+        error = np.abs(wide_result - wide_truth) / spacing
     under = (magnitude < form.smallest_normal) & (np.abs(wide_result) <= form.smallest_normal)
-    error = np.where(under, 0, error)
-    return np.where(np.isfinite(wide_result) | ~np.isfinite(wide_truth), error, np.inf).astype(
-        np.float64
-    )
+    same = (wide_result == wide_truth) | (np.isnan(wide_result) & np.isnan(wide_truth))
+    error = np.where(np.isfinite(wide_result) & np.isfinite(wide_truth), error, np.inf)
+    return np.where(under | same, 0, error).astype(np.float64)
 
 
 @dataclass(frozen=True)
