@@ -393,7 +393,8 @@ def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0) -> Array
         _, exponent = np.frexp(np.maximum(magnitude, form.smallest_normal))
         spacing = np.ldexp(np.longdouble(1), exponent - form.precision)
         error = np.abs(wide_result - wide_truth) / spacing
-    under = (magnitude < form.smallest_normal) & (np.abs(wide_result) <= form.smallest_normal)
+    smallest = form.smallest_normal
+    under = (np.abs(wide_truth) < smallest) & (np.abs(wide_result) <= smallest)
     same = (wide_result == wide_truth) | (np.isnan(wide_result) & np.isnan(wide_truth))
     error = np.where(np.isfinite(wide_result) & np.isfinite(wide_truth), error, np.inf)
     return np.where(under | same, 0, error).astype(np.float64)

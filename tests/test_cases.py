@@ -1,0 +1,511 @@
+"""Small inputs that once failed, each for a kind: digits, sizes, zeros, bits, rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+import truth
+from conftest import dtype_named
+from layouts import Array, assert_same_bits
+from tolerances import assert_ulp
+
+pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
+
+INF, NAN = np.inf, np.nan
+
+
+def check(dtype: Any, logits: Any, target: Any, **options: Any) -> None:
+    """Compare loss and gradient of a call with the truth, at the sizes the promise is made for."""
+    x = np.asarray(logits, dtype)
+    target = np.asarray(target)
+    if target.dtype.kind == "f":
+        target = target.astype(dtype)
+    right = truth.cross_entropy_with_options(x, target, **options)
+    loss, grad = sf.cross_entropy_with_grad(x, target, **options)
+    assert_ulp(loss, right.loss, "loss", x.dtype)
+    assert_ulp(grad, right.gradient, "gradient", x.dtype, right.gradient_scale)
+    assert_same_bits(sf.cross_entropy(x, target, **options), loss)
+
+
+# Digits of the true class of a confident row
+
+
+@pytest.mark.parametrize("gap", [1, 5, 9.5, 20, 60, 80])
+@pytest.mark.parametrize("classes", [2, 3, 40])
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_hot_is_as_its_label(dtype: np.dtype, place: int, classes: int, gap: float) -> None:
+    logits, target = np.zeros((1, classes)), np.zeros((1, classes))
+    logits[0, place], target[0, place] = gap, 1
+    check(dtype, logits, target)
+    check(dtype, logits, target, weight=np.linspace(1, 3, classes))
+    label = np.array([place % classes])
+    of_label = sf.cross_entropy_with_grad(logits.astype(dtype), label)[1]
+    right = truth.gradient(logits.astype(dtype), label)
+    assert_ulp(of_label, right, "gradient", dtype)
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+@pytest.mark.parametrize("smoothing", [1e-9, 0.1, 1.0])
+@pytest.mark.parametrize("weight", [[1, 0, 0], [0, 1, 0], [1, 1e-9, 0], [1e-20, 1, 1e3]], ids=str)
+def test_smoothing_of_classes_without_weight(
+    full_dtype: np.dtype, weight: Any, smoothing: float, label: int
+) -> None:
+    for logits in ([[20, 0, 0]], [[0, 70, 1]]):
+        options = {"weight": weight, "label_smoothing": smoothing}
+        check(full_dtype, logits, [label], reduction="sum", **options)
+        check(full_dtype, logits, np.eye(3)[[label]], reduction="sum", **options)
+
+
+@pytest.mark.parametrize("gap", [5, 20, 80])
+@pytest.mark.parametrize("others", [0.0, 1e-12, 0.5])
+def test_log_softmax_backward_at_the_true_class(dtype: np.dtype, others: float, gap: int) -> None:
+    log_probs = truth.log_softmax(np.array([gap, 0, 0], dtype)).astype(dtype)
+    for sign in (1, -1):
+        given = np.array([-1, sign * others, -others], dtype)
+        found = sf.log_softmax_backward(given, log_probs)
+        right = truth.log_softmax_backward(given, log_probs)
+        assert_ulp(found, right.values, "gradient", dtype, right.scale)
+
+
+# Sizes of weights: dtype, logits, target, options
+
+HALVES = [[0.5, 0.5], [0.25, 0.75]]
+SIZES: list[tuple[str, Any, Any, dict[str, Any]]] = [
+    ("f4", [[1, 2], [3, 4]], target, {"sample_weight": [size] * 2, "reduction": reduction})
+    for target in ([0, 1], HALVES)
+    for size in (1e-50, 1e39, 1e-300, 1e300)
+    for reduction in ("mean", "sum")
+]
+SIZES += [
+    ("f8", [[1, 2], [3, 4]], target, {"sample_weight": [first, second]})
+    for target in ([0, 1], [1, -100], HALVES)
+    for first, second in [(1e250, 1e-250), (1e300, 1e300), (1e-300, 1e-308), (0, 1e-250)]
+]
+SIZES += [
+    (dtype, [[1, 2], [1, 2], [3, 4]], [0, -100, 1], {"sample_weight": weights})
+    for dtype, weights in [
+        ("f8", [0, 1e250, 1e-250]),
+        ("f8", [1e-250, 1e250, 0]),
+        ("f8", [1, INF, 1]),
+        ("f8", [1, NAN, 1]),
+        ("f4", [0, 1e30, 1e-30]),
+        ("f4", [0, 1e250, 1e-250]),
+        ("f2", [0, 1e30, 1e-30]),
+        ("f4", [1, INF, 1]),
+    ]
+]
+SIZES += [
+    (dtype, [[1, 2, 0], [0, 4, 1]], target, {"weight": weight, "reduction": reduction} | more)
+    for dtype, weight in [
+        ("f4", [1e-60, 1e-60, 1e-60]),
+        ("f4", [1e60, 1e60, 1e60]),
+        ("f4", [1e-30, 1e30, 0]),
+        ("f8", [1e-250, 1e250, 0]),
+    ]
+    for target, reduction in [([0, 1], "mean"), ([0, 1], "none"), ([[0.5, 0.5, 0]] * 2, "sum")]
+    for more in ({}, {"label_smoothing": 0.1}, {"sample_weight": [1e-30, 1e30]})
+]
+# A loss, and a gradient, that are below the smallest normal number before they are weighted.
+SIZES += [
+    (dtype, [[gap, 0]], target, {"weight": [weight, 1], "reduction": "sum"})
+    for dtype, gap, weight in [
+        ("f4", 88, 1e20),
+        ("f4", 100, 1e30),
+        ("f4", 130, 1e30),
+        ("f8", 720, 1e200),
+        ("f8", 760, 1e250),
+    ]
+    for target in ([0], [[1.0, 0.0]])
+]
+SIZES += [
+    ("f4", [[88, 0], [0, 1]], [0, 1], {"sample_weight": [1e20, 1], "reduction": "none"}),
+    ("f4", [[88, 0], [0, 1]], [0, 1], {"sample_weight": [1e20, 1], "denominator": 1e-3}),
+    ("f4", [[88, 0], [0, 100]], [0, 1], {"denominator": 1e-30}),
+    ("f4", [[27, 0]], [0], {"temperature": 0.3, "denominator": 1e-20}),
+    ("f2", [[12, 0]], [0], {"sample_weight": [1e5], "reduction": "sum"}),
+    # The same for denominators: powers that a float32 does not hold, results that it does.
+    ("f4", [[1, 2]], [0], {"sample_weight": [1e100], "denominator": 1e99}),
+    ("f4", [[1, 2]], [0], {"sample_weight": [1e-100], "denominator": 1e-99}),
+    ("f8", [[1, 2]], [0], {"sample_weight": [1e300], "denominator": 1e299}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "logits", "target", "options"), SIZES, ids=str)
+def test_sizes(dtype: str, logits: Any, target: Any, options: dict[str, Any]) -> None:
+    check(dtype, logits, target, **options)
+
+
+@pytest.mark.parametrize("dtype_name", ["float32", "float64"])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("z_loss", [1e-4, 1e-45, 1e-30, 0.4])
+@pytest.mark.parametrize("target", [[0, 1], [[1.0, 0.0], [0.5, 0.5]]], ids=str)
+def test_z_loss_at_the_ends_of_the_range(
+    target: Any, z_loss: float, sign: int, dtype_name: str
+) -> None:
+    largest = sign * np.finfo(dtype_name).max
+    options = {"z_loss": z_loss, "reduction": "none"}
+    check(dtype_name, [[largest, largest], [1, 2]], target, **options)
+    check(dtype_name, [[largest, -largest], [1, 2]], target, **options)
+
+
+def test_z_loss_of_half_types_at_the_ends_of_the_range(half_dtype: np.dtype) -> None:
+    largest = 65504.0 if half_dtype.name == "float16" else 3.38953e38
+    options: dict[str, Any] = {"z_loss": 1e-4, "reduction": "none"}
+    check(half_dtype, [[largest, largest], [1, 2]], [0, 1], **options)
+    check(half_dtype, [[-largest, -largest], [1, 2]], [0, 1], **options)
+
+
+@pytest.mark.parametrize(
+    ("dtype_name", "largest", "temperature"),
+    [
+        ("float32", 3e38, 1000.0),
+        ("float32", 3e38, 1e30),
+        ("float32", 3e38, 1e39),
+        ("float64", 1.5e308, 1000.0),
+        ("float64", 1.5e308, 1e300),
+        ("bfloat16", 3e38, 1000.0),
+        ("float16", 6e4, 1000.0),
+    ],
+)
+def test_temperature_at_the_ends_of_the_range(
+    dtype_name: str, largest: float, temperature: float
+) -> None:
+    dtype = dtype_named(dtype_name)
+    x = np.array([[largest, -largest], [-largest, 0]]).astype(dtype)
+    for name in ("softmax", "log_softmax"):
+        found = getattr(sf, name)(x, temperature=temperature)
+        assert_ulp(found, getattr(truth, name)(x, temperature=temperature), name, dtype)
+    for labels in ([0, 0], [1, 1]):
+        check(dtype, x, labels, temperature=temperature, reduction="none")
+
+
+BINARY: list[tuple[str, float, float, dict[str, Any]]] = [
+    ("f4", 88, 1, {"weight": 1e20}),
+    ("f4", -88, 0, {"weight": 1e20}),
+    ("f4", 130, 1, {"weight": 1e30}),
+    ("f4", 88, 1, {"pos_weight": 1e20}),
+    ("f4", 1, 1, {"weight": 1e-30, "pos_weight": 1e30}),
+    ("f4", 1, 0.5, {"weight": 1e-100, "pos_weight": 1e100}),
+    ("f4", 1, 0.5, {"weight": 1e100, "pos_weight": 1e-100}),
+    ("f8", 720, 1, {"weight": 1e200}),
+    ("f8", -720, 0, {"weight": 1e200}),
+    ("f8", 1, 0.5, {"weight": 1e-300, "pos_weight": 1e300}),
+    ("f2", 12, 1, {"weight": 1e5}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "logit", "yes", "options"), BINARY, ids=str)
+def test_sizes_of_binary_losses(
+    dtype: str, logit: float, yes: float, options: dict[str, Any]
+) -> None:
+    x, target = np.array([logit], dtype), np.array([yes], dtype)
+    options = {name: np.array([value]) for name, value in options.items()}
+    for reduction in ("none", "sum", "mean"):
+        right = truth.binary_cross_entropy_with_logits(x, target, reduction=reduction, **options)
+        loss, grad = sf.binary_cross_entropy_with_logits_with_grad(
+            x, target, reduction=reduction, **options
+        )
+        assert_ulp(loss, right.loss, "loss", x.dtype)
+        assert_ulp(grad, right.gradient, "gradient", x.dtype, right.gradient_scale)
+
+
+LIKELIHOODS: list[tuple[str, Any, Any, dict[str, Any]]] = [
+    ("f4", [[0, 1]], [[0.5, 0.5]], {"weight": [1e-30, 1e30]}),
+    ("f8", [[0, 1]], [[0.5, 0.5]], {"weight": [1e-300, 1e300]}),
+    ("f4", [[0, 1]], [[1e-30, 1]], {"weight": [1e-30, 1]}),
+    ("f4", [[0.5, 0.5]], [[0.5, 0.5]], {"weight": [1e-30, 1e30]}),
+    ("f4", [[0.25, 0.75]], [[0.5, 0.5]], {"weight": [1e-60, 1e-60], "sample_weight": [1e60]}),
+    ("f4", [[0.25, 0.75]], [0], {"weight": [1e-60, 1e60], "sample_weight": [1e60]}),
+    ("f4", [[0, 1]], [0], {"weight": [1e-60, 1]}),
+    ("f8", [[0.25, 0.75]], [1], {"weight": [1, 1e-300], "sample_weight": [1e300]}),
+]
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize(("dtype", "probs", "target", "options"), LIKELIHOODS, ids=str)
+def test_sizes_of_likelihoods(
+    dtype: str, probs: Any, target: Any, options: dict[str, Any], reduction: str
+) -> None:
+    options = options | {"reduction": reduction}
+    x, target = np.array(probs, dtype), np.array(target)
+    if target.dtype.kind == "f":
+        target = target.astype(dtype)
+    found = sf.cross_entropy_from_probs(x, target, **options)
+    assert_ulp(found, truth.cross_entropy_from_probs(x, target, **options), "loss", x.dtype)
+    with np.errstate(divide="ignore"):
+        x = np.log(x)
+    found = sf.nll_loss(x, target, **options)
+    assert_ulp(found, truth.negative_log_likelihood(x, target, **options), "loss", x.dtype)
+
+
+# Sizes and bits: what a row's weight does to others, what a factor of all weights does
+
+
+def a_batch(dtype: np.dtype, target_kind: str) -> tuple[Array, Array]:
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=4, size=(40, 21)).astype(dtype)
+    if target_kind == "labels":
+        return logits, random.integers(0, 21, 40)
+    target = random.gamma(0.5, size=(40, 21))
+    return logits, (target / target.sum(axis=1, keepdims=True)).astype(dtype)
+
+
+MORE_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"label_smoothing": 0.1},
+    {"z_loss": 1e-3},
+    {"temperature": 0.7},
+    {"weight": np.linspace(0, 2, 21)},
+    {"weight": np.linspace(0, 2, 21), "label_smoothing": 0.1, "z_loss": 1e-3},
+]
+with_more_options = pytest.mark.parametrize(
+    "options", MORE_OPTIONS, ids=lambda options: "+".join(options) or "plain"
+)
+with_targets = pytest.mark.parametrize("target_kind", ["labels", "probabilities"])
+
+
+@with_more_options
+@with_targets
+@pytest.mark.parametrize("extreme", [0.0, 1e-30, 1e30, 1e-250, 1e250, INF, NAN])
+def test_no_weight_moves_the_bits_of_another_row(
+    dtype: np.dtype, extreme: float, target_kind: str, options: dict[str, Any]
+) -> None:
+    logits, target = a_batch(dtype, target_kind)
+    ordinary = np.random.default_rng(1).uniform(0.2, 2, 40)
+    beside = ordinary.copy()
+    beside[[0, 7, 39]] = extreme
+    others = np.setdiff1d(np.arange(40), [0, 7, 39])
+    found = [
+        sf.cross_entropy_with_grad(
+            logits, target, sample_weight=weights, reduction="none", **options
+        )
+        for weights in (ordinary, beside)
+    ]
+    for before, after in zip(*found, strict=True):
+        assert_same_bits(after[others], before[others])
+    alone = sf.cross_entropy_with_grad(
+        logits[5:6], target[5:6], sample_weight=ordinary[5:6], reduction="none", **options
+    )
+    for before, after in zip(found[0], alone, strict=True):
+        assert_same_bits(after, before[5:6])
+
+
+@pytest.mark.parametrize("name", ["nll_loss", "cross_entropy_from_probs"])
+@with_targets
+@pytest.mark.parametrize("extreme", [1e-30, 1e30, 1e-250, 1e250])
+def test_no_weight_moves_the_likelihood_of_another_row(
+    dtype: np.dtype, extreme: float, target_kind: str, name: str
+) -> None:
+    logits, target = a_batch(dtype, target_kind)
+    values = sf.softmax(logits) if name == "cross_entropy_from_probs" else sf.log_softmax(logits)
+    ordinary = np.random.default_rng(1).uniform(0.2, 2, 40)
+    beside = ordinary.copy()
+    beside[7] = extreme
+    before, after = (
+        getattr(sf, name)(values, target, sample_weight=weights, reduction="none")
+        for weights in (ordinary, beside)
+    )
+    assert_same_bits(np.delete(after, 7), np.delete(before, 7))
+
+
+@pytest.mark.parametrize(
+    "factor", [2.0**10, 2.0**-60, 2.0**130, 2.0**-900, 2.0**900, 3.7, 1e30, 1e-250, 1e250]
+)
+@pytest.mark.parametrize("name", ["sample_weight", "weight"])
+@with_targets
+def test_a_factor_of_all_weights_leaves_the_mean(
+    dtype: np.dtype, target_kind: str, name: str, factor: float
+) -> None:
+    """To the bit where the factor is a power of two."""
+    if name == "weight" and target_kind == "probabilities":
+        return  # the mean divides by the number of rows
+    logits, target = a_batch(dtype, target_kind)
+    weights = np.random.default_rng(1).uniform(0.2, 2, 40 if name == "sample_weight" else 21)
+    weights[3] = 0
+    right = truth.cross_entropy_with_options(logits, target, **{name: weights})
+    expected = sf.cross_entropy_with_grad(logits, target, **{name: weights})
+    loss, grad = sf.cross_entropy_with_grad(logits, target, **{name: weights * factor})
+    assert_ulp(loss, right.loss, "loss", dtype)
+    assert_ulp(grad, right.gradient, "gradient", dtype, right.gradient_scale)
+    if np.frexp(factor)[0] == 0.5:
+        assert_same_bits(loss, expected[0])
+        assert_same_bits(grad, expected[1])
+
+
+# Zeros take out what they stand before
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@with_targets
+def test_sample_weight_0_takes_out_a_row(
+    dtype: np.dtype, target_kind: str, reduction: str, odd: float
+) -> None:
+    for row in ([odd, 0], [odd, odd]):
+        logits = np.array([row, [1, 2]], dtype)
+        target = np.array([0, 1]) if target_kind == "labels" else np.array(HALVES, dtype)
+        options: dict[str, Any] = {"sample_weight": [0, 1], "reduction": reduction}
+        right = truth.cross_entropy_with_options(logits, target, **options)
+        loss, grad = sf.cross_entropy_with_grad(logits, target, z_loss=0.0, **options)
+        assert_ulp(loss, right.loss, "loss", dtype)
+        assert_ulp(grad, right.gradient, "gradient", dtype, right.gradient_scale)
+        loss, grad = sf.cross_entropy_with_grad(logits, target, z_loss=0.1, **options)
+        assert np.isfinite(loss).all()
+        np.testing.assert_array_equal(grad[0], 0)
+        for function in (sf.nll_loss, sf.cross_entropy_from_probs):
+            found = function(logits, target, **options)
+            assert np.isfinite(found).all() or function is not sf.nll_loss
+            if reduction == "none":
+                assert found[0] == 0
+
+
+ZERO_TERMS: list[tuple[Any, Any, dict[str, Any]]] = [
+    ([[-1e-9, 1]], [[0.0, 1]], {}),
+    ([[NAN, 0.5]], [[0.0, 1]], {}),
+    ([[INF, 0.5]], [[0.0, 1]], {}),
+    ([[-1.0, 0.5]], [[0.5, 0.5]], {"weight": [0, 1]}),
+    ([[NAN, 0.5]], [0], {"weight": [0, 1]}),
+    ([[-1.0, 0.5]], [0], {"weight": [0, 1]}),
+    ([[-1.0, 0.5], [0.25, 0.75]], [0, 1], {"sample_weight": [0, 1]}),
+]
+
+
+@pytest.mark.parametrize(("probs", "target", "options"), ZERO_TERMS, ids=str)
+def test_coefficient_0_takes_out_a_likelihood(
+    dtype: np.dtype, probs: Any, target: Any, options: dict[str, Any]
+) -> None:
+    x, given = np.array(probs, dtype), np.array(target)
+    given = given.astype(dtype) if given.dtype.kind == "f" else given
+    found = sf.cross_entropy_from_probs(x, given, reduction="sum", **options)
+    right = truth.cross_entropy_from_probs(x, given, reduction="sum", **options)
+    assert np.isfinite(right)
+    assert_ulp(found, right, "loss", dtype)
+    found = sf.nll_loss(x, given, reduction="sum", **options)
+    right = truth.negative_log_likelihood(x, given, reduction="sum", **options)
+    assert_ulp(found, right, "loss", dtype)
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+def test_class_weight_0_takes_out_a_label(dtype: np.dtype, odd: float) -> None:
+    logits = np.array([[odd, 0], [1, 2]], dtype)
+    options: dict[str, Any] = {"weight": [0, 1], "reduction": "none"}
+    loss, grad = sf.cross_entropy_with_grad(logits, [0, 1], **options)
+    right = truth.cross_entropy_with_options(logits[1:], [1], **options)
+    assert loss[0] == 0
+    np.testing.assert_array_equal(grad[0], 0)
+    assert_ulp(loss[1:], right.loss, "loss", dtype)
+
+
+ZERO_BINARY: list[tuple[float, float, dict[str, Any]]] = [
+    (1 + 2.0**-7, 1, {}),
+    (1 + 2.0**-23, 1, {}),
+    (-1e-3, 0, {}),
+    (-1.0, 0.5, {"weight": [0]}),
+    (NAN, 0.5, {"weight": [0]}),
+]
+
+
+@pytest.mark.parametrize(("prob", "yes", "options"), ZERO_BINARY, ids=str)
+def test_coefficient_0_takes_out_a_binary_term(
+    dtype: np.dtype, prob: float, yes: float, options: dict[str, Any]
+) -> None:
+    probs, target = np.array([prob], dtype), np.array([yes], dtype)
+    right = truth.binary_cross_entropy(probs, target, **options)
+    assert_ulp(sf.binary_cross_entropy(probs, target, **options), right, "loss", dtype)
+
+
+@pytest.mark.parametrize("logit", [NAN, INF, -INF])
+def test_weight_0_takes_out_a_logit(dtype: np.dtype, logit: float) -> None:
+    logits, target = np.array([logit, 1], dtype), np.array([0.5, 0], dtype)
+    loss, grad = sf.binary_cross_entropy_with_logits_with_grad(
+        logits, target, weight=[0, 1], reduction="none"
+    )
+    right = truth.binary_cross_entropy_with_logits(logits[1:], target[1:], reduction="none")
+    assert loss[0] == 0
+    assert grad[0] == 0
+    assert_ulp(loss[1:], right.loss, "loss", dtype)
+    assert_ulp(grad[1:], right.gradient, "gradient", dtype, right.gradient_scale)
+
+
+# Bits
+
+
+@pytest.mark.parametrize("classes", [3, 9, 100, 1000])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy"])
+def test_long_doubles_have_the_same_bits_in_any_order(name: str, classes: int) -> None:
+    x = np.random.default_rng(0).normal(scale=4, size=(30, classes)).astype(np.longdouble)
+    labels = np.arange(30) % classes
+    function = getattr(sf, name)
+    arguments = [labels] if name == "cross_entropy" else []
+    options: dict[str, Any] = {"reduction": "none"} if arguments else {}
+    expected = function(x, *arguments, axis=-1, **options)
+    for other in (np.asfortranarray(x), x[:, ::-1].copy()[:, ::-1]):
+        # Long doubles have bytes that mean nothing.
+        np.testing.assert_array_equal(function(other, *arguments, axis=-1, **options), expected)
+    by_columns = function(x.T.copy(), *arguments, axis=0, **options)
+    np.testing.assert_array_equal(by_columns.T, expected)
+    alone = function(x[3:4], *(item[3:4] for item in arguments), axis=-1, **options)
+    np.testing.assert_array_equal(alone, expected[3:4])
+
+
+@pytest.mark.parametrize("classes", [1, 3, 9, 100, 1000, 5000])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_logsumexp_is_one_function(dtype: np.dtype, order: Any, classes: int) -> None:
+    """With weights of 1, or with the sign asked for, it has the plain bits."""
+    x = np.random.default_rng(0).normal(scale=4, size=(30, classes)).astype(dtype, order=order)
+    expected = sf.logsumexp(np.ascontiguousarray(x))
+    for b in (np.ones_like(x), np.ones(classes, dtype), np.ones((30, 1), dtype), dtype.type(1)):
+        assert_same_bits(sf.logsumexp(x, b=b), expected, np.shape(b))
+    found, sign = sf.logsumexp(x, return_sign=True)
+    assert_same_bits(found, expected)
+    np.testing.assert_array_equal(sign, 1)
+
+
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "b_shape", "axis"),
+    [
+        ((4, 1, 2, 1), (3, 1, 5), -1),
+        ((4, 1, 2, 1), (3, 1, 5), (0, 2)),
+        ((2, 3), (4, 2, 3), -1),
+        ((3,), (4, 3), 0),
+        ((1,), (5,), 0),
+        ((4, 3), (1, 3), None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f4", "f8"), ("f8", "f4")], ids=str)
+def test_b_broadcasts_and_promotes_as_in_scipy(
+    special: Any, dtypes: tuple[str, str], x_shape: Any, b_shape: Any, axis: Any
+) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=x_shape).astype(dtypes[0])
+    b = random.uniform(0.5, 2, b_shape).astype(dtypes[1])
+    found, sign = sf.logsumexp(x, axis, b=b, return_sign=True)
+    right, right_sign = special.logsumexp(x, axis, b=b, return_sign=True)
+    assert np.asarray(found).dtype == right.dtype
+    epsilon = 8 * np.finfo(right.dtype).eps
+    np.testing.assert_allclose(found, right, epsilon, epsilon)
+    np.testing.assert_array_equal(sign, right_sign)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_a_binary_loss_of_a_number_is_a_number(full_dtype: np.dtype, reduction: str) -> None:
+    for logit in (1.0, np.array(1.0, full_dtype)):
+        for found in sf.binary_cross_entropy_with_logits_with_grad(logit, 1, reduction=reduction):
+            assert isinstance(found, np.floating), type(found)
+
+
+@pytest.mark.parametrize("function", [sf.cross_entropy, sf.cross_entropy_with_grad, sf.nll_loss])
+def test_integer_one_hot_targets_name_the_remedy(function: Any) -> None:
+    logits, target = np.zeros((4, 3)), np.eye(3, dtype=int)[[0, 1, 2, 0]]
+    with pytest.raises(ValueError, match=r"^target .*\.astype\(float\)"):
+        function(logits, target)
+    with pytest.raises(ValueError, match=r"^target .*\.astype\(float\)"):
+        function(logits.reshape(2, 3, 2), target.reshape(2, 3, 2), axis=1)
