@@ -242,7 +242,7 @@ def _reduced(
     if reduction == "sum":
         return losses.sum(), target.row_factor
     divisor = target.divisor if denominator is None else np.longdouble(denominator)
-    return losses.sum() / divisor, target.row_factor / divisor
+    return losses.sum() / divisor, _times(target.row_factor, 1 / divisor)
 
 
 @np.errstate(all="ignore")
