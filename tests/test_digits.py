@@ -185,8 +185,15 @@ def test_softmax(dtype: np.dtype, temperature: float, middle_axis: bool) -> None
                 found = getattr(sf, name)(x, 1, temperature=temperature)
                 right = getattr(truth, name)(logits, temperature=temperature)
                 digits.check(name, found[0].T if middle_axis else found, right, classes)
-            found, scale = sf.logsumexp(x, 1).reshape(-1), truth.logsumexp_scale(logits)
-            right = truth.logsumexp(logits)
+
+
+@LAYOUTS
+def test_logsumexp(dtype: np.dtype, middle_axis: bool) -> None:
+    with Digits(dtype) as digits:
+        for classes in CLASS_COUNTS:
+            logits = rows_with_gaps(classes, dtype)
+            found = sf.logsumexp(moved(logits, middle_axis), 1).reshape(-1)
+            right, scale = truth.logsumexp(logits), truth.logsumexp_scale(logits)
             digits.check("logsumexp", found, right, classes, scale=scale)
 
 

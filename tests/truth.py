@@ -27,7 +27,7 @@ def _wide(values: Any) -> Array:
     return np.asarray(values).astype(np.longdouble)
 
 
-def _times(coefficients: Any, terms: Array) -> Array:
+def _times(coefficients: Any, terms: Any) -> Array:
     """Return the products; a coefficient of 0 takes out its term, whatever that is."""
     result: Array = np.where(coefficients == 0, 0, coefficients * terms)
     return result
