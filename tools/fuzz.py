@@ -3,7 +3,8 @@
     python tools/fuzz.py [--seconds 60] [--calls N] [--seed N] [--case N]
 
 Each call must end in the right answer (that of softce_fast.reference in long double, within a
-tolerance that is generous: accuracy has its own tests), or in one of the documented errors, in a
+tolerance that is generous; losses to the digits promised, too, by tests/truth.py, which is
+compared with mpmath), or in one of the documented errors, in a
 case where the reference raises one, too, with every buffer unchanged. A crash, a hang, a warning,
 an undocumented error, a write beside an output or to an input is a failure. The seed and the case
 are printed; with --seed and --case one case runs alone and shows its arguments.
@@ -29,8 +30,12 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
 import softce_fast as sf
+import truth
 from softce_fast import _checks, _dispatch, reference
+from tolerances import ulp_limit
 
 try:
     from ml_dtypes import bfloat16
@@ -332,11 +337,17 @@ def loss_case(random: Random, name: str) -> Case:
         options["sample_weight"] = case.add(
             new_input(random, rows, pick_float(random), positive=True, special=0.05)
         )
-    for name in ("weight", "sample_weight"):
-        weights = options.get(name)
-        if weights is not None and weights.flags.writeable and pick(random, 0.15):
-            with np.errstate(all="ignore"):
-                weights[...] = weights * 10.0 ** random.integers(-45, 38, weights.shape)
+    for option in ("weight", "sample_weight"):
+        weights = options.get(option)
+        if weights is not None and weights.flags.writeable and pick(random, 0.3):
+            spread_weights(random, weights)
+    weights = options.get("sample_weight")
+    if weights is not None and weights.flags.writeable and target.dtype.kind in "iu":
+        # What stands beside an ignored label must not matter.
+        odd = random.choice([math.nan, math.inf, 0.0, 1e30, 1e250], rows)
+        with np.errstate(all="ignore"):
+            np.copyto(weights, odd, where=target == options.get("ignore_index", -100),
+                      casting="unsafe")  # fmt: skip
     if pick(random, 0.6):
         options["reduction"] = str(random.choice(["mean", "sum", "none"]))
     if pick(random, 0.1):
@@ -356,6 +367,17 @@ def loss_case(random: Random, name: str) -> Case:
         result = _checks.result_dtype(x.dtype, options.get("dtype"))
         add_output(random, case, "grad_out", x, result)
     return case
+
+
+def spread_weights(random: Random, weights: Array) -> None:
+    """Make weights of sizes far apart, or all very small or very large, and zeros among them."""
+    power = int(random.choice([30, 45] if weights.itemsize < 8 else [30, 250, 300]))
+    powers: Array = np.asarray(random.integers(-power, power, weights.shape))
+    if pick(random, 0.3):
+        powers = np.full(weights.shape, random.choice([-power, power]))
+    with np.errstate(all="ignore"):
+        weights[...] = weights * 10.0**powers
+    weights[random.random(weights.shape) < random.choice([0, 0.3])] = 0
 
 
 def pick_float(random: Random) -> Any:
@@ -526,7 +548,7 @@ def expected_result(case: Case) -> Expected:
             floats.append(item if is_labels or is_empty_list else wide(item, dtype))
         for name in ("weight", "pos_weight", "sample_weight", "b"):
             if name in options:
-                options[name] = wide(options[name], dtype)
+                options[name] = wide(options[name], dtype if name == "b" else None)
         result = function(*floats, **options)
         if options.get("reduction", "mean") != "mean" or not is_loss(case.name):
             return Expected(None, result)
@@ -690,6 +712,8 @@ def run_case(case: Case) -> bool:
 def check_numbers(case: Case, result: Any, expected: Expected) -> None:
     if "b" in case.options and not (np.asarray(case.options["b"]) >= 0).all():
         return
+    if case.name.startswith("cross_entropy") and "probs" not in case.name:
+        check_digits(case, result)
     size, gradient_size = magnitudes(case, expected.divisor)
     compared = compare(case, first_of(result), first_of(expected.result), "result", size)
     if not (compared and isinstance(result, tuple)) or case.options.get("denominator") == 0:
@@ -698,6 +722,55 @@ def check_numbers(case: Case, result: Any, expected: Expected) -> None:
         compare(case, result[1], expected.result[1], "gradient", gradient_size)
     else:
         compare(case, result[1], expected.result[1], "sign", 1.0)
+
+
+def check_digits(case: Case, result: Any) -> None:
+    """Compare a loss and its gradient with the truth, in units in the last place.
+
+    Left out: another dtype than the logits' own, what is not finite, z-losses (where a logsumexp is
+    near 0, the digits are those of its parts), results next to the largest number.
+    """
+    x, target = (np.asarray(item) for item in case.arguments)
+    options = {name: value for name, value in case.options.items() if name not in NOT_NUMBERS}
+    dtype = np.asarray(first_of(result)).dtype
+    own = dtype in (x.dtype.newbyteorder("="), np.dtype(np.float64)) and "dtype" not in case.options
+    is_labels = target.dtype.kind in "iu"
+    if not (own and dtype.itemsize <= 8 and x.size and (is_labels or target.dtype == x.dtype)):
+        return
+    factors = [np.asarray(options[name]) for name in ("weight", "sample_weight") if name in options]
+    factors += [] if is_labels else [target]
+    with np.errstate(all="ignore"):
+        usable = all(((item >= 0) & np.isfinite(item)).all() for item in factors)
+    if not usable or not np.isfinite(x).all() or options.get("denominator") == 0:
+        return
+    if options.get("z_loss"):
+        return
+    axis = case.options.get("axis", -1)
+    right = truth.cross_entropy_with_options(
+        np.moveaxis(x, axis, -1), target if is_labels else np.moveaxis(target, axis, -1), **options
+    )
+    if not np.isfinite(right.loss).all():
+        return
+    # A sum of many losses has the roundings of its additions; the digits are promised of each.
+    if options.get("reduction") == "none" or x.size < 100:
+        check_units("loss", np.asarray(first_of(result)), right.loss)
+    if isinstance(result, tuple):
+        gradient = np.moveaxis(np.asarray(result[1]), axis, -1)
+        check_units("gradient", gradient, right.gradient, right.gradient_scale)
+
+
+def check_units(label: str, values: Array, right: Array, scale: Any = 0.0) -> None:
+    dtype = values.dtype
+    largest = _limits_of_half(dtype).max if dtype.itemsize == 2 else float(np.finfo(dtype).max)
+    error = truth.ulp_error(values, right, dtype, floor=scale)
+    error[np.abs(right) > 0.99 * largest] = 0
+    if error.max() > ulp_limit(label, dtype):
+        place = tuple(map(int, np.unravel_index(error.argmax(), error.shape)))
+        units = f"{error.max():.4g} ULP"
+        raise Failure(f"{label}{list(place)} is {values[place]!r}, {units} from {right[place]!r}")
+
+
+NOT_NUMBERS = ("axis", "dtype", "empty", "grad_out")
 
 
 def describe(case: Case) -> str:
