@@ -98,6 +98,8 @@ class Digits:
     """Gathers what is too far from the truth, to say all of it at once."""
 
     def __init__(self, dtype: np.dtype) -> None:
+        if dtype == np.float64 and not truth.HAS_EXTENDED:
+            pytest.skip("long double is float64 here")
         self.dtype = dtype
         self.wrong: dict[str, tuple[float, str]] = {}
 
