@@ -642,9 +642,8 @@ def _negative_log(
             scaled = _scaling.unscaled(call, row_shape)
         _write_negative_logs(array, axis, scaled.call, losses, is_log)
         if scaled.call.sample_weight is not None:
-            uncounted = (scaled.call.sample_weight == 0) & np.isinf(losses)
             losses *= scaled.call.sample_weight
-            losses[uncounted] = 0
+            losses[scaled.call.sample_weight == 0] = 0
             if call.labels is not None:
                 losses[call.labels == call.ignore_index] = 0
         if reduction == "none":

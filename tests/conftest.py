@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import open_promises
 from softce_fast import _dispatch
 
 ISAS = ("avx512", "avx2", "baseline")
@@ -21,6 +22,10 @@ if importlib.util.find_spec("hypothesis"):
     hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
     hypothesis.settings.register_profile("local", deadline=None)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    open_promises.mark(items)
 
 
 @pytest.fixture(params=ISAS)

@@ -75,6 +75,14 @@ class Kernels(Protocol):
     def backward(
         self, gradient: _Array, output: _Array, result: _Array, log: bool, n_threads: int
     ) -> None: ...
+    def curvatures(
+        self,
+        probabilities: _Array,
+        result: _Array,
+        factors: _Array,
+        floor: float,
+        n_threads: int,
+    ) -> None: ...
     def probability_losses(
         self,
         values: _Array,

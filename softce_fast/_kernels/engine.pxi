@@ -112,7 +112,7 @@ cdef struct Group:
     Offsets output
     Offsets target                # of class probabilities
     int64_t[16] labels
-    vector active                 # 0 where the label is ignored, else 1
+    vector active                 # 0 where the label is ignored or nothing weighs, else 1
     unsigned int ignored          # the same: bit k is row k
     vector label_weight           # class weight at the label, without what smoothing takes
     vector sample_weight
@@ -208,11 +208,19 @@ cdef inline void group_open(
         group_sample_weights(group, problem)
 
 
+cdef inline vector rows_active(const Group *group) noexcept nogil:
+    """0 where a row is ignored, else 1."""
+    cdef real[16] active
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        active[k] = not group.ignored >> k & 1
+    return vector_get(active)
+
+
 cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
     """Read the labels, and the weights of their classes."""
     cdef const char *labels
     cdef Py_ssize_t k
-    cdef real[16] active
     cdef real[16] weight
     if group.rows == LANES and problem.target.row_stride == sizeof(int64_t):
         labels = problem.target.data + group.first * <Py_ssize_t>sizeof(int64_t)
@@ -228,20 +236,22 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
                    sizeof(int64_t))
     if labels_are_special(group.labels, problem.ignore_index, problem.classes):
         for k in range(LANES):
-            active[k] = 1
             if group.labels[k] == problem.ignore_index:
-                active[k] = 0
                 group.ignored |= <unsigned int>1 << k
                 group.labels[k] = 0
             # They were checked, but another Python thread may have changed them since.
             group.labels[k] = max(
                 <int64_t>0, min(group.labels[k], <int64_t>(problem.classes - 1)))
-        group.active = vector_get(active)
+        group.active = rows_active(group)
     group.label_weight = vector_set(1.0)
     if problem.class_weight != NULL:
         for k in range(LANES):
             weight[k] = problem.class_weight[group.labels[k]]
+            if weight[k] == 0 and not problem.dense and problem.z_loss == 0:
+                # Nothing is left of the row.
+                group.ignored |= <unsigned int>1 << k
         group.label_weight = vector_get(weight)
+        group.active = rows_active(group)
     if problem.label_smoothing != 0:
         group.label_weight = vector_multiply(
             group.label_weight, vector_set(<real>1 - problem.label_smoothing))
@@ -250,8 +260,6 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
 cdef inline void group_sample_weights(Group *group, const Problem *problem) noexcept nogil:
     cdef Py_ssize_t k
     cdef real[16] weight
-    cdef real[16] active
-    vector_put(active, group.active)
     for k in range(LANES):
         weight[k] = 1
     for k in range(group.rows):
@@ -259,10 +267,9 @@ cdef inline void group_sample_weights(Group *group, const Problem *problem) noex
                + row_offset(&problem.sample_weight, group.first + k), sizeof(real))
         if weight[k] == 0:
             # It takes the row out, whatever the row holds.
-            active[k] = 0
             group.ignored |= <unsigned int>1 << k
     group.sample_weight = vector_get(weight)
-    group.active = vector_get(active)
+    group.active = rows_active(group)
 
 
 cdef inline bint pivots_at_maximum(const Problem *problem) noexcept nogil:

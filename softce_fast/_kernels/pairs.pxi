@@ -1,5 +1,5 @@
 # Operations on two arrays of one shape: the gradients through the two softmaxes, the losses of
-# given (log-)probabilities, and the binary losses.
+# given (log-)probabilities, and the binary losses. And on one, given as both: the Hessian's diagonal.
 #
 # Rows go in groups of up to LANES rows, chunk by chunk of PAIR_CHUNK classes: a sum over each
 # chunk, the sums of a row added up in order, then the output, if there is one. Few long rows are
@@ -12,6 +12,7 @@ cdef enum PairOperation:
     LOG_SOFTMAX_BACKWARD     # gradient, log-probabilities
     PROBABILITY_LOSS         # target, probabilities
     LOG_PROBABILITY_LOSS     # target, log-probabilities
+    CURVATURE                # probabilities, and the same
 
 
 cdef enum:
@@ -30,6 +31,8 @@ cdef struct PairProblem:
     Array second
     Array output                # of the gradients
     const real *class_weight    # of the losses
+    const real *factors         # of each row's curvature,
+    real floor                  # and its least value where that is not 0
     double *sums                # of each chunk of each row
 
 
@@ -162,6 +165,10 @@ cdef inline Pair pair_term(
         return term
     if operation == LOG_SOFTMAX_BACKWARD:
         return pair_from(a)
+    if operation == CURVATURE:
+        # All but the one that can exceed 1/2: what that one misses of 1.
+        return pair_from(vector_select(
+            vector_greater(a, vector_set(0.5)), vector_set(0.0), a))
     if coefficients.weight != NULL:
         a = coefficient_vector(coefficients, i, n)
     if operation == PROBABILITY_LOSS:
@@ -202,6 +209,28 @@ cdef inline vector pair_gradient(
         vector_fnma(plain_exponential(b, scale), total.high, a))
 
 
+cdef inline vector curvature(vector p, vector others, vector factor, vector floor) noexcept nogil:
+    """p * (1 - p) * factor, not below the floor."""
+    return vector_maximum(floor, product_or_zero(factor, vector_multiply(p, vector_select(
+        vector_greater(p, vector_set(0.5)), others, vector_subtract(vector_set(1.0), p)))))
+
+
+cdef inline void curvature_write(
+    const storage *p, double others, Py_ssize_t n, real factor, real floor, storage *out
+) noexcept nogil:
+    """Write the curvature of n classes of a row."""
+    cdef vector missing = vector_set(<real>others)
+    cdef vector factors = vector_set(factor)
+    cdef vector floors = vector_set(floor if factor != 0 else NEGATIVE_INFINITY)
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        vector_store(out + i, curvature(vector_load(p + i), missing, factors, floors))
+        i += LANES
+    if i < n:
+        vector_store_first(
+            out + i, curvature(row_vector(p, i, n), missing, factors, floors), n - i)
+
+
 cdef void pair_sums_of_chunk(
     const PairProblem *problem, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t chunk,
     storage *staged,
@@ -226,6 +255,8 @@ cdef void pair_sums_of_chunk(
         elif problem.operation == LOG_SOFTMAX_BACKWARD:
             sums[k * problem.chunks] = pair_sum(
                 problem, LOG_SOFTMAX_BACKWARD, a[k], b[k], start, n)
+        elif problem.operation == CURVATURE:
+            sums[k * problem.chunks] = pair_sum(problem, CURVATURE, a[k], b[k], start, n)
         elif problem.operation == PROBABILITY_LOSS:
             sums[k * problem.chunks] = pair_sum(problem, PROBABILITY_LOSS, a[k], b[k], start, n)
         else:
@@ -263,6 +294,8 @@ cdef void pair_write_chunk(
         total = problem.sums[(first + k) * problem.chunks]
         if problem.operation == SOFTMAX_BACKWARD:
             pair_write(SOFTMAX_BACKWARD, a[k], b[k], total, n, &scale, row)
+        elif problem.operation == CURVATURE:
+            curvature_write(a[k], total, n, problem.factors[first + k], problem.floor, row)
         else:
             pair_write(LOG_SOFTMAX_BACKWARD, a[k], b[k], total, n, &scale, row)
     if problem.output.class_stride != sizeof(storage):
@@ -368,6 +401,24 @@ def backward(
     cdef PairProblem problem = pair_problem(
         LOG_SOFTMAX_BACKWARD if log else SOFTMAX_BACKWARD, gradient, output)
     problem.output = array_from(<const char *>&result[0, 0, 0], result.shape, result.strides)
+    try:
+        run_pairs(&problem, n_threads)
+    finally:
+        memory_give(problem.sums)
+
+
+def curvatures(
+    const storage[:, :, :] probabilities, storage[:, :, :] result, const real[::1] factors,
+    double floor, int n_threads,
+):
+    """Write p * (1 - p) times the row's factor, at least `floor` where that is not 0, to `result`.
+
+    `result` may be `probabilities`.
+    """
+    cdef PairProblem problem = pair_problem(CURVATURE, probabilities, probabilities)
+    problem.output = array_from(<const char *>&result[0, 0, 0], result.shape, result.strides)
+    problem.factors = &factors[0]
+    problem.floor = <real>floor
     try:
         run_pairs(&problem, n_threads)
     finally:
