@@ -1,0 +1,459 @@
+"""Cross-entropy losses for PyTorch tensors on CPUs, with PyTorch's signatures.
+
+They are custom operators with their own gradients, so ``torch.compile(fullgraph=True)`` takes them.
+The forward pass reads the logits once, the backward pass writes the gradient from one more reading:
+nothing of the logits' size is kept in between. A call costs some 50 microseconds more than
+PyTorch's own; it pays from some 10,000 logits on.
+
+What this package does not serve goes to PyTorch: other devices, other dtypes, gradients by class
+probabilities. Second derivatives and ``torch.func`` are refused, with an error from PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import softce_fast as sf
+from softce_fast._adapters import requires
+
+with requires("PyTorch 2.4 or later, and ml_dtypes", extra="torch"):
+    import ml_dtypes
+    import torch
+    from torch import Tensor
+
+__all__ = ["CrossEntropyLoss", "cross_entropy", "linear_cross_entropy"]
+
+Array = NDArray[Any]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Return the cross-entropy of logits, as :func:`torch.nn.functional.cross_entropy` does.
+
+    Parameters
+    ----------
+    input : Tensor, shape (C,), (N, C) or (N, C, ...)
+        Logits.
+    target : Tensor
+        Class indices, of the shape of `input` without the class axis, or class probabilities, of
+        the shape of `input`.
+    weight : Tensor, shape (C,), optional
+        Class weights.
+    size_average, reduce : bool, optional
+        PyTorch's former way to say `reduction`.
+    ignore_index : int, default -100
+        A class index whose rows count for nothing.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        As :func:`softce_fast.cross_entropy` has it, which is as PyTorch has it.
+    label_smoothing : float, default 0.0
+        In [0, 1]; the part of each target that is shared out evenly among the classes.
+
+    Returns
+    -------
+    Tensor
+        The loss, in the dtype of `input`; for "none" one for each row.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As :func:`softce_fast.cross_entropy`.
+
+    Notes
+    -----
+    .. math:: \ell = -\sum_i w_i q_i \log \frac{\exp(x_i)}{\sum_j \exp(x_j)}
+
+    bfloat16 and float16 are computed in float32 and rounded once. It uses no more threads than
+    :func:`torch.get_num_threads` says.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softce_fast.torch import cross_entropy
+    >>> logits = torch.tensor([[2.0, 1.0, 0.1]], requires_grad=True)
+    >>> loss = cross_entropy(logits, torch.tensor([0]))
+    >>> loss.backward()
+    >>> logits.grad.numpy().round(3)
+    array([[-0.341,  0.242,  0.099]], dtype=float32)
+    """
+    reduction = _reduction(size_average, reduce, reduction)
+    options = ignore_index, reduction, label_smoothing
+    if not _served(input, target, weight):
+        return torch.nn.functional.cross_entropy(
+            input, target, weight, ignore_index=ignore_index, reduction=reduction,
+            label_smoothing=label_smoothing,
+        )  # fmt: skip
+    loss: Tensor = _cross_entropy(input, target, weight, *options)
+    return loss
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    r"""The module of :func:`cross_entropy`; its arguments are :class:`torch.nn.CrossEntropyLoss`'s.
+
+    Parameters
+    ----------
+    weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        As in :func:`cross_entropy`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        From the call, as :func:`cross_entropy`.
+
+    Notes
+    -----
+    See :func:`cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softce_fast.torch import CrossEntropyLoss
+    >>> loss = CrossEntropyLoss(label_smoothing=0.1)(torch.zeros(1, 4), torch.tensor([2]))
+    >>> round(float(loss), 4)
+    1.3863
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits and a target."""
+        return cross_entropy(
+            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Return the cross-entropy of a linear layer's output, which is never whole in memory.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, D) or (D,)
+        What goes into the linear layer.
+    linear_weight : Tensor, shape (C, D)
+        The layer's weight.
+    target : Tensor
+        Class indices, shape (N,), or class probabilities, shape (N, C).
+    linear_bias : Tensor, shape (C,), optional
+        The layer's bias.
+    weight, reduction, ignore_index, label_smoothing
+        As in :func:`cross_entropy`; for `ignore_index` None stands for -100.
+
+    Returns
+    -------
+    Tensor
+        The loss, in the dtype of `input`; for "none" one for each row.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As :func:`softce_fast.linear_cross_entropy`.
+
+    Notes
+    -----
+    .. math:: \mathrm{cross\_entropy}(x W^T + b)
+
+    It is ``torch.nn.functional.linear_cross_entropy`` without its `options`. For "mean" and "sum"
+    the gradients come with the loss, as in :func:`softce_fast.linear_cross_entropy_with_grad`; for
+    "none" the backward pass makes the products again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softce_fast.torch import linear_cross_entropy
+    >>> hidden, layer = torch.ones(2, 8), torch.zeros(4, 8, requires_grad=True)
+    >>> loss = linear_cross_entropy(hidden, layer, torch.tensor([0, 3]))
+    >>> round(float(loss.detach()), 4)
+    1.3863
+    """
+    ignored = -100 if ignore_index is None else ignore_index
+    layer = input, linear_weight, linear_bias
+    dtypes = {tensor.dtype for tensor in layer if tensor is not None}
+    if len(dtypes) > 1 or not _served(input, target, weight):
+        return torch.nn.functional.cross_entropy(
+            torch.nn.functional.linear(*layer), target, weight, ignore_index=ignored,
+            reduction=reduction, label_smoothing=label_smoothing,
+        )  # fmt: skip
+    enabled = torch.is_grad_enabled()
+    wanted = [enabled and tensor is not None and tensor.requires_grad for tensor in layer]
+    loss: Tensor = _linear_cross_entropy(
+        input, linear_weight, target, linear_bias, weight, None, ignored, reduction,
+        label_smoothing, wanted if reduction != "none" else [False] * 3,
+    )[0]  # fmt: skip
+    return loss
+
+
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    if size_average is None and reduce is None:
+        return reduction
+    if reduce is False:
+        return "none"
+    return "sum" if size_average is False else "mean"
+
+
+def _served(differentiable: Tensor, *others: Tensor | None) -> bool:
+    """Tell whether the first tensor can be computed on here, and nobody wants the others' gradient."""
+    return (
+        differentiable.device.type == "cpu"
+        and differentiable.dtype in DTYPES
+        and not any(other is not None and other.requires_grad for other in others)
+    )
+
+
+# Tensors as arrays
+
+
+def _array(tensor: Tensor) -> Array:
+    """Return the array that shares a tensor's memory."""
+    if tensor.dtype == torch.bfloat16:  # which NumPy lacks
+        return tensor.view(torch.int16).numpy(force=True).view(ml_dtypes.bfloat16)
+    array: Array = tensor.numpy(force=True)
+    return array
+
+
+def _optional(tensor: Tensor | None) -> Array | None:
+    return None if tensor is None else _array(tensor)
+
+
+def _tensor(array: Any) -> Tensor:
+    """Return the tensor that shares the memory of a fresh array, or holds a scalar."""
+    array = np.asarray(array)
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _threads() -> AbstractContextManager[None]:
+    """Use no more threads than PyTorch was told to."""
+    count = torch.get_num_threads()
+    return sf.num_threads(count) if count < sf.get_num_threads() else nullcontext()
+
+
+# The operators of cross_entropy
+
+
+def _class_axis(input: Tensor) -> int:
+    return min(1, input.ndim - 1)
+
+
+@torch.library.custom_op("softce_fast::cross_entropy", mutates_args=(), device_types="cpu")
+def _cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    with _threads():
+        return _tensor(
+            sf.cross_entropy(
+                _array(input), _array(target), _class_axis(input), weight=_optional(weight),
+                ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+            )
+        )  # fmt: skip
+
+
+@_cross_entropy.register_fake
+def _cross_entropy_fake(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    shape = list(input.shape) if reduction == "none" else []
+    if shape:
+        del shape[_class_axis(input)]
+    return input.new_empty(shape)
+
+
+@torch.library.custom_op("softce_fast::cross_entropy_backward", mutates_args=(), device_types="cpu")
+def _cross_entropy_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    logits, labels, class_weight = _array(input), _array(target), _optional(weight)
+    axis = _class_axis(input)
+    gradient = torch.empty_like(input)
+    # The gradient of the loss is taken as weights of the rows: half types then round once.
+    scale = _array(grad_output)
+    if reduction == "mean":
+        with np.errstate(all="ignore"):  # 0 where every row is ignored
+            scale = np.float64(scale) / _mean_divisor(logits, labels, class_weight, ignore_index)
+    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    with _threads():
+        sf.cross_entropy_with_grad(
+            logits, labels, axis, weight=class_weight, sample_weight=np.broadcast_to(scale, rows),
+            ignore_index=ignore_index, reduction="sum", label_smoothing=label_smoothing,
+            grad_out=_array(gradient),
+        )  # fmt: skip
+    return gradient
+
+
+def _mean_divisor(logits: Array, target: Array, weight: Array | None, ignore_index: int) -> Any:
+    """Return what reduction "mean" divides by."""
+    if target.dtype.kind not in "iu":
+        return target.size // logits.shape[min(1, logits.ndim - 1)]
+    counted = target != ignore_index
+    return np.sum(counted if weight is None else weight[target[counted]], dtype=np.float64)
+
+
+@_cross_entropy_backward.register_fake
+def _cross_entropy_backward_fake(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensors, ctx.options = inputs[:3], inputs[3:]
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = _cross_entropy_backward(grad_output, *ctx.saved_tensors, *ctx.options)
+    return gradient, *(None for _ in range(5))
+
+
+_cross_entropy.register_autograd(_differentiate, setup_context=_save)
+
+
+# The operator of linear_cross_entropy
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # the loss; the gradients, empty if not wanted
+
+
+@torch.library.custom_op("softce_fast::linear_cross_entropy", mutates_args=(), device_types="cpu")
+def _linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    arguments = _array(input), _array(linear_weight), _array(target)
+    options: dict[str, Any] = {
+        "linear_bias": _optional(linear_bias),
+        "weight": _optional(weight),
+        "sample_weight": _optional(sample_weight),
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+    }
+    gradients = _gradients((input, linear_weight, linear_bias), wanted)
+    with _threads():
+        if not any(wanted):
+            loss = sf.linear_cross_entropy(*arguments, **options)
+        else:
+            outputs = zip(("hidden", "weight", "bias"), gradients, wanted, strict=True)
+            given = {name: _array(gradient) for name, gradient, want in outputs if want}
+            loss, _ = sf.linear_cross_entropy_with_grad(
+                *arguments, **options, grads=tuple(given),
+                **{f"{name}_grad_out": array for name, array in given.items()},
+            )  # fmt: skip
+    return _tensor(loss), *gradients
+
+
+def _gradients(
+    layer: tuple[Tensor, Tensor, Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors for the gradients; those of half types are float32 until they are scaled."""
+    input = layer[0]
+    dtype = torch.float32 if input.dtype.itemsize == 2 else input.dtype
+    shapes = (
+        tensor.shape if want and tensor is not None else (0,)
+        for tensor, want in zip(layer, wanted, strict=True)
+    )
+    first, second, third = (input.new_empty(shape, dtype=dtype) for shape in shapes)
+    return first, second, third
+
+
+@_linear_cross_entropy.register_fake
+def _linear_cross_entropy_fake(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss = input.new_empty(input.shape[:-1] if reduction == "none" else ())
+    return loss, *_gradients((input, linear_weight, linear_bias), wanted)
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.options = inputs[6:9]
+    # With gradients at hand the arguments are not needed again.
+    tensors = inputs[:5]
+    ctx.at_hand = any(inputs[9])
+    ctx.dtype = tensors[0].dtype
+    ctx.save_for_backward(*(output[1:] if ctx.at_hand else tensors))
+
+
+def _differentiate_linear(
+    ctx: Any, grad_output: Tensor, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # for create_graph=True; constants would come out
+        raise RuntimeError("linear_cross_entropy has no second derivatives")
+    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
+    if ctx.at_hand:
+        gradients = [(tensor * grad_output).to(ctx.dtype) for tensor in ctx.saved_tensors]
+    else:
+        ignore_index, _, label_smoothing = ctx.options
+        results = _linear_cross_entropy(
+            *ctx.saved_tensors, grad_output.contiguous(), ignore_index, "sum", label_smoothing,
+            wanted,
+        )  # fmt: skip
+        gradients = [tensor.to(ctx.dtype) for tensor in results[1:]]
+    hidden, layer, bias = (
+        gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
+    )
+    return hidden, layer, None, bias, *(None for _ in range(6))
+
+
+_linear_cross_entropy.register_autograd(_differentiate_linear, setup_context=_save_linear)
