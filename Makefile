@@ -45,7 +45,7 @@ help: ## this list
 
 build: $(STAMPS)/built ## build the kernels in place, into the virtual environment
 
-test: $(STAMPS)/built $(STAMPS)/group-test $(STAMPS)/torch ## build, then run all tests
+test: $(STAMPS)/built $(STAMPS)/group-test $(STAMPS)/torch $(STAMPS)/adapters ## build, then run all tests
 	$(PY) -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
 
 coverage: ## the quick tests; which lines and branches of the wrapper they miss
@@ -129,10 +129,19 @@ $(STAMPS)/torch: pyproject.toml | $(STAMPS)/built
 	    echo "There is no CPU build of PyTorch for this Python here: tests against it will skip."
 	@touch $@
 
+# One by one, as of each some platform or Python has no wheels.
+$(STAMPS)/adapters: pyproject.toml | $(STAMPS)/built
+	@echo "Installing the libraries of the adapters"
+	@sed -n '/^adapters-test = /,/^]/s/^    "\(.*\)",$$/\1/p' pyproject.toml | while read -r needed; do \
+	    $(PIP) install --only-binary=:all: "$$needed" 2>$(STAMPS)/adapters-errors.txt || \
+	    echo "$$needed cannot be had for this Python here: tests that need it will skip."; done
+	@touch $@
+
 # ----------------------------------------------------------------------------------- campaigns
 
 SECONDS ?= 60
 FUZZ_ARGS ?=
+SUITES ?=
 SANITIZE_ARGS ?=
 
 fuzz: $(STAMPS)/built $(STAMPS)/group-test ## random calls for SECONDS=60
@@ -141,4 +150,7 @@ fuzz: $(STAMPS)/built $(STAMPS)/group-test ## random calls for SECONDS=60
 sanitize: $(STAMPS)/built $(STAMPS)/group-test ## address, undefined-behaviour, thread sanitizers
 	$(PY) tools/sanitize.py $(SANITIZE_ARGS)
 
-.PHONY: fuzz sanitize
+suites: $(STAMPS)/built $(STAMPS)/group-test $(STAMPS)/torch $(STAMPS)/adapters ## other projects' tests on the adapters
+	$(PY) tools/suites.py $(SUITES)
+
+.PHONY: fuzz sanitize suites

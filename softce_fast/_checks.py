@@ -22,6 +22,7 @@ REDUCTIONS = ("none", "mean", "sum")
 EMPTY_VALUES = ("nan", "zero")
 MOST_THREADS = 1024
 
+_ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
 _FLOAT_CHARS = "efdg"
 _FLOAT_NAMES = "float16, bfloat16, float32, float64 or longdouble"
 
@@ -49,6 +50,12 @@ def real_array(value: ArrayLike, name: str) -> Array:
         isinstance(item, np.ma.MaskedArray) for item in value
     ):
         raise _masked(f"{name} holds")
+    elif type(value).__module__.partition(".")[0] == "dask":
+        raise TypeError(
+            f"{name} is of Dask, and would be computed whole: softce_fast.dask takes Dask arrays"
+        )
+    elif hasattr(value, "__dlpack__") and not any(hasattr(value, how) for how in _ARRAY_PROTOCOLS):
+        array = np.from_dlpack(value)
     else:
         array = np.asarray(value)
     dtype = array.dtype

@@ -43,10 +43,12 @@ class Softmax(OpRun):
     function: Callable[..., Array] = staticmethod(sf.softmax)
 
     def _run(self, x: Array, axis: int) -> tuple[Array]:
-        if self.run_params["opsets"][""] >= 13:
-            return (type(self).function(x, axis),)
-        axis = 1 if axis is None else axis
-        return (type(self).function(x, tuple(range(axis % max(x.ndim, 1), x.ndim))),)
+        axes: int | tuple[int, ...] = axis
+        if self.run_params["opsets"][""] < 13:
+            given = any(attribute.name == "axis" for attribute in self.onnx_node.attribute)
+            first = axis if given else 1  # `axis` has the default of today's operator
+            axes = tuple(range(first % x.ndim, x.ndim))
+        return (type(self).function(x, axes),)
 
 
 class LogSoftmax(Softmax):

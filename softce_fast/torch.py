@@ -6,7 +6,7 @@ nothing of the logits' size is kept in between. A call costs some 50 microsecond
 PyTorch's own; it pays from some 10,000 logits on.
 
 What this package does not serve goes to PyTorch: other devices, other dtypes, gradients by class
-probabilities. Second derivatives and ``torch.func`` are refused, with an error from PyTorch.
+probabilities, layers with weights of more than two dimensions. Second derivatives and ``torch.func`` are refused, with an error from PyTorch.
 """
 
 from __future__ import annotations
@@ -188,14 +188,15 @@ def linear_cross_entropy(
     >>> round(float(loss.detach()), 4)
     1.3863
     """
-    ignored = -100 if ignore_index is None else ignore_index
     layer = input, linear_weight, linear_bias
     dtypes = {tensor.dtype for tensor in layer if tensor is not None}
-    if len(dtypes) > 1 or not _served(input, target, weight):
-        return torch.nn.functional.cross_entropy(
-            torch.nn.functional.linear(*layer), target, weight, ignore_index=ignored,
-            reduction=reduction, label_smoothing=label_smoothing,
+    if linear_weight.ndim != 2 or len(dtypes) > 1 or not _served(input, target, weight):
+        theirs: Tensor = torch.nn.functional.linear_cross_entropy(
+            input, linear_weight, target, linear_bias=linear_bias, weight=weight,
+            reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
         )  # fmt: skip
+        return theirs
+    ignored = -100 if ignore_index is None else ignore_index
     enabled = torch.is_grad_enabled()
     wanted = [enabled and tensor is not None and tensor.requires_grad for tensor in layer]
     loss: Tensor = _linear_cross_entropy(

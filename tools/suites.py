@@ -7,7 +7,7 @@ they need; a project that cannot be had is shown as such.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +29,6 @@ class Count(NamedTuple):
     passed: int
     failed: list[str]
     skipped: int = 0
-
-
-class Suite(NamedTuple):
-    """A project's tests, and how to run them on an adapter."""
-
-    distribution: str  # that they come with
-    about: str
-    run: Callable[[], Count]
 
 
 class _Outcomes:
@@ -69,7 +61,7 @@ def run_pytest(*modules: str, options: tuple[str, ...] = ()) -> Count:
     return Count(outcomes.passed, outcomes.failed, outcomes.skipped)
 
 
-def run_cases(cases: Iterator[tuple[str, Callable[[], None]]]) -> Count:
+def run_cases(cases: Iterable[tuple[str, Callable[[], object]]]) -> Count:
     """Run cases that are given one by one."""
     passed, failed = 0, []
     for name, case in cases:
@@ -110,37 +102,133 @@ def sklearn() -> Count:
 
 
 def onnx() -> Count:
+    import ml_dtypes
     from onnx.backend.test.loader import load_model_tests
     from onnx.reference import ReferenceEvaluator
 
     import softce_fast.onnx as adapter
 
-    names = {operator.__name__ for operator in adapter.OPERATORS}
+    operators = {operator.__name__ for operator in adapter.OPERATORS}
 
-    def read(path: Path) -> Any:
-        import onnx
-        from onnx import numpy_helper
-
-        return numpy_helper.to_array(onnx.load_tensor(str(path)))
-
-    def case(model: Any, folder: Path) -> None:
-        evaluator = ReferenceEvaluator(model, new_ops=adapter.OPERATORS)
-        for data in sorted(folder.glob("test_data_set_*")):
-            inputs = {
-                value.name: read(data / f"input_{i}.pb") for i, value in enumerate(model.graph.input)
-            }
-            for i, result in enumerate(evaluator.run(None, inputs)):
-                expected = read(data / f"output_{i}.pb")
+    def run(test: Any) -> None:
+        evaluator = ReferenceEvaluator(test.model, new_ops=adapter.OPERATORS)
+        for inputs, outputs in test.data_sets:
+            names = [value.name for value in test.model.graph.input]
+            results = evaluator.run(None, dict(zip(names, inputs, strict=True)))
+            for result, expected in zip(results, outputs, strict=True):
                 assert result.dtype == expected.dtype
-                np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-7)
+                # What is expected of half types was itself rounded to them after every step.
+                rounding = 2 * ml_dtypes.finfo(expected.dtype).eps if expected.itemsize == 2 else 0
+                np.testing.assert_allclose(
+                    result, expected, rtol=max(test.rtol, float(rounding)), atol=test.atol
+                )
 
-    def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-        import onnx
+    return run_cases(
+        (test.name, functools.partial(run, test))
+        for test in load_model_tests(kind="node")
+        if operators & {node.op_type for node in test.model.graph.node}
+    )
 
-        for test in load_model_tests(kind="node"):
-            folder = Path(test.model_dir)
-            model = onnx.load(folder / "model.onnx")
-            if names & {node.op_type for node in model.graph.node}:
-                yield test.name, lambda model=model, folder=folder: case(model, folder)
 
+def torch() -> Count:
+    import torch
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    import softce_fast.torch as adapter
+
+    def derivatives(function: Any, inputs: list[Any], *arguments: Any, **options: Any) -> list[Any]:
+        loss = function(*inputs, *arguments, **options)
+        ones = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+        return [loss, *torch.autograd.grad(loss, inputs, ones)]
+
+    def compare(name: str, dtype: torch.dtype, sample: Any) -> None:
+        """Compare with PyTorch's own in float64; gradients by finite differences there too."""
+        function, theirs = getattr(adapter, name), getattr(torch.nn.functional, name)
+        # Gradients by class probabilities are PyTorch's business.
+        tensors = [sample.input, *(item.detach() for item in sample.args)]
+        split = 1 if name == "cross_entropy" else 2
+        inputs = [tensor.detach().requires_grad_() for tensor in tensors[:split]]
+        rest = tensors[split:]
+
+        def double(value: Any) -> Any:
+            floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.detach().double() if floating else value
+
+        options = {key: double(value) for key, value in sample.kwargs.items()}
+        exact = [double(tensor).requires_grad_() for tensor in inputs]
+        expected = derivatives(theirs, exact, *map(double, rest), **options)
+        result = derivatives(function, inputs, *rest, **sample.kwargs)
+        eps = torch.finfo(dtype).eps
+        for ours, truth in zip(result, expected, strict=True):
+            assert ours.dtype == dtype
+            torch.testing.assert_close(ours.double(), truth, rtol=16 * eps, atol=16 * eps)
+        if dtype == torch.float64:
+            torch.autograd.gradcheck(lambda *x: function(*x, *rest, **sample.kwargs), inputs)
+
+    def cases() -> Iterable[tuple[str, Callable[[], object]]]:
+        names = {f"nn.functional.{name}": name for name in adapter.__all__}
+        for operator in op_db:
+            if operator.name not in names or operator.variant_test_name:
+                continue  # the variants are about `options` of PyTorch's own
+            for dtype in adapter.DTYPES:
+                samples = operator.sample_inputs("cpu", dtype, requires_grad=True)
+                for i, sample in enumerate(samples):
+                    name = names[operator.name]
+                    case = functools.partial(compare, name, dtype, sample)
+                    yield f"{name}, {dtype}, sample {i}", case
+
+    torch.manual_seed(0)
     return run_cases(cases())
+
+
+SUITES = {  # the distribution that brings the tests; what they are
+    scipy: ("scipy", "special: logsumexp, softmax, log_softmax"),
+    sklearn: ("scikit-learn", "losses, linear losses, logistic, calibration, gradient boosting"),
+    onnx: ("onnx", "node tests with the operators, expanded functions too"),
+    torch: ("torch", "OpInfo samples of the losses, gradcheck"),
+}
+NAMES = {suite.__name__: suite for suite in SUITES}
+
+
+def in_new_process(name: str) -> Count | None:
+    """Run a suite in a process of its own; None if its project is not installed."""
+    try:
+        importlib.metadata.version(SUITES[NAMES[name]][0])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "count.json"
+        status = subprocess.run([sys.executable, __file__, name, "--json", path], check=False)
+        if not path.exists():
+            return Count(0, [f"the process ended with {status.returncode}"])
+        return Count(**json.loads(path.read_text()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="*", default=list(NAMES), help=", ".join(NAMES))
+    parser.add_argument("--json", type=Path, help="run one suite, in this process")
+    arguments = parser.parse_args()
+    if arguments.json:
+        count = NAMES[arguments.suites[0]]()
+        arguments.json.write_text(json.dumps(count._asdict()))
+        return 0
+    counts = {name: in_new_process(name) for name in arguments.suites}
+    print("| project | version | tests | passed | failed | skipped |")
+    print("| --- | --- | --- | ---: | ---: | ---: |")
+    for name, count in counts.items():
+        distribution, about = SUITES[NAMES[name]]
+        if count is None:
+            print(f"| {distribution} | not installed | {about} | | | |")
+            continue
+        version = importlib.metadata.version(distribution)
+        numbers = f"{count.passed} | {len(count.failed)} | {count.skipped}"
+        print(f"| {distribution} | {version} | {about} | {numbers} |")
+    failed = [case for count in counts.values() if count for case in count.failed]
+    for case in failed:
+        print(f"failed: {case}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -74,7 +74,7 @@ def sdist_problems(names: set[str]) -> list[str]:
     needed = {"setup.py", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"}
     needed |= files("softce_fast", "*.py", "*.py[ix]", "*.px[di]", "*.h", "py.typed")
     needed |= files("licenses", "*.txt") | files("benchmarks", "*.py", "*.c")
-    needed |= files("tests", "*.py") | files("tools", "*.py", "*.sh")
+    needed |= files("examples", "*.py") | files("tests", "*.py") | files("tools", "*.py", "*.sh")
     # The only C in there is written by hand.
     unwanted = re.compile(r"^build/|^softce_fast/.*\.c(pp)?$|\.(so|o|pyc|pyd)$|(^|/)\.(venv|git)")
     return [
