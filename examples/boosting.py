@@ -6,6 +6,8 @@ annotators of each image, as class probabilities, or label smoothing make up for
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightgbm
 import numpy as np
 import xgboost
@@ -32,7 +34,7 @@ def main() -> dict[str, float]:
     soft = np.eye(CLASSES)[annotations].mean(axis=1)
     rare = np.where(np.arange(CLASSES) == 8, 2.0, 1.0)
 
-    objectives = {
+    objectives: dict[str, dict[str, Any]] = {
         "labels of one annotator": {},
         "label smoothing": {"label_smoothing": 0.2},
         "class weights": {"weight": rare},

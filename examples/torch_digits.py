@@ -1,4 +1,4 @@
-"""Train a small PyTorch network on scikit-learn's digits, with this package's loss and PyTorch's."""
+"""Train a small PyTorch network on the digits, with this package's loss and with PyTorch's."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def train(loss_function: torch.nn.Module) -> tuple[list[float], float]:
     images = torch.tensor(digits.data, dtype=torch.float32) / 16
     labels = torch.tensor(digits.target)
     torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
-    )
+    network = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     losses = []
     start = time.perf_counter()

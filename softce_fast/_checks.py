@@ -55,7 +55,7 @@ def real_array(value: ArrayLike, name: str) -> Array:
             f"{name} is of Dask, and would be computed whole: softce_fast.dask takes Dask arrays"
         )
     elif hasattr(value, "__dlpack__") and not any(hasattr(value, how) for how in _ARRAY_PROTOCOLS):
-        array = np.from_dlpack(value)
+        array = np.from_dlpack(value)  # type: ignore[arg-type, unused-ignore]
     else:
         array = np.asarray(value)
     dtype = array.dtype

@@ -6,7 +6,8 @@ nothing of the logits' size is kept in between. A call costs some 50 microsecond
 PyTorch's own; it pays from some 10,000 logits on.
 
 What this package does not serve goes to PyTorch: other devices, other dtypes, gradients by class
-probabilities, layers with weights of more than two dimensions. Second derivatives and ``torch.func`` are refused, with an error from PyTorch.
+probabilities, layers with weights of more than two dimensions. Second derivatives and
+``torch.func`` are refused, with an error from PyTorch.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -
 
 
 def _served(differentiable: Tensor, *others: Tensor | None) -> bool:
-    """Tell whether the first tensor can be computed on here, and nobody wants the others' gradient."""
+    """Tell whether the first tensor is of a kind served here, and the others need no gradient."""
     return (
         differentiable.device.type == "cpu"
         and differentiable.dtype in DTYPES
@@ -229,8 +230,9 @@ def _served(differentiable: Tensor, *others: Tensor | None) -> bool:
 def _array(tensor: Tensor) -> Array:
     """Return the array that shares a tensor's memory."""
     if tensor.dtype == torch.bfloat16:  # which NumPy lacks
-        return tensor.view(torch.int16).numpy(force=True).view(ml_dtypes.bfloat16)
-    array: Array = tensor.numpy(force=True)
+        array: Array = tensor.view(torch.int16).numpy(force=True)
+        return array.view(ml_dtypes.bfloat16)
+    array = tensor.numpy(force=True)
     return array
 
 
@@ -255,8 +257,8 @@ def _threads() -> AbstractContextManager[None]:
 # The operators of cross_entropy
 
 
-def _class_axis(input: Tensor) -> int:
-    return min(1, input.ndim - 1)
+def _class_axis(logits: Tensor | Array) -> int:
+    return 0 if logits.ndim == 1 else 1
 
 
 @torch.library.custom_op("softce_fast::cross_entropy", mutates_args=(), device_types="cpu")
@@ -323,7 +325,7 @@ def _cross_entropy_backward(
 def _mean_divisor(logits: Array, target: Array, weight: Array | None, ignore_index: int) -> Any:
     """Return what reduction "mean" divides by."""
     if target.dtype.kind not in "iu":
-        return target.size // logits.shape[min(1, logits.ndim - 1)]
+        return target.size // logits.shape[_class_axis(logits)]
     counted = target != ignore_index
     return np.sum(counted if weight is None else weight[target[counted]], dtype=np.float64)
 

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+
 from subprocesses import run_python
 
 LIBRARIES = {

@@ -605,3 +605,25 @@ def test_backward_matches_torch(torch: Any, axis: int, name: str) -> None:
 )
 def test_backward_promotes(first: str, second: str, promoted: str, name: str) -> None:
     assert BACKWARD[name](np.ones(3, first), np.ones(3, second)).dtype == promoted
+
+
+class OnlyDlpack:
+    """What another library's array shows at the least."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def test_objects_with_dlpack_alone_are_taken() -> None:
+    logits, labels = np.random.default_rng(0).standard_normal((4, 5)), np.array([0, 4, 2, 1])
+    np.testing.assert_array_equal(sf.softmax(OnlyDlpack(logits)), sf.softmax(logits))
+    loss, grad = sf.cross_entropy_with_grad(OnlyDlpack(logits), OnlyDlpack(labels))
+    expected = sf.cross_entropy_with_grad(logits, labels)
+    assert loss == expected[0]
+    np.testing.assert_array_equal(grad, expected[1])

@@ -216,15 +216,16 @@ def main() -> int:
     counts = {name: in_new_process(name) for name in arguments.suites}
     print("| project | version | tests | passed | failed | skipped |")
     print("| --- | --- | --- | ---: | ---: | ---: |")
-    for name, count in counts.items():
+    failed: list[str] = []
+    for name, result in counts.items():
         distribution, about = SUITES[NAMES[name]]
-        if count is None:
+        if result is None:
             print(f"| {distribution} | not installed | {about} | | | |")
             continue
         version = importlib.metadata.version(distribution)
-        numbers = f"{count.passed} | {len(count.failed)} | {count.skipped}"
+        numbers = f"{result.passed} | {len(result.failed)} | {result.skipped}"
         print(f"| {distribution} | {version} | {about} | {numbers} |")
-    failed = [case for count in counts.values() if count for case in count.failed]
+        failed += result.failed
     for case in failed:
         print(f"failed: {case}")
     return bool(failed)
