@@ -2,8 +2,8 @@
 
 They are custom operators with their own gradients, so ``torch.compile(fullgraph=True)`` takes them.
 The forward pass reads the logits once, the backward pass writes the gradient from one more reading:
-nothing of the logits' size is kept in between. A call costs some 50 microseconds more than
-PyTorch's own; it pays from some 10,000 logits on.
+nothing of the logits' size is kept in between. A training step costs some 0.2 milliseconds more
+than PyTorch's own on small batches; it pays from some 100,000 logits on.
 
 What this package does not serve goes to PyTorch: other devices, other dtypes, gradients by class
 probabilities, layers with weights of more than two dimensions. Second derivatives and

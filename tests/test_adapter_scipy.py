@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 from typing import Any
 
@@ -13,6 +14,7 @@ special = pytest.importorskip("scipy.special")
 import softce_fast as sf
 import softce_fast.scipy as adapter
 
+SCIPY = tuple(map(int, importlib.metadata.version("scipy").split(".")[:2]))
 AXES = (None, 0, -1, (0, 1))
 
 
@@ -44,6 +46,9 @@ OPERANDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.skipif(
+    SCIPY < (1, 16), reason="SciPy 1.15 takes Python's numbers for arrays of float64"
+)
 @pytest.mark.parametrize(("a", "b"), list(itertools.product(OPERANDS, repeat=2)))
 def test_a_and_b_broadcast_and_promote_both_ways(a: Any, b: Any) -> None:
     assert_alike(adapter.logsumexp(a, b=b), special.logsumexp(a, b=b))
