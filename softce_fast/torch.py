@@ -390,10 +390,8 @@ def _linear_cross_entropy(
         else:
             outputs = zip(("hidden", "weight", "bias"), gradients, wanted, strict=True)
             given = {name: _array(gradient) for name, gradient, want in outputs if want}
-            loss, _ = sf.linear_cross_entropy_with_grad(
-                *arguments, **options, grads=tuple(given),
-                **{f"{name}_grad_out": array for name, array in given.items()},
-            )  # fmt: skip
+            options |= {f"{name}_grad_out": array for name, array in given.items()}
+            loss, _ = sf.linear_cross_entropy_with_grad(*arguments, **options, grads=tuple(given))
     return _tensor(loss), *gradients
 
 
