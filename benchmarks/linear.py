@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-import alternate
 import machine
+import report
 import softce_fast as sf
+import timing
+from report import FLOOR
 
-RESULTS = Path(__file__).with_name("results")
-FLOOR, OURS, OURS_HALF = "three products", "softce_fast", "softce_fast, half of the rows ignored"
+OURS, OURS_HALF = "softce_fast", "softce_fast, half of the rows ignored"
 IGNORE = -100
 
 Array = np.ndarray[Any, Any]
@@ -142,12 +143,11 @@ def peak() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.parser("linear", __doc__)
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=32_000)
     parser.add_argument("--features", type=int, nargs="+", default=[128, 256, 512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=RESULTS / "linear.json")
     parser.add_argument("--grow", help=argparse.SUPPRESS)
     parser.add_argument("--shape", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -159,21 +159,16 @@ def main() -> None:
         shape = options.rows, options.classes, features
         title = "x".join(map(str, shape))
         calls = usable(Arrays(*shape))
-        times = seconds[title] = alternate.medians(calls, options.rounds, title)
+        seconds[title] = timing.medians(
+            timing.alternate(calls, rounds=1 if options.quick else options.rounds, seconds=0)
+        )
         peaks[title] = {name: growth(name, shape) for name in calls}
-        for name in calls:
-            print(
-                f"{title:>16}  {name:40}  {times[name] * 1e3:9.1f} ms  "
-                f"{times[FLOOR] / times[name]:5.2f} of the floor  "
-                f"{peaks[title][name] / 2**20:7.0f} MiB"
-            )
     document = {
-        "kind": "linear",
         **machine.describe(["numpy", "torch"]),
         "seconds": seconds,
         "peak_growth_bytes": peaks,
     }
-    machine.record(document, options.json)
+    report.finish("linear", options.json, document)
 
 
 if __name__ == "__main__":

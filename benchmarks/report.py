@@ -35,6 +35,7 @@ pyplot.rcParams.update({
 
 RESULTS = Path(__file__).with_name("results")
 LOCAL = RESULTS / "local"
+FLOOR = "three products"  # of linear.py: the matrix products that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 REACHED, SHORT, PLAIN = "#2a78b5", "#e07b1a", "#9a9a9a"
 
@@ -436,6 +437,22 @@ def waiting_rows(document: Document) -> pd.DataFrame:
     )
 
 
+def linear_rows(document: Document) -> pd.DataFrame:
+    """Way of the linear loss by shape: time, share of the floor, growth of the peak."""
+    seconds, peaks = document["seconds"], document["peak_growth_bytes"]
+    return table_of(
+        {
+            "rows x classes x features: loss and gradients": shape,
+            "way": name,
+            "time": time_text(taken),
+            "share of the floor": ratio_text(times[FLOOR] / taken),
+            "growth of the peak": f"{peaks[shape][name] / 2**20:.0f} MiB",
+        }
+        for shape, times in seconds.items()
+        for name, taken in times.items()
+    )
+
+
 # ---------------------------------------------------------------------------------------- documents
 
 
@@ -465,6 +482,7 @@ KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], lis
     "half types": (plain(half_types_rows), no_plots),
     "options": (plain(options_rows, 1), no_plots),
     "waiting": (plain(waiting_rows), no_plots),
+    "linear": (plain(linear_rows), no_plots),
 }
 # What stands in the README, in its order: the section, the file, the text.
 SECTIONS: tuple[tuple[str, str, Callable[[Document], str]], ...] = (

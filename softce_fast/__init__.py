@@ -26,6 +26,7 @@ from ._losses import (
     cross_entropy,
     cross_entropy_from_probs,
     cross_entropy_with_grad,
+    cross_entropy_with_grad_and_hessian,
     nll_loss,
 )
 from ._softmax import (
@@ -48,6 +49,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_from_probs",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_and_hessian",
     "get_num_threads",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",

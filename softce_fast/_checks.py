@@ -181,6 +181,24 @@ def check_temperature(temperature: float) -> float:
     return value
 
 
+def check_hessian_scale(hessian_scale: float) -> float:
+    """Return hessian_scale as a finite float above 0."""
+    value = _number(hessian_scale, "hessian_scale", "a finite number > 0")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"hessian_scale must be finite and > 0, got {hessian_scale!r}")
+    return value
+
+
+def check_hessian_floor(hessian_floor: float | None) -> float | None:
+    """Return hessian_floor as a finite float not below 0, or None."""
+    if hessian_floor is None:
+        return None
+    value = _number(hessian_floor, "hessian_floor", "None or a finite number >= 0")
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"hessian_floor must be None or finite and >= 0, got {hessian_floor!r}")
+    return value
+
+
 def check_z_loss(z_loss: float) -> float:
     """Return z_loss as a finite float."""
     value = _number(z_loss, "z_loss", "a finite number")

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import _checks, _layout, _memory, _scaling, reference
 from ._dispatch import dtype_for, kernels_for, loaded_kernels, takes
 from ._scaling import Call
+from ._softmax import softmax
 from ._threads import threads_for
 
 Array = NDArray[Any]
@@ -174,6 +175,145 @@ def cross_entropy_with_grad(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
         temperature, reduction, denominator, empty, dtype, True, grad_out,
     )  # fmt: skip
+
+
+def cross_entropy_with_grad_and_hessian(
+    logits: ArrayLike,
+    target: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    empty: str = "nan",
+    dtype: DTypeLike | None = None,
+    hessian_scale: float = 1.0,
+    hessian_floor: float | None = None,
+    grad_out: Array | None = None,
+    hessian_out: Array | None = None,
+) -> tuple[Any, Array, Array]:
+    r"""Return the cross-entropy, its gradient and the diagonal of its Hessian by the logits.
+
+    Parameters
+    ----------
+    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing
+        As in :func:`cross_entropy`.
+    temperature, reduction, denominator, empty, dtype
+        As in :func:`cross_entropy`.
+    hessian_scale : float, default 1.0
+        Multiplies the Hessian. Finite and above 0.
+    hessian_floor : float, optional
+        The least value of the Hessian, after all else; not of rows that do not count, where it is
+        0. Finite and not below 0.
+    grad_out, hessian_out : ndarray, optional
+        Where to put the gradient and the Hessian: of the shape of `logits` and the dtype of the
+        result, any strides. `grad_out` may be `logits` itself.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        As from :func:`cross_entropy`.
+    grad, hessian : ndarray
+        Gradient, and second derivatives by each logit, of the reduced loss; of the sum of the
+        losses for ``reduction="none"``.
+
+    Raises
+    ------
+    IndexError, AxisError, TypeError, ValueError
+        As :func:`cross_entropy_with_grad`; also if `hessian_scale` or `hessian_floor` is out of
+        range, or `hessian_out` does not fit or shares memory with another array of the call.
+        Nothing has been written then.
+
+    Notes
+    -----
+    .. math:: \frac{\partial^2 H}{\partial x_i^2} = K q_i (1 - q_i) / T^2
+
+    with :math:`K` the sum of the target's coefficients, times the row's share in the reduced loss.
+    Where :math:`q_i` is above 1/2, :math:`1 - q_i` is the sum of the others.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softce_fast as sf
+    >>> logits, target = np.array([[2.0, 1.0, 0.1]]), np.array([0])
+    >>> loss, grad, hessian = sf.cross_entropy_with_grad_and_hessian(logits, target)
+    >>> hessian.round(3)
+    array([[0.225, 0.184, 0.089]])
+    """
+    hessian_scale = _checks.check_hessian_scale(hessian_scale)
+    hessian_floor = _checks.check_hessian_floor(hessian_floor)
+    array, given, class_axis, call = _checked(
+        "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
+        empty, dtype, label_smoothing, 0.0, temperature,
+    )  # fmt: skip
+    if hessian_out is not None:
+        _checks.check_out(hessian_out, array.shape, call.dtype, "hessian_out")
+        others = (array, given, call.class_weight, call.sample_weight, grad_out)
+        if any(isinstance(x, np.ndarray) and _layout.shares_memory(x, hessian_out) for x in others):
+            raise ValueError("hessian_out must not share memory with another array of the call")
+    compute = _checks.compute_dtype(call.dtype)
+    curvature = _memory.empty(array.shape, compute)
+    if array.size and kernels_for(compute) is not None:
+        softmax(array, class_axis, temperature=temperature, dtype=compute, out=curvature)
+    loss, grad = cross_entropy_with_grad(
+        array, given, class_axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
+        reduction=reduction, denominator=denominator, empty=empty, dtype=call.dtype,
+        grad_out=grad_out,
+    )  # fmt: skip
+    if array.size == 0 or kernels_for(compute) is None:
+        _, _, hessian = reference.cross_entropy_with_grad_and_hessian(
+            array, given, class_axis, weight=weight, sample_weight=sample_weight,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
+            reduction=reduction, denominator=denominator, empty=empty, dtype=call.dtype,
+            hessian_scale=hessian_scale, hessian_floor=hessian_floor,
+        )  # fmt: skip
+        return loss, grad, hessian if hessian_out is None else _copied(hessian, hessian_out)
+    with np.errstate(all="ignore"):
+        factors = _curvature_factors(call, array.shape, class_axis) * (hessian_scale / temperature)
+        factors = np.ascontiguousarray(factors / temperature, compute).reshape(-1)
+        views = _layout.three_axes_together((curvature,), (class_axis,))
+        assert views is not None  # a new array is contiguous
+        (view,) = views
+        kernels_for(compute).curvatures(
+            view, view, factors, -math.inf if hessian_floor is None else hessian_floor,
+            threads_for(array.size),
+        )  # fmt: skip
+        if hessian_out is None:
+            return loss, grad, curvature.astype(call.dtype, copy=False)
+        return loss, grad, _copied(curvature, hessian_out)
+
+
+def _copied(array: Array, out: Array) -> Array:
+    np.copyto(out, array, casting="unsafe")
+    return out
+
+
+def _curvature_factors(call: Call, shape: tuple[int, ...], axis: int) -> Array:
+    """Return K of each row times its share in the reduced loss, in float64; 0 if it counts not."""
+    classes = shape[axis]
+    row_shape = shape[:axis] + shape[axis + 1 :]
+    weights = np.ones(classes) if call.class_weight is None else call.class_weight
+    evenly = call.label_smoothing / classes * math.fsum(weights)
+    if call.labels is not None:
+        own = weights.astype(np.float64).take(call.labels, mode="clip")
+        factors = (1 - call.label_smoothing) * own + evenly
+        factors = np.where(call.labels == call.ignore_index, 0, factors)
+    else:
+        assert call.probabilities is not None
+        rows = np.moveaxis(call.probabilities, axis, -1)
+        sums = np.einsum("...c,c->...", rows, weights, dtype=np.float64, casting="unsafe")
+        factors = (1 - call.label_smoothing) * sums + evenly
+    if call.sample_weight is not None:
+        factors = np.where(call.sample_weight == 0, 0, factors * call.sample_weight)
+    if call.reduction == "mean":
+        divisor = _scaling.unscaled(call, row_shape).divisor
+        factors = np.where(factors == 0, 0, factors / divisor)
+    return np.asarray(factors)
 
 
 def _checked(
@@ -351,8 +491,11 @@ def _divide_by_zero(grad: Array, axis: int, loss: float, divisor: float, call: C
         return
     with np.errstate(all="ignore"):
         grad /= grad.dtype.type(divisor)
+    rows = np.moveaxis(grad, axis, -1)
     if call.labels is not None:
-        np.moveaxis(grad, axis, -1)[call.labels == call.ignore_index] = 0
+        rows[call.labels == call.ignore_index] = 0
+    if call.sample_weight is not None:
+        rows[call.sample_weight == 0] = 0
 
 
 def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array, int]:

@@ -23,6 +23,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_from_probs",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_and_hessian",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
     "log_softmax",
@@ -571,6 +572,65 @@ def cross_entropy_with_grad(
 
 
 # Losses of hidden states and a class matrix
+
+
+def cross_entropy_with_grad_and_hessian(
+    logits: ArrayLike,
+    target: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    empty: str = "nan",
+    dtype: DTypeLike | None = None,
+    hessian_scale: float = 1.0,
+    hessian_floor: float | None = None,
+    grad_out: Array | None = None,
+    hessian_out: Array | None = None,
+) -> tuple[Any, Array, Array]:
+    """Cross-entropy, its gradient and the diagonal of its Hessian with respect to `logits`."""
+    hessian_scale = _checks.check_hessian_scale(hessian_scale)
+    hessian_floor = _checks.check_hessian_floor(hessian_floor)
+    with np.errstate(all="ignore"):
+        task = _task(
+            "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction,
+            denominator, empty, dtype,
+        )  # fmt: skip
+        if hessian_out is not None:
+            shape = np.moveaxis(task.values, -1, task.axis).shape
+            _checks.check_out(hessian_out, shape, task.dtype, "hessian_out")
+        temperature = _checks.check_temperature(temperature)
+        shifted, _ = _minus_maximum(task.values, (-1,), temperature)
+        exponentials, top, others = _split_sum(shifted, (-1,))
+        total = top + others
+        np.copyto(exponentials, 1, where=shifted == 0)
+        probs = exponentials / total
+        missing = np.where(probs > 0.5, (others + (top - 1)) / total, 1 - probs)
+        _, _, factors = _coefficients(task, _checks.check_label_smoothing(label_smoothing))
+        factors = factors * (hessian_scale / temperature / temperature)
+        if task.sample_weight is not None:
+            factors = factors * task.sample_weight[..., None]
+        if reduction == "mean":
+            factors = factors / _divisor(task)
+        hessian = _product(factors, probs * missing)
+        if hessian_floor is not None:
+            hessian = np.where(factors != 0, np.maximum(hessian, hessian_floor), hessian)
+        for rows in (task.ignored, None if task.sample_weight is None else task.sample_weight == 0):
+            if rows is not None:
+                hessian[rows] = 0
+        hessian = np.moveaxis(hessian, -1, task.axis)
+        loss, grad = cross_entropy_with_grad(
+            logits, target, axis, weight=weight, sample_weight=sample_weight,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
+            reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
+            grad_out=grad_out,
+        )  # fmt: skip
+        return loss, grad, deliver(hessian, task.dtype, hessian_out)
 
 
 class LinearGrads(NamedTuple):

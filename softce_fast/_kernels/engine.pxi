@@ -702,10 +702,13 @@ cdef inline void finish_softmax(Group *group, const Problem *problem) noexcept n
 
 
 cdef inline void finish_logsumexp(Group *group, const Problem *problem) noexcept nogil:
-    """The maximum, plus what the others add: near 0, too, nothing of that is lost."""
+    """Of a confident row, the maximum plus what the others add: near 0, too, none of it is lost."""
+    cdef Pair own = exponential_pair(group.whole.maximum, group.whole.reference, &problem.scale)
+    cdef vector confident = vector_add(
+        group.whole.maximum, log_total_over_maximum(group, problem))
     group.result = vector_select(
-        row_is_empty(group), vector_set(NEGATIVE_INFINITY),
-        vector_add(group.whole.maximum, log_total_over_maximum(group, problem)))
+        vector_greater(own.high, group.whole.others.high), confident, log_total(
+            pair_merge(group.whole.others, own), group.whole.reference, &problem.scale))
 
 
 cdef inline mask row_is_empty(const Group *group) noexcept nogil:

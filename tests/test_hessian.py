@@ -1,0 +1,157 @@
+"""cross_entropy_with_grad_and_hessian: the diagonal against long double, and what goes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+import truth
+from layouts import STRIDES, assert_same_bits
+from tolerances import smallest_normal
+
+UNITS = 8.0  # a probability, what it misses of 1, and their product
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "temperature": {"temperature": 0.7},
+    "mean": {"reduction": "mean"},
+    "denominator": {"reduction": "mean", "denominator": 7.0},
+}
+
+
+def batch(dtype: Any, classes: int, kind: str) -> tuple[np.ndarray[Any, Any], Any, Any, Any]:
+    """Rows with their largest logit 0 to 80 above the others; weights of classes and rows."""
+    generator = np.random.default_rng(classes)
+    logits = generator.normal(size=(40, classes))
+    logits[np.arange(40), generator.integers(0, classes, 40)] += np.arange(0, 80, 2)
+    logits = logits.astype(dtype)
+    target: Any = generator.integers(0, classes, 40)
+    if kind == "probabilities":
+        target = generator.dirichlet(np.ones(classes), 40).astype(dtype)
+    else:
+        target[3] = -100
+    sample_weight = generator.uniform(0.1, 3, 40)
+    sample_weight[5] = 0
+    return logits, target, generator.uniform(0, 2, classes), sample_weight
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [1, 2, 10, 100, 5000])
+def test_digits(
+    isa: str, full_dtype: np.dtype, name: str, kind: str, weighted: bool, classes: int
+) -> None:
+    logits, target, weight, sample_weight = batch(full_dtype, classes, kind)
+    options: dict[str, Any] = {"reduction": "sum"} | OPTIONS[name]
+    if weighted:
+        options |= {"weight": weight, "sample_weight": sample_weight}
+    loss, grad, hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, **options)
+    expected = truth.cross_entropy_with_options(logits, target, **options)
+    # A probability below the smallest normal number is 0 before anything multiplies it.
+    smallest = 16 * smallest_normal(full_dtype)
+    near_zero = (np.abs(expected.hessian) < smallest) & (np.abs(hessian) < smallest)
+    error = truth.ulp_error(
+        np.where(near_zero, 0, hessian), np.where(near_zero, 0, expected.hessian), full_dtype
+    )
+    assert error.max() <= UNITS
+    right_loss, right_grad = sf.cross_entropy_with_grad(logits, target, **options)
+    assert_same_bits(loss, right_loss)
+    assert_same_bits(grad, right_grad)
+
+
+@pytest.mark.parametrize("layout", STRIDES)
+def test_layouts(layout: str, full_dtype: np.dtype) -> None:
+    logits, target, *_ = batch(full_dtype, 10, "labels")
+    expected = sf.cross_entropy_with_grad_and_hessian(logits, target)
+    found = sf.cross_entropy_with_grad_and_hessian(STRIDES[layout](logits), target)
+    for ours, right in zip(found, expected, strict=True):
+        assert_same_bits(ours, right)
+
+
+def test_class_axis_and_outputs() -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    target = np.random.default_rng(1).integers(0, 5, (3, 4))
+    _, grad, hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, 1)
+    moved = np.ascontiguousarray(np.moveaxis(logits, 1, -1))
+    _, _, right = sf.cross_entropy_with_grad_and_hessian(moved, target)
+    assert_same_bits(hessian, np.moveaxis(right, -1, 1))
+    out = np.empty(logits.shape, np.float32, order="F")
+    found = sf.cross_entropy_with_grad_and_hessian(
+        logits, target, 1, grad_out=logits, hessian_out=out
+    )
+    assert found[1] is logits
+    assert found[2] is out
+    assert_same_bits(out, hessian)
+    assert_same_bits(logits, grad)
+
+
+def test_scale_and_floor() -> None:
+    logits, target, _, sample_weight = batch(np.float64, 10, "labels")
+    plain = sf.cross_entropy_with_grad_and_hessian(
+        logits, target, sample_weight=sample_weight, reduction="sum"
+    )[2]
+    found = sf.cross_entropy_with_grad_and_hessian(
+        logits, target, sample_weight=sample_weight, reduction="sum", hessian_scale=2.0,
+        hessian_floor=1e-3,
+    )[2]  # fmt: skip
+    counts = np.ones(len(logits), bool)
+    counts[[3, 5]] = False
+    np.testing.assert_array_equal(found[~counts], 0)
+    np.testing.assert_allclose(found[counts], np.maximum(2 * plain[counts], 1e-3), 1e-15)
+
+
+@pytest.mark.parametrize("name", ["float16", "longdouble"])
+def test_other_dtypes(name: str) -> None:
+    logits, target, *_ = batch(name, 10, "labels")
+    _, _, hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, reduction="sum")
+    assert hessian.dtype == logits.dtype
+    expected = truth.cross_entropy_with_options(logits, target, reduction="sum").hessian
+    eps = np.finfo(name).eps
+    np.testing.assert_allclose(
+        hessian.astype(np.longdouble), expected, 8 * eps, np.finfo(name).tiny
+    )
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_reference_agrees(name: str) -> None:
+    logits, target, weight, sample_weight = batch(np.float64, 10, "labels")
+    options: dict[str, Any] = {"weight": weight, "sample_weight": sample_weight} | OPTIONS[name]
+    ours = sf.cross_entropy_with_grad_and_hessian(logits, target, hessian_floor=1e-9, **options)
+    plain = sf.reference.cross_entropy_with_grad_and_hessian(
+        logits, target, hessian_floor=1e-9, **options
+    )
+    for found, right in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(found, right, 1e-12, 1e-300)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"hessian_scale": 0}, ValueError, "hessian_scale must be finite and > 0, got 0"),
+        ({"hessian_scale": "2"}, TypeError, "hessian_scale must be a finite number > 0"),
+        ({"hessian_floor": -1.0}, ValueError, "hessian_floor must be None or finite and >= 0"),
+        ({"hessian_out": np.empty((2, 2))}, ValueError, "hessian_out must have shape"),
+        ({"hessian_out": np.empty((2, 3), "f4")}, TypeError, "hessian_out must have dtype"),
+    ],
+)
+@pytest.mark.parametrize("module", [sf, sf.reference], ids=["kernels", "reference"])
+def test_errors(module: Any, options: dict[str, Any], error: type, message: str) -> None:
+    grad = np.full((2, 3), 7.0)
+    with pytest.raises(error, match=message):
+        module.cross_entropy_with_grad_and_hessian(
+            np.zeros((2, 3)), np.array([0, 1]), grad_out=grad, **options
+        )
+    np.testing.assert_array_equal(grad, 7)
+
+
+def test_hessian_beside_the_gradient_is_refused() -> None:
+    out = np.empty((2, 3))
+    with pytest.raises(ValueError, match="hessian_out must not share memory"):
+        sf.cross_entropy_with_grad_and_hessian(
+            np.zeros((2, 3)), np.array([0, 1]), grad_out=out, hessian_out=out
+        )
