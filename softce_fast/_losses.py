@@ -306,14 +306,15 @@ def _curvature_factors(call: Call, shape: tuple[int, ...], axis: int) -> Array:
     else:
         assert call.probabilities is not None
         rows = np.moveaxis(call.probabilities, axis, -1)
-        sums = np.einsum("...c,c->...", rows, weights, dtype=np.float64, casting="unsafe")
+        # In long double: a plain sum over many classes would lose digits.
+        sums = np.einsum("...c,c->...", rows, weights, dtype=np.longdouble, casting="unsafe")
         factors = (1 - call.label_smoothing) * sums + evenly
     if call.sample_weight is not None:
         factors = np.where(call.sample_weight == 0, 0, factors * call.sample_weight)
     if call.reduction == "mean":
         divisor = _scaling.unscaled(call, row_shape).divisor
         factors = np.where(factors == 0, 0, factors / divisor)
-    return np.asarray(factors)
+    return np.asarray(factors, np.float64)
 
 
 def _checked(

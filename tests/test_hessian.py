@@ -17,7 +17,7 @@ UNITS = 8.0  # a probability, what it misses of 1, and their product
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "smoothing": {"label_smoothing": 0.1},
-    "temperature": {"temperature": 0.7},
+    "temperature": {"temperature": 1.7},
     "mean": {"reduction": "mean"},
     "denominator": {"reduction": "mean", "denominator": 7.0},
 }
@@ -52,8 +52,8 @@ def test_digits(
         options |= {"weight": weight, "sample_weight": sample_weight}
     loss, grad, hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, **options)
     expected = truth.cross_entropy_with_options(logits, target, **options)
-    # A probability below the smallest normal number is 0 before anything multiplies it.
-    smallest = 16 * smallest_normal(full_dtype)
+    # Probabilities below the smallest normal number are 0 before anything adds or multiplies them.
+    smallest = 16 * classes * smallest_normal(full_dtype)
     near_zero = (np.abs(expected.hessian) < smallest) & (np.abs(hessian) < smallest)
     error = truth.ulp_error(
         np.where(near_zero, 0, hessian), np.where(near_zero, 0, expected.hessian), full_dtype

@@ -602,8 +602,6 @@ HIDDEN, MATRIX, TARGET = np.ones((3, 2)), np.ones((4, 2)), np.array([0, 1, 2])
         ({"denominator": np.nan}, ValueError, "denominator must be finite"),
         ({"empty": "one"}, ValueError, "empty must be"),
         ({"dtype": "int32"}, TypeError, "dtype must be"),
-        ({"where": np.ones(4)}, TypeError, "where must hold booleans"),
-        ({"where": np.ones(3, bool)}, ValueError, "where must broadcast to"),
         ({"memory": 0}, ValueError, "memory must be > 0"),
         ({"memory": 2.5}, TypeError, "memory must be an integer"),
         ({"grads": ("logits",)}, ValueError, "grads must be a collection of names"),

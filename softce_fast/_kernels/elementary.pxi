@@ -367,7 +367,7 @@ cdef extern from *:
 cdef inline vector lifted_log_share(
     Pair others, Pair own, vector log_share, mask *tiny
 ) noexcept nogil:
-    """negative_log_share(), times 2**HEADROOM where it is `tiny`: nothing of it is lost yet there."""
+    """negative_log_share(), times 2**HEADROOM where it is `tiny`: nothing of it is lost there."""
     cdef vector ratio = vector_divide(
         vector_add(others.high, others.low),
         vector_multiply(own.high, vector_set(TWO_TO_MINUS_HEADROOM)))

@@ -1,5 +1,6 @@
 # Operations on two arrays of one shape: the gradients through the two softmaxes, the losses of
-# given (log-)probabilities, and the binary losses. And on one, given as both: the Hessian's diagonal.
+# given (log-)probabilities, and the binary losses. And on one, given as both: the diagonal of the
+# Hessian.
 #
 # Rows go in groups of up to LANES rows, chunk by chunk of PAIR_CHUNK classes: a sum over each
 # chunk, the sums of a row added up in order, then the output, if there is one. Few long rows are
