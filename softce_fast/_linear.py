@@ -345,7 +345,7 @@ class _RowView:
 
     def _key(self, rows: Rows) -> tuple[NDArray[np.intp], ...]:
         if isinstance(rows, slice):
-            rows = np.arange(rows.start, rows.stop)
+            return np.unravel_index(np.arange(rows.start, rows.stop), self.row_shape)
         return np.unravel_index(rows, self.row_shape)
 
     def pieces(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
