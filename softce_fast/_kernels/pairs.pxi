@@ -199,18 +199,21 @@ cdef inline void pair_write(
 cdef inline vector pair_gradient(
     PairOperation operation, vector a, vector b, Pair total, const Scale *scale
 ) noexcept nogil:
-    cdef vector plain
+    cdef vector zero = vector_set(0.0)
+    cdef vector plain, exact
     if operation == SOFTMAX_BACKWARD:
         return vector_multiply(b, vector_subtract(vector_subtract(a, total.high), total.low))
     # Above 1/2, of a probability S: the sum of the others, and the total by 1 - S. What is no
-    # logarithm of a probability, above 0, goes the plain way.
+    # logarithm of a probability, above 0, and an infinite total go the plain way.
     plain = vector_fnma(plain_exponential(b, scale), total.high, a)
+    exact = vector_fnma(
+        total.high, exponential_minus_one(b, scale),
+        vector_subtract(vector_subtract(a, total.high), total.low))
+    exact = vector_select(
+        vector_equal(vector_subtract(total.high, total.high), zero), exact, plain)
     return vector_select(
         vector_greater(b, vector_set(-LN2)),
-        vector_select(vector_greater(b, vector_set(0.0)), plain, vector_fnma(
-            total.high, exponential_minus_one(b, scale),
-            vector_subtract(vector_subtract(a, total.high), total.low))),
-        plain)
+        vector_select(vector_greater(b, zero), plain, exact), plain)
 
 
 cdef inline vector curvature(vector p, vector others, vector factor, vector floor) noexcept nogil:
