@@ -272,7 +272,7 @@ def cross_entropy_with_grad_and_hessian(
             reduction=reduction, denominator=denominator, empty=empty, dtype=call.dtype,
             hessian_scale=hessian_scale, hessian_floor=hessian_floor,
         )  # fmt: skip
-        return loss, grad, hessian if hessian_out is None else _copied(hessian, hessian_out)
+        return loss, grad, _layout.deliver(hessian, call.dtype, hessian_out)
     with np.errstate(all="ignore"):
         factors = _curvature_factors(call, array.shape, class_axis) * (hessian_scale / temperature)
         factors = np.ascontiguousarray(factors / temperature, compute).reshape(-1)
@@ -283,14 +283,7 @@ def cross_entropy_with_grad_and_hessian(
             view, view, factors, -math.inf if hessian_floor is None else hessian_floor,
             threads_for(array.size),
         )  # fmt: skip
-        if hessian_out is None:
-            return loss, grad, curvature.astype(call.dtype, copy=False)
-        return loss, grad, _copied(curvature, hessian_out)
-
-
-def _copied(array: Array, out: Array) -> Array:
-    np.copyto(out, array, casting="unsafe")
-    return out
+        return loss, grad, _layout.deliver(curvature, call.dtype, hessian_out)
 
 
 def _curvature_factors(call: Call, shape: tuple[int, ...], axis: int) -> Array:
