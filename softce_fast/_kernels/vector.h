@@ -1,13 +1,12 @@
-/* vector.h: the one place that knows instruction sets and storage types.
+/* vector.h: the one place that knows instruction sets.
  *
  * A `vector` is 64 bytes of `real` numbers on every CPU: one AVX-512 register, two of AVX2, four of
  * SSE2 or NEON. The algorithms are written once on this logical vector, so lane k of a sum holds the
  * same numbers in every build, and builds with a fused multiply-add agree bit for bit.
  *
- * The file is compiled once per module with one of
- *     STORAGE_FLOAT32  STORAGE_FLOAT64  STORAGE_FLOAT16  STORAGE_BFLOAT16
- * defined. `storage` is what arrays hold, `real` is what is computed in; loading and storing
- * convert. Below, a "part" is one hardware register of a vector.
+ * The file is compiled once per module with COMPUTE_FLOAT32 or COMPUTE_FLOAT64 defined: `real` is what
+ * is computed in. What arrays hold is a matter of element.h. Below, a "part" is one hardware register
+ * of a vector.
  *
  * Plain arithmetic uses the vector extension of GCC and Clang. Intrinsics appear only where the
  * extension has no word for the instruction. Contraction must be off (-ffp-contract=off): a
@@ -18,11 +17,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
-#if defined(_WIN32)
-#include <malloc.h>
-#endif
 
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
 #include <immintrin.h>
@@ -48,34 +43,22 @@
 #endif
 #endif
 
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
 typedef double real;
 typedef int64_t bits;
 typedef uint64_t word;
-typedef double storage;
 #define SUFFIXED(name) PASTE(name, _pd)
 #define MANTISSA_BITS 52
 #define EXPONENT_BIAS 1023
-#define STORAGE_NEGATIVE_INFINITY (-(storage)__builtin_inf())
-#else
+#elif defined(COMPUTE_FLOAT32)
 typedef float real;
 typedef int32_t bits;
 typedef uint32_t word;
 #define SUFFIXED(name) PASTE(name, _ps)
 #define MANTISSA_BITS 23
 #define EXPONENT_BIAS 127
-#if defined(STORAGE_FLOAT16)
-typedef uint16_t storage;
-#define STORAGE_NEGATIVE_INFINITY ((storage)0xfc00)
-#elif defined(STORAGE_BFLOAT16)
-typedef uint16_t storage;
-#define STORAGE_NEGATIVE_INFINITY ((storage)0xff80)
-#elif defined(STORAGE_FLOAT32)
-typedef float storage;
-#define STORAGE_NEGATIVE_INFINITY (-(storage)__builtin_inff())
 #else
-#error "define one of STORAGE_FLOAT32, STORAGE_FLOAT64, STORAGE_FLOAT16, STORAGE_BFLOAT16"
-#endif
+#error "define COMPUTE_FLOAT32 or COMPUTE_FLOAT64"
 #endif
 
 #define VECTOR_BYTES 64
@@ -83,12 +66,7 @@ enum {
     LANES = VECTOR_BYTES / sizeof(real),
     PARTS = VECTOR_BYTES / PART_BYTES,
     PART_LANES = PART_BYTES / sizeof(real),
-    QUARTER_LANES = 16 / sizeof(real),
-    QUARTERS = LANES / QUARTER_LANES,
-    QUARTER_CLASSES = 16 / sizeof(storage),
-    WORD_CLASSES = sizeof(real) / sizeof(storage),
-    STORAGE_IS_REAL = sizeof(storage) == sizeof(real),
-    DIGITS_TO_SPARE = sizeof(storage) < sizeof(real)
+    QUARTER_LANES = 16 / sizeof(real)
 };
 
 typedef real part __attribute__((vector_size(PART_BYTES)));
@@ -97,7 +75,7 @@ typedef word part_words __attribute__((vector_size(PART_BYTES)));
 typedef real quarter __attribute__((vector_size(16)));
 typedef struct { part p[PARTS]; } vector;
 
-#if PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+#if PART_BYTES == 64 && defined(COMPUTE_FLOAT64)
 typedef __mmask8 part_mask;
 #elif PART_BYTES == 64
 typedef __mmask16 part_mask;
@@ -113,7 +91,7 @@ enum { HAS_FMA = 0 };
 #endif
 
 /* ln(2) = LN2 + LN2_REST; a whole number times LN2 is exact where multiply-adds are not fused. */
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
 #define NEGATIVE_INFINITY (-__builtin_inf())
 #define LN2 (HAS_FMA ? 0.693147180559945286 : 0x1.62e42fefa4p-1)
 #define LN2_REST (HAS_FMA ? 2.31904681384629956e-17 : -1.72394445256148357e-13)
@@ -135,11 +113,6 @@ enum { HAS_FMA = 0 };
 #define EACH_PART(e) {{e(0), e(1), e(2), e(3)}}
 #endif
 
-/* See elementary.pxi. */
-#define TWO_TO_MINUS_HEADROOM ((real)0x1p-48)
-#define TWO_TO_64 ((real)0x1p64)
-#define OUTPUT_SCALE ((real)(DIGITS_TO_SPARE ? 1.0 : 0x1p32))
-
 /* ---- one part ---------------------------------------------------------------------------- */
 
 INLINE part part_set(real x) {
@@ -159,7 +132,7 @@ INLINE void part_store(real *p, part v) {
 INLINE part part_fma(part a, part b, part c) {
 #if defined(X86) && defined(__FMA__)
     return SUFFIXED(X86(fmadd))(a, b, c);
-#elif defined(__aarch64__) && defined(STORAGE_FLOAT64)
+#elif defined(__aarch64__) && defined(COMPUTE_FLOAT64)
     return vfmaq_f64(c, a, b);
 #elif defined(__aarch64__)
     return vfmaq_f32(c, a, b);
@@ -171,7 +144,7 @@ INLINE part part_fma(part a, part b, part c) {
 INLINE part part_fnma(part a, part b, part c) {
 #if defined(X86) && defined(__FMA__)
     return SUFFIXED(X86(fnmadd))(a, b, c);
-#elif defined(__aarch64__) && defined(STORAGE_FLOAT64)
+#elif defined(__aarch64__) && defined(COMPUTE_FLOAT64)
     return vfmsq_f64(c, a, b);
 #elif defined(__aarch64__)
     return vfmsq_f32(c, a, b);
@@ -181,7 +154,7 @@ INLINE part part_fnma(part a, part b, part c) {
 }
 
 INLINE part_mask part_greater(part a, part b) {
-#if PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+#if PART_BYTES == 64 && defined(COMPUTE_FLOAT64)
     return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
 #elif PART_BYTES == 64
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
@@ -191,7 +164,7 @@ INLINE part_mask part_greater(part a, part b) {
 }
 
 INLINE part_mask part_equal(part a, part b) {
-#if PART_BYTES == 64 && defined(STORAGE_FLOAT64)
+#if PART_BYTES == 64 && defined(COMPUTE_FLOAT64)
     return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ);
 #elif PART_BYTES == 64
     return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
@@ -254,7 +227,7 @@ INLINE part zip_8(part a, part b, int high) {
 }
 #define ZIP_LOW_8(a, b) zip_8(a, b, 0)
 #define ZIP_HIGH_8(a, b) zip_8(a, b, 1)
-#if defined(__aarch64__) && !defined(STORAGE_FLOAT64)
+#if defined(__aarch64__) && !defined(COMPUTE_FLOAT64)
 #define ZIP_LOW_4(a, b) vzip1q_f32(a, b)
 #define ZIP_HIGH_4(a, b) vzip2q_f32(a, b)
 #else
@@ -272,11 +245,11 @@ INLINE part zip_8(part a, part b, int high) {
 #endif
 
 /* PART_LANES as a literal, and f(k, m, n) for each lane k of a part. */
-#if PART_BYTES == 64 && !defined(STORAGE_FLOAT64)
+#if PART_BYTES == 64 && !defined(COMPUTE_FLOAT64)
 #define PART_WIDTH 16
-#elif PART_BYTES == 64 || (PART_BYTES == 32 && !defined(STORAGE_FLOAT64))
+#elif PART_BYTES == 64 || (PART_BYTES == 32 && !defined(COMPUTE_FLOAT64))
 #define PART_WIDTH 8
-#elif PART_BYTES == 32 || !defined(STORAGE_FLOAT64)
+#elif PART_BYTES == 32 || !defined(COMPUTE_FLOAT64)
 #define PART_WIDTH 4
 #else
 #define PART_WIDTH 2
@@ -384,7 +357,7 @@ INLINE vector vector_absolute(vector a) {
 
 /* Exponentials are split at every STEPS-th part of a power of two. With 4 steps, looked up within 16
  * bytes of a register, a polynomial of degree 4 does where 1 step takes degree 6. */
-#if !defined(STORAGE_FLOAT64) && PART_BYTES > 16
+#if !defined(COMPUTE_FLOAT64) && PART_BYTES > 16
 enum { STEPS = 4 };
 #else
 enum { STEPS = 1 };
@@ -395,7 +368,7 @@ enum { STEPS = 1 };
 
 /* 2**(n / STEPS) for a whole number given as POWER_ROUNDER + n. At n = -EXPONENT_BIAS * STEPS the
  * result is 0; n may not be less. */
-#if !defined(STORAGE_FLOAT64) && PART_BYTES > 16
+#if !defined(COMPUTE_FLOAT64) && PART_BYTES > 16
 #define POWER_ROUNDER ROUNDER
 /* Entry j: the bits of 2**(j/4), less j << 21, which shifting the whole of n brings back. */
 static const int32_t STEP_TABLE[4] = {0x3f800000, 0x3f7837f0, 0x3f7504f3, 0x3f7744fd};
@@ -423,7 +396,7 @@ INLINE vector vector_power_of_two(vector n) {
 }
 
 /* Split a positive normal number into 2**exponent * fraction, sqrt(1/2) <= fraction < sqrt(2). */
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
 #define SQRT_HALF_BITS INT64_C(0x3fe6a09e667f3bcd)
 #else
 #define SQRT_HALF_BITS 0x3f3504f3
@@ -460,274 +433,29 @@ INLINE vector vector_fraction(vector a) {
 #undef E
 }
 
-/* ---- memory: real ------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------- */
 
-INLINE vector vector_get(const real *p) {
+INLINE vector vector_load(const real *p) {
 #define E(i) part_load(p + i * PART_LANES)
     return (vector)EACH_PART(E);
 #undef E
 }
 
-INLINE void vector_put(real *p, vector v) {
+INLINE void vector_store(real *p, vector v) {
     for (int i = 0; i < PARTS; i++) part_store(p + i * PART_LANES, v.p[i]);
 }
 
-/* ---- memory: storage ------------------------------------------------------------------------ */
-
-#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-
-typedef uint16_t part_halves __attribute__((vector_size(PART_BYTES / 2)));
-typedef uint16_t part_pairs __attribute__((vector_size(PART_BYTES)));
-typedef struct { part_halves p[PARTS]; } halves; /* LANES of them, as they are stored */
-
-/* Half types, each in the lower half of a word, the upper half 0. Of float16, where the CPU has no
- * instruction for it. */
-INLINE part part_widen_words(part_words wide) {
-#if defined(STORAGE_BFLOAT16)
-    return (part)(wide << 16);
-#else
-    /* Shift the fields into place and correct the exponent's bias; a subnormal half is its
-     * bits times 2**-24, infinity and NaN get the full exponent. */
-    const part_bits size = (part_bits)wide & 0x7fff;
-    const part_bits special = (size >= 0x7c00) & 0x7f800000;
-    const part_bits normal = ((size << 13) + 0x38000000) | special;
-    const part_bits small = (part_bits)(__builtin_convertvector(size, part) * (real)0x1p-24);
-    const part_bits is_small = size < 0x400;
-    return (part)((is_small & small) | (~is_small & normal) | (((part_bits)wide & 0x8000) << 16));
-#endif
-}
-
-INLINE part_words part_words_of(part_halves h) {
-#if PART_BYTES == 64
-    return (part_words)_mm512_cvtepu16_epi32((__m256i)h);
-#elif PART_BYTES == 32
-    return (part_words)_mm256_cvtepu16_epi32((__m128i)h);
-#else
-    return __builtin_convertvector(h, part_words);
-#endif
-}
-
-INLINE part part_widen(part_halves h) {
-#if defined(STORAGE_FLOAT16) && PART_BYTES == 64
-    return _mm512_cvtph_ps((__m256i)h);
-#elif defined(STORAGE_FLOAT16) && PART_BYTES == 32
-    return _mm256_cvtph_ps((__m128i)h);
-#else
-    return part_widen_words(part_words_of(h));
-#endif
-}
-
-/* Rounding to nearest, ties to even. */
-#if defined(STORAGE_BFLOAT16)
-/* The upper half of each word becomes the result. The lower half of a NaN has to be 0, lest its
- * payload be carried away: that of a widened one is, and that of the CPU's own. Weights, which come in
- * as `real`, are seen to by _as_real in _losses.py. */
-INLINE part_words part_round(part v) {
-    return (part_words)v + (((part_words)v >> 16 & 1) + 0x7fff);
-}
-#elif PART_BYTES == 64
-INLINE part_halves part_narrow(part v) {
-    return (part_halves)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
-}
-#elif PART_BYTES == 32
-INLINE part_halves part_narrow(part v) {
-    return (part_halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
-}
-#else
-/* The lower half of each word becomes the result, the upper half 0. */
-INLINE part_words part_narrow_words(part v) {
-    const part_bits word = (part_bits)v, sign = (word >> 16) & 0x8000, size = word & 0x7fffffff;
-    /* Of a NaN the sum, not used then, may go round. */
-    const part_words odd = ((part_words)size >> 13) & 1;
-    const part_bits normal = (part_bits)(((part_words)size - 0x38000000 + 0xfff + odd) >> 13);
-    /* Adding 1/2 rounds at a half's smallest step, 2**-24. */
-    const part_bits small = (part_bits)((part)size + (real)0.5) - 0x3f000000;
-    const part_bits is_small = (size < 0x38800000), is_large = (size >= 0x47800000);
-    const part_bits is_nan = (size > 0x7f800000);
-    const part_bits finite = (is_small & small) | (~is_small & normal);
-    return (part_words)(
-        (is_large & 0x7c00) | (is_nan & 0x0200) | (~is_large & finite) | sign);
-}
-#endif
-
-/* How far up in a word its two elements lie, in the order of memory. */
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-enum { FIRST = 0, SECOND = 16 };
-#else
-enum { FIRST = 16, SECOND = 0 };
-#endif
-
-/* Widen the first element of each word, and the second one. */
-INLINE void part_split(part pair, part *first, part *second) {
-#if defined(STORAGE_BFLOAT16)
-    const part lower = (part)((part_words)pair << 16);
-    const part upper = (part)((part_words)pair & 0xffff0000);
-    *first = FIRST == 0 ? lower : upper;
-    *second = FIRST == 0 ? upper : lower;
-#elif PART_BYTES == 64
-    const part_pairs halves_apart = {
-        0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
-        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
-    const __m512i apart = _mm512_permutexvar_epi16((__m512i)halves_apart, (__m512i)pair);
-    *first = _mm512_cvtph_ps(_mm512_castsi512_si256(apart));
-    *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(apart, 1));
-#elif PART_BYTES == 32
-    const __m256i halves_apart = _mm256_set_epi64x(
-        0x0f0e0b0a07060302, 0x0d0c090805040100, 0x0f0e0b0a07060302, 0x0d0c090805040100);
-    const __m256i apart = _mm256_permute4x64_epi64(
-        _mm256_shuffle_epi8((__m256i)pair, halves_apart), 0xd8);
-    *first = _mm256_cvtph_ps(_mm256_castsi256_si128(apart));
-    *second = _mm256_cvtph_ps(_mm256_extracti128_si256(apart, 1));
-#else
-    *first = part_widen_words((part_words)pair >> FIRST & 0xffff);
-    *second = part_widen_words((part_words)pair >> SECOND & 0xffff);
-#endif
-}
-
-/* The inverse: narrow both, and join them. */
-INLINE part part_pair(part first, part second) {
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-    return (part)_mm256_blend_epi16(
-        (__m256i)(part_round(first) >> 16), (__m256i)part_round(second), 0xaa);
-#elif defined(STORAGE_BFLOAT16)
-    return (part)(part_round(first) >> 16 << FIRST | part_round(second) >> 16 << SECOND);
-#elif PART_BYTES == 64
-    const part_pairs in_turn = {
-        0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
-        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i apart = _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)part_narrow(first)),
-                                             (__m256i)part_narrow(second), 1);
-    return (part)_mm512_permutexvar_epi16((__m512i)in_turn, apart);
-#elif PART_BYTES == 32
-    const __m128i a = (__m128i)part_narrow(first), b = (__m128i)part_narrow(second);
-    return (part)_mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
-#else
-    return (part)(part_narrow_words(first) << FIRST | part_narrow_words(second) << SECOND);
-#endif
-}
-
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-/* All elements in one register: in two halves they would go through memory. */
-INLINE __m256i vector_narrow_whole(vector v) {
-    /* Packing goes by 16 bytes of either register in turn. */
-    const __m256i mixed = _mm256_packus_epi32(
-        (__m256i)(part_round(v.p[0]) >> 16), (__m256i)(part_round(v.p[1]) >> 16));
-    return _mm256_permute4x64_epi64(mixed, 0xd8);
-}
-#endif
-
-INLINE halves vector_narrow(vector v) {
-    halves h;
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 64
-    const part_pairs upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
-    h.p[0] = (part_halves)_mm512_castsi512_si256(
-        _mm512_permutexvar_epi16((__m512i)upper, (__m512i)part_round(v.p[0])));
-#elif defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-    const __m256i whole = vector_narrow_whole(v);
-    h.p[0] = (part_halves)_mm256_castsi256_si128(whole);
-    h.p[1] = (part_halves)_mm256_extracti128_si256(whole, 1);
-#else
-    for (int i = 0; i < PARTS; i++) {
-#if defined(STORAGE_BFLOAT16)
-        h.p[i] = __builtin_convertvector(part_round(v.p[i]) >> 16, part_halves);
-#elif PART_BYTES > 16
-        h.p[i] = part_narrow(v.p[i]);
-#else
-        h.p[i] = __builtin_convertvector(part_narrow_words(v.p[i]), part_halves);
-#endif
-    }
-#endif
-    return h;
-}
-
-INLINE vector vector_load(const storage *p) {
-    halves h;
-    memcpy(&h, p, sizeof h);
-#define E(i) part_widen(h.p[i])
-    return (vector)EACH_PART(E);
-#undef E
-}
-
-INLINE void vector_store(storage *p, vector v) {
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-    _mm256_storeu_si256((__m256i *)p, vector_narrow_whole(v));
-#else
-    const halves h = vector_narrow(v);
-    memcpy(p, &h, sizeof h);
-#endif
-}
-
-/* Non-temporal; p on a 32-byte boundary. */
-INLINE void halves_stream(storage *p, halves h) {
-#if PART_BYTES == 64
-    _mm256_stream_si256((__m256i *)p, (__m256i)h.p[0]);
-#elif PART_BYTES == 32
-    _mm256_stream_si256((__m256i *)p, _mm256_set_m128i((__m128i)h.p[1], (__m128i)h.p[0]));
-#elif defined(__SSE2__)
-    __m128i q[2];
-    memcpy(q, &h, sizeof h);
-    _mm_stream_si128((__m128i *)p, q[0]);
-    _mm_stream_si128((__m128i *)(p + LANES / 2), q[1]);
-#else
-    memcpy(p, &h, sizeof h);
-#endif
-}
-
-INLINE void vector_stream(storage *p, vector v) {
-#if defined(STORAGE_BFLOAT16) && PART_BYTES == 32
-    _mm256_stream_si256((__m256i *)p, vector_narrow_whole(v));
-#else
-    halves_stream(p, vector_narrow(v));
-#endif
-}
-
-/* LANES elements as they are. Source and target may overlap. */
-INLINE void storage_copy(storage *p, const storage *from) {
-    halves h;
-    memcpy(&h, from, sizeof h);
-    memcpy(p, &h, sizeof h);
-}
-
-/* The same; p as for vector_stream. */
-INLINE void storage_stream(storage *p, const storage *from) {
-    halves h;
-    memcpy(&h, from, sizeof h);
-    halves_stream(p, h);
-}
-
-#else
-
-INLINE vector vector_load(const storage *p) {
-    return vector_get(p);
-}
-
-INLINE void vector_store(storage *p, vector v) {
-    vector_put(p, v);
-}
-
-/* Non-temporal; p on a 64-byte boundary. */
-INLINE void vector_stream(storage *p, vector v) {
+/* Past the caches; p on a 64-byte boundary. */
+INLINE void vector_stream(real *p, vector v) {
     for (int i = 0; i < PARTS; i++) part_stream(p + i * PART_LANES, v.p[i]);
 }
 
-/* LANES elements as they are. Source and target may overlap. */
-INLINE void storage_copy(storage *p, const storage *from) {
-    vector_put(p, vector_get(from));
-}
-
-/* The same; p as for vector_stream. */
-INLINE void storage_stream(storage *p, const storage *from) {
-    vector_stream(p, vector_get(from));
-}
-
-#endif
-
-/* `count` elements, fewer than LANES, in pieces: one branch for each bit of it. */
-INLINE void copy_first(storage *to, const storage *from, ptrdiff_t count) {
-#define PIECE(elements) \
-    if (count & (elements)) { \
-        memcpy(to, from, (elements) * sizeof(storage)); \
-        to += (elements), from += (elements); \
+/* `count` numbers, fewer than LANES, in pieces: one branch for each bit of it. */
+INLINE void copy_first(real *to, const real *from, ptrdiff_t count) {
+#define PIECE(numbers) \
+    if (count & (numbers)) { \
+        memcpy(to, from, (numbers) * sizeof(real)); \
+        to += (numbers), from += (numbers); \
     }
     PIECE(8)
     PIECE(4)
@@ -736,45 +464,18 @@ INLINE void copy_first(storage *to, const storage *from, ptrdiff_t count) {
 #undef PIECE
 }
 
-#if PART_BYTES == 32 && (defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16))
-/* As vector_load_first() says, as they are stored. */
-INLINE __m256i halves_load_first(const storage *p, ptrdiff_t count) {
-    /* Two at a time, then the last one; pieces in memory would be waited for. */
-    static const int16_t WANTED[2 * LANES] = {
-        -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-    };
-    static const int16_t LAST[2 * LANES] = {[LANES] = -1};
-    const __m256i wanted = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count));
-    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count / 2 * 2));
-    const __m256i is_last = _mm256_loadu_si256((const __m256i *)(LAST + LANES + 1 - count));
-    storage last; /* at any address */
-    memcpy(&last, (const char *)p + (count - 1) * (ptrdiff_t)sizeof last, sizeof last);
-    __m256i whole = _mm256_maskload_epi32((const int *)p, pairs);
-    whole = _mm256_blendv_epi8(_mm256_set1_epi16((short)STORAGE_NEGATIVE_INFINITY), whole, wanted);
-    return _mm256_blendv_epi8(whole, _mm256_set1_epi16((short)last), is_last);
-}
-#endif
-
-INLINE void line_load_first(storage *line, const storage *p, ptrdiff_t count) {
-    for (int i = 0; i < LANES; i++) line[i] = STORAGE_NEGATIVE_INFINITY;
-    copy_first(line, p, count);
-}
-
-/* The first `count` (1 to LANES - 1) elements; the other lanes are -infinity. Reads no further. */
-INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
+/* The first `count` (1 to LANES - 1) numbers; the other lanes are -infinity. Reads no further. */
+INLINE vector vector_load_first(const real *p, ptrdiff_t count) {
     vector v;
-#if PART_BYTES == 64 && defined(STORAGE_FLOAT32)
+#if PART_BYTES == 64 && defined(COMPUTE_FLOAT32)
     const __mmask16 m = (__mmask16)((1u << count) - 1);
-    v.p[0] = _mm512_mask_loadu_ps(_mm512_set1_ps(STORAGE_NEGATIVE_INFINITY), m, p);
-#elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
-    const __mmask8 m = (__mmask8)((1u << count) - 1);
-    v.p[0] = _mm512_mask_loadu_pd(_mm512_set1_pd(STORAGE_NEGATIVE_INFINITY), m, p);
+    v.p[0] = _mm512_mask_loadu_ps(_mm512_set1_ps(NEGATIVE_INFINITY), m, p);
 #elif PART_BYTES == 64
-    v.p[0] = part_widen((part_halves)_mm256_mask_loadu_epi16(
-        _mm256_set1_epi16((short)STORAGE_NEGATIVE_INFINITY), (__mmask16)((1u << count) - 1), p));
-#elif PART_BYTES == 32 && (defined(STORAGE_FLOAT32) || defined(STORAGE_FLOAT64))
+    const __mmask8 m = (__mmask8)((1u << count) - 1);
+    v.p[0] = _mm512_mask_loadu_pd(_mm512_set1_pd(NEGATIVE_INFINITY), m, p);
+#elif PART_BYTES == 32
     static const bits WANTED[2 * LANES] = {
-#if defined(STORAGE_FLOAT32)
+#if defined(COMPUTE_FLOAT32)
         -1, -1, -1, -1, -1, -1, -1, -1,
 #endif
         -1, -1, -1, -1, -1, -1, -1, -1,
@@ -783,77 +484,28 @@ INLINE vector vector_load_first(const storage *p, ptrdiff_t count) {
         const __m256i m =
             _mm256_loadu_si256((const __m256i *)(WANTED + LANES - count + i * PART_LANES));
         const part loaded = SUFFIXED(_mm256_maskload)(p + i * PART_LANES, m);
-        v.p[i] = part_select((part_mask)m, loaded, part_set(STORAGE_NEGATIVE_INFINITY));
+        v.p[i] = part_select((part_mask)m, loaded, part_set(NEGATIVE_INFINITY));
     }
-#elif PART_BYTES == 32
-    const __m256i whole = halves_load_first(p, count);
-    v.p[0] = part_widen((part_halves)_mm256_castsi256_si128(whole));
-    v.p[1] = part_widen((part_halves)_mm256_extracti128_si256(whole, 1));
 #else
-    storage line[LANES];
-    line_load_first(line, p, count);
+    real line[LANES];
+    for (int i = 0; i < LANES; i++) line[i] = NEGATIVE_INFINITY;
+    copy_first(line, p, count);
     v = vector_load(line);
 #endif
     return v;
 }
 
-INLINE void vector_store_first(storage *p, vector v, ptrdiff_t count) {
-#if PART_BYTES == 64 && defined(STORAGE_FLOAT32)
+INLINE void vector_store_first(real *p, vector v, ptrdiff_t count) {
+#if PART_BYTES == 64 && defined(COMPUTE_FLOAT32)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), v.p[0]);
-#elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
-    _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), v.p[0]);
 #elif PART_BYTES == 64
-    _mm256_mask_storeu_epi16(
-        p, (__mmask16)((1u << count) - 1), (__m256i)vector_narrow(v).p[0]);
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), v.p[0]);
 #else
-    storage line[LANES];
+    real line[LANES];
     vector_store(line, v);
     copy_first(p, line, count);
 #endif
 }
-
-/* One element, at any address. */
-INLINE real storage_read(const char *p) {
-    storage x;
-    memcpy(&x, p, sizeof x);
-#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-    return part_widen((part_halves){x})[0];
-#else
-    return x;
-#endif
-}
-
-INLINE void storage_write(char *p, real x) {
-#if defined(STORAGE_BFLOAT16)
-    /* As part_round() does, without a vector for one element. */
-    uint32_t word;
-    memcpy(&word, &x, sizeof word);
-    const storage narrowed = (storage)((word + (word >> 16 & 1) + 0x7fff) >> 16);
-#elif defined(STORAGE_FLOAT16)
-    const storage narrowed = vector_narrow(vector_set(x)).p[0][0];
-#else
-    const storage narrowed = x;
-#endif
-    memcpy(p, &narrowed, sizeof narrowed);
-}
-
-/* Memory on a cache line's boundary; memory_give() gives it back. */
-#if defined(_WIN32)
-INLINE void *memory_take(size_t size) {
-    return _aligned_malloc(size ? size : 64, 64);
-}
-INLINE void memory_give(void *memory) {
-    _aligned_free(memory);
-}
-#else
-INLINE void *memory_take(size_t size) {
-    void *memory = NULL;
-    return posix_memalign(&memory, 64, size ? size : 64) == 0 ? memory : NULL;
-}
-INLINE void memory_give(void *memory) {
-    free(memory);
-}
-#endif
 
 /* Fetch a cache line into the second-level cache, */
 INLINE void prefetch(const char *p) {
@@ -892,7 +544,7 @@ INLINE int labels_are_special(const int64_t *labels, int64_t ignored, int64_t cl
 
 /* ---- quarters: 16 bytes of a vector ------------------------------------------------------- */
 
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
 #define QUARTER_TO_256(q) _mm256_castpd128_pd256(q)
 #define QUARTER_TO_512(q) _mm512_castpd128_pd512(q)
 #define INSERT_QUARTER _mm512_insertf64x2
@@ -910,29 +562,26 @@ INLINE int labels_are_special(const int64_t *labels, int64_t ignored, int64_t cl
 #define LOWER_QUARTER(v) _mm256_castps256_ps128(v)
 #endif
 
-/* 16 bytes as they are stored: QUARTER_CLASSES elements. */
 INLINE quarter quarter_load(const char *p) {
     quarter q;
     memcpy(&q, p, sizeof q);
     return q;
 }
 
-/* The first `count` (1 to QUARTER_CLASSES - 1) elements; what the others hold is not used. */
+/* The first `count` (1 to QUARTER_LANES - 1) numbers; what the others hold is not used. */
 INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
-#if PART_BYTES == 64 && defined(STORAGE_FLOAT32)
+#if PART_BYTES == 64 && defined(COMPUTE_FLOAT32)
     return _mm_maskz_loadu_ps((__mmask8)((1u << count) - 1), p);
-#elif PART_BYTES == 64 && defined(STORAGE_FLOAT64)
-    return _mm_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
 #elif PART_BYTES == 64
-    return (quarter)_mm_maskz_loadu_epi16((__mmask8)((1u << count) - 1), p);
+    return _mm_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
 #elif __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     quarter q = {0};
-    memcpy(&q, p, count * sizeof(storage));
+    memcpy(&q, p, count * sizeof(real));
     return q;
 #else
     /* In whole words: one by one, they would have to reach the cache before they can be read. */
     typedef uint64_t quarter_words __attribute__((vector_size(16)));
-    const ptrdiff_t size = count * (ptrdiff_t)sizeof(storage);
+    const ptrdiff_t size = count * (ptrdiff_t)sizeof(real);
     uint64_t low = 0, high = 0;
     if (size >= 8) {
         memcpy(&low, p, 8);
@@ -940,23 +589,12 @@ INLINE quarter quarter_load_first(const char *p, ptrdiff_t count) {
         /* In two steps: at 8 bytes nothing of it is wanted. */
         high = high >> 1 >> (8 * (16 - size) - 1);
     } else {
-        uint32_t start = 0, end = 0;
-        /* A wider element, which never comes here, would not fit. */
-        memcpy(&start, p, sizeof(storage) < 4 ? sizeof(storage) : 4);
-        if (size >= 4) {
-            memcpy(&start, p, 4);
-            memcpy(&end, p + size - 4, 4);
-        }
-        low = start | (uint64_t)end << (8 * (size - 4) & 63);
+        uint32_t start;
+        memcpy(&start, p, 4);
+        low = start;
     }
     return (quarter)(quarter_words){low, high};
 #endif
-}
-
-INLINE quarter quarter_get(const real *p) {
-    quarter q;
-    memcpy(&q, p, sizeof q);
-    return q;
 }
 
 INLINE vector vector_from_quarters(quarter a, quarter b, quarter c, quarter d) {
@@ -987,7 +625,7 @@ INLINE vector vector_from_quarters(quarter a, quarter b, quarter c, quarter d) {
  * changes places with lane k of quarter q of vector j. */
 INLINE void vectors_transpose_quarters(vector *v) {
     for (int i = 0; i < PARTS; i++) {
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
         const part a = v[0].p[i], b = v[1].p[i];
         v[0].p[i] = ZIP_LOW_8(a, b);
         v[1].p[i] = ZIP_HIGH_8(a, b);
@@ -1062,57 +700,27 @@ INLINE void *apart(const void *p) {
     } \
     rows = apart((rows) + QUARTER_LANES * (row_stride));
 
-/* QUARTER_CLASSES classes of LANES rows, turned over in words: lane k of words[i] is word i of row k. A
- * word is WORD_CLASSES classes: one, or of half types two neighbours. */
-INLINE void words_load(vector *words, const char *rows, ptrdiff_t row_stride) {
-    LOAD_ROWS(words, rows, row_stride, quarter_load)
+/* QUARTER_LANES classes of LANES rows, turned over: lane k of columns[c] is class c of row k. */
+INLINE void columns_load(vector *columns, const char *rows, ptrdiff_t row_stride) {
+    LOAD_ROWS(columns, rows, row_stride, quarter_load)
 }
 
-/* The same of `count` classes, fewer than QUARTER_CLASSES. */
-INLINE void words_load_first(vector *words, const char *rows, ptrdiff_t row_stride,
-                             ptrdiff_t count) {
-    LOAD_ROWS(words, rows, row_stride, LOAD_FIRST)
+/* The same of `count` classes, fewer than QUARTER_LANES. */
+INLINE void columns_load_first(vector *columns, const char *rows, ptrdiff_t row_stride,
+                               ptrdiff_t count) {
+    LOAD_ROWS(columns, rows, row_stride, LOAD_FIRST)
 }
 
-/* The inverse of words_load. Writes 16 bytes a row whatever is wanted of them, in the order of the
+/* The inverse of columns_load. Writes 16 bytes a row whatever is wanted of them, in the order of the
  * rows: what a row writes too much, the next one overwrites; after the last, room is needed. */
-INLINE void words_store(storage *rows, ptrdiff_t row_stride, vector *words) {
+INLINE void columns_store(char *rows, ptrdiff_t row_stride, vector *columns) {
     char *at = apart(rows);
-    vectors_transpose_quarters(words);
-    STORE_QUARTER(words, at, row_stride, 0)
-    STORE_QUARTER(words, at, row_stride, 1)
-    STORE_QUARTER(words, at, row_stride, 2)
-    STORE_QUARTER(words, at, row_stride, 3)
+    vectors_transpose_quarters(columns);
+    STORE_QUARTER(columns, at, row_stride, 0)
+    STORE_QUARTER(columns, at, row_stride, 1)
+    STORE_QUARTER(columns, at, row_stride, 2)
+    STORE_QUARTER(columns, at, row_stride, 3)
 }
-
-#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-
-/* The classes of a word, of which the first `count` are wanted, put at p, LANES apart. */
-INLINE void word_put(real *p, vector word, ptrdiff_t count) {
-    vector first, second;
-    for (int i = 0; i < PARTS; i++) part_split(word.p[i], &first.p[i], &second.p[i]);
-    vector_put(p, first);
-    if (count > 1) vector_put(p + LANES, second);
-}
-
-INLINE vector word_from(const vector *columns) {
-#define E(i) part_pair(columns[0].p[i], columns[1].p[i])
-    return (vector)EACH_PART(E);
-#undef E
-}
-
-#else
-
-INLINE void word_put(real *p, vector word, ptrdiff_t count) {
-    (void)count;
-    vector_put(p, word);
-}
-
-INLINE vector word_from(const vector *columns) {
-    return columns[0];
-}
-
-#endif
 
 /* ---- packed rows of few classes -------------------------------------------------------------
  *
@@ -1195,16 +803,10 @@ INLINE void rows_from_columns(vector *rows, const vector *columns, ptrdiff_t n) 
 #define GREATER(a, b) ((a) > (b) ? (a) : (b))
 
 /* The sum of the lanes of `high`, plus what it lost, `low`. Each step keeps its own rounding error
- * (two-sum), operation by operation as pair_merge in elementary.pxi. */
-#if defined(STORAGE_FLOAT16) || defined(STORAGE_BFLOAT16)
-#define MERGE(type, a_high, a_low, b_high, b_low, high, low) \
-    const type high = (a_high) + (b_high); \
-    const type low __attribute__((unused)) = {0};
-#else
+ * (two-sum), operation by operation as pair_merge in numbers.pxd. */
 #define MERGE(type, a_high, a_low, b_high, b_low, high, low) \
     const type high = (a_high) + (b_high), low##_kept = high - (a_high); \
     const type low = ((a_low) + (b_low)) + (((a_high) - (high - low##_kept)) + ((b_high)-low##_kept));
-#endif
 
 INLINE real vector_reduce_compensated(vector high, vector low, real *rest) {
 #if PART_BYTES == 64
@@ -1222,7 +824,7 @@ INLINE real vector_reduce_compensated(vector high, vector low, real *rest) {
     MERGE(quarter, high.p[1], low.p[1], high.p[3], low.p[3], h9, l9)
     MERGE(quarter, h8, l8, h9, l9, h4, l4)
 #endif
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
     MERGE(real, h4[0], l4[0], h4[1], l4[1], h1, l1)
 #else
     MERGE(real, h4[0], l4[0], h4[2], l4[2], h2, l2)
@@ -1236,7 +838,7 @@ INLINE real vector_reduce_compensated(vector high, vector low, real *rest) {
 /* The sum of the lanes of v, added up plainly until four remain, then as above. */
 INLINE real vector_reduce_few(vector v, real *rest) {
     const real none __attribute__((unused)) = 0;
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
 #if PART_BYTES == 64
     const __m256d half = LOWER_HALF(v.p[0]) + UPPER_HALF(v.p[0]);
     const quarter a = LOWER_QUARTER(half), b = _mm256_extractf128_pd(half, 1);
@@ -1259,7 +861,7 @@ INLINE real vector_reduce_few(vector v, real *rest) {
 
 INLINE real vector_reduce_maximum(vector v) {
     FOLD(v, GREATER_256, GREATER_128)
-#if defined(STORAGE_FLOAT64)
+#if defined(COMPUTE_FLOAT64)
     return GREATER(q[0], q[1]);
 #else
     const real even = GREATER(q[0], q[2]), odd = GREATER(q[1], q[3]);
@@ -1298,11 +900,12 @@ INLINE environment environment_enter(void) { return 0; }
 INLINE void environment_leave(environment before) { (void)before; }
 #endif
 
-/* How many numbers come before the first boundary that vector_stream can write to; -1: none ever. */
-INLINE ptrdiff_t stream_head(const storage *p) {
-    const size_t line = LANES * sizeof(storage), past = (uintptr_t)p % line;
-    if (past % sizeof(storage) != 0) return -1;
-    return past == 0 ? 0 : (ptrdiff_t)((line - past) / sizeof(storage));
+/* How many numbers of `size` bytes come before the first boundary of LANES of them, which can be
+ * written past the caches; -1: none ever. */
+INLINE ptrdiff_t stream_head(const void *p, ptrdiff_t size) {
+    const size_t line = LANES * size, past = (uintptr_t)p % line;
+    if (past % size != 0) return -1;
+    return past == 0 ? 0 : (ptrdiff_t)((line - past) / size);
 }
 
 INLINE void stores_finish(void) {

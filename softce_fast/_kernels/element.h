@@ -1,0 +1,160 @@
+/* element.h: what arrays hold, and the way from it to `real` numbers and back.
+ *
+ * A kind is an element type of NumPy's. A new one takes a name here, a size, and a line in each of
+ * elements_load() and, if results may have it, elements_store(). Uses vector.h.
+ */
+#ifndef SOFTCE_FAST_ELEMENT_H
+#define SOFTCE_FAST_ELEMENT_H
+
+#include "kind.h"
+#include "vector.h"
+
+/* ---- float16 -------------------------------------------------------------------------------- */
+
+#if defined(COMPUTE_FLOAT32) && PART_BYTES > 16
+/* The CPU has an instruction for float16, which GCC does not find by itself. */
+#if PART_BYTES == 64
+#define FLOAT16_LOAD(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#define FLOAT16_STORE(p, v) \
+    _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#else
+#define FLOAT16_LOAD(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define FLOAT16_STORE(p, v) \
+    _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#endif
+#endif
+
+/* ---- runs of neighbours ------------------------------------------------------------------------ */
+
+#define EACH_ELEMENT(expression) \
+    for (ptrdiff_t i = 0; i < n; i++) expression; \
+    return;
+
+/* Convert n elements of a kind, at any address. */
+static __attribute__((noinline, unused)) void elements_load(real *restrict to, const char *from,
+                                                            ptrdiff_t n, int kind) {
+#define LOAD(type, convert) \
+    EACH_ELEMENT({ \
+        type x; \
+        memcpy(&x, from + i * (ptrdiff_t)sizeof x, sizeof x); \
+        to[i] = (real)convert(x); \
+    })
+    switch (kind) {
+    case KIND_BOOL: LOAD(uint8_t, )
+    case KIND_INT8: LOAD(int8_t, )
+    case KIND_UINT8: LOAD(uint8_t, )
+    case KIND_INT16: LOAD(int16_t, )
+    case KIND_UINT16: LOAD(uint16_t, )
+    case KIND_INT32: LOAD(int32_t, )
+    case KIND_UINT32: LOAD(uint32_t, )
+    case KIND_INT64: LOAD(int64_t, )
+    case KIND_UINT64: LOAD(uint64_t, )
+    case KIND_FLOAT16:
+#if defined(FLOAT16_LOAD)
+        for (; n >= PART_LANES; n -= PART_LANES, to += PART_LANES, from += 2 * PART_LANES)
+            part_store(to, FLOAT16_LOAD(from));
+#endif
+        LOAD(uint16_t, float16_widen)
+    case KIND_BFLOAT16: LOAD(uint16_t, bfloat16_widen)
+    case KIND_FLOAT32: LOAD(float, )
+    default: LOAD(double, )
+    }
+#undef LOAD
+}
+
+/* The inverse, for the kinds that results have. */
+static __attribute__((noinline, unused)) void elements_store(char *to, const real *restrict from,
+                                                             ptrdiff_t n, int kind) {
+#define STORE(type, convert) \
+    EACH_ELEMENT({ \
+        const type x = (type)convert(from[i]); \
+        memcpy(to + i * (ptrdiff_t)sizeof x, &x, sizeof x); \
+    })
+    switch (kind) {
+    case KIND_FLOAT16:
+#if defined(FLOAT16_LOAD)
+        for (; n >= PART_LANES; n -= PART_LANES, from += PART_LANES, to += 2 * PART_LANES)
+            FLOAT16_STORE(to, part_load(from));
+#endif
+        STORE(uint16_t, float16_narrow)
+    case KIND_BFLOAT16: STORE(uint16_t, bfloat16_narrow)
+    case KIND_FLOAT32: STORE(float, )
+    default: STORE(double, )
+    }
+#undef STORE
+}
+
+/* The same past the caches: n is a number of lines, each LANES elements on a boundary of as many. */
+static __attribute__((noinline, unused)) void elements_stream(char *to, const real *restrict from,
+                                                              ptrdiff_t n, int kind) {
+    const ptrdiff_t size = kind_size(kind);
+    if (size == sizeof(real)) {
+        for (; n > 0; n -= LANES, from += LANES, to += VECTOR_BYTES)
+            vector_stream((real *)to, vector_load(from));
+        return;
+    }
+    for (; n > 0; n -= LANES, from += LANES, to += LANES * size) {
+        char line[LANES * 8] __attribute__((aligned(64)));
+#if defined(__AVX2__) && defined(COMPUTE_FLOAT32)
+        if (kind == KIND_FLOAT16) {
+            for (int i = 0; i < PARTS; i++)
+                FLOAT16_STORE(line + 2 * i * PART_LANES, part_load(from + i * PART_LANES));
+        } else
+#endif
+        if (kind == KIND_BFLOAT16)
+            for (int i = 0; i < LANES; i++) {
+                const uint16_t h = bfloat16_narrow((float)from[i]);
+                memcpy(line + 2 * i, &h, sizeof h);
+            }
+        else
+            elements_store(line, from, LANES, kind);
+#if defined(__SSE2__)
+        for (ptrdiff_t i = 0; i < LANES * size; i += 16)
+            _mm_stream_si128((__m128i *)(to + i), *(const __m128i *)(line + i));
+#else
+        memcpy(to, line, LANES * size);
+#endif
+    }
+}
+
+/* ---- elements apart ------------------------------------------------------------------------------ */
+
+/* Copy n elements of `size` bytes that lie `from_step` bytes apart to where they lie `to_step` apart. */
+static __attribute__((noinline, unused)) void elements_copy(char *to, ptrdiff_t to_step,
+                                                            const char *from, ptrdiff_t from_step,
+                                                            ptrdiff_t n, ptrdiff_t size) {
+#define COPY(bytes) \
+    EACH_ELEMENT(memcpy(to + i * to_step, from + i * from_step, bytes))
+    if (size == to_step && size == from_step) {
+        memcpy(to, from, n * size);
+        return;
+    }
+    switch (size) {
+    case 1: COPY(1)
+    case 2: COPY(2)
+    case 4: COPY(4)
+    default: COPY(8)
+    }
+#undef COPY
+}
+
+/* Turn the bytes of n elements round. */
+static __attribute__((noinline, unused)) void elements_swap(char *p, ptrdiff_t n, ptrdiff_t size) {
+#define SWAP(type, swapped) \
+    EACH_ELEMENT({ \
+        type x; \
+        memcpy(&x, p + i * (ptrdiff_t)sizeof x, sizeof x); \
+        x = swapped(x); \
+        memcpy(p + i * (ptrdiff_t)sizeof x, &x, sizeof x); \
+    })
+    switch (size) {
+    case 1: return;
+    case 2: SWAP(uint16_t, __builtin_bswap16)
+    case 4: SWAP(uint32_t, __builtin_bswap32)
+    default: SWAP(uint64_t, __builtin_bswap64)
+    }
+#undef SWAP
+}
+#undef EACH_ELEMENT
+
+#endif

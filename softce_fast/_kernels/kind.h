@@ -1,0 +1,151 @@
+/* kind.h: the element types of arrays, and single elements of them. */
+#ifndef SOFTCE_FAST_KIND_H
+#define SOFTCE_FAST_KIND_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    KIND_BOOL,
+    KIND_INT8,
+    KIND_UINT8,
+    KIND_INT16,
+    KIND_UINT16,
+    KIND_INT32,
+    KIND_UINT32,
+    KIND_INT64,
+    KIND_UINT64,
+    KIND_FLOAT16,
+    KIND_BFLOAT16,
+    KIND_FLOAT32,
+    KIND_FLOAT64,
+    KINDS
+};
+
+#define KIND_INLINE static inline __attribute__((always_inline, unused))
+
+KIND_INLINE ptrdiff_t kind_size(int kind) {
+    static const signed char SIZES[KINDS] = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8};
+    return SIZES[kind];
+}
+
+/* ---- half types ------------------------------------------------------------------------------ */
+
+KIND_INLINE uint32_t float_bits(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+KIND_INLINE float float_from_bits(uint32_t u) {
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+KIND_INLINE float bfloat16_widen(uint16_t h) {
+    return float_from_bits((uint32_t)h << 16);
+}
+
+/* Rounding to nearest, ties to even; of a NaN the payload must not be carried away. */
+KIND_INLINE uint16_t bfloat16_narrow(float x) {
+    const uint32_t u = float_bits(x);
+    const uint32_t rounded = (u + ((u >> 16 & 1) + 0x7fff)) >> 16;
+    return (uint16_t)(x == x ? rounded : (u >> 16 | 0x40));
+}
+
+/* Shift the fields into place and correct the exponent's bias; a subnormal half is its bits times
+ * 2**-24, infinity and NaN get the full exponent. */
+KIND_INLINE float float16_widen(uint16_t h) {
+    const uint32_t size = h & 0x7fff;
+    const uint32_t normal = ((size << 13) + 0x38000000) | (size >= 0x7c00 ? 0x7f800000 : 0);
+    const uint32_t small = float_bits((float)(int32_t)size * 0x1p-24f);
+    return float_from_bits((size < 0x400 ? small : normal) | (uint32_t)(h & 0x8000) << 16);
+}
+
+KIND_INLINE uint16_t float16_narrow(float x) {
+    const uint32_t u = float_bits(x), sign = u >> 16 & 0x8000, size = u & 0x7fffffff;
+    const uint32_t normal = (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
+    /* Adding 1/2 rounds at a half's smallest step, 2**-24. */
+    const uint32_t small = float_bits(float_from_bits(size) + 0.5f) - 0x3f000000;
+    const uint32_t finite = size < 0x38800000 ? small : normal;
+    const uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;
+    return (uint16_t)((size >= 0x47800000 ? large : finite) | sign);
+}
+
+/* ---- single elements ----------------------------------------------------------------------------- */
+
+static __attribute__((noinline, unused)) double number_read(const char *p, int kind, int swapped) {
+    char x[8];
+    const ptrdiff_t size = kind_size(kind);
+    for (ptrdiff_t i = 0; i < size; i++) x[i] = p[swapped ? size - 1 - i : i];
+#define READ(type, convert) { type value; memcpy(&value, x, sizeof value); return (double)convert(value); }
+    switch (kind) {
+    case KIND_BOOL: READ(uint8_t, )
+    case KIND_INT8: READ(int8_t, )
+    case KIND_UINT8: READ(uint8_t, )
+    case KIND_INT16: READ(int16_t, )
+    case KIND_UINT16: READ(uint16_t, )
+    case KIND_INT32: READ(int32_t, )
+    case KIND_UINT32: READ(uint32_t, )
+    case KIND_INT64: READ(int64_t, )
+    case KIND_UINT64: READ(uint64_t, )
+    case KIND_FLOAT16: READ(uint16_t, float16_widen)
+    case KIND_BFLOAT16: READ(uint16_t, bfloat16_widen)
+    case KIND_FLOAT32: READ(float, )
+    default: READ(double, )
+    }
+#undef READ
+}
+
+/* The inverse, for the kinds that results have. */
+static __attribute__((noinline, unused)) void number_write(char *p, double value, int kind,
+                                                           int swapped) {
+    char x[8];
+    const ptrdiff_t size = kind_size(kind);
+#define WRITE(type, convert) { const type number = (type)convert(value); memcpy(x, &number, sizeof number); break; }
+    switch (kind) {
+    case KIND_FLOAT16: WRITE(uint16_t, float16_narrow)
+    case KIND_BFLOAT16: WRITE(uint16_t, bfloat16_narrow)
+    case KIND_FLOAT32: WRITE(float, )
+    default: WRITE(double, )
+    }
+#undef WRITE
+    for (ptrdiff_t i = 0; i < size; i++) p[i] = x[swapped ? size - 1 - i : i];
+}
+
+/* A whole number of n that lie `step` bytes apart, as int64. What is above its range becomes its largest
+ * number, which is no class. */
+static __attribute__((noinline, unused)) void labels_read(int64_t *labels, const char *from,
+                                                       ptrdiff_t step, ptrdiff_t n, int kind,
+                                                       int swapped) {
+#define READ(type, swap) \
+    for (ptrdiff_t i = 0; i < n; i++) { \
+        type x; \
+        memcpy(&x, from + i * step, sizeof x); \
+        if (swapped) x = (type)swap(x); \
+        labels[i] = (int64_t)x; \
+    } \
+    return;
+    switch (kind) {
+    case KIND_INT8: READ(int8_t, )
+    case KIND_UINT8: READ(uint8_t, )
+    case KIND_INT16: READ(int16_t, __builtin_bswap16)
+    case KIND_UINT16: READ(uint16_t, __builtin_bswap16)
+    case KIND_INT32: READ(int32_t, __builtin_bswap32)
+    case KIND_UINT32: READ(uint32_t, __builtin_bswap32)
+    case KIND_UINT64:
+        for (ptrdiff_t i = 0; i < n; i++) {
+            uint64_t x;
+            memcpy(&x, from + i * step, sizeof x);
+            if (swapped) x = __builtin_bswap64(x);
+            labels[i] = x > INT64_MAX ? INT64_MAX : (int64_t)x;
+        }
+        return;
+    default: READ(int64_t, __builtin_bswap64)
+    }
+#undef READ
+}
+
+#endif

@@ -1,0 +1,220 @@
+# A call as the kernels see it: what execute.pyx fills in and a kernel module works on. Nothing in
+# here depends on the instruction set or on what is computed in.
+#
+# rows -> tasks (a fixed number of rows, whatever the number of threads) -> groups of up to LANES
+# rows -> chunks of CHUNK classes.
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "kind.h" nogil:
+    enum:
+        KIND_BOOL
+        KIND_INT8
+        KIND_UINT8
+        KIND_INT16
+        KIND_UINT16
+        KIND_INT32
+        KIND_UINT32
+        KIND_INT64
+        KIND_UINT64
+        KIND_FLOAT16
+        KIND_BFLOAT16
+        KIND_FLOAT32
+        KIND_FLOAT64
+    Py_ssize_t kind_size(int kind)
+    double number_read(const char *p, int kind, bint swapped)
+    void number_write(char *p, double value, int kind, bint swapped)
+    void labels_read(
+        int64_t *labels, const char *start, Py_ssize_t step, Py_ssize_t n, int kind, bint swapped)
+
+
+cdef enum Operation:
+    # A row state, finished and emitted (tasks.pxi):
+    SOFTMAX
+    LOG_SOFTMAX
+    LOGSUMEXP
+    CROSS_ENTROPY            # of class indices
+    DENSE_CROSS_ENTROPY      # of targets that have a coefficient for every class
+    # Sums over two arrays (pairs.pxi):
+    SOFTMAX_BACKWARD         # INPUT: gradient by the output, SECOND: probabilities
+    LOG_SOFTMAX_BACKWARD     # INPUT: gradient by the output, SECOND: log-probabilities
+    PROBABILITY_LOSS         # INPUT: (log-)probabilities, SECOND: target
+    CURVATURE                # INPUT: probabilities; the factor of each row: SAMPLE_WEIGHT
+    # One element a row:
+    LABEL_LOSS               # INPUT: (log-)probabilities, LABELS
+    # Element by element:
+    BINARY_LOSS              # INPUT: logits or probabilities, SECOND: target
+
+
+cdef enum Role:
+    # The arrays of a call. Of the size of the batch:
+    INPUT
+    SECOND
+    MASK             # of bool: what takes part
+    WEIGHT           # binary losses: of each element,
+    POS_WEIGHT       # and of the yes part
+    OUTPUT
+    # One number a row:
+    LABELS
+    SAMPLE_WEIGHT
+    RESULT
+    ROLES
+
+
+cdef enum:
+    CHUNK = 4096         # classes that stay in the first-level cache from one step to the next
+    PAIR_CHUNK = 1024    # the same of pairs of arrays
+
+
+cdef struct Array:
+    # Elements of one array; strides in bytes.
+    char *data                     # NULL for none
+    int kind
+    bint swapped                   # bytes in the other order
+    Py_ssize_t size                # of an element
+    Py_ssize_t row_stride          # from one row to the next where that is always the same, else 0
+    Py_ssize_t inner_stride        # the same within the last of the row axes
+    Py_ssize_t class_stride        # from one class to the next where there is one class axis
+    const Py_ssize_t *strides      # of the row axes, then of the class axes
+
+
+cdef struct Layout:
+    # How the elements of all arrays are numbered: rows in C order, classes in C order. Axes that
+    # can be seen as one in every array are one; there is none of length 1.
+    Py_ssize_t rows
+    Py_ssize_t classes
+    Py_ssize_t inner               # length of the last row axis; 1 without any
+    int row_axes
+    int class_axes
+    const Py_ssize_t *lengths      # of the row axes, then of the class axes
+
+
+cdef struct Options:
+    double temperature
+    double label_smoothing
+    double z_loss
+    double gradient_scale          # weight of a row's loss in the reduced one
+    const double *class_weight     # NULL for none
+    int64_t ignore_index
+    bint empty_is_zero             # rows without a finite logit give 0 instead of NaN
+    bint logarithms                # INPUT holds log-probabilities
+    bint from_logits               # binary losses: INPUT holds logits
+    double floor                   # least curvature; -inf for none
+    # Dense targets; class weights (all 1 without any) times 2**-coefficient_power:
+    int coefficient_power
+    const void *coefficients       # in what is computed in; NULL where all are 1
+    const double *chunk_sums       # of each chunk's class weights
+    const double *other_sums       # for each class of all others' class weights; NULL: classes - 1
+
+
+cdef enum Pass:
+    ALONG     # lanes of a vector on neighbouring classes of a row
+    ACROSS    # a row in each lane
+
+
+cdef struct Plan:
+    # All that is decided before anything runs; see plan.pxi.
+    Pass passes
+    int threads
+    Py_ssize_t rows_per_task
+    Py_ssize_t tasks
+    Py_ssize_t chunks         # of a row
+    bint by_chunks            # a task is one chunk of one row, rows being few and long
+    Py_ssize_t rows_at_once   # along: rows of a group that the first-level cache holds together
+    Py_ssize_t batch          # across: groups worked on together
+    bint rest_along           # across: rows that do not fill a group go along
+    bint gather               # INPUT is copied before it is read
+    bint few_digits           # results have fewer digits than are computed with
+    bint stream               # OUTPUT is written past the caches
+    bint keep                 # exponentials are kept until OUTPUT is written,
+    bint keep_in_output       # and that where it will be
+    Py_ssize_t ahead          # bytes from what is worked on to what is fetched meanwhile
+
+
+cdef struct Problem:
+    Operation operation
+    Layout layout
+    Array[9] arrays           # by Role
+    Options options
+    Plan plan
+    double *task_sums         # of the results of each task; NULL if not asked for.
+    double *row_results       # Where rows have many chunks instead: of each row.
+    double *parts             # pairs: the sums of each chunk of each row
+    char *states              # by chunks: states_size() bytes
+
+
+ctypedef void (*Task)(const void *problem, Py_ssize_t task, char *scratch) noexcept nogil
+
+
+cdef struct Kernels:
+    # What a kernel module offers. `scratch` has scratch_size() bytes for each thread.
+    int lanes
+    int real_kind
+    size_t (*scratch_size)(const Problem *) noexcept nogil
+    size_t (*states_size)(const Problem *) noexcept nogil
+    Task rows              # all steps for the rows of a task
+    Task absorb            # by chunks: a chunk of a row (task = row * chunks + chunk),
+    Task finish            # all rows (one task),
+    Task emit              # and a chunk of a row written
+    Task pairs             # the same for pairs: all steps for the rows of a task,
+    Task pair_sums         # or by chunks: a chunk of a row (task = row * chunks + chunk),
+    Task pair_merge        # all rows (one task),
+    Task pair_emit         # and a chunk of a row written
+    Task label_losses      # LABEL_LOSS of the rows of a task
+    Task binary_losses     # BINARY_LOSS of the rows of a task, or of a chunk of a row
+
+
+cdef inline Py_ssize_t row_offset(
+    const Layout *layout, const Array *array, Py_ssize_t row
+) noexcept nogil:
+    """Where a row begins, in bytes from the first one."""
+    cdef Py_ssize_t offset = 0
+    cdef int axis
+    if array.row_stride != 0 or layout.row_axes == 0:
+        return row * array.row_stride
+    for axis in range(layout.row_axes - 1, -1, -1):
+        offset += row % layout.lengths[axis] * array.strides[axis]
+        row //= layout.lengths[axis]
+    return offset
+
+
+cdef inline Py_ssize_t class_offset(
+    const Layout *layout, const Array *array, Py_ssize_t c
+) noexcept nogil:
+    """Where a class lies, in bytes from the start of its row."""
+    cdef Py_ssize_t offset = 0
+    cdef int axis
+    if layout.class_axes <= 1:
+        return c * array.class_stride
+    for axis in range(layout.row_axes + layout.class_axes - 1, layout.row_axes - 1, -1):
+        offset += c % layout.lengths[axis] * array.strides[axis]
+        c //= layout.lengths[axis]
+    return offset
+
+
+# ---- traits of operations ------------------------------------------------------------------------
+
+
+cdef inline bint leaves_out_maximum(Operation operation) noexcept nogil:
+    """Whether a row's sum is kept without the exponential of its maximum."""
+    return (
+        operation == LOG_SOFTMAX or operation == LOGSUMEXP or operation == DENSE_CROSS_ENTROPY)
+
+
+cdef inline bint leaves_out_label(Operation operation) noexcept nogil:
+    """The same of that of its label."""
+    return operation == CROSS_ENTROPY
+
+
+cdef inline bint is_dense(Operation operation) noexcept nogil:
+    """Whether the target has a coefficient for every class."""
+    return operation == DENSE_CROSS_ENTROPY
+
+
+cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
+    """Whether the output is made of logits; else it is made of exponentials."""
+    return operation == LOG_SOFTMAX
+
+
+cdef inline bint has(const Problem *problem, Role role) noexcept nogil:
+    """Whether there is an array of that role."""
+    return problem.arrays[<int>role].data != NULL
