@@ -38,13 +38,14 @@ cdef struct Recipe:
     int64_t[16] top
 
 
-cdef struct RowWeights:
-    # What a row's gradient is made with, a row in each lane, all times 2**-power:
-    vector whole        # the sum of its coefficients plus what z_loss adds,
-    vector target       # the sum of the coefficients,
-    vector rest         # and what z_loss adds
-    vector coefficient  # what the coefficients are multiplied by
-    vector power        # 2**power
+cdef struct RowFactors:
+    # What multiplies a row's gradient, a row in each lane, all but `power` times 2**HEADROOM and
+    # divided by it: the row's weight times
+    vector whole         # the sum of its coefficients and what z_loss adds,
+    vector target        # the sum of its coefficients,
+    vector rest          # what z_loss adds,
+    vector coefficient   # 1
+    vector power         # a power of two, so that none of these leaves the range
 
 
 cdef struct Group:
@@ -56,11 +57,13 @@ cdef struct Group:
     unsigned int ignored       # bit k: row k is taken out
     double[16] label_weight    # class weight at the label, less what smoothing takes
     double[16] sample_weight
-    bint weighted              # any of the two is not 1 everywhere
+    bint weighted              # any of the two may not be 1
+    bint own_is_known          # a tile has come across own_logit
     RowState whole             # all classes
     vector own_logit           # what is left out of the sum,
     DoubleDouble own           # its exponential
     DoubleDouble total         # and the sum with it
+    double[16] coefficients    # the sum of a dense target's, without the label's own
     double[16] from_z          # 2 * z_loss * logsumexp
     double[16] result
     Recipe recipe
@@ -108,6 +111,7 @@ cdef inline void group_open(
     group.rows = rows
     group.ignored = 0
     group.weighted = False
+    group.own_is_known = False
     offsets_fill(
         &group.offsets[<int>INPUT], &problem.layout, &problem.arrays[<int>INPUT], first, rows)
     if has(problem, OUTPUT):
@@ -309,8 +313,20 @@ cdef inline void state_merge(
 # ---- the memory of a thread --------------------------------------------------------------------------
 
 
+cdef enum:
+    MOST_ROWS = 256    # of a batch: 16 groups
+
+
+cdef struct Runs:
+    # The rows of a batch in an array: runs that are evenly spaced.
+    Py_ssize_t count
+    Py_ssize_t[MOST_ROWS] offset     # of each, from the first row of the array on,
+    Py_ssize_t[MOST_ROWS] length     # and how many rows it has
+
+
 cdef struct Scratch:
     Scale scale
+    RowFactors factors         # of rows that have no weights, of a target without a coefficient each
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
@@ -320,4 +336,7 @@ cdef struct Scratch:
     real *target               # a row of class probabilities that is copied
     char *raw                  # elements before they are converted
     double *results            # of the rows of a task
+    Group *groups              # of a batch
     Writer writer
+    Runs runs                  # of the rows of a batch in an array,
+    Runs mask_runs             # and in the mask
