@@ -12,7 +12,7 @@
 # ---- numbers of any size -------------------------------------------------------------------------
 
 
-cdef struct Scaled:
+cdef struct Wide:
     # fraction * 2**exponent
     vector fraction
     vector exponent
@@ -34,13 +34,13 @@ cdef inline vector power_of_two(vector exponent) noexcept nogil:
         vector_set(POWER_ROUNDER)))
 
 
-cdef inline Scaled scaled(vector x) noexcept nogil:
+cdef inline Wide wide(vector x) noexcept nogil:
     """Split a number; infinity and NaN stay whole."""
     cdef vector zero = vector_set(0.0)
     cdef vector size = vector_absolute(x)
     cdef mask small = vector_greater(vector_set(SMALLEST_NORMAL), size)
     cdef mask usual
-    cdef Scaled result
+    cdef Wide result
     size = vector_select(small, vector_multiply(size, vector_set(TWO_TO_64)), size)
     result.fraction = vector_fraction(size)
     result.exponent = vector_subtract(
@@ -55,15 +55,15 @@ cdef inline Scaled scaled(vector x) noexcept nogil:
     return result
 
 
-cdef inline Scaled scaled_product(Scaled coefficient, Scaled x) noexcept nogil:
+cdef inline Wide wide_product(Wide coefficient, Wide x) noexcept nogil:
     """0 for a coefficient of 0, whatever x is."""
     coefficient.fraction = product_or_zero(coefficient.fraction, x.fraction)
     coefficient.exponent = vector_add(coefficient.exponent, x.exponent)
     return coefficient
 
 
-cdef inline Scaled scaled_sum(Scaled a, Scaled b) noexcept nogil:
-    cdef Scaled result
+cdef inline Wide wide_sum(Wide a, Wide b) noexcept nogil:
+    cdef Wide result
     result.exponent = vector_maximum(a.exponent, b.exponent)
     result.fraction = vector_fma(
         a.fraction, power_of_two(vector_subtract(a.exponent, result.exponent)),
@@ -72,7 +72,7 @@ cdef inline Scaled scaled_sum(Scaled a, Scaled b) noexcept nogil:
     return result
 
 
-cdef inline vector scaled_value(Scaled x) noexcept nogil:
+cdef inline vector wide_value(Wide x) noexcept nogil:
     cdef real most = EXPONENT_BIAS - 2
     cdef vector first = clamped(x.exponent, -most, most)
     cdef vector second = clamped(vector_subtract(x.exponent, first), -most, most)
@@ -97,7 +97,7 @@ cdef struct BinaryElements:
 
 cdef struct Odds:
     # What a logit x comes to.
-    Scaled small    # exp(-|x|)
+    Wide small    # exp(-|x|)
     vector near     # log(1 + exp(-|x|)),
     vector far      # log(1 + exp(|x|))
     mask positive   # x > 0: the far one is that of no
@@ -118,8 +118,9 @@ cdef inline Odds odds_of(vector x, bint any_size, const Scale *scale) noexcept n
         reference.exponent = vector_subtract(
             vector_fma(minus, vector_set(scale.log2e / STEPS), rounder), rounder)
         odds.small.fraction = exponential(minus, reference, scale)
-        odds.small.exponent = reference.exponent
-        odds.near = logarithm_of_one_plus(scaled_value(odds.small))
+        odds.small.exponent = vector_select(
+            vector_equal(x, x), reference.exponent, zero)    # NaN is in the fraction
+        odds.near = logarithm_of_one_plus(wide_value(odds.small))
     else:
         odds.small.fraction = plain_exponential(minus, scale)
         odds.near = logarithm_of_one_plus(odds.small.fraction)
@@ -152,12 +153,12 @@ cdef inline void logit_losses(
         vector_set(at.gradient_scale))
 
 
-cdef inline Scaled scaled_weight(const real *weight, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+cdef inline Wide wide_weight(const real *weight, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
     """1 where there is none."""
-    return scaled(vector_set(1.0) if weight == NULL else row_vector(weight, i, n))
+    return wide(vector_set(1.0) if weight == NULL else row_vector(weight, i, n))
 
 
-cdef inline Scaled scaled_select(mask m, Scaled a, Scaled b) noexcept nogil:
+cdef inline Wide wide_select(mask m, Wide a, Wide b) noexcept nogil:
     a.fraction = vector_select(m, a.fraction, b.fraction)
     a.exponent = vector_select(m, a.exponent, b.exponent)
     return a
@@ -170,29 +171,29 @@ cdef inline void weighted_logit_losses(
     cdef vector zero = vector_set(0.0)
     cdef vector t = row_vector(at.yes, i, at.n)
     cdef Odds odds = odds_of(row_vector(at.x, i, at.n), True, scale)
-    cdef Scaled weight = scaled_weight(at.weight, i, at.n)
-    cdef Scaled yes = scaled_product(scaled(t), scaled_weight(at.pos_weight, i, at.n))
-    cdef Scaled no = scaled(vector_subtract(vector_set(1.0), t))
-    cdef Scaled of_far = scaled_select(odds.positive, no, yes)
-    cdef Scaled of_near = scaled_select(odds.positive, yes, no)
-    cdef Scaled near = scaled_select(
+    cdef Wide weight = wide_weight(at.weight, i, at.n)
+    cdef Wide yes = wide_product(wide(t), wide_weight(at.pos_weight, i, at.n))
+    cdef Wide no = wide(vector_subtract(vector_set(1.0), t))
+    cdef Wide of_far = wide_select(odds.positive, no, yes)
+    cdef Wide of_near = wide_select(odds.positive, yes, no)
+    cdef Wide near = wide_select(
         # Of what is that small it is the same number.
-        vector_greater(vector_set(-60.0), odds.small.exponent), odds.small, scaled(odds.near))
-    cdef Scaled total
+        vector_greater(vector_set(-60.0), odds.small.exponent), odds.small, wide(odds.near))
+    cdef Wide total
     cdef vector size
-    loss[0] = scaled_value(scaled_product(weight, scaled_sum(
-        scaled_product(of_far, scaled(odds.far)), scaled_product(of_near, near))))
+    loss[0] = wide_value(wide_product(weight, wide_sum(
+        wide_product(of_far, wide(odds.far)), wide_product(of_near, near))))
     if at.gradient == NULL:
         return
-    near = scaled_product(of_near, odds.small)
+    near = wide_product(of_near, odds.small)
     near.fraction = vector_subtract(zero, near.fraction)
-    total = scaled_sum(of_far, near)
-    size = vector_add(vector_set(1.0), scaled_value(odds.small))
+    total = wide_sum(of_far, near)
+    size = vector_add(vector_set(1.0), wide_value(odds.small))
     total.fraction = vector_select(
         vector_equal(total.fraction, zero), zero, vector_divide(total.fraction, size))
-    total = scaled_product(
-        scaled_product(weight, scaled(vector_set(at.gradient_scale))), total)
-    gradient[0] = scaled_value(total)
+    total = wide_product(
+        wide_product(weight, wide(vector_set(at.gradient_scale))), total)
+    gradient[0] = wide_value(total)
     gradient[0] = vector_select(
         odds.positive, gradient[0], vector_subtract(zero, gradient[0]))
 
@@ -208,9 +209,9 @@ cdef inline vector probability_losses(
     cdef vector of_no = vector_subtract(zero, logarithm_of_one_plus(vector_subtract(zero, x)))
     if at.weight == NULL:
         return vector_add(product_or_zero(yes, of_yes), product_or_zero(no, of_no))
-    return scaled_value(scaled_product(scaled_weight(at.weight, i, at.n), scaled_sum(
-        scaled_product(scaled(yes), scaled(of_yes)),
-        scaled_product(scaled(no), scaled(of_no)))))
+    return wide_value(wide_product(wide_weight(at.weight, i, at.n), wide_sum(
+        wide_product(wide(yes), wide(of_yes)),
+        wide_product(wide(no), wide(of_no)))))
 
 
 # A function each, which has its registers to itself.
@@ -220,28 +221,34 @@ cdef void binary_of_logits(const BinaryElements *at, const Scale *scale_) noexce
     cdef Scale scale = scale_with(scale_, PLAIN)
     cdef vector loss, gradient
     cdef Py_ssize_t i
-    for i in range(0, at.n, LANES):
+    i = 0
+    while i < at.n:
         logit_losses(at, i, &scale, &loss, &gradient)
         row_store(at.losses + i, loss, at.n - i)
         if at.gradient != NULL:
             row_store(at.gradient + i, gradient, at.n - i)
+        i += LANES
 
 
 cdef void binary_of_logits_weighted(const BinaryElements *at, const Scale *scale_) noexcept nogil:
     cdef Scale scale = scale_with(scale_, PLAIN)
     cdef vector loss, gradient
     cdef Py_ssize_t i
-    for i in range(0, at.n, LANES):
+    i = 0
+    while i < at.n:
         weighted_logit_losses(at, i, &scale, &loss, &gradient)
         row_store(at.losses + i, loss, at.n - i)
         if at.gradient != NULL:
             row_store(at.gradient + i, gradient, at.n - i)
+        i += LANES
 
 
 cdef void binary_of_probabilities(const BinaryElements *at) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(0, at.n, LANES):
+    i = 0
+    while i < at.n:
         row_store(at.losses + i, probability_losses(at, i), at.n - i)
+        i += LANES
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
@@ -371,9 +378,11 @@ cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexce
     if problem.options.from_logits:
         before = environment_enter()
     while row < last:
-        for i in range(start, stop, PAIR_CHUNK):
+        i = start
+        while i < stop:
             binary_elements(
                 problem, row, i, min(<Py_ssize_t>PAIR_CHUNK, stop - i), &scratch, &scale, &lanes)
+            i += PAIR_CHUNK
         row += 1
     if problem.options.from_logits:
         environment_leave(before)

@@ -60,15 +60,17 @@ cdef inline double product_of(double coefficient, double logarithm) noexcept nog
 cdef void logarithms_of(const real *x, Py_ssize_t n, real *to) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef Py_ssize_t i
-    for i in range(0, n, LANES):
+    i = 0
+    while i < n:
         row_store(to + i, plain_logarithm(row_vector(x, i, n), zero), n - i)
+        i += LANES
 
 
 cdef inline PairSum weighted_sum(
     const real *target, const real *logarithms, const double *class_weight, double weight,
     Py_ssize_t n,
 ) noexcept nogil:
-    """The sum of target * class_weight * weight * logarithm; class_weight may be NULL, a constant."""
+    """The sum of target * class_weight * weight * logarithm. class_weight: a constant, if NULL."""
     cdef LaneSums lanes
     cdef double[8] term
     cdef Py_ssize_t i = 0, k

@@ -105,11 +105,13 @@ cdef inline void pair_emit(
 
 cdef inline bint pairs_go_by_class(const Problem *problem) noexcept nogil:
     """Whether rows are copied together: those of any array are closer than its classes."""
-    cdef int role
-    for role in (<int>INPUT, <int>SECOND, <int>OUTPUT):
-        if has(problem, <Role>role) and goes_by_class(&problem.layout, &problem.arrays[role]):
-            return not problem.plan.by_chunks
-    return False
+    return not problem.plan.by_chunks and (
+        pair_goes_by_class(problem, INPUT) or pair_goes_by_class(problem, SECOND)
+        or pair_goes_by_class(problem, OUTPUT))
+
+
+cdef inline bint pair_goes_by_class(const Problem *problem, Role role) noexcept nogil:
+    return has(problem, role) and goes_by_class(&problem.layout, &problem.arrays[<int>role])
 
 
 cdef inline Py_ssize_t pair_chunk_length(const Problem *problem, Py_ssize_t chunk) noexcept nogil:
@@ -127,7 +129,8 @@ cdef void rows_turn(
     runs_fill(&scratch.runs, &problem.layout, array, group.first, group.rows)
     for i in range(QUARTER_LANES):
         columns[i] = vector_set(0.0)
-    for c in range(0, n, QUARTER_LANES):
+    c = 0
+    while c < n:
         for i in range(min(<Py_ssize_t>QUARTER_LANES, n - c)):
             columns[i] = vector_load(run_read(
                 array, &scratch.runs, class_offset(&problem.layout, array, start + c + i),
@@ -135,33 +138,35 @@ cdef void rows_turn(
         # What it writes too much is room behind each row.
         columns_store(
             <char *>(to + c), scratch.staged_stride * <Py_ssize_t>sizeof(real), columns)
+        c += QUARTER_LANES
 
 
 cdef void rows_turn_back(
-    const Group *group, const Problem *problem, Py_ssize_t start, Py_ssize_t n,
-    const real *rows, Scratch *scratch,
+    const Group *group, const Problem *problem, Py_ssize_t start, Py_ssize_t n, Scratch *scratch
 ) noexcept nogil:
-    """Write n classes of a group's output, a class of all rows after the other."""
+    """Write n classes of a group's output, which is kept, a class of all rows after the other."""
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     cdef vector[QUARTER_LANES] columns
     cdef Py_ssize_t c, i
     runs_fill(&scratch.runs, &problem.layout, array, group.first, group.rows)
-    for c in range(0, n, QUARTER_LANES):
+    c = 0
+    while c < n:
         columns_load(
-            columns, <const char *>(rows + c),
+            columns, <const char *>(scratch.kept + c),
             scratch.staged_stride * <Py_ssize_t>sizeof(real))
         for i in range(min(<Py_ssize_t>QUARTER_LANES, n - c)):
             vector_store(scratch.packed, columns[i])
             run_write(
                 array, &scratch.runs, class_offset(&problem.layout, array, start + c + i),
                 scratch.packed, scratch)
+        c += QUARTER_LANES
 
 
 cdef inline void rows_read(
     const Group *group, const Problem *problem, Role role, Py_ssize_t first, Py_ssize_t rows,
     Py_ssize_t start, Py_ssize_t n, const real **x, real *staged, Scratch *scratch,
 ) noexcept nogil:
-    """Point x at n classes of rows `first` and on: where they are if they are plain, else at copies."""
+    """Point x at n classes of rows `first` and on: themselves if they are plain, else copies."""
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t k
     if rows > 1 and goes_by_class(&problem.layout, array):
@@ -206,6 +211,19 @@ cdef void pair_rows_sum(
             at.sums[k] = part if chunk == 0 else pair_sum_merge(at.sums[k], part)
 
 
+cdef inline void pair_make(
+    const Group *group, const Problem *problem, const PairRows *at, Py_ssize_t k, Py_ssize_t n,
+    const Scratch *scratch, real *to,
+) noexcept nogil:
+    """Compute n classes of the output of row k, at most a chunk."""
+    cdef Py_ssize_t i
+    if group.ignored >> k & 1:
+        for i in range(n):
+            to[i] = 0
+    else:
+        pair_emit(group, problem, at, k, n, scratch, to)
+
+
 cdef void pair_rows_emit(
     const Group *group, const Problem *problem, Py_ssize_t first, Py_ssize_t rows,
     Py_ssize_t chunk, const PairRows *at, Scratch *scratch,
@@ -214,31 +232,25 @@ cdef void pair_rows_emit(
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t start = chunk * PAIR_CHUNK
     cdef Py_ssize_t n = pair_chunk_length(problem, chunk)
-    cdef Py_ssize_t k, i, offset
-    cdef bint direct = is_plain(&problem.layout, output) and not problem.plan.stream
-    cdef real *to
-    for k in range(first, first + rows):
-        offset = in_group(group, problem, OUTPUT, k)
-        to = scratch.kept + (k - first) * scratch.staged_stride
-        if direct:
-            to = <real *>(output.data + offset) + start
-        if group.ignored >> k & 1:
-            for i in range(n):
-                to[i] = 0
-        else:
-            pair_emit(group, problem, at, k, n, scratch, to)
-    if direct:
-        return
+    cdef Py_ssize_t k, offset
+    cdef char *to
     if rows > 1 and goes_by_class(&problem.layout, output):
-        rows_turn_back(group, problem, start, n, scratch.kept, scratch)
+        for k in range(rows):
+            pair_make(
+                group, problem, at, k, n, scratch, scratch.kept + k * scratch.staged_stride)
+        rows_turn_back(group, problem, start, n, scratch)
         return
     for k in range(first, first + rows):
         offset = in_group(group, problem, OUTPUT, k)
-        to = scratch.kept + (k - first) * scratch.staged_stride
-        if has_neighbours(&problem.layout, output):
-            write_run(&scratch.writer, to, n, output.data + offset + start * output.size)
+        to = output.data + offset + start * output.size
+        if not has_neighbours(&problem.layout, output):
+            pair_make(group, problem, at, k, n, scratch, scratch.kept)
+            row_scatter(&problem.layout, output, offset, start, n, scratch.kept, scratch.raw)
+        elif output.kind == REAL_KIND and not problem.plan.stream:
+            pair_make(group, problem, at, k, n, scratch, <real *>to)
         else:
-            row_scatter(&problem.layout, output, offset, start, n, to, scratch.raw)
+            pair_make(group, problem, at, k, n, scratch, writer_room(&scratch.writer, to))
+            writer_take(&scratch.writer, n)
 
 
 cdef inline void pair_results(
@@ -259,13 +271,15 @@ cdef void pair_group(
     cdef Py_ssize_t rows = group.rows if pairs_go_by_class(problem) else 1
     cdef Py_ssize_t first, chunk
     cdef PairRows at
-    for first in range(0, group.rows, rows):
+    first = 0
+    while first < group.rows:
         pair_rows_sum(group, problem, first, rows, &at, scratch)
         if has(problem, OUTPUT):
             for chunk in range(problem.plan.chunks):
                 if problem.plan.chunks > 1:
                     pair_rows_read(group, problem, first, rows, chunk, &at, scratch)
                 pair_rows_emit(group, problem, first, rows, chunk, &at, scratch)
+        first += rows
     pair_results(group, problem, &at, results)
 
 
@@ -288,6 +302,8 @@ cdef size_t pair_scratch_place(
     scratch.target = <real *>part_take(&memory, size if has(problem, SECOND) else 0)
     scratch.kept = <real *>part_take(&memory, size)
     scratch.packed = <real *>part_take(&memory, MOST_ROWS * sizeof(real))
+    scratch.writer.buffer = <real *>part_take(
+        &memory, (max(padded, <Py_ssize_t>MOST_ROWS) + 2 * LANES) * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
     scratch.results = <double *>part_take(
         &memory, 0 if problem.task_sums == NULL
@@ -306,7 +322,9 @@ cdef environment pair_open(
     pair_scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(1.0, False)
     if has(problem, OUTPUT):
-        writer_open(&scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream)
+        writer_open(
+            &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
+            scratch.writer.buffer)
         return environment_enter()
     # A logarithm is to see the smallest probabilities.
     return 0
