@@ -299,8 +299,6 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
             ("by_chunks", plan.by_chunks and problem.operation == LABEL_LOSS),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),
-            ("rows_per_task", plan.passes == ACROSS
-                and plan.rows_per_task % (plan.batch * kernels.lanes) != 0),
             ("rest_along", plan.rest_along and not can_leave_rest_along(problem)),
             ("gather", not plan.gather and not reads_in_place(problem, kind)),
             ("stream", plan.stream and not can_stream(problem)),
