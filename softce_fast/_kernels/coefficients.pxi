@@ -71,7 +71,7 @@ cdef inline double coefficient(const Problem *problem, Py_ssize_t c) noexcept no
     """A class weight without the power of two of the largest."""
     if problem.options.class_weight == NULL:
         return 1
-    return ldexp(problem.options.class_weight[c], -problem.options.coefficient_power)
+    return power_apply(problem.options.class_weight[c], -problem.options.coefficient_power)
 
 
 cdef void fill_scaled(Problem *problem, int real_kind, char *memory) noexcept nogil:

@@ -13,7 +13,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, fabs, ilogb, isfinite, ldexp
+from libc.math cimport INFINITY, fabs, ilogb, isfinite
 from libc.stdint cimport INT64_MAX, UINT64_MAX, int32_t, int64_t, uint64_t
 from libc.stdlib cimport abs
 from libc.string cimport memcpy, memset, strcmp, strrchr
@@ -46,7 +46,7 @@ cdef enum:
 
 # ---- the kernels in use --------------------------------------------------------------------------
 
-# Of the build that serves, by what they compute in: float32, float64. NULL before the first call.
+# Of the build that serves, by what they compute in: float32, float64.
 cdef const Kernels *tables[2]
 
 
@@ -60,9 +60,7 @@ cdef const Kernels *kernels_for(const Problem *problem, int result_kind) except 
     """The kernels that compute in what the arrays and options of a call need."""
     cdef bint wide = needs_double(problem, result_kind)
     if tables[wide] == NULL:
-        from .. import _dispatch
-
-        _dispatch.load()
+        raise RuntimeError("no kernels are in use")
     return tables[wide]
 
 
