@@ -9,6 +9,9 @@
 #include "kind.h"
 #include "vector.h"
 
+/* What is computed in, as a kind. */
+enum { REAL_KIND = sizeof(real) == 4 ? KIND_FLOAT32 : KIND_FLOAT64 };
+
 /* ---- float16 -------------------------------------------------------------------------------- */
 
 #if defined(COMPUTE_FLOAT32) && PART_BYTES > 16

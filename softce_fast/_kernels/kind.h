@@ -148,4 +148,38 @@ static __attribute__((noinline, unused)) void labels_read(int64_t *labels, const
 #undef READ
 }
 
+/* ---- powers of two ------------------------------------------------------------------------------ */
+
+/* Split x into a number of size 1 to 2 and a power of two; what has none (0, infinity, NaN) stays. */
+KIND_INLINE double power_split(double x, int *power) {
+    uint64_t u;
+    int field;
+    *power = 0;
+    memcpy(&u, &x, sizeof u);
+    if ((u & UINT64_C(0x7ff0000000000000)) == 0 && x != 0) {
+        x *= 0x1p64;
+        *power = -64;
+        memcpy(&u, &x, sizeof u);
+    }
+    field = (int)(u >> 52 & 0x7ff);
+    if (field == 0 || field == 0x7ff) return x;
+    *power += field - 1023;
+    u = (u & ~UINT64_C(0x7ff0000000000000)) | UINT64_C(0x3ff0000000000000);
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* x * 2**power, in steps that leave the range only where the result does. */
+KIND_INLINE double power_apply(double x, int power) {
+    for (int step = 0; step < 3 && power != 0; step++) {
+        const int part = power > 1000 ? 1000 : power < -1000 ? -1000 : power;
+        const uint64_t u = (uint64_t)(part + 1023) << 52;
+        double factor;
+        memcpy(&factor, &u, sizeof factor);
+        x *= factor;
+        power -= part;
+    }
+    return x;
+}
+
 #endif

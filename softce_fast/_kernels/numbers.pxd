@@ -77,6 +77,13 @@ cdef inline DoubleDouble double_double_add(DoubleDouble a, vector b) noexcept no
     return double_double_merge(a, double_double_from(b))
 
 
+cdef inline DoubleDouble sum_add(DoubleDouble a, vector b, bint few_digits) noexcept nogil:
+    """a + b, with what it loses unless few digits will do."""
+    if few_digits:
+        return double_double_from(vector_add(a.high, b))
+    return double_double_add(a, b)
+
+
 cdef inline DoubleDouble double_double_negative(DoubleDouble a) noexcept nogil:
     cdef DoubleDouble result
     result.high = vector_subtract(vector_set(0.0), a.high)
@@ -174,9 +181,9 @@ cdef inline Scale scale_for(double temperature, bint few_digits) noexcept nogil:
 
 cdef enum Arithmetic:
     # What loops over exponentials are compiled for:
-    GENERAL       # any temperature, references with a shift
-    PLAIN         # temperature 1, no shift
-    FEW_DIGITS    # the same, for results that are stored with few digits
+    GENERAL       # anything
+    PLAIN         # temperature 1, references without a shift, all digits
+    FEW_DIGITS    # the same, for results that are stored with fewer digits
 
 
 cdef inline Arithmetic arithmetic_for(const Scale *scale, bint shifted) noexcept nogil:
@@ -186,11 +193,12 @@ cdef inline Arithmetic arithmetic_for(const Scale *scale, bint shifted) noexcept
 
 
 cdef inline Scale scale_with(const Scale *scale, Arithmetic arithmetic) noexcept nogil:
-    """A copy for a loop, its flags constants that the compiler sees."""
+    """A copy for a loop; unless GENERAL, its flags are constants that the compiler sees."""
     cdef Scale local = scale[0]
-    local.tempered = arithmetic == GENERAL
-    local.shifted = arithmetic == GENERAL
-    local.few_digits = arithmetic == FEW_DIGITS
+    if arithmetic != GENERAL:
+        local.tempered = False
+        local.shifted = False
+        local.few_digits = arithmetic == FEW_DIGITS
     return local
 
 
@@ -316,6 +324,16 @@ cdef inline Reference reference_for(vector maximum, const Scale *scale) noexcept
     return reference
 
 
+cdef inline vector cooled_difference(vector a, vector b, const Scale *scale) noexcept nogil:
+    """(a - b) / T, also where only the difference is out of range."""
+    cdef vector half = vector_set(0.5)
+    if not scale.tempered:
+        return vector_subtract(a, b)
+    return vector_multiply(
+        vector_subtract(vector_multiply(a, half), vector_multiply(b, half)),
+        vector_set(2 * scale.inverse))
+
+
 cdef inline vector logarithm(vector v, vector correction, vector exponent) noexcept nogil:
     """log((v + correction) * 2**exponent) for |correction| far below v.
 
@@ -427,6 +445,17 @@ cdef inline vector plain_exponential(vector x, const Scale *scale) noexcept nogi
     return vector_multiply(
         exponential(vector_select(vector_greater(x, limit), limit, x), reference, scale),
         vector_select(large, vector_set(TWO_TO_64), vector_set(1.0)))
+
+
+cdef inline vector exponential_minus_one(vector x, const Scale *scale) noexcept nogil:
+    """exp(x) - 1 near 0."""
+    cdef Reference reference
+    cdef Split s
+    reference.shift = vector_set(0.0)
+    reference.exponent = reference.shift
+    s = exponential_split(x, reference, scale)
+    return vector_fma(
+        vector_multiply(s.power, s.r), s.p, vector_subtract(s.power, vector_set(1.0)))
 
 
 cdef inline vector plain_logarithm(vector x, vector correction) noexcept nogil:

@@ -21,6 +21,8 @@ cdef extern from "kind.h" nogil:
         KIND_FLOAT32
         KIND_FLOAT64
     Py_ssize_t kind_size(int kind)
+    double power_split(double x, int *power)
+    double power_apply(double x, int power)
     double number_read(const char *p, int kind, bint swapped)
     void number_write(char *p, double value, int kind, bint swapped)
     void labels_read(

@@ -64,6 +64,7 @@ typedef uint32_t word;
 #define VECTOR_BYTES 64
 enum {
     LANES = VECTOR_BYTES / sizeof(real),
+    LANES_SQUARED = LANES * LANES,
     PARTS = VECTOR_BYTES / PART_BYTES,
     PART_LANES = PART_BYTES / sizeof(real),
     QUARTER_LANES = 16 / sizeof(real)

@@ -10,6 +10,7 @@ cdef extern from "vector.h" nogil:
     ctypedef unsigned int environment
 
     enum:
+        LANES_SQUARED
         LANES            # numbers in a vector: 16 of 4 bytes or 8 of 8
         QUARTER_LANES    # numbers in 16 bytes
         EXPONENT_BIAS

@@ -1,0 +1,56 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False
+# A kernel module: all kernels, for an instruction set and a type that is computed in. It has
+# nothing that Python calls; execute.pyx takes its table.
+#
+# A call goes through these files from the bottom up:
+#   problem.pxd             what execute.pyx says of a call: arrays, options, plan; traits of operations
+#   tasks.pxi               absorb, finish, emit: the steps that one thread does
+#   operations/             what an operation makes of a row's state; sums of two arrays; binary losses
+#   passes/along, across    the two ways of walking through rows
+#   passes/state            what is known of rows meanwhile
+#   passes/panel, writer    where elements come from, and where they go
+#   numbers.pxd             double-double numbers, exp and log
+#   vector.h, element.h     instruction sets; conversions
+#
+# What is `cdef inline` is inlined wherever it is called; the rest, by GCC, nowhere (see setup.py). So
+# each pass is a function with all its loops, and no two compete for registers.
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport int64_t
+from libc.stdlib cimport abs
+from libc.string cimport memcpy
+
+from .numbers cimport *
+from .problem cimport *
+from .vector cimport *
+
+include "passes/panel.pxi"
+include "passes/writer.pxi"
+include "passes/state.pxi"
+include "passes/along.pxi"
+include "passes/across.pxi"
+include "operations/softmax.pxi"
+include "operations/cross_entropy.pxi"
+include "passes/pairs.pxi"
+include "operations/backward.pxi"
+include "operations/likelihood.pxi"
+include "operations/binary.pxi"
+include "tasks.pxi"
+
+cdef Kernels kernels
+kernels.lanes = LANES
+kernels.real_kind = REAL_KIND
+kernels.scratch_size = scratch_size
+kernels.states_size = states_size
+kernels.rows = rows_task
+kernels.absorb = absorb_task
+kernels.finish = finish_task
+kernels.emit = emit_task
+kernels.pairs = pair_task
+kernels.pair_sums = pair_sums_task
+kernels.pair_merge = pair_merge_task
+kernels.pair_emit = pair_emit_task
+kernels.label_losses = label_losses_task
+kernels.binary_losses = binary_task
+
+table = PyCapsule_New(&kernels, "softce_fast.kernels", NULL)

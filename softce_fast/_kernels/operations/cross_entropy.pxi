@@ -1,0 +1,335 @@
+# The cross-entropy of a row, and the recipe of its gradient.
+#
+# With coefficients a_c that sum to K, and z = z_loss * logsumexp:
+#     loss = sum_c a_c (logsumexp - x_c / T) + z * logsumexp, times the row's weight;
+#     gradient_c = (p_c (K + 2 z) - a_c) / T, times the row's weight and share in the reduced loss.
+# A label is a coefficient of 1 (or its class weight); dense targets have one for every class. Weights
+# are float64 numbers whose powers of two are taken out, so that none leaves the range of what is
+# computed in; coefficients come times 2**-coefficient_power.
+#
+# Uses state.pxi, softmax.pxi, numbers.pxd.
+
+cdef inline void finish_total(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    """Add what was left out of the sum of exponentials: that of the label, or of the maximum."""
+    if leaves_out_maximum(problem.operation):
+        group.own_logit = group.whole.maximum
+    elif not group.own_is_known:
+        group.own_logit = label_logits(group, problem)
+    group.own = exponential_pair(group.own_logit, group.whole.reference, &scratch.scale)
+    group.total = double_double_merge(group.whole.others, group.own)
+
+
+cdef inline void finish_loss(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    cdef Py_ssize_t k
+    if group.weighted or is_dense(problem.operation) or problem.options.z_loss != 0:
+        finish_weighted_loss(group, problem, scratch)
+    else:
+        numbers_store(group.result, logarithm_of_share(
+            group.whole.others, group.own, group.own_logit, group.whole.reference,
+            &scratch.scale))
+    if group.ignored != 0:
+        for k in range(LANES):
+            if group.ignored >> k & 1:
+                group.result[k] = 0
+
+
+cdef inline double number_or_zero(double coefficient, double x) noexcept nogil:
+    """coefficient * x, but 0 for a coefficient of 0, whatever x is."""
+    return 0 if coefficient == 0 else coefficient * x
+
+
+cdef struct RowNumbers:
+    # Of each row of a group, in float64.
+    double[16] log_share     # log(total / own)
+    double[16] logsumexp     # where it is asked for
+    double[16] coefficients  # the sum of them,
+    double[16] spread        # and that of coefficient * (maximum - x) / T, both without the label's
+    double[16] gap           # (maximum - x) / T at the label
+
+
+cdef void row_numbers(
+    RowNumbers *numbers, const Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    cdef const RowState *whole = &group.whole
+    cdef double inverse = 1 / problem.options.temperature
+    cdef double[16] own_logit
+    cdef double[16] logit
+    cdef double[16] scale
+    cdef unsigned int confident
+    cdef Py_ssize_t k
+    cdef LogRatio ratio = log_ratio(
+        whole.others, group.own, group.own_logit, whole.reference, &scratch.scale)
+    numbers_store(numbers.log_share, ratio.value)
+    numbers_store(scale, vector_select(
+        ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
+    for k in range(LANES):
+        numbers.log_share[k] *= scale[k]
+    numbers_store(own_logit, group.own_logit)
+    if problem.options.z_loss != 0:
+        # Near 0 the logsumexp has the digits of what the others add to the largest.
+        numbers_store(
+            numbers.logsumexp, log_total(group.total, whole.reference, &scratch.scale))
+        confident = vector_mask_bits(vector_greater(group.own.high, whole.others.high))
+        for k in range(LANES):
+            if confident >> k & 1:
+                numbers.logsumexp[k] = own_logit[k] * inverse + numbers.log_share[k]
+    if not is_dense(problem.operation):
+        return
+    dense_numbers(numbers, group)
+    for k in range(LANES):
+        numbers.spread[k] *= inverse
+    if has(problem, LABELS):
+        numbers_store(logit, label_logits(group, problem))
+        for k in range(LANES):
+            numbers.gap[k] = (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse)
+
+
+cdef inline void dense_numbers(RowNumbers *numbers, const Group *group) noexcept nogil:
+    cdef double[16] low
+    cdef double[16] own
+    cdef Py_ssize_t k
+    numbers_store(numbers.spread, group.whole.spread)
+    numbers_store(numbers.coefficients, group.whole.other_coefficients.high)
+    numbers_store(low, group.whole.other_coefficients.low)
+    numbers_store(own, group.whole.own_coefficient)
+    for k in range(LANES):
+        numbers.coefficients[k] += own[k]
+        if low[k] == low[k]:
+            numbers.coefficients[k] += low[k]
+
+
+cdef void finish_weighted_loss(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    cdef int power = problem.options.coefficient_power
+    cdef double z_loss = problem.options.z_loss
+    cdef Py_ssize_t k
+    cdef double loss
+    cdef RowNumbers numbers
+    row_numbers(&numbers, group, problem, scratch)
+    for k in range(LANES):
+        if is_dense(problem.operation):
+            loss = number_or_zero(
+                numbers.coefficients[k], numbers.log_share[k]) + numbers.spread[k]
+            loss = power_apply(loss, power)
+            if has(problem, LABELS):
+                # What the label is given on top of its share in the smoothing.
+                loss += number_or_zero(
+                    group.label_weight[k], numbers.gap[k] + numbers.log_share[k])
+        elif group.weighted:
+            loss = number_or_zero(group.label_weight[k], numbers.log_share[k])
+        else:
+            loss = numbers.log_share[k]
+        if z_loss != 0:
+            group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
+            loss += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
+        if group.weighted:
+            loss = number_or_zero(group.sample_weight[k], loss)
+        group.result[k] = loss
+        group.coefficients[k] = numbers.coefficients[k]
+
+
+# ---- the gradient ------------------------------------------------------------------------------------
+
+
+cdef struct Scaled:
+    # A number times a power of two.
+    double number
+    int power
+
+
+cdef inline Scaled scaled_product(Scaled a, double b) noexcept nogil:
+    cdef int power
+    a.number *= power_split(b, &power)
+    a.power += power
+    return a
+
+
+cdef inline Scaled scale_of_gradients(const Problem *problem) noexcept nogil:
+    """What every row's gradient is multiplied by."""
+    cdef Scaled scale
+    scale.number = 1 / power_split(problem.options.temperature, &scale.power)
+    scale.power = problem.options.coefficient_power - scale.power
+    return scaled_product(scale, problem.options.gradient_scale)
+
+
+cdef inline void row_factor(
+    double[5][16] *lanes, Py_ssize_t k, Scaled scale, double target, double rest, double largest
+) noexcept nogil:
+    """Set what RowFactors have of one row: whole, target, rest, coefficient, power."""
+    cdef int limit = EXPONENT_BIAS - 1
+    cdef int power, within
+    cdef double factor
+    power_split(largest, &power)
+    factor = power_apply(scale.number, -power)
+    # What the power itself cannot hold, the factors do.
+    power += scale.power - HEADROOM
+    within = max(-limit, min(limit, power))
+    factor = power_apply(factor, HEADROOM + power - within)
+    lanes[0][0][k] = factor * (target + rest)
+    lanes[0][1][k] = factor * target
+    lanes[0][2][k] = factor * rest
+    lanes[0][3][k] = factor
+    lanes[0][4][k] = power_apply(1, within)
+
+
+cdef inline RowFactors factors_from(double[5][16] *lanes) noexcept nogil:
+    cdef RowFactors factors
+    factors.whole = vector_from(lanes[0][0])
+    factors.target = vector_from(lanes[0][1])
+    factors.rest = vector_from(lanes[0][2])
+    factors.coefficient = vector_from(lanes[0][3])
+    factors.power = vector_from(lanes[0][4])
+    return factors
+
+
+cdef inline vector vector_from(const double *numbers) noexcept nogil:
+    cdef real[16] lane
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        lane[k] = <real>numbers[k]
+    return vector_load(lane)
+
+
+cdef RowFactors factors_of_all(const Problem *problem) noexcept nogil:
+    """The factors of rows that have a label and no weights."""
+    cdef double[5][16] lanes
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        row_factor(&lanes, k, scale_of_gradients(problem), 1, 0, 1)
+    return factors_from(&lanes)
+
+
+cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept nogil:
+    cdef Scaled scale = scale_of_gradients(problem)
+    cdef Scaled row
+    cdef double[5][16] lanes
+    cdef double target, rest
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        row = scale
+        target = 1
+        rest = 0
+        if group.weighted:
+            row = scaled_product(row, group.sample_weight[k])
+            target = power_apply(group.label_weight[k], -problem.options.coefficient_power)
+        if is_dense(problem.operation):
+            target = group.coefficients[k] + (target if has(problem, LABELS) else 0)
+        if problem.options.z_loss != 0:
+            rest = power_apply(group.from_z[k], -problem.options.coefficient_power)
+        row_factor(
+            &lanes, k, row, target, rest,
+            max(abs(target), max(abs(rest), <double>is_dense(problem.operation))))
+    return factors_from(&lanes)
+
+
+cdef inline void finish_gradient(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    cdef Recipe *recipe = &group.recipe
+    cdef RowFactors factors = scratch.factors
+    cdef DoubleDouble total = with_exact_maximum(
+        group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
+        &scratch.scale)
+    if group.weighted or is_dense(problem.operation) or problem.options.z_loss != 0:
+        factors = factors_of(group, problem)
+    recipe.factor = double_double_quotient(factors.whole, total)
+    recipe.unscale = factors.power
+    recipe.coefficient_factor = factors.coefficient
+    if is_dense(problem.operation):
+        finish_dense_gradient(group, problem, &factors, total, scratch)
+        return
+    recipe.at_label = others_gradient(group, &factors, total)
+    if problem.options.z_loss != 0:
+        recipe.at_label = vector_add(recipe.at_label, own_gradient(group, &factors, total))
+    unscale_few_digits(recipe, &scratch.scale)
+
+
+cdef inline vector others_gradient(
+    const Group *group, const RowFactors *factors, DoubleDouble total
+) noexcept nogil:
+    """Minus the share of the others, where subtracting that of one from 1 would lose the digits."""
+    return output_product(
+        vector_subtract(
+            vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low)),
+        double_double_quotient(factors.target, total), factors.power, False)
+
+
+cdef inline vector own_gradient(
+    const Group *group, const RowFactors *factors, DoubleDouble total
+) noexcept nogil:
+    """What z_loss adds where the others' share is all there is besides."""
+    return output_product(
+        group.own.high, double_double_quotient(factors.rest, total), factors.power, False)
+
+
+cdef void finish_dense_gradient(
+    Group *group, const Problem *problem, const RowFactors *factors, DoubleDouble total,
+    const Scratch *scratch,
+) noexcept nogil:
+    """The entries that are computed on their own.
+
+    At the maximum, the only entry whose probability can exceed 1/2, p * K - k is
+    (the sum of the other k) - K * (1 - p); neither part loses digits.
+    """
+    cdef Recipe *recipe = &group.recipe
+    cdef unsigned int confident = vector_mask_bits(vector_greater(
+        group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
+    cdef vector others = double_double_rounded(group.whole.other_coefficients)
+    cdef DoubleDouble own
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        if not confident >> k & 1:
+            recipe.top[k] = -1
+    if has(problem, LABELS):
+        others = other_coefficients_of_labels(group, problem)
+        own = exponential_pair(
+            label_logits(group, problem), group.whole.reference, &scratch.scale)
+        recipe.at_label = vector_multiply(
+            vector_fnma(
+                factors.coefficient, label_coefficients(group, problem),
+                vector_fma(
+                    own.high, recipe.factor.high, vector_multiply(own.high, recipe.factor.low))),
+            factors.power)
+    recipe.at_top = vector_fma(
+        vector_multiply(factors.coefficient, factors.power), others,
+        others_gradient(group, factors, total))
+    if problem.options.z_loss != 0:
+        recipe.at_top = vector_add(recipe.at_top, own_gradient(group, factors, total))
+
+
+cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:
+    """The coefficient of each row's label under smoothing."""
+    cdef double even = problem.options.label_smoothing / <double>problem.layout.classes
+    cdef double[16] coefficient
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        coefficient[k] = even
+        if problem.options.class_weight != NULL:
+            coefficient[k] *= problem.options.class_weight[group.labels[k]]
+        coefficient[k] = power_apply(
+            coefficient[k] + group.label_weight[k], -problem.options.coefficient_power)
+    return vector_from(coefficient)
+
+
+cdef inline vector other_coefficients_of_labels(
+    const Group *group, const Problem *problem
+) noexcept nogil:
+    """The sum of the coefficients but that of the maximum, under smoothing."""
+    cdef double even = problem.options.label_smoothing / <double>problem.layout.classes
+    cdef double[16] others
+    cdef Py_ssize_t k
+    cdef int64_t top
+    for k in range(LANES):
+        top = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
+        others[k] = even * <double>(problem.layout.classes - 1)
+        if problem.options.other_sums != NULL:
+            others[k] = even * problem.options.other_sums[top]
+        if group.labels[k] != top:
+            others[k] += power_apply(
+                group.label_weight[k], -problem.options.coefficient_power)
+    return vector_from(others)

@@ -1,0 +1,865 @@
+# The pass across rows: a row in each lane, LANES rows side by side.
+#
+# A tile holds class c of its rows at tile[c * LANES]; some tiles, a batch, go through each step
+# together, so that no tile waits for another. How the rows lie in memory matters only when tiles are
+# filled and emptied: class by class where rows are neighbours (in runs as long as the batch is wide),
+# else row by row. The arithmetic between is that of along.pxi, operation by operation and in the
+# same order, so that a row comes out the same, bit for bit.
+#
+# Uses state.pxi, along.pxi, panel.pxi, writer.pxi, numbers.pxd.
+
+cdef void runs_fill(
+    Runs *runs, const Layout *layout, const Array *array, Py_ssize_t first, Py_ssize_t rows
+) noexcept nogil:
+    cdef Py_ssize_t done = 0, length
+    runs.count = 0
+    while done < rows:
+        length = rows - done
+        if array.row_stride == 0:
+            length = min(length, layout.inner - (first + done) % layout.inner)
+        runs.offset[runs.count] = row_offset(layout, array, first + done)
+        runs.length[runs.count] = length
+        runs.count += 1
+        done += length
+
+
+cdef inline Py_ssize_t step_in_runs(const Array *array) noexcept nogil:
+    """Bytes from one row of a run to the next."""
+    return array.row_stride if array.row_stride != 0 else array.inner_stride
+
+
+cdef inline bint goes_by_class(const Layout *layout, const Array *array) noexcept nogil:
+    """Whether the rows of an array are closer to each other than the classes."""
+    return not has_neighbours(layout, array) and (
+        layout.class_axes > 1 or abs(step_in_runs(array)) < abs(array.class_stride))
+
+
+# ---- filling -----------------------------------------------------------------------------------------
+
+
+cdef void run_bytes(
+    const Array *array, const Runs *runs, Py_ssize_t at_class, char *to
+) noexcept nogil:
+    """Copy one class of all rows of a batch, in native byte order."""
+    cdef Py_ssize_t step = step_in_runs(array)
+    cdef Py_ssize_t i, done = 0
+    for i in range(runs.count):
+        elements_copy(
+            to + done * array.size, array.size, array.data + runs.offset[i] + at_class, step,
+            runs.length[i], array.size)
+        done += runs.length[i]
+    if array.swapped:
+        elements_swap(to, done, array.size)
+
+
+cdef const real *run_read(
+    const Array *array, const Runs *runs, Py_ssize_t at_class, Py_ssize_t rows, Scratch *scratch
+) noexcept nogil:
+    """One class of all rows of a batch, and of as many more as make whole groups."""
+    cdef const char *raw = scratch.raw
+    cdef Py_ssize_t i
+    cdef bint together = (
+        runs.count == 1 and step_in_runs(array) == array.size and not array.swapped)
+    if together and array.kind == REAL_KIND and rows % LANES == 0:
+        return <const real *>(array.data + runs.offset[0] + at_class)
+    if together:
+        raw = array.data + runs.offset[0] + at_class
+    else:
+        run_bytes(array, runs, at_class, scratch.raw)
+    elements_load(scratch.packed, raw, rows, array.kind)
+    for i in range(rows, (rows + LANES - 1) // LANES * LANES):
+        # Lanes without a row repeat the first one of the group.
+        scratch.packed[i] = scratch.packed[rows // LANES * LANES]
+    return scratch.packed
+
+
+cdef void tiles_fill_by_class(
+    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
+) noexcept nogil:
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
+    cdef Py_ssize_t c, t, i
+    cdef real *tile = scratch.kept + (n * LANES if role == SECOND else 0)
+    cdef const real *run
+    cdef bint masked = included.data != NULL and role == INPUT
+    runs_fill(&scratch.runs, &problem.layout, array, groups[0].first, rows)
+    if masked:
+        runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+    for c in range(n):
+        run = run_read(
+            array, &scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
+            scratch)
+        if masked:
+            run_bytes(
+                included, &scratch.mask_runs,
+                class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
+            if run != scratch.packed:
+                memcpy(scratch.packed, run, rows * sizeof(real))
+                run = scratch.packed
+            for i in range(rows):
+                if scratch.raw[i] == 0:
+                    scratch.packed[i] = NEGATIVE_INFINITY
+        for t in range(tiles):
+            vector_store(
+                tile + t * scratch.kept_stride + c * LANES, vector_load(run + t * LANES))
+
+
+cdef inline void tile_load(
+    real *tile, const char *rows, Py_ssize_t row_stride, Py_ssize_t n
+) noexcept nogil:
+    """Fill a tile with n classes, neighbours, of rows that are evenly spaced."""
+    cdef vector[QUARTER_LANES] columns
+    cdef Py_ssize_t c = 0, start, k
+    if n == 1 and row_stride == sizeof(real):
+        vector_store(tile, vector_load(<const real *>rows))
+    elif n == 2 and row_stride == 2 * <Py_ssize_t>sizeof(real):
+        tile_load_packed(tile, <const real *>rows, 2)
+    elif n == 3 and row_stride == 3 * <Py_ssize_t>sizeof(real):
+        tile_load_packed(tile, <const real *>rows, 3)
+    elif n < QUARTER_LANES:
+        columns_load_first(columns, rows, row_stride, n)
+        for c in range(n):
+            vector_store(tile + c * LANES, columns[c])
+    else:
+        while c < n:
+            # The last step is taken back so far that it is a whole one.
+            start = min(c, n - QUARTER_LANES)
+            columns_load(columns, rows + start * <Py_ssize_t>sizeof(real), row_stride)
+            for k in range(QUARTER_LANES):
+                if start + k >= c:
+                    vector_store(tile + (start + k) * LANES, columns[k])
+            c += QUARTER_LANES
+
+
+cdef inline void tile_load_packed(real *tile, const real *x, Py_ssize_t n) noexcept nogil:
+    """Fill a tile with n classes (2 or 3, a constant) of packed rows."""
+    cdef vector[3] rows
+    cdef vector[3] columns
+    cdef Py_ssize_t c
+    for c in range(n):
+        rows[c] = vector_load(x + c * LANES)
+    columns_from_rows(columns, rows, n)
+    for c in range(n):
+        vector_store(tile + c * LANES, columns[c])
+
+
+cdef void tile_fill_by_row(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *tile,
+    const Scratch *scratch,
+) noexcept nogil:
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef bint masked = has(problem, MASK) and role == INPUT
+    cdef Py_ssize_t k
+    cdef real *row
+    if (
+        group.rows == LANES and group.offsets[<int>role].step != 0 and not masked
+        and is_plain(&problem.layout, array)
+    ):
+        tile_load(
+            tile, array.data + in_group(group, problem, role, 0)
+            + chunk * CHUNK * <Py_ssize_t>sizeof(real), group.offsets[<int>role].step, n)
+        return
+    for k in range(LANES):
+        row = scratch.staged + k * n
+        if k >= group.rows:
+            # Lanes without a row repeat the first one.
+            memcpy(row, scratch.staged, n * sizeof(real))
+            continue
+        row_gather(
+            &problem.layout, array, in_group(group, problem, role, k), chunk * CHUNK, n, row,
+            scratch.raw)
+        if masked:
+            row_exclude(
+                &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+                chunk * CHUNK, n, row, NEGATIVE_INFINITY, scratch.raw)
+    tile_load(tile, <const char *>scratch.staged, n * <Py_ssize_t>sizeof(real), n)
+
+
+cdef void tiles_fill(
+    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
+) noexcept nogil:
+    """Fill the tiles of a batch with logits, or with probabilities, which lie behind these."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t t
+    if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
+        tiles_fill_by_class(groups, problem, role, tiles, chunk, scratch)
+        return
+    for t in range(tiles):
+        tile_fill_by_row(
+            groups + t, problem, role, chunk,
+            scratch.kept + t * scratch.kept_stride + (n * LANES if role == SECOND else 0), scratch)
+
+
+# ---- absorb ------------------------------------------------------------------------------------------
+
+
+cdef inline vector tile_maximum(const real *tile, Py_ssize_t n) noexcept nogil:
+    cdef vector a = vector_set(NEGATIVE_INFINITY)
+    cdef vector b = a
+    cdef Py_ssize_t c = 0
+    while c + 2 <= n:
+        a = vector_maximum(vector_load(tile + c * LANES), a)
+        b = vector_maximum(vector_load(tile + (c + 1) * LANES), b)
+        c += 2
+    if c < n:
+        a = vector_maximum(vector_load(tile + c * LANES), a)
+    return vector_maximum(a, b)
+
+
+cdef inline vector tile_find(const real *tile, Py_ssize_t n, vector value) noexcept nogil:
+    """The first class equal to `value`, row by row; -1 if there is none."""
+    cdef vector found = vector_set(-1.0)
+    cdef Py_ssize_t c
+    for c in range(n - 1, -1, -1):
+        found = vector_select(
+            vector_equal(vector_load(tile + c * LANES), value), vector_set(<real>c), found)
+    return found
+
+
+cdef struct TileTerms:
+    # What tile_exponentials() reads and writes.
+    const real *logits
+    real *exponentials        # NULL where they are not wanted; may be the tile of logits
+    real *terms               # with a pivot: what is to be added up; may be either of these
+    vector pivot              # class to leave out of a row's sum; outside [0, n) for none
+    vector pivot_logit        # the logit of that class
+    const char *ahead         # meanwhile, for each class, a cache line is fetched,
+    Py_ssize_t ahead_stride   # from one to the next
+
+
+cdef inline void tile_exponentials(
+    TileTerms *tile_, Py_ssize_t n, Reference reference, const Scale *scale_, bint use_pivot,
+    Arithmetic arithmetic,
+) noexcept nogil:
+    """Turn logits into exponentials; `use_pivot` and `arithmetic` are constants here."""
+    cdef Scale local = scale_with(scale_, arithmetic)
+    # A copy, which no store in the loop can change.
+    cdef TileTerms tile = tile_[0]
+    cdef vector x, e
+    cdef vector one = vector_set(1.0)
+    cdef vector zero = vector_set(0.0)
+    cdef vector number = zero
+    cdef mask here
+    cdef Py_ssize_t c
+    for c in range(n):
+        prefetch(tile.ahead + c * tile.ahead_stride)
+        x = vector_load(tile.logits + c * LANES)
+        e = exponential(x, reference, &local)
+        if not use_pivot or tile.exponentials != NULL:
+            vector_store(tile.exponentials + c * LANES, e)
+        if use_pivot:
+            here = vector_equal(number, tile.pivot)
+            vector_store(tile.terms + c * LANES, vector_select(here, zero, e))
+            tile.pivot_logit = vector_select(here, x, tile.pivot_logit)
+            number = vector_add(number, one)
+    tile_.pivot_logit = tile.pivot_logit
+
+
+cdef inline void tile_absorb(
+    TileTerms *tile, Py_ssize_t n, Reference reference, const Scale *scale, bint use_pivot
+) noexcept nogil:
+    """tile_exponentials() in the arithmetic that the rows need."""
+    cdef bint shifted = vector_mask_bits(
+        vector_greater(vector_absolute(reference.shift), vector_set(0.0))) != 0
+    cdef Arithmetic arithmetic = arithmetic_for(scale, shifted)
+    if arithmetic == GENERAL:
+        tile_exponentials(tile, n, reference, scale, use_pivot, GENERAL)
+    elif arithmetic == FEW_DIGITS:
+        tile_exponentials(tile, n, reference, scale, use_pivot, FEW_DIGITS)
+    else:
+        tile_exponentials(tile, n, reference, scale, use_pivot, PLAIN)
+
+
+cdef void tile_absorb_all(
+    TileTerms *tile, Py_ssize_t n, Reference reference, const Scale *scale
+) noexcept nogil:
+    tile_absorb(tile, n, reference, scale, False)
+
+
+cdef void tile_absorb_others(
+    TileTerms *tile, Py_ssize_t n, Reference reference, const Scale *scale
+) noexcept nogil:
+    tile_absorb(tile, n, reference, scale, True)
+
+
+cdef inline vector classes_in_chunk(const int64_t *classes, Py_ssize_t chunk) noexcept nogil:
+    """A class of each row counted from the start of the chunk; outside [0, CHUNK) if elsewhere."""
+    cdef real[16] counted
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        counted[k] = <real>(classes[k] - chunk * CHUNK)
+    return vector_load(counted)
+
+
+cdef inline RowState *chunk_state(
+    Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """The state of a chunk of a group of the batch: that of the whole rows if it is the only one."""
+    if problem.plan.chunks == 1:
+        return &group.whole
+    return scratch.states + tile * problem.plan.chunks + chunk
+
+
+cdef inline real *tile_terms(const Problem *problem, real *tile, Py_ssize_t n) noexcept nogil:
+    """Where what is to be added up of a tile goes: behind what is still wanted of it."""
+    if has(problem, SECOND):
+        return tile + 2 * n * LANES
+    if emits_logarithms(problem.operation) or is_dense(problem.operation):
+        return tile + n * LANES
+    return tile
+
+
+cdef inline void tiles_open(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Read one chunk of each tile, and choose its reference."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t t
+    cdef RowState *state
+    tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
+    if has(problem, SECOND):
+        tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+    for t in range(tiles):
+        state = chunk_state(groups + t, problem, t, chunk, scratch)
+        state.maximum = tile_maximum(scratch.kept + t * scratch.kept_stride, n)
+        state.reference = reference_for(state.maximum, &scratch.scale)
+
+
+cdef void tiles_exponentials(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Compute what is to be added up of each tile."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef Py_ssize_t t
+    cdef TileTerms terms
+    cdef RowState *state
+    cdef real *tile
+    terms.ahead_stride = LANES * array.size
+    if goes_by_class(&problem.layout, array):
+        terms.ahead_stride = array.class_stride
+    terms.pivot_logit = vector_set(0.0)
+    for t in range(tiles):
+        tile = scratch.kept + t * scratch.kept_stride
+        state = chunk_state(groups + t, problem, t, chunk, scratch)
+        terms.logits = tile
+        terms.exponentials = tile
+        terms.terms = tile_terms(problem, tile, n)
+        terms.ahead = array.data + in_group(groups + t, problem, INPUT, 0) + problem.plan.ahead
+        if leaves_out_maximum(problem.operation):
+            terms.pivot = tile_find(tile, n, state.maximum)
+            state.position = terms.pivot
+        elif leaves_out_label(problem.operation):
+            terms.pivot = classes_in_chunk(groups[t].labels, chunk)
+        else:
+            tile_absorb_all(&terms, n, state.reference, &scratch.scale)
+            continue
+        if is_dense(problem.operation):
+            tile_spread(problem, chunk, state, tile, terms.terms)
+        elif not has(problem, OUTPUT) or emits_logarithms(problem.operation):
+            terms.exponentials = NULL
+        tile_absorb_others(&terms, n, state.reference, &scratch.scale)
+        groups[t].own_logit = terms.pivot_logit
+        groups[t].own_is_known = (
+            leaves_out_label(problem.operation) and problem.plan.chunks == 1)
+
+
+cdef void tiles_sum(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Add up the exponentials of each tile."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t t
+    for t in range(tiles):
+        chunk_state(groups + t, problem, t, chunk, scratch).others = tile_sums(
+            tile_terms(problem, scratch.kept + t * scratch.kept_stride, n), n,
+            scratch.scale.few_digits)
+
+
+# ---- sums --------------------------------------------------------------------------------------------
+
+
+cdef inline DoubleDouble tile_sums(const real *terms, Py_ssize_t n, bint few_digits) noexcept nogil:
+    """Add up what a tile has of each row."""
+    if n <= 4:
+        return tile_sums_few(terms, n, 4)
+    if n <= 8:
+        return tile_sums_few(terms, n, 8)
+    if n <= LANES:
+        return tile_sums_few(terms, n, LANES)
+    return tile_sums_many(terms, n, few_digits)
+
+
+cdef inline DoubleDouble tile_sums_few(
+    const real *terms, Py_ssize_t n, Py_ssize_t width
+) noexcept nogil:
+    """At most LANES classes: each is a lane of its own, added up as vector_reduce_few does.
+
+    `width`, a power of two and a constant here, is at least n.
+    """
+    cdef vector[16] lane
+    cdef Py_ssize_t k
+    for k in range(width):
+        lane[k] = vector_load(terms + k * LANES) if k < n else vector_set(0.0)
+    if width > 8:
+        for k in range(8):
+            lane[k] = vector_add(lane[k], lane[k + 8])
+    if width > 4:
+        for k in range(4):
+            lane[k] = vector_add(lane[k], lane[k + 4])
+    return double_double_merge(
+        double_double_merge(double_double_from(lane[0]), double_double_from(lane[2])),
+        double_double_merge(double_double_from(lane[1]), double_double_from(lane[3])))
+
+
+cdef DoubleDouble tile_sums_many(
+    const real *terms, Py_ssize_t n, bint few_digits
+) noexcept nogil:
+    """Lane by lane as row_exponentials, added up as vector_reduce_compensated does."""
+    cdef DoubleDouble[16] lane
+    cdef vector[RUN] e
+    cdef Py_ssize_t c = 0, k, j
+    if n <= RUN * LANES:
+        for k in range(LANES):
+            lane[k] = double_double_from(tile_run_sum(terms, k, n))
+        return lanes_merge(lane)
+    for k in range(LANES):
+        lane[k] = double_double_from(vector_set(0.0))
+    while c + RUN * LANES <= n:
+        for k in range(LANES):
+            for j in range(RUN):
+                e[j] = vector_load(terms + (c + j * LANES + k) * LANES)
+            lane[k] = sum_add(lane[k], run_sum(e), few_digits)
+        c += RUN * LANES
+    for k in range(min(<Py_ssize_t>LANES, n - c)):
+        lane[k] = sum_add(lane[k], tile_run_sum(terms, c + k, n), few_digits)
+    return lanes_merge(lane)
+
+
+cdef inline vector tile_run_sum(const real *terms, Py_ssize_t c, Py_ssize_t n) noexcept nogil:
+    """run_sum() of what a lane has of the last run, class c first, without adding zeros."""
+    cdef vector total = vector_load(terms + c * LANES)
+    cdef vector second
+    if c + LANES < n:
+        total = vector_add(total, vector_load(terms + (c + LANES) * LANES))
+    if c + 2 * LANES < n:
+        second = vector_load(terms + (c + 2 * LANES) * LANES)
+        if c + 3 * LANES < n:
+            second = vector_add(second, vector_load(terms + (c + 3 * LANES) * LANES))
+        total = vector_add(total, second)
+    return total
+
+
+# ---- dense targets -----------------------------------------------------------------------------------
+
+
+cdef inline Coefficients tile_coefficients_of(
+    const Problem *problem, Py_ssize_t chunk, const real *tile
+) noexcept nogil:
+    """Describe the coefficients of a chunk of a tile: `probabilities` is a tile, too."""
+    cdef Coefficients coefficients
+    coefficients.weight = NULL
+    coefficients.probabilities = NULL
+    coefficients.even = vector_set(
+        <real>(problem.options.label_smoothing / <double>problem.layout.classes))
+    coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
+    if problem.options.coefficients != NULL:
+        coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
+    if has(problem, SECOND):
+        coefficients.probabilities = tile + chunk_length(problem, chunk) * LANES
+    return coefficients
+
+
+cdef inline vector tile_coefficient(
+    const Coefficients *coefficients, Py_ssize_t c
+) noexcept nogil:
+    cdef vector v = coefficients.even
+    if coefficients.probabilities != NULL:
+        v = vector_fma(
+            coefficients.share, vector_load(coefficients.probabilities + c * LANES), v)
+    if coefficients.weight != NULL:
+        v = product_or_zero(vector_set(coefficients.weight[c]), v)
+    return v
+
+
+cdef inline vector tile_coefficients_lay(
+    const Coefficients *coefficients, Py_ssize_t n, vector top, real *terms
+) noexcept nogil:
+    """Lay the coefficients out, 0 for class `top`; return those."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector own = zero
+    cdef vector v
+    cdef mask here
+    cdef Py_ssize_t c
+    for c in range(n):
+        v = tile_coefficient(coefficients, c)
+        here = vector_equal(top, vector_set(<real>c))
+        own = vector_select(here, v, own)
+        vector_store(terms + c * LANES, vector_select(here, zero, v))
+    return own
+
+
+cdef void tile_spread(
+    const Problem *problem, Py_ssize_t chunk, RowState *state, const real *tile, real *terms
+) noexcept nogil:
+    """Sum what dense targets take over one chunk."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Coefficients coefficients = tile_coefficients_of(problem, chunk, tile)
+    cdef vector origin = spread_origin(state.maximum)
+    cdef Py_ssize_t c
+    for c in range(n):
+        vector_store(terms + c * LANES, spread_term(
+            tile_coefficient(&coefficients, c), origin, vector_load(tile + c * LANES)))
+    state.spread = double_double_rounded(tile_sums(terms, n, False))
+    state.own_coefficient = vector_set(0.0)
+    if has(problem, SECOND):
+        state.own_coefficient = tile_coefficients_lay(&coefficients, n, state.position, terms)
+        state.other_coefficients = tile_sums(terms, n, False)
+    else:
+        state.other_coefficients = chunk_coefficients(problem, chunk)
+
+
+# ---- emit --------------------------------------------------------------------------------------------
+
+
+cdef struct TileOutput:
+    # What to write for the classes of a tile.
+    OutputKind kind
+    const real *values         # exponentials or logits
+    DoubleDouble factor
+    vector unscale
+    vector minus
+    vector coefficient_factor
+    Reference reference
+    bint dense                 # subtract coefficient_factor * coefficient
+    Coefficients coefficients
+    bint by_label
+    vector label               # the class that gets at_label instead
+    vector at_label
+    vector top                 # dense targets: the same for at_top, which goes first
+    vector at_top
+    vector active              # rows where this is not above 0 get 0
+
+
+cdef inline vector rows_active(const Group *group) noexcept nogil:
+    """0 where a row is taken out, else 1."""
+    cdef real[16] active
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        active[k] = not group.ignored >> k & 1
+    return vector_load(active)
+
+
+cdef inline void tile_output_open(
+    TileOutput *output, const Group *group, const Problem *problem, Py_ssize_t chunk,
+    const RowState *state, const real *tile,
+) noexcept nogil:
+    """Describe the output of one chunk of a tile."""
+    output.kind = FROM_KEPT
+    if emits_logarithms(problem.operation):
+        output.kind = LOGARITHMS
+    elif problem.plan.chunks > 1:
+        output.kind = FROM_LOGITS
+    output.values = tile
+    output.factor = chunk_factor(group, problem, state, &output.reference)
+    output.unscale = group.recipe.unscale
+    output.minus = group.recipe.minus
+    output.dense = is_dense(problem.operation)
+    if output.dense:
+        output.coefficients = tile_coefficients_of(problem, chunk, tile)
+        output.coefficient_factor = group.recipe.coefficient_factor
+        output.top = classes_in_chunk(group.recipe.top, chunk)
+        output.at_top = group.recipe.at_top
+    output.by_label = has(problem, LABELS)
+    if output.by_label:
+        output.label = classes_in_chunk(group.labels, chunk)
+        output.at_label = group.recipe.at_label
+    output.active = rows_active(group)
+
+
+cdef inline vector tile_output(
+    const TileOutput *tile, Py_ssize_t c, const Scale *scale
+) noexcept nogil:
+    """The output for class c."""
+    cdef vector v = vector_load(tile.values + c * LANES)
+    if tile.kind == LOGARITHMS:
+        return vector_subtract(cooled_difference(v, tile.minus, scale), tile.factor.high)
+    if tile.kind == FROM_LOGITS:
+        v = exponential(v, tile.reference, scale)
+    if tile.dense:
+        v = vector_multiply(
+            vector_fnma(
+                tile.coefficient_factor, tile_coefficient(&tile.coefficients, c),
+                vector_fma(v, tile.factor.high, vector_multiply(v, tile.factor.low))),
+            tile.unscale)
+    else:
+        v = output_product(v, tile.factor, tile.unscale, scale.few_digits)
+    if tile.by_label:
+        v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
+    if tile.dense:
+        v = vector_select(vector_equal(tile.top, vector_set(<real>c)), tile.at_top, v)
+    if tile.dense or tile.by_label:
+        v = vector_select(vector_greater(tile.active, vector_set(0.0)), v, vector_set(0.0))
+    return v
+
+
+cdef inline void tile_unpack_few(
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, real *rows
+) noexcept nogil:
+    """tile_unpack() for n classes, a constant from 2 to MOST_COLUMNS, to packed rows."""
+    cdef vector[3] columns
+    cdef vector[3] packed
+    cdef Py_ssize_t c
+    for c in range(n):
+        columns[c] = tile_output(tile, c, scale)
+    rows_from_columns(packed, columns, n)
+    for c in range(n):
+        vector_store(rows + c * LANES, packed[c])
+
+
+cdef inline void tile_unpack(
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, char *rows, Py_ssize_t row_stride
+) noexcept nogil:
+    """Lay the output out in rows; fewer than QUARTER_LANES or 4 classes in packed ones."""
+    cdef vector[QUARTER_LANES] turned
+    cdef Py_ssize_t last = n - QUARTER_LANES
+    cdef Py_ssize_t step = 0, start = last, k
+    if n == 1:
+        vector_store(<real *>rows, tile_output(tile, 0, scale))
+        return
+    if n == 2:
+        tile_unpack_few(tile, 2, scale, <real *>rows)
+        return
+    if n == 3:
+        tile_unpack_few(tile, 3, scale, <real *>rows)
+        return
+    # To compute a few numbers of the last step twice costs less than to keep them.
+    while True:
+        for k in range(QUARTER_LANES):
+            turned[k] = tile_output(tile, start + k, scale)
+        columns_store(rows + start * <Py_ssize_t>sizeof(real), row_stride, turned)
+        if step >= last:
+            return
+        start = step
+        step += QUARTER_LANES
+
+
+cdef inline void tile_lay(
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, char *to, Py_ssize_t row_stride,
+    Py_ssize_t class_stride,
+) noexcept nogil:
+    """Lay the output out by rows, or, where there is a `class_stride`, class by class."""
+    cdef Py_ssize_t c
+    if class_stride == 0:
+        tile_unpack(tile, n, scale, to, row_stride)
+        return
+    for c in range(n):
+        vector_store(<real *>(to + c * class_stride), tile_output(tile, c, scale))
+
+
+cdef inline void tile_lay_kind(
+    const TileOutput *given, Py_ssize_t n, const Scale *scale_, char *to, Py_ssize_t row_stride,
+    Py_ssize_t class_stride, Arithmetic arithmetic,
+) noexcept nogil:
+    """tile_lay() with constants for what the output is made of."""
+    cdef TileOutput tile = given[0]
+    cdef Scale scale = scale_with(scale_, arithmetic)
+    if tile.kind == LOGARITHMS:
+        tile.kind = LOGARITHMS
+        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+    elif tile.kind == FROM_LOGITS:
+        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+    elif tile.dense and tile.by_label:
+        tile.kind = FROM_KEPT
+        tile.dense = tile.by_label = True
+        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+    elif tile.dense:
+        tile.kind = FROM_KEPT
+        tile.dense = True
+        tile.by_label = False
+        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+    elif tile.by_label:
+        tile.kind = FROM_KEPT
+        tile.dense = False
+        tile.by_label = True
+        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+    else:
+        tile.kind = FROM_KEPT
+        tile.dense = tile.by_label = False
+        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+
+
+cdef void tile_emit(
+    const TileOutput *tile, Py_ssize_t n, const Scale *scale, char *to, Py_ssize_t row_stride,
+    Py_ssize_t class_stride,
+) noexcept nogil:
+    if tile.kind != FROM_KEPT:
+        tile_lay_kind(tile, n, scale, to, row_stride, class_stride, GENERAL)
+    elif scale.few_digits:
+        tile_lay_kind(tile, n, scale, to, row_stride, class_stride, FEW_DIGITS)
+    else:
+        tile_lay_kind(tile, n, scale, to, row_stride, class_stride, PLAIN)
+
+
+cdef void run_write(
+    const Array *array, const Runs *runs, Py_ssize_t at_class, real *run, Scratch *scratch
+) noexcept nogil:
+    """Write one class of all rows of a batch."""
+    cdef Py_ssize_t step = step_in_runs(array)
+    cdef Py_ssize_t i
+    cdef char *to
+    for i in range(runs.count):
+        to = array.data + runs.offset[i] + at_class
+        if step == array.size and not array.swapped:
+            write_run(&scratch.writer, run, runs.length[i], to)
+        else:
+            elements_store(scratch.raw, run, runs.length[i], array.kind)
+            if array.swapped:
+                elements_swap(scratch.raw, runs.length[i], array.size)
+            elements_copy(to, step, scratch.raw, array.size, runs.length[i], array.size)
+        run += runs.length[i]
+
+
+cdef void tiles_write_by_class(
+    const Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
+) noexcept nogil:
+    """Write the output that the tiles hold, a class of all rows of the batch after the other."""
+    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
+    cdef Py_ssize_t c, i, t
+    cdef real *run = scratch.packed
+    cdef bint masked = included.data != NULL and not emits_logarithms(problem.operation)
+    if masked:
+        runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+    for c in range(chunk_length(problem, chunk)):
+        for t in range(tiles):
+            vector_store(
+                run + t * LANES, vector_load(scratch.kept + t * scratch.kept_stride + c * LANES))
+        if masked:
+            run_bytes(
+                included, &scratch.mask_runs,
+                class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
+            for i in range(rows):
+                if scratch.raw[i] == 0:
+                    run[i] = 0
+        run_write(
+            array, &scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
+            scratch)
+
+
+cdef void tile_write_by_row(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, real *rows, Scratch *scratch
+) noexcept nogil:
+    """Write the rows of one tile that were laid out at `rows`, packed."""
+    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k, offset
+    for k in range(group.rows):
+        offset = in_group(group, problem, OUTPUT, k)
+        if has(problem, MASK) and not emits_logarithms(problem.operation):
+            row_exclude(
+                &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+                chunk * CHUNK, n, rows + k * n, 0, scratch.raw)
+        if has_neighbours(&problem.layout, array):
+            write_run(
+                &scratch.writer, rows + k * n, n,
+                array.data + offset + chunk * CHUNK * array.size)
+        else:
+            row_scatter(
+                &problem.layout, array, offset, chunk * CHUNK, n, rows + k * n, scratch.raw)
+
+
+cdef inline bint goes_straight(const Problem *problem) noexcept nogil:
+    """Whether output can be laid out where it belongs."""
+    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    return (
+        array.kind == REAL_KIND and not array.swapped and problem.layout.class_axes <= 1
+        and not problem.plan.stream and not has(problem, MASK))
+
+
+cdef void tiles_emit_by_class(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Write one chunk of the tiles of a batch whose rows are neighbours."""
+    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
+    cdef Py_ssize_t t, class_stride = LANES * sizeof(real)
+    cdef TileOutput output
+    cdef real *tile
+    cdef char *to
+    cdef bint straight
+    runs_fill(&scratch.runs, &problem.layout, array, groups[0].first, rows)
+    straight = (
+        goes_straight(problem) and scratch.runs.count == 1 and rows % LANES == 0
+        and step_in_runs(array) == sizeof(real))
+    for t in range(tiles):
+        tile = scratch.kept + t * scratch.kept_stride
+        tile_output_open(
+            &output, groups + t, problem, chunk,
+            chunk_state(groups + t, problem, t, chunk, scratch), tile)
+        to = <char *>tile
+        if straight:
+            class_stride = array.class_stride
+            to = (
+                array.data + scratch.runs.offset[0] + t * LANES * <Py_ssize_t>sizeof(real)
+                + chunk * CHUNK * class_stride)
+        tile_emit(
+            &output, chunk_length(problem, chunk), &scratch.scale, to, 0, class_stride)
+    if not straight:
+        tiles_write_by_class(groups, problem, tiles, chunk, scratch)
+
+
+cdef void tile_emit_by_row(
+    Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Write one chunk of a tile whose rows lie one after the other."""
+    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t step = group.offsets[<int>OUTPUT].step
+    cdef bint neighbours = has_neighbours(&problem.layout, array)
+    cdef real *values = scratch.kept + tile * scratch.kept_stride
+    cdef TileOutput output
+    tile_output_open(
+        &output, group, problem, chunk, chunk_state(group, problem, tile, chunk, scratch), values)
+    if (
+        goes_straight(problem) and neighbours and group.rows == LANES
+        and (step == n * <Py_ssize_t>sizeof(real) or (step != 0 and n >= 4))
+    ):
+        tile_emit(
+            &output, n, &scratch.scale, array.data + in_group(group, problem, OUTPUT, 0)
+            + chunk * CHUNK * <Py_ssize_t>sizeof(real), step, 0)
+        return
+    tile_emit(
+        &output, n, &scratch.scale, <char *>scratch.packed, n * <Py_ssize_t>sizeof(real), 0)
+    if (
+        neighbours and problem.plan.chunks == 1 and array.row_stride == n * array.size
+        and not has(problem, MASK)
+    ):
+        write_run(
+            &scratch.writer, scratch.packed, group.rows * n,
+            array.data + in_group(group, problem, OUTPUT, 0))
+    else:
+        tile_write_by_row(group, problem, chunk, scratch.packed, scratch)
+
+
+cdef void tiles_emit(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Write one chunk of the tiles of a batch."""
+    cdef Py_ssize_t t
+    if problem.plan.chunks > 1:
+        tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
+        if has(problem, SECOND):
+            tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+    if goes_by_class(&problem.layout, &problem.arrays[<int>OUTPUT]):
+        tiles_emit_by_class(groups, problem, tiles, chunk, scratch)
+        return
+    for t in range(tiles):
+        tile_emit_by_row(groups + t, problem, t, chunk, scratch)

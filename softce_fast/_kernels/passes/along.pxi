@@ -1,0 +1,791 @@
+# The pass along rows: one row at a time, the lanes of a vector on neighbouring classes.
+#
+# A row is worked on in chunks of CHUNK classes, which stay in the first-level cache from one step to
+# the next. Rows that are not plain are copied there first (panel.pxi).
+#
+# Uses state.pxi, panel.pxi, writer.pxi, numbers.pxd.
+
+cdef enum:
+    # Vectors whose exponentials are added up plainly, two by two, before the sum goes into a
+    # compensated one: an element meets two roundings, however long the row.
+    RUN = 4
+
+
+# ---- one chunk of a row ----------------------------------------------------------------------------
+
+
+cdef inline vector row_maxima(const real *x, Py_ssize_t n) noexcept nogil:
+    """The greatest elements that are numbers, lane by lane, in any order; -inf where none is.
+
+    Whole vectors are read from the start of cache lines on: what is read twice does no harm.
+    """
+    cdef vector a = vector_set(NEGATIVE_INFINITY)
+    cdef vector b = a, c = a, d = a
+    cdef Py_ssize_t i
+    if n < LANES:
+        return vector_maximum(vector_load_first(x, n), a)
+    a = vector_maximum(vector_load(x), a)
+    b = vector_maximum(vector_load(x + n - LANES), b)
+    i = max(<Py_ssize_t>0, stream_head(x, sizeof(real)))
+    while i + 4 * LANES <= n:
+        a = vector_maximum(vector_load(x + i), a)
+        b = vector_maximum(vector_load(x + i + LANES), b)
+        c = vector_maximum(vector_load(x + i + 2 * LANES), c)
+        d = vector_maximum(vector_load(x + i + 3 * LANES), d)
+        i += 4 * LANES
+    while i + LANES <= n:
+        a = vector_maximum(vector_load(x + i), a)
+        i += LANES
+    return vector_maximum(vector_maximum(a, b), vector_maximum(c, d))
+
+
+cdef inline vector row_vector(const real *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """The vector from class i on; -inf past the end."""
+    if i + LANES <= n:
+        return vector_load(x + i)
+    if i < n:
+        return vector_load_first(x + i, n - i)
+    return vector_set(NEGATIVE_INFINITY)
+
+
+cdef inline void row_store(real *to, vector v, Py_ssize_t count) noexcept nogil:
+    """Store a vector, or the first `count` of it: what follows may be another thread's."""
+    if count < LANES:
+        vector_store_first(to, v, count)
+    else:
+        vector_store(to, v)
+
+
+cdef inline Py_ssize_t row_find(const real *x, Py_ssize_t n, real value) noexcept nogil:
+    """The first position of `value`; -1 if it is nowhere."""
+    cdef vector wanted = vector_set(value)
+    cdef Py_ssize_t i = 0, k
+    cdef unsigned int found
+    while i < n:
+        found = vector_mask_bits(vector_equal(row_vector(x, i, n), wanted))
+        if found != 0:
+            for k in range(min(<Py_ssize_t>LANES, n - i)):
+                if found >> k & 1:
+                    return i + k
+        i += LANES
+    return -1
+
+
+cdef inline vector run_sum(const vector *e) noexcept nogil:
+    return vector_add(vector_add(e[0], e[1]), vector_add(e[2], e[3]))
+
+
+cdef inline void run_drop(vector *e, Py_ssize_t place, vector counting) noexcept nogil:
+    """Set one element of a run to 0."""
+    cdef Py_ssize_t k
+    for k in range(RUN):
+        e[k] = vector_select(
+            vector_equal(counting, vector_set(<real>(place - k * LANES))), vector_set(0.0), e[k])
+
+
+cdef struct Stretch:
+    # Classes of a row whose exponentials are added up.
+    const real *x
+    Py_ssize_t n
+    Py_ssize_t pivot      # what is left out; outside [0, n) for nothing
+    real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
+    Py_ssize_t ahead      # bytes from x to what comes next, which is fetched meanwhile
+
+
+cdef inline DoubleDouble row_exponentials(
+    const Stretch *stretch, Reference reference, const Scale *scale_, bint keep,
+    Arithmetic arithmetic,
+) noexcept nogil:
+    """Return the sum of the exponentials, lane by lane; `keep` and `arithmetic` are constants.
+
+    Where nothing is kept, what comes next is fetched up to the first-level cache half way there.
+    """
+    cdef Scale local = scale_with(scale_, arithmetic)
+    cdef Scale *scale = &local
+    cdef const real *x = stretch.x
+    cdef real *kept = stretch.kept
+    cdef Py_ssize_t n = stretch.n, pivot = stretch.pivot, ahead = stretch.ahead
+    cdef DoubleDouble total = double_double_from(vector_set(0.0))
+    cdef vector run = vector_set(0.0)
+    cdef vector[RUN] e
+    cdef vector counting = vector_counting()
+    cdef Py_ssize_t i = 0, k
+    while i + RUN * LANES <= n:
+        for k in range(RUN):
+            prefetch(<const char *>(x + i + k * LANES) + ahead)
+            if not keep:
+                prefetch_near(<const char *>(x + i + k * LANES) + ahead // 2)
+            e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
+            if keep:
+                vector_store(kept + i + k * LANES, e[k])
+        if i <= pivot < i + RUN * LANES:
+            run_drop(e, pivot - i, counting)
+        # One run late: the additions need not wait for the exponentials above.
+        if i > RUN * LANES:
+            total = sum_add(total, run, scale.few_digits)
+        else:
+            total = double_double_from(run)
+        run = run_sum(e)
+        i += RUN * LANES
+    if i > RUN * LANES:
+        total = sum_add(total, run, scale.few_digits)
+    else:
+        total = double_double_from(run)
+    if i < n:
+        for k in range(RUN):
+            e[k] = vector_set(0.0)
+            if i + k * LANES < n:
+                e[k] = exponential(row_vector(x, i + k * LANES, n), reference, scale)
+                if keep:
+                    row_store(kept + i + k * LANES, e[k], n - i - k * LANES)
+        if i <= pivot:
+            run_drop(e, pivot - i, counting)
+        if i > 0:
+            total = sum_add(total, run_sum(e), scale.few_digits)
+        else:
+            total = double_double_from(run_sum(e))
+    return total
+
+
+# A function each, which has its registers to itself.
+
+
+cdef DoubleDouble exponentials_plain(
+    const Stretch *stretch, Reference reference, const Scale *scale
+) noexcept nogil:
+    if stretch.kept == NULL:
+        return row_exponentials(stretch, reference, scale, False, PLAIN)
+    return row_exponentials(stretch, reference, scale, True, PLAIN)
+
+
+cdef DoubleDouble exponentials_few(
+    const Stretch *stretch, Reference reference, const Scale *scale
+) noexcept nogil:
+    if stretch.kept == NULL:
+        return row_exponentials(stretch, reference, scale, False, FEW_DIGITS)
+    return row_exponentials(stretch, reference, scale, True, FEW_DIGITS)
+
+
+cdef DoubleDouble exponentials_general(
+    const Stretch *stretch, Reference reference, const Scale *scale
+) noexcept nogil:
+    return row_exponentials(stretch, reference, scale, stretch.kept != NULL, GENERAL)
+
+
+cdef inline DoubleDouble row_absorb(
+    const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
+) noexcept nogil:
+    """row_exponentials() in the arithmetic that the row needs."""
+    if scale.tempered or shifted:
+        return exponentials_general(stretch, reference, scale)
+    if scale.few_digits:
+        return exponentials_few(stretch, reference, scale)
+    return exponentials_plain(stretch, reference, scale)
+
+
+# ---- sums of many rows -----------------------------------------------------------------------------
+
+
+cdef inline DoubleDouble lanes_merge(DoubleDouble *lane) noexcept nogil:
+    """Add LANES numbers up as vector_reduce_compensated adds the lanes of one up."""
+    cdef Py_ssize_t k
+    if LANES == 16:
+        for k in range(8):
+            lane[k] = double_double_merge(lane[k], lane[(k + 8) % LANES])
+    for k in range(4):
+        lane[k] = double_double_merge(lane[k], lane[k + 4])
+    for k in range(2):
+        lane[k] = double_double_merge(lane[k], lane[k + 2])
+    return double_double_merge(lane[0], lane[1])
+
+
+cdef inline void rows_fold(vector *high, vector *low, Py_ssize_t width) noexcept nogil:
+    """Halve 2 * width vectors, each of which then holds the sums of twice as many rows."""
+    cdef DoubleDouble even, odd
+    cdef Py_ssize_t k
+    for k in range(width):
+        vectors_halve(high + 2 * k, width, &even.high, &odd.high)
+        vectors_halve(low + 2 * k, width, &even.low, &odd.low)
+        even = double_double_merge(even, odd)
+        high[k] = even.high
+        low[k] = even.low
+
+
+cdef struct RowSums:
+    # Of each row of a group, LANES partial sums.
+    real[LANES_SQUARED] high
+    real[LANES_SQUARED] low
+
+
+cdef inline void sums_put(RowSums *sums, Py_ssize_t k, DoubleDouble total) noexcept nogil:
+    vector_store(sums.high + k * LANES, total.high)
+    vector_store(sums.low + k * LANES, total.low)
+
+
+cdef DoubleDouble rows_reduce(
+    const RowSums *sums, Py_ssize_t rows, Py_ssize_t n
+) noexcept nogil:
+    """Add up, row by row, the partial sums of rows of n classes.
+
+    Alone each row would wait for its own additions; many are added up side by side.
+    """
+    cdef real[16] total
+    cdef real[16] rest
+    cdef vector[16] highs
+    cdef vector[16] lows
+    cdef DoubleDouble result
+    cdef Py_ssize_t k
+    if n > LANES and rows > LANES // 4:
+        for k in range(LANES):
+            highs[k] = vector_load(sums.high + k * LANES)
+            lows[k] = vector_set(0.0)
+        if n > RUN * LANES:
+            # Else nothing was added up yet with a rest.
+            for k in range(LANES):
+                lows[k] = vector_load(sums.low + k * LANES)
+        if LANES == 16:
+            rows_fold(highs, lows, 8)
+        rows_fold(highs, lows, 4)
+        rows_fold(highs, lows, 2)
+        rows_fold(highs, lows, 1)
+        result.high = highs[0]
+        result.low = lows[0]
+        return result
+    for k in range(LANES):
+        total[k] = 1
+        rest[k] = 0
+    for k in range(rows):
+        if n <= LANES:
+            total[k] = vector_reduce_few(vector_load(sums.high + k * LANES), rest + k)
+        else:
+            total[k] = vector_reduce_compensated(
+                vector_load(sums.high + k * LANES), vector_load(sums.low + k * LANES), rest + k)
+    result.high = vector_load(total)
+    result.low = vector_load(rest)
+    return result
+
+
+# ---- dense targets -----------------------------------------------------------------------------------
+
+
+cdef struct Coefficients:
+    # Of the classes in a dense target: weight * (share * probability + even).
+    const real *weight               # NULL: all 1
+    const real *probabilities        # NULL: all 0
+    vector share
+    vector even
+
+
+cdef inline vector zero_past_end(vector v, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """The vector from class i on, 0 past the end."""
+    if i + LANES <= n:
+        return v
+    return vector_select(
+        vector_greater(vector_set(<real>(n - i)), vector_counting()), v, vector_set(0.0))
+
+
+cdef inline vector coefficient_vector(
+    const Coefficients *coefficients, Py_ssize_t i, Py_ssize_t n
+) noexcept nogil:
+    """The coefficients from class i on; 0 past the end."""
+    cdef vector v = coefficients.even
+    if coefficients.probabilities != NULL:
+        v = vector_fma(coefficients.share, row_vector(coefficients.probabilities, i, n), v)
+    if coefficients.weight != NULL:
+        v = product_or_zero(zero_past_end(row_vector(coefficients.weight, i, n), i, n), v)
+    return zero_past_end(v, i, n)
+
+
+cdef inline real coefficient_at(
+    const Coefficients *coefficients, Py_ssize_t place, Py_ssize_t n
+) noexcept nogil:
+    """The coefficient of one class; 0 if there is none."""
+    cdef real[16] lane
+    cdef Py_ssize_t start = place // LANES * LANES
+    if place < 0:
+        return 0
+    vector_store(lane, coefficient_vector(coefficients, start, n))
+    return lane[place - start]
+
+
+cdef inline vector spread_origin(vector maximum) noexcept nogil:
+    """What logits are counted from: the maximum, 0 where there is none."""
+    return vector_select(
+        vector_greater(maximum, vector_set(NEGATIVE_INFINITY)), maximum, vector_set(0.0))
+
+
+cdef inline vector spread_term(vector coefficient, vector origin, vector x) noexcept nogil:
+    """coefficient * (origin - x), where 0 * inf is 0."""
+    return product_or_zero(coefficient, vector_subtract(origin, x))
+
+
+cdef inline void run_spread(
+    const real *x, Py_ssize_t i, Py_ssize_t n, vector origin, const Coefficients *coefficients,
+    Py_ssize_t top, DoubleDouble *total, DoubleDouble *spread,
+) noexcept nogil:
+    """Add what row_spread() sums of a run that begins at class i and ends at n at the latest."""
+    cdef vector[RUN] a
+    cdef vector[RUN] term
+    cdef Py_ssize_t k
+    for k in range(RUN):
+        a[k] = coefficient_vector(coefficients, i + k * LANES, n)
+        term[k] = spread_term(a[k], origin, row_vector(x, i + k * LANES, n))
+    if coefficients.probabilities != NULL:
+        if i <= top < i + RUN * LANES:
+            run_drop(a, top - i, vector_counting())
+        total[0] = double_double_add(total[0], run_sum(a))
+    spread[0] = double_double_add(spread[0], run_sum(term))
+
+
+cdef inline void row_spread(
+    const real *x, Py_ssize_t n, vector origin, const Coefficients *coefficients, Py_ssize_t top,
+    DoubleDouble *total, DoubleDouble *spread,
+) noexcept nogil:
+    """Sum, lane by lane, the spread_term() of a row and, of probabilities, the coefficients.
+
+    That of class `top` is left out of the latter.
+    """
+    cdef Py_ssize_t i = 0
+    total[0] = double_double_from(vector_set(0.0))
+    spread[0] = total[0]
+    while i + RUN * LANES <= n:
+        run_spread(x, i, i + RUN * LANES, origin, coefficients, top, total, spread)
+        i += RUN * LANES
+    if i < n:
+        run_spread(x, i, n, origin, coefficients, top, total, spread)
+
+
+cdef void row_spread_of(
+    const real *x, Py_ssize_t n, vector origin, const Coefficients *given, Py_ssize_t top,
+    DoubleDouble *total, DoubleDouble *spread,
+) noexcept nogil:
+    """row_spread() with constants for what there is."""
+    cdef Coefficients coefficients = given[0]
+    if coefficients.probabilities != NULL and coefficients.weight != NULL:
+        row_spread(x, n, origin, &coefficients, top, total, spread)
+    elif coefficients.probabilities != NULL:
+        coefficients.weight = NULL
+        row_spread(x, n, origin, &coefficients, top, total, spread)
+    elif coefficients.weight != NULL:
+        coefficients.probabilities = NULL
+        row_spread(x, n, origin, &coefficients, top, total, spread)
+    else:
+        coefficients.probabilities = NULL
+        coefficients.weight = NULL
+        row_spread(x, n, origin, &coefficients, top, total, spread)
+
+
+cdef inline Coefficients coefficients_of(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Describe the coefficients of a chunk of a row."""
+    cdef Coefficients coefficients
+    coefficients.weight = NULL
+    coefficients.probabilities = NULL
+    coefficients.even = vector_set(
+        <real>(problem.options.label_smoothing / <double>problem.layout.classes))
+    coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
+    if problem.options.coefficients != NULL:
+        coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
+    if has(problem, SECOND):
+        coefficients.probabilities = row_read(
+            &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
+            chunk * CHUNK, chunk_length(problem, chunk), scratch.target, scratch.raw)
+    return coefficients
+
+
+# ---- absorb ------------------------------------------------------------------------------------------
+
+
+cdef inline real *row_kept(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Where the exponentials of a chunk of a row are kept; NULL if they are not."""
+    if not problem.plan.keep:
+        return NULL
+    if problem.plan.keep_in_output:
+        return <real *>(
+            problem.arrays[<int>OUTPUT].data + in_group(group, problem, OUTPUT, k)) + chunk * CHUNK
+    return scratch.kept + k * scratch.kept_stride + chunk * CHUNK
+
+
+cdef inline const real *row_input(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, real *buffer,
+    const Scratch *scratch,
+) noexcept nogil:
+    """A chunk of a row's logits: where they are, or copied to `buffer`, masked."""
+    cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef Py_ssize_t offset = in_group(group, problem, INPUT, k)
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    if not problem.plan.gather:
+        return <const real *>(array.data + offset) + chunk * CHUNK
+    row_gather(&problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw)
+    if has(problem, MASK):
+        row_exclude(
+            &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+            chunk * CHUNK, n, buffer, NEGATIVE_INFINITY, scratch.raw)
+    return buffer
+
+
+cdef inline Py_ssize_t row_pivot(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const real *x,
+    real maximum,
+) noexcept nogil:
+    """Which class of a chunk of row k is left out of its sum; -1 for none."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t label
+    if leaves_out_maximum(problem.operation):
+        return row_find(x, n, maximum)
+    if not leaves_out_label(problem.operation):
+        return -1
+    label = group.labels[k] - chunk * CHUNK
+    return label if label < n else -1
+
+
+cdef struct DenseSums:
+    # What dense targets sum of each row of a group.
+    RowSums coefficients
+    RowSums spread
+    real[16] own       # the coefficient of the maximum
+
+
+cdef void along_absorb(
+    Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state, Scratch *scratch,
+) noexcept nogil:
+    """Fill the state of one chunk of the group, row by row."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k, stop, pivot, first = 0
+    cdef const real *x[16]
+    cdef real[16] maximum
+    cdef real[16] position
+    cdef real[16] shift
+    cdef real[16] exponent
+    cdef RowSums sums
+    cdef Reference reference
+    cdef DenseSums dense
+    cdef Stretch stretch
+    stretch.n = n
+    stretch.ahead = problem.plan.ahead
+    for k in range(LANES):
+        maximum[k] = 0
+        position[k] = -1
+        dense.own[k] = 0
+    while first < group.rows:
+        stop = min(first + problem.plan.rows_at_once, group.rows)
+        for k in range(first, stop):
+            x[k] = row_input(
+                group, problem, k, chunk, scratch.staged + (k - first) * scratch.staged_stride,
+                scratch)
+            maximum[k] = vector_reduce_maximum(row_maxima(x[k], n))
+        state.maximum = vector_load(maximum)
+        state.reference = reference_for(state.maximum, &scratch.scale)
+        vector_store(shift, state.reference.shift)
+        vector_store(exponent, state.reference.exponent)
+        for k in range(first, stop):
+            pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
+            position[k] = <real>pivot
+            if is_dense(problem.operation):
+                along_spread(group, problem, chunk, k, x[k], maximum[k], pivot, &dense, scratch)
+            reference.shift = vector_set(shift[k])
+            reference.exponent = vector_set(exponent[k])
+            stretch.x = x[k]
+            stretch.pivot = pivot
+            stretch.kept = row_kept(group, problem, k, chunk, scratch)
+            sums_put(&sums, k, row_absorb(
+                &stretch, reference, &scratch.scale, shift[k] != 0))
+        first = stop
+    state.others = rows_reduce(&sums, group.rows, n)
+    state.position = vector_load(position)
+    if is_dense(problem.operation):
+        dense_reduce(group, problem, chunk, state, &dense)
+
+
+cdef inline void along_spread(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const real *x,
+    real maximum, Py_ssize_t top, DenseSums *dense, const Scratch *scratch,
+) noexcept nogil:
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Coefficients coefficients = coefficients_of(group, problem, k, chunk, scratch)
+    cdef DoubleDouble total, spread
+    row_spread_of(
+        x, n, spread_origin(vector_set(maximum)), &coefficients, top, &total, &spread)
+    sums_put(&dense.spread, k, spread)
+    sums_put(&dense.coefficients, k, total)
+    if coefficients.probabilities != NULL:
+        dense.own[k] = coefficient_at(&coefficients, top, n)
+
+
+cdef inline void dense_reduce(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state,
+    const DenseSums *dense,
+) noexcept nogil:
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    state.spread = double_double_rounded(rows_reduce(&dense.spread, group.rows, n))
+    state.own_coefficient = vector_set(0.0)
+    if has(problem, SECOND):
+        state.other_coefficients = rows_reduce(&dense.coefficients, group.rows, n)
+        state.own_coefficient = vector_load(dense.own)
+    else:
+        state.other_coefficients = chunk_coefficients(problem, chunk)
+
+
+cdef inline DoubleDouble chunk_coefficients(
+    const Problem *problem, Py_ssize_t chunk
+) noexcept nogil:
+    """The sum of what label smoothing gives to the classes of a chunk, of any row."""
+    cdef double total = (
+        problem.options.label_smoothing / <double>problem.layout.classes
+        * problem.options.chunk_sums[chunk])
+    cdef DoubleDouble result
+    result.high = vector_set(<real>total)
+    result.low = vector_set(<real>(total - <real>total))
+    return result
+
+
+# ---- emit --------------------------------------------------------------------------------------------
+
+
+cdef enum OutputKind:
+    FROM_KEPT      # kept exponentials
+    FROM_LOGITS    # exponentials, computed again
+    LOGARITHMS
+
+
+cdef struct RowOutput:
+    # What to write for n classes of a row, in one number of each vector of a Recipe.
+    const real *x             # kept exponentials, or logits
+    Reference reference
+    DoubleDouble factor
+    vector unscale
+    vector minus
+    vector coefficient_factor
+    bint dense
+    Coefficients coefficients
+
+
+cdef inline vector output_product(
+    vector e, DoubleDouble factor, vector unscale, bint few_digits
+) noexcept nogil:
+    """e * factor * unscale, rounded once (where multiply-adds are fused)."""
+    if few_digits:
+        return vector_multiply(e, factor.high)
+    return vector_multiply(
+        vector_fma(e, factor.high, vector_multiply(e, factor.low)), unscale)
+
+
+cdef inline vector row_output(
+    const RowOutput *row, vector v, OutputKind kind, Py_ssize_t i, Py_ssize_t n,
+    const Scale *scale,
+) noexcept nogil:
+    """Make output of kept exponentials (FROM_KEPT) or of logits (the others), class i first."""
+    if kind == LOGARITHMS:
+        return vector_subtract(cooled_difference(v, row.minus, scale), row.factor.high)
+    if kind == FROM_LOGITS:
+        v = exponential(v, row.reference, scale)
+    if not row.dense:
+        return output_product(v, row.factor, row.unscale, scale.few_digits)
+    return vector_multiply(
+        vector_fnma(
+            row.coefficient_factor, coefficient_vector(&row.coefficients, i, n),
+            vector_fma(v, row.factor.high, vector_multiply(v, row.factor.low))),
+        row.unscale)
+
+
+cdef inline void row_emit(
+    const RowOutput *row_, OutputKind kind, bint dense, Py_ssize_t n, const Scale *scale_,
+    Arithmetic arithmetic, real *to,
+) noexcept nogil:
+    """Write n classes of a row; `kind`, `dense` and `arithmetic` are constants."""
+    # Copies, which no store in the loop can change: they stay in registers.
+    cdef RowOutput row = row_[0]
+    cdef Scale scale = scale_with(scale_, arithmetic)
+    cdef Py_ssize_t i = 0
+    row.dense = dense
+    while i + LANES <= n:
+        vector_store(to + i, row_output(&row, vector_load(row.x + i), kind, i, n, &scale))
+        i += LANES
+    if i < n:
+        vector_store_first(
+            to + i, row_output(&row, vector_load_first(row.x + i, n - i), kind, i, n, &scale),
+            n - i)
+
+
+# Exponentials that are kept need no arithmetic but the digits of the product.
+
+
+cdef void emit_kept(
+    const RowOutput *row, Py_ssize_t n, const Scale *scale, real *to
+) noexcept nogil:
+    if scale.few_digits:
+        row_emit(row, FROM_KEPT, False, n, scale, FEW_DIGITS, to)
+    else:
+        row_emit(row, FROM_KEPT, False, n, scale, PLAIN, to)
+
+
+cdef void emit_kept_dense(
+    const RowOutput *row, Py_ssize_t n, const Scale *scale, real *to
+) noexcept nogil:
+    row_emit(row, FROM_KEPT, True, n, scale, PLAIN, to)
+
+
+cdef void emit_again(
+    const RowOutput *row, Py_ssize_t n, const Scale *scale, bint shifted, real *to
+) noexcept nogil:
+    if row.dense:
+        row_emit(row, FROM_LOGITS, True, n, scale, GENERAL, to)
+    elif scale.tempered or shifted:
+        row_emit(row, FROM_LOGITS, False, n, scale, GENERAL, to)
+    elif scale.few_digits:
+        row_emit(row, FROM_LOGITS, False, n, scale, FEW_DIGITS, to)
+    else:
+        row_emit(row, FROM_LOGITS, False, n, scale, PLAIN, to)
+
+
+cdef void emit_logarithms(
+    const RowOutput *row, Py_ssize_t n, const Scale *scale, real *to
+) noexcept nogil:
+    if scale.tempered:
+        row_emit(row, LOGARITHMS, False, n, scale, GENERAL, to)
+    else:
+        row_emit(row, LOGARITHMS, False, n, scale, PLAIN, to)
+
+
+cdef struct RowsOutput:
+    # A chunk of a group's output, a row in each lane, in memory.
+    real[16] factor
+    real[16] factor_rest
+    real[16] unscale
+    real[16] minus
+    real[16] coefficient_factor
+    real[16] at_label
+    real[16] at_top
+    real[16] shift
+    real[16] exponent
+    unsigned int again        # rows whose kept exponentials are to be computed again
+
+
+cdef extern from *:
+    """
+    /* A factor this small could underflow; see chunk_factor(). */
+    #define CHUNK_FACTOR_LIMIT ((real)0x1p-32)
+    """
+    const real CHUNK_FACTOR_LIMIT
+
+
+cdef inline DoubleDouble chunk_factor(
+    const Group *group, const Problem *problem, const RowState *state, Reference *reference
+) noexcept nogil:
+    """Return the factor, and set the reference, of the exponentials of a chunk.
+
+    Far below the row's maximum a chunk's factor could underflow where its product with an
+    exponential does not: such a chunk starts again from the row's reference.
+    """
+    cdef mask low
+    reference[0] = state.reference
+    if problem.plan.chunks == 1 or emits_logarithms(problem.operation):
+        return group.recipe.factor
+    low = vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high)
+    reference.shift = vector_select(low, group.whole.reference.shift, reference.shift)
+    reference.exponent = vector_select(low, group.whole.reference.exponent, reference.exponent)
+    return double_double_select(
+        low, group.recipe.factor, double_double_product(group.recipe.factor, state.factor))
+
+
+cdef inline void rows_output_open(
+    RowsOutput *rows, const Group *group, const Problem *problem, const RowState *state
+) noexcept nogil:
+    cdef Reference references
+    cdef DoubleDouble factors = chunk_factor(group, problem, state, &references)
+    vector_store(rows.factor, factors.high)
+    vector_store(rows.factor_rest, factors.low)
+    vector_store(rows.unscale, group.recipe.unscale)
+    vector_store(rows.minus, group.recipe.minus)
+    vector_store(rows.coefficient_factor, group.recipe.coefficient_factor)
+    vector_store(rows.at_label, group.recipe.at_label)
+    vector_store(rows.at_top, group.recipe.at_top)
+    vector_store(rows.shift, references.shift)
+    vector_store(rows.exponent, references.exponent)
+    rows.again = 0
+    if problem.plan.chunks > 1 and problem.plan.keep:
+        rows.again = vector_mask_bits(
+            vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high))
+
+
+cdef inline void row_make(
+    const RowsOutput *rows, const Group *group, const Problem *problem, Py_ssize_t chunk,
+    Py_ssize_t k, const Scratch *scratch, real *to,
+) noexcept nogil:
+    """Compute a chunk of the output of one row."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef RowOutput row
+    cdef Py_ssize_t place
+    row.reference.shift = vector_set(rows.shift[k])
+    row.reference.exponent = vector_set(rows.exponent[k])
+    row.factor.high = vector_set(rows.factor[k])
+    row.factor.low = vector_set(rows.factor_rest[k])
+    row.unscale = vector_set(rows.unscale[k])
+    row.minus = vector_set(rows.minus[k])
+    row.coefficient_factor = vector_set(rows.coefficient_factor[k])
+    row.dense = is_dense(problem.operation)
+    if row.dense:
+        row.coefficients = coefficients_of(group, problem, k, chunk, scratch)
+    if problem.plan.keep and not rows.again >> k & 1:
+        row.x = row_kept(group, problem, k, chunk, scratch)
+        if row.dense:
+            emit_kept_dense(&row, n, &scratch.scale, to)
+        else:
+            emit_kept(&row, n, &scratch.scale, to)
+    else:
+        row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
+        if emits_logarithms(problem.operation):
+            emit_logarithms(&row, n, &scratch.scale, to)
+        else:
+            emit_again(&row, n, &scratch.scale, rows.shift[k] != 0, to)
+    if has(problem, LABELS):
+        place = group.labels[k] - chunk * CHUNK
+        if 0 <= place < n:
+            to[place] = rows.at_label[k]
+    if row.dense:
+        place = group.recipe.top[k] - chunk * CHUNK
+        if 0 <= place < n:
+            to[place] = rows.at_top[k]
+
+
+cdef void along_emit(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const RowState *state,
+    Scratch *scratch,
+) noexcept nogil:
+    """Write one chunk of the group's rows, one after the other."""
+    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k, i, offset
+    cdef bint neighbours = has_neighbours(&problem.layout, output)
+    cdef bint direct = (
+        is_plain(&problem.layout, output) and not problem.plan.stream and not has(problem, MASK))
+    cdef RowsOutput rows
+    cdef real *to
+    rows_output_open(&rows, group, problem, state)
+    for k in range(group.rows):
+        offset = in_group(group, problem, OUTPUT, k)
+        to = scratch.packed
+        if direct:
+            to = <real *>(output.data + offset) + chunk * CHUNK
+        elif problem.plan.keep:
+            to = row_kept(group, problem, k, chunk, scratch)
+        if group.ignored >> k & 1:
+            for i in range(n):
+                to[i] = 0
+        else:
+            row_make(&rows, group, problem, chunk, k, scratch, to)
+            if has(problem, MASK) and not emits_logarithms(problem.operation):
+                row_exclude(
+                    &problem.layout, &problem.arrays[<int>MASK],
+                    in_group(group, problem, MASK, k), chunk * CHUNK, n, to, 0, scratch.raw)
+        if direct:
+            continue
+        if neighbours:
+            write_run(&scratch.writer, to, n, output.data + offset + chunk * CHUNK * output.size)
+        else:
+            row_scatter(&problem.layout, output, offset, chunk * CHUNK, n, to, scratch.raw)

@@ -1,0 +1,128 @@
+# The one end of a kernel: elements of any kind, strides, byte order and mask become rows of `real`
+# numbers, side by side in memory that a cache holds. Plain rows are read where they are.
+#
+# Uses element.h (conversion), problem.pxd, vector.pxd.
+
+cdef extern from "element.h" nogil:
+    int REAL_KIND
+    void elements_load(real *to, const char *start, Py_ssize_t n, int kind)
+    void elements_store(char *to, const real *start, Py_ssize_t n, int kind)
+    void elements_stream(char *to, const real *start, Py_ssize_t n, int kind)
+    void elements_copy(
+        char *to, Py_ssize_t to_step, const char *start, Py_ssize_t step, Py_ssize_t n,
+        Py_ssize_t size)
+    void elements_swap(char *p, Py_ssize_t n, Py_ssize_t size)
+
+
+cdef inline bint has_neighbours(const Layout *layout, const Array *array) noexcept nogil:
+    """Whether the classes of a row follow each other, in native byte order."""
+    return layout.class_axes <= 1 and array.class_stride == array.size and not array.swapped
+
+
+cdef inline bint is_plain(const Layout *layout, const Array *array) noexcept nogil:
+    """The same of numbers of the kind that is computed in."""
+    return array.kind == REAL_KIND and has_neighbours(layout, array)
+
+
+cdef inline real real_read(const Array *array, const char *p) noexcept nogil:
+    """One element."""
+    cdef real x
+    if array.kind == REAL_KIND and not array.swapped:
+        memcpy(&x, p, sizeof(real))
+        return x
+    return <real>number_read(p, array.kind, array.swapped)
+
+
+cdef void bytes_gather(
+    const Layout *layout, const Array *array, const char *row, Py_ssize_t start, Py_ssize_t n,
+    char *to,
+) noexcept nogil:
+    """Copy n classes of a row, from class `start` on, in native byte order."""
+    cdef Py_ssize_t done = 0, count, last
+    cdef int axis = layout.row_axes + layout.class_axes - 1
+    if layout.class_axes <= 1:
+        elements_copy(
+            to, array.size, row + start * array.class_stride, array.class_stride, n, array.size)
+    else:
+        last = layout.lengths[axis]
+        while done < n:
+            count = min(n - done, last - (start + done) % last)
+            elements_copy(
+                to + done * array.size, array.size,
+                row + class_offset(layout, array, start + done), array.strides[axis], count,
+                array.size)
+            done += count
+    if array.swapped:
+        elements_swap(to, n, array.size)
+
+
+cdef void bytes_scatter(
+    const Layout *layout, const Array *array, char *row, Py_ssize_t start, Py_ssize_t n,
+    char *values,
+) noexcept nogil:
+    """The inverse of bytes_gather(); it uses `values` up."""
+    cdef Py_ssize_t done = 0, count, last
+    cdef int axis = layout.row_axes + layout.class_axes - 1
+    if array.swapped:
+        elements_swap(values, n, array.size)
+    if layout.class_axes <= 1:
+        elements_copy(
+            row + start * array.class_stride, array.class_stride, values, array.size, n,
+            array.size)
+        return
+    last = layout.lengths[axis]
+    while done < n:
+        count = min(n - done, last - (start + done) % last)
+        elements_copy(
+            row + class_offset(layout, array, start + done), array.strides[axis],
+            values + done * array.size, array.size, count, array.size)
+        done += count
+
+
+cdef void row_gather(
+    const Layout *layout, const Array *array, Py_ssize_t offset, Py_ssize_t start, Py_ssize_t n,
+    real *to, char *raw,
+) noexcept nogil:
+    """Copy n classes of a row as `real` numbers; `raw` has room for as many elements."""
+    cdef const char *row = array.data + offset
+    if has_neighbours(layout, array):
+        elements_load(to, row + start * array.size, n, array.kind)
+    elif array.kind == REAL_KIND:
+        bytes_gather(layout, array, row, start, n, <char *>to)
+    else:
+        bytes_gather(layout, array, row, start, n, raw)
+        elements_load(to, raw, n, array.kind)
+
+
+cdef inline const real *row_read(
+    const Layout *layout, const Array *array, Py_ssize_t offset, Py_ssize_t start, Py_ssize_t n,
+    real *buffer, char *raw,
+) noexcept nogil:
+    """The n classes themselves where they are plain, else a copy."""
+    if is_plain(layout, array):
+        return <const real *>(array.data + offset) + start
+    row_gather(layout, array, offset, start, n, buffer, raw)
+    return buffer
+
+
+cdef void row_exclude(
+    const Layout *layout, const Array *included, Py_ssize_t offset, Py_ssize_t start, Py_ssize_t n,
+    real *x, real value, char *raw,
+) noexcept nogil:
+    """Replace what a mask leaves out of n classes of a row."""
+    cdef Py_ssize_t i
+    bytes_gather(layout, included, included.data + offset, start, n, raw)
+    for i in range(n):
+        x[i] = x[i] if raw[i] != 0 else value
+
+
+cdef void row_scatter(
+    const Layout *layout, const Array *array, Py_ssize_t offset, Py_ssize_t start, Py_ssize_t n,
+    const real *x, char *raw,
+) noexcept nogil:
+    """Write n classes of a row through the caches, whatever the array's layout."""
+    if has_neighbours(layout, array):
+        elements_store(array.data + offset + start * array.size, x, n, array.kind)
+    else:
+        elements_store(raw, x, n, array.kind)
+        bytes_scatter(layout, array, array.data + offset, start, n, raw)

@@ -1,0 +1,342 @@
+# What the passes know of rows: where they lie, the state that their classes are absorbed into, how
+# two states merge, and the recipe by which results are made.
+#
+# Uses problem.pxd, numbers.pxd, panel.pxi, writer.pxi.
+
+cdef enum:
+    LABELS_AHEAD = 1024    # bytes of labels that are on their way from memory
+
+
+cdef struct Offsets:
+    # Where a group's rows lie in an array.
+    Py_ssize_t step            # from one to the next; 0 if uneven, or fewer than LANES
+    Py_ssize_t[16] of_row      # of each; where there is a step, of the first alone
+
+
+cdef struct RowState:
+    # What is known of some classes of LANES rows, a row in each lane.
+    vector maximum
+    Reference reference
+    DoubleDouble others              # sum of the exponentials, without the one that is left out
+    vector position                  # of the maximum among the classes, where that is the one; -1
+    DoubleDouble factor              # from this reference to that of the merged state
+    DoubleDouble other_coefficients  # dense targets: sum without the maximum's own,
+    vector own_coefficient           # that one,
+    vector spread                    # and the sum of coefficient * (maximum - x)
+
+
+cdef struct Recipe:
+    # How results are made, a row in each lane:
+    #     (exponential * factor - coefficient * coefficient_factor) * unscale, or of logarithms
+    #     (logit - minus) / T - factor.
+    DoubleDouble factor
+    vector unscale
+    vector minus
+    vector coefficient_factor
+    vector at_label          # what the class `label` gets instead,
+    vector at_top            # and before it the class `top`; outside of the row for none
+    int64_t[16] top
+
+
+cdef struct RowFactors:
+    # What multiplies a row's gradient, a row in each lane, all but `power` times 2**HEADROOM and
+    # divided by it: the row's weight times
+    vector whole         # the sum of its coefficients and what z_loss adds,
+    vector target        # the sum of its coefficients,
+    vector rest          # what z_loss adds,
+    vector coefficient   # 1
+    vector power         # a power of two, so that none of these leaves the range
+
+
+cdef struct Group:
+    # Up to LANES rows, a row in each lane.
+    Py_ssize_t first
+    Py_ssize_t rows
+    Offsets[9] offsets         # by Role
+    int64_t[16] labels
+    unsigned int ignored       # bit k: row k is taken out
+    double[16] label_weight    # class weight at the label, less what smoothing takes
+    double[16] sample_weight
+    bint weighted              # any of the two may not be 1
+    bint own_is_known          # a tile has come across own_logit
+    RowState whole             # all classes
+    vector own_logit           # what is left out of the sum,
+    DoubleDouble own           # its exponential
+    DoubleDouble total         # and the sum with it
+    double[16] coefficients    # the sum of a dense target's, without the label's own
+    double[16] from_z          # 2 * z_loss * logsumexp
+    double[16] result
+    Recipe recipe
+
+
+cdef inline Py_ssize_t offset_of(const Offsets *offsets, Py_ssize_t k) noexcept nogil:
+    if offsets.step != 0:
+        return offsets.of_row[0] + k * offsets.step
+    return offsets.of_row[k]
+
+
+cdef inline void offsets_fill(
+    Offsets *offsets, const Layout *layout, const Array *array, Py_ssize_t first, Py_ssize_t rows
+) noexcept nogil:
+    cdef Py_ssize_t k
+    offsets.step = array.row_stride
+    if offsets.step == 0 and first // layout.inner == (first + rows - 1) // layout.inner:
+        offsets.step = array.inner_stride
+    if rows < LANES:
+        offsets.step = 0
+    offsets.of_row[0] = row_offset(layout, array, first)
+    if offsets.step == 0:
+        for k in range(1, rows):
+            offsets.of_row[k] = row_offset(layout, array, first + k)
+
+
+cdef inline Py_ssize_t chunk_length(const Problem *problem, Py_ssize_t chunk) noexcept nogil:
+    return min(<Py_ssize_t>CHUNK, problem.layout.classes - chunk * CHUNK)
+
+
+cdef inline Py_ssize_t in_group(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t k
+) noexcept nogil:
+    """Where row k of a group begins in an array."""
+    return offset_of(&group.offsets[<int>role], k)
+
+
+# ---- opening a group -----------------------------------------------------------------------------
+
+
+cdef inline void group_open(
+    Group *group, const Problem *problem, Py_ssize_t first, Py_ssize_t rows
+) noexcept nogil:
+    group.first = first
+    group.rows = rows
+    group.ignored = 0
+    group.weighted = False
+    group.own_is_known = False
+    offsets_fill(
+        &group.offsets[<int>INPUT], &problem.layout, &problem.arrays[<int>INPUT], first, rows)
+    if has(problem, OUTPUT):
+        offsets_fill(
+            &group.offsets[<int>OUTPUT], &problem.layout, &problem.arrays[<int>OUTPUT], first, rows)
+    if has(problem, SECOND):
+        offsets_fill(
+            &group.offsets[<int>SECOND], &problem.layout, &problem.arrays[<int>SECOND], first, rows)
+    if has(problem, MASK):
+        offsets_fill(
+            &group.offsets[<int>MASK], &problem.layout, &problem.arrays[<int>MASK], first, rows)
+    if has(problem, LABELS):
+        group_labels(group, problem)
+    if has(problem, SAMPLE_WEIGHT):
+        group_sample_weights(group, problem)
+
+
+cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
+    """Read the labels, and the weights of their classes."""
+    cdef const Array *array = &problem.arrays[<int>LABELS]
+    cdef const char *start = array.data + row_offset(&problem.layout, array, group.first)
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        group.labels[k] = 0
+    if array.row_stride == array.size or group.rows == 1:
+        prefetch(start + LABELS_AHEAD)
+        prefetch(start + LABELS_AHEAD + 64)
+        if array.kind == KIND_INT64 and group.rows == LANES and not array.swapped:
+            memcpy(group.labels, start, LANES * sizeof(int64_t))
+        else:
+            labels_read(
+                group.labels, start, array.size, group.rows, array.kind, array.swapped)
+    else:
+        for k in range(group.rows):
+            labels_read(
+                group.labels + k,
+                array.data + row_offset(&problem.layout, array, group.first + k), 0, 1,
+                array.kind, array.swapped)
+    if labels_are_special(
+        group.labels, problem.options.ignore_index, problem.layout.classes
+    ):
+        for k in range(LANES):
+            if group.labels[k] == problem.options.ignore_index:
+                group.ignored |= <unsigned int>1 << k
+                group.labels[k] = 0
+            # They were checked, but another Python thread may have changed them since.
+            group.labels[k] = max(
+                <int64_t>0, min(group.labels[k], <int64_t>(problem.layout.classes - 1)))
+    if problem.options.class_weight != NULL or problem.options.label_smoothing != 0:
+        group_label_weights(group, problem)
+
+
+cdef void group_label_weights(Group *group, const Problem *problem) noexcept nogil:
+    cdef double share = 1 - problem.options.label_smoothing
+    cdef Py_ssize_t k
+    group.weighted = True
+    for k in range(LANES):
+        group.label_weight[k] = share
+        group.sample_weight[k] = 1
+    if problem.options.class_weight == NULL:
+        return
+    for k in range(LANES):
+        group.label_weight[k] *= problem.options.class_weight[group.labels[k]]
+        if (
+            group.label_weight[k] == 0 and not is_dense(problem.operation)
+            and problem.options.z_loss == 0
+        ):
+            # Nothing is left of the row.
+            group.ignored |= <unsigned int>1 << k
+
+
+cdef void group_sample_weights(Group *group, const Problem *problem) noexcept nogil:
+    cdef const Array *array = &problem.arrays[<int>SAMPLE_WEIGHT]
+    cdef Py_ssize_t k
+    cdef double weight
+    for k in range(LANES):
+        group.sample_weight[k] = 1
+        if not group.weighted:
+            group.label_weight[k] = 1
+    group.weighted = True
+    for k in range(group.rows):
+        weight = number_read(
+            array.data + row_offset(&problem.layout, array, group.first + k), array.kind,
+            array.swapped)
+        group.sample_weight[k] = weight
+        if weight == 0:
+            # It takes the row out, whatever the row holds.
+            group.ignored |= <unsigned int>1 << k
+
+
+cdef inline vector label_logits(const Group *group, const Problem *problem) noexcept nogil:
+    """The logit of each row's label; -inf where a mask excludes it."""
+    cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef real[16] logit
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        logit[k] = 0
+    for k in range(group.rows):
+        logit[k] = real_read(
+            array, array.data + in_group(group, problem, INPUT, k)
+            + class_offset(&problem.layout, array, group.labels[k]))
+        if included.data != NULL and included.data[
+            in_group(group, problem, MASK, k)
+            + class_offset(&problem.layout, included, group.labels[k])
+        ] == 0:
+            logit[k] = NEGATIVE_INFINITY
+    return vector_load(logit)
+
+
+# ---- merging -------------------------------------------------------------------------------------
+
+
+cdef inline void group_note_top(
+    Group *group, Py_ssize_t chunk, const RowState *state, unsigned int rows
+) noexcept nogil:
+    """Remember the class of the maximum in some rows, bits, that is in this chunk."""
+    cdef real[16] position
+    cdef Py_ssize_t k
+    vector_store(position, state.position)
+    for k in range(LANES):
+        if rows >> k & 1:
+            group.recipe.top[k] = (
+                -1 if position[k] < 0 else <int64_t>position[k] + chunk * CHUNK)
+
+
+cdef void group_merge(
+    Group *group, const Problem *problem, RowState *states, const Scale *scale
+) noexcept nogil:
+    """Bring the states of all chunks to one reference, that of the whole row."""
+    cdef RowState *whole = &group.whole
+    cdef Py_ssize_t chunk
+    cdef vector zero = vector_set(0.0)
+    cdef vector first = vector_set(1.0)
+    cdef Reference between
+    cdef mask occupied
+    if problem.plan.chunks == 1:
+        if is_dense(problem.operation):
+            group_note_top(group, 0, whole, ~<unsigned int>0)
+        return
+    whole.maximum = states[0].maximum
+    for chunk in range(1, problem.plan.chunks):
+        whole.maximum = vector_maximum(states[chunk].maximum, whole.maximum)
+    whole.reference = reference_for(whole.maximum, scale)
+    whole.others = double_double_from(zero)
+    whole.other_coefficients = whole.others
+    whole.own_coefficient = zero
+    whole.spread = zero
+    for chunk in range(problem.plan.chunks):
+        occupied = vector_greater(states[chunk].maximum, vector_set(NEGATIVE_INFINITY))
+        # Its reference as seen from the row's: a power of two where neither is shifted.
+        between.shift = zero
+        between.exponent = vector_select(occupied, vector_subtract(
+            whole.reference.exponent, states[chunk].reference.exponent), zero)
+        states[chunk].factor = exponential_pair(
+            vector_select(occupied, vector_subtract(
+                states[chunk].reference.shift, whole.reference.shift), zero),
+            between, scale)
+        state_merge(group, problem, states, chunk, &first, scale)
+
+
+cdef inline void state_merge(
+    Group *group, const Problem *problem, const RowState *states, Py_ssize_t chunk, vector *first,
+    const Scale *scale,
+) noexcept nogil:
+    """Add one state to that of the whole row; `first` is 1 where no maximum was left out yet."""
+    cdef RowState *whole = &group.whole
+    cdef const RowState *state = states + chunk
+    cdef vector zero = vector_set(0.0)
+    cdef vector is_top, gap
+    cdef mask chosen = vector_greater(zero, zero)
+    cdef DoubleDouble part = state.others
+    if leaves_out_maximum(problem.operation):
+        # Each left its own maximum out; only the row's, the first of them, is to stay out.
+        is_top = vector_select(vector_equal(state.maximum, whole.maximum), first[0], zero)
+        first[0] = vector_subtract(first[0], is_top)
+        chosen = vector_greater(is_top, zero)
+        group_note_top(group, chunk, state, vector_mask_bits(chosen))
+        part = double_double_add(part, vector_select(chosen, zero, exponential(
+            state.maximum, state.reference, scale)))
+    whole.others = double_double_merge(
+        whole.others, double_double_product(part, state.factor))
+    if not is_dense(problem.operation):
+        return
+    whole.own_coefficient = vector_select(chosen, state.own_coefficient, whole.own_coefficient)
+    whole.other_coefficients = double_double_add(
+        double_double_merge(whole.other_coefficients, state.other_coefficients),
+        vector_select(chosen, zero, state.own_coefficient))
+    # Its spread is counted from its own maximum.
+    gap = vector_select(
+        vector_greater(state.maximum, vector_set(NEGATIVE_INFINITY)),
+        vector_subtract(whole.maximum, state.maximum), zero)
+    whole.spread = vector_add(whole.spread, vector_fma(
+        double_double_rounded(
+            double_double_add(state.other_coefficients, state.own_coefficient)),
+        gap, state.spread))
+
+
+# ---- the memory of a thread --------------------------------------------------------------------------
+
+
+cdef enum:
+    MOST_ROWS = 256    # of a batch: 16 groups
+
+
+cdef struct Runs:
+    # The rows of a batch in an array: runs that are evenly spaced.
+    Py_ssize_t count
+    Py_ssize_t[MOST_ROWS] offset     # of each, from the first row of the array on,
+    Py_ssize_t[MOST_ROWS] length     # and how many rows it has
+
+
+cdef struct Scratch:
+    Scale scale
+    RowFactors factors         # of rows that have no weights, of a target without a coefficient each
+    RowState *states           # of all chunks of the groups at work
+    real *kept                 # exponentials, or tiles,
+    Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
+    real *staged               # rows that are copied together,
+    Py_ssize_t staged_stride   # and numbers from one to the next
+    real *packed               # output on its way to the writer
+    real *target               # a row of class probabilities that is copied
+    char *raw                  # elements before they are converted
+    double *results            # of the rows of a task
+    Group *groups              # of a batch
+    Writer writer
+    Runs runs                  # of the rows of a batch in an array,
+    Runs mask_runs             # and in the mask

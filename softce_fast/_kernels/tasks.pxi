@@ -1,0 +1,318 @@
+# The steps of a row's way, put together: what one thread does with the rows of a task.
+#
+#   absorb   the classes into the state of their row, chunk by chunk; the chunks merged
+#   finish   what the operation makes of the state: a result, and the recipe of the output
+#   emit     the output, if there is one, chunk by chunk
+#
+# Both passes give the same bits, so which one serves a group is a matter of speed alone. Few long
+# rows are shared out by chunks instead of rows; the chunks are the same ones.
+#
+# Uses along.pxi, across.pxi, operations/.
+
+cdef void groups_finish(
+    Group *groups, const Problem *problem, Py_ssize_t count, const Scratch *scratch
+) noexcept nogil:
+    """What the operation makes of the states: the one place that knows all operations.
+
+    Each step is done for all groups: few instructions wait for the one before them then.
+    """
+    cdef Py_ssize_t k
+    if problem.operation == SOFTMAX:
+        for k in range(count):
+            finish_softmax(groups + k, problem, scratch)
+    elif problem.operation == LOG_SOFTMAX:
+        for k in range(count):
+            finish_log_softmax(groups + k, problem, scratch)
+    elif problem.operation == LOGSUMEXP:
+        for k in range(count):
+            finish_logsumexp(groups + k, problem, scratch)
+    else:
+        for k in range(count):
+            finish_total(groups + k, problem, scratch)
+        for k in range(count):
+            finish_loss(groups + k, problem, scratch)
+        if has(problem, OUTPUT):
+            for k in range(count):
+                finish_gradient(groups + k, problem, scratch)
+
+
+cdef inline void group_results(
+    const Group *group, const Problem *problem, double *results
+) noexcept nogil:
+    """Hand the results of the group's rows over: to the array of them, and to the task's sum."""
+    cdef const Array *array = &problem.arrays[<int>RESULT]
+    cdef real[16] lane
+    cdef Py_ssize_t k
+    if results != NULL:
+        if group.rows == LANES:
+            memcpy(results, group.result, LANES * sizeof(double))
+        else:
+            memcpy(results, group.result, group.rows * sizeof(double))
+    if array.data == NULL:
+        return
+    if (
+        group.rows == LANES and array.kind == REAL_KIND and array.row_stride == sizeof(real)
+        and not array.swapped
+    ):
+        for k in range(LANES):
+            lane[k] = <real>group.result[k]
+        vector_store(<real *>(array.data + group.first * sizeof(real)), vector_load(lane))
+    else:
+        for k in range(group.rows):
+            number_write(
+                array.data + row_offset(&problem.layout, array, group.first + k),
+                group.result[k], array.kind, array.swapped)
+
+
+# ---- memory ------------------------------------------------------------------------------------------
+
+
+cdef inline size_t round_up(size_t size) noexcept nogil:
+    return (size + 63) // 64 * 64
+
+
+cdef inline char *part_take(char **memory, size_t size) noexcept nogil:
+    """Take the next part of a thread's memory."""
+    cdef char *part = memory[0]
+    memory[0] = part + round_up(size)
+    return part
+
+
+cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
+    """How many numbers of a tile there are for each of a group's logits."""
+    if has(problem, SECOND):
+        return 3
+    return 2 if emits_logarithms(problem.operation) or is_dense(problem.operation) else 1
+
+
+cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
+    """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
+    cdef const Plan *plan = &problem.plan
+    cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.layout.classes)
+    # Whole vectors are read and written.
+    cdef Py_ssize_t padded = (columns + 2 * LANES) // LANES * LANES
+    cdef Py_ssize_t classes = (problem.layout.classes + 3 * LANES) // LANES * LANES
+    cdef bint across = plan.passes == ACROSS
+    cdef bint along = not across or plan.rest_along
+    cdef size_t results = 0, kept = 0, staged = 0, packed = padded
+    cdef char *start = memory
+    scratch.kept_stride = classes
+    scratch.staged_stride = padded
+    if problem.task_sums != NULL:
+        results = (plan.rows_per_task + LANES) * sizeof(double)
+    if along:
+        if plan.keep and not plan.keep_in_output:
+            kept = LANES * classes
+        if plan.gather:
+            staged = plan.rows_at_once * padded
+    if across:
+        kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
+        staged = max(staged, <size_t>(LANES * padded))
+        packed = max(packed, <size_t>max(<Py_ssize_t>MOST_ROWS, LANES * padded))
+    scratch.results = <double *>part_take(&memory, results)
+    scratch.groups = <Group *>part_take(&memory, plan.batch * sizeof(Group))
+    scratch.states = <RowState *>part_take(
+        &memory, plan.batch * plan.chunks * sizeof(RowState))
+    scratch.kept = <real *>part_take(&memory, kept * sizeof(real))
+    scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
+    scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
+    scratch.target = <real *>part_take(&memory, padded * sizeof(real))
+    scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
+    return memory - start
+
+
+cdef size_t scratch_size(const Problem *problem) noexcept nogil:
+    cdef Scratch scratch
+    if problem.operation == BINARY_LOSS:
+        return binary_scratch_size(problem)
+    if problem.operation == LABEL_LOSS:
+        return label_scratch_size(problem)
+    if problem.operation >= SOFTMAX_BACKWARD:
+        return pair_scratch_size(problem)
+    return scratch_place(problem, NULL, &scratch)
+
+
+cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
+    scratch_place(problem, memory, scratch)
+    scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
+    scratch.factors = factors_of_all(problem)
+    if has(problem, OUTPUT):
+        writer_open(&scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream)
+
+
+cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:
+    if has(problem, OUTPUT):
+        writer_close(&scratch.writer)
+
+
+# ---- tasks of rows -----------------------------------------------------------------------------------
+
+
+cdef void rows_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Work through the rows of one task."""
+    cdef const Problem *problem = <const Problem *>context
+    cdef Py_ssize_t first = task * problem.plan.rows_per_task
+    cdef Py_ssize_t stop = min(first + problem.plan.rows_per_task, problem.layout.rows)
+    cdef Py_ssize_t across = first
+    cdef double *results = NULL
+    cdef Scratch scratch
+    cdef environment before = environment_enter()
+    scratch_open(problem, memory, &scratch)
+    if problem.row_results != NULL:
+        results = problem.row_results + first
+    elif problem.task_sums != NULL:
+        results = scratch.results
+    if problem.plan.passes == ACROSS:
+        across = stop
+        if problem.plan.rest_along:
+            across -= (stop - first) % LANES
+        rows_across(problem, first, across, results, &scratch)
+    if across < stop:
+        scratch.kept_stride = (problem.layout.classes + 3 * LANES) // LANES * LANES
+        rows_along(
+            problem, across, stop, NULL if results == NULL else results + (across - first),
+            &scratch)
+    scratch_close(problem, &scratch)
+    if problem.task_sums != NULL:
+        problem.task_sums[task] = sum_of(results, stop - first)
+    environment_leave(before)
+
+
+cdef void rows_along(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, double *results, Scratch *scratch
+) noexcept nogil:
+    cdef Py_ssize_t row = first, chunk
+    cdef Py_ssize_t rows_per_group = LANES
+    cdef Group *group = scratch.groups
+    cdef RowState *state
+    if (
+        has(problem, OUTPUT) or is_dense(problem.operation) or problem.plan.chunks > 1
+        or problem.plan.gather
+    ):
+        # What is kept of a group is to fit the first-level cache as well, and dense targets read
+        # all its rows twice. Else many are finished together.
+        rows_per_group = problem.plan.rows_at_once
+    while row < stop:
+        group_open(group, problem, row, min(rows_per_group, stop - row))
+        for chunk in range(problem.plan.chunks):
+            along_absorb(
+                group, problem, chunk, chunk_state(group, problem, 0, chunk, scratch), scratch)
+        group_merge(group, problem, scratch.states, &scratch.scale)
+        groups_finish(group, problem, 1, scratch)
+        group_results(
+            group, problem, NULL if results == NULL else results + (row - first))
+        if has(problem, OUTPUT):
+            for chunk in range(problem.plan.chunks):
+                state = chunk_state(group, problem, 0, chunk, scratch)
+                along_emit(group, problem, chunk, state, scratch)
+        row += group.rows
+
+
+cdef void rows_across(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, double *results, Scratch *scratch
+) noexcept nogil:
+    """A batch of tiles goes through each step before the next."""
+    cdef Py_ssize_t row = first, chunk, k, tiles
+    cdef Group *groups = scratch.groups
+    scratch.kept_stride = (
+        min(<Py_ssize_t>CHUNK, problem.layout.classes) * LANES * tile_sections(problem))
+    while row < stop:
+        tiles = 0
+        while tiles < problem.plan.batch and row < stop:
+            group_open(groups + tiles, problem, row, min(<Py_ssize_t>LANES, stop - row))
+            row += groups[tiles].rows
+            tiles += 1
+        for chunk in range(problem.plan.chunks):
+            tiles_open(groups, problem, tiles, chunk, scratch)
+            tiles_exponentials(groups, problem, tiles, chunk, scratch)
+            tiles_sum(groups, problem, tiles, chunk, scratch)
+        if problem.plan.chunks > 1 or is_dense(problem.operation):
+            for k in range(tiles):
+                group_merge(
+                    groups + k, problem, scratch.states + k * problem.plan.chunks,
+                    &scratch.scale)
+        groups_finish(groups, problem, tiles, scratch)
+        for k in range(tiles):
+            group_results(
+                groups + k, problem,
+                NULL if results == NULL else results + (groups[k].first - first))
+        if has(problem, OUTPUT):
+            for chunk in range(problem.plan.chunks):
+                tiles_emit(groups, problem, tiles, chunk, scratch)
+
+
+cdef double sum_of(const double *x, Py_ssize_t n) noexcept nogil:
+    """The sum in an order fixed by n alone: eight lanes, then one after the other."""
+    cdef double[8] lane
+    cdef double total = 0
+    cdef Py_ssize_t i, k
+    for k in range(8):
+        lane[k] = 0
+    for i in range(0, n - 7, 8):
+        for k in range(8):
+            lane[k] += x[i + k]
+    for i in range(n // 8 * 8, n):
+        lane[i % 8] += x[i]
+    for k in range(8):
+        total += lane[k]
+    return total
+
+
+# ---- few long rows: a task is one chunk of one row ---------------------------------------------------
+
+
+cdef size_t states_size(const Problem *problem) noexcept nogil:
+    return round_up(
+        problem.layout.rows * problem.plan.chunks * sizeof(RowState)
+    ) + problem.layout.rows * sizeof(Group)
+
+
+cdef inline RowState *shared_states(const Problem *problem, Py_ssize_t row) noexcept nogil:
+    return <RowState *>problem.states + row * problem.plan.chunks
+
+
+cdef inline Group *shared_group(const Problem *problem, Py_ssize_t row) noexcept nogil:
+    return <Group *>(problem.states + round_up(
+        problem.layout.rows * problem.plan.chunks * sizeof(RowState))) + row
+
+
+cdef void absorb_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const Problem *problem = <const Problem *>context
+    cdef Scratch scratch
+    cdef environment before = environment_enter()
+    scratch_open(problem, memory, &scratch)
+    group_open(scratch.groups, problem, task // problem.plan.chunks, 1)
+    along_absorb(
+        scratch.groups, problem, task % problem.plan.chunks, <RowState *>problem.states + task,
+        &scratch)
+    environment_leave(before)
+
+
+cdef void finish_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Merge the chunks of all rows, and finish them: a single task."""
+    cdef const Problem *problem = <const Problem *>context
+    cdef Py_ssize_t row
+    cdef Group *group
+    cdef Scratch scratch
+    cdef environment before = environment_enter()
+    scratch_open(problem, memory, &scratch)
+    for row in range(problem.layout.rows):
+        group = shared_group(problem, row)
+        group_open(group, problem, row, 1)
+        group_merge(group, problem, shared_states(problem, row), &scratch.scale)
+        groups_finish(group, problem, 1, &scratch)
+        group_results(
+            group, problem, NULL if problem.row_results == NULL else problem.row_results + row)
+    environment_leave(before)
+
+
+cdef void emit_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const Problem *problem = <const Problem *>context
+    cdef Scratch scratch
+    cdef environment before = environment_enter()
+    scratch_open(problem, memory, &scratch)
+    along_emit(
+        shared_group(problem, task // problem.plan.chunks), problem, task % problem.plan.chunks,
+        <RowState *>problem.states + task, &scratch)
+    scratch_close(problem, &scratch)
+    environment_leave(before)
