@@ -14,7 +14,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, fabs, ilogb, isfinite
-from libc.stdint cimport INT64_MAX, UINT64_MAX, int32_t, int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int32_t, int64_t, uint64_t
 from libc.stdlib cimport abs
 from libc.string cimport memcpy, memset, strcmp, strrchr
 from numpy cimport import_array, ndarray

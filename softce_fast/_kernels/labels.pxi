@@ -127,27 +127,38 @@ cdef double weights_sum(const Problem *problem, Py_ssize_t first, Py_ssize_t sto
 cdef double labels_sum(
     const Scan *scan, bint weighted, Py_ssize_t first, Py_ssize_t stop, int *bad
 ) noexcept nogil:
-    """The weight of the rows that count."""
+    """The weight of the rows that count, of labels of any kind."""
     cdef const Problem *problem = scan.problem
-    cdef const Array *array = &problem.arrays[<int>LABELS]
     cdef int64_t[SCAN_BLOCK] labels
-    cdef double total = 0, weight
-    cdef Py_ssize_t n, k
+    cdef double total = 0
+    cdef Py_ssize_t n, count
     while first < stop:
         n = labels_block(problem, first, stop, labels)
-        for k in range(n):
-            if labels[k] == problem.options.ignore_index and is_ignored(scan, first + k):
-                continue
-            if labels[k] < 0 or labels[k] >= problem.layout.classes:
-                bad[0] = 1
-                continue
-            weight = 1
-            if problem.options.class_weight != NULL:
-                weight = problem.options.class_weight[labels[k]]
-            if has(problem, SAMPLE_WEIGHT):
-                weight *= weight_of(problem, first + k)
-            total += weight
+        if scan.nothing_ignored or scan.large_ignored != 0:
+            labels_tell_apart(scan, first, n, labels)
+        count = labels_count_64(
+            labels, n, problem.options.ignore_index, problem.layout.classes, bad)
+        total += weights_of_labels(problem, first, n, labels) if weighted else count
         first += n
+    return total
+
+
+cdef inline double weights_of_labels(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels
+) noexcept nogil:
+    """The weight of those of n rows that count; any number where one has no class."""
+    cdef double total = 0, weight
+    cdef int64_t last = problem.layout.classes - 1
+    cdef Py_ssize_t k
+    for k in range(n):
+        if labels[k] == problem.options.ignore_index:
+            continue
+        weight = 1
+        if problem.options.class_weight != NULL:
+            weight = problem.options.class_weight[max(<int64_t>0, min(labels[k], last))]
+        if has(problem, SAMPLE_WEIGHT):
+            weight *= weight_of(problem, first + k)
+        total += weight
     return total
 
 
@@ -167,14 +178,23 @@ cdef inline Py_ssize_t labels_block(
     return n
 
 
-cdef inline bint is_ignored(const Scan *scan, Py_ssize_t row) noexcept nogil:
-    """Whether a row whose label looks like the ignored one has that one."""
-    cdef const Array *labels = &scan.problem.arrays[<int>LABELS]
-    cdef uint64_t label
-    if scan.large_ignored != 0:
-        memcpy(&label, labels.data + row_offset(&scan.problem.layout, labels, row), sizeof(label))
-        return (label_swapped(label) if labels.swapped else label) == scan.large_ignored
-    return not scan.nothing_ignored
+cdef void labels_tell_apart(
+    const Scan *scan, Py_ssize_t first, Py_ssize_t n, int64_t *labels
+) noexcept nogil:
+    """Make those no class that look like the ignored one only."""
+    cdef const Array *array = &scan.problem.arrays[<int>LABELS]
+    cdef uint64_t label = 0
+    cdef Py_ssize_t k
+    for k in range(n):
+        if labels[k] != scan.problem.options.ignore_index:
+            continue
+        if scan.large_ignored != 0:
+            memcpy(
+                &label, array.data + row_offset(&scan.problem.layout, array, first + k),
+                sizeof(label))
+            if (label_swapped(label) if array.swapped else label) == scan.large_ignored:
+                continue
+        labels[k] = INT64_MIN
 
 
 cdef extern from *:
