@@ -193,24 +193,35 @@ cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcep
         and not has(problem, SAMPLE_WEIGHT))
 
 
-cdef void plan_passes(Problem *problem, int lanes) noexcept:
-    """First what passes the rows go through."""
+cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
+    """Whether a task is a chunk of a row."""
+    if problem.operation == BINARY_LOSS:
+        return problem.plan.chunks > 1    # whatever the threads: its sums are by task
+    return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
+
+
+cdef int plan_tasks(Problem *problem, int lanes) except -1:
+    """First decide how rows are passed through, and shared out: each step follows from the last."""
     cdef Plan *plan = &problem.plan
-    # The sums of binary losses are by task, chunks as well.
-    plan.by_chunks = plan.chunks > 1 if problem.operation == BINARY_LOSS else parts_pay(
-        problem.layout.rows, plan.chunks, plan.threads)
+    settle(plan)
+    plan.by_chunks = by_chunks_for(problem)
+    settle(plan)
     plan.passes = passes_for(problem, lanes)
+    settle(plan)
     plan.batch = batch_for(problem, lanes)
+    settle(plan)
     plan.rows_per_task = rows_per_task_for(problem, lanes)
-
-
-cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind) noexcept:
-    """Then all that follows from it."""
-    cdef Plan *plan = &problem.plan
-    cdef bint is_long = plan.by_chunks or problem.layout.classes > KEPT_CLASSES
+    settle(plan)
     plan.tasks = problem.layout.rows * plan.chunks if plan.by_chunks else task_count(
         problem.layout.rows, plan.rows_per_task)
     plan.threads = <int>min(<Py_ssize_t>plan.threads, plan.tasks)
+    return 0
+
+
+cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind) noexcept:
+    """Then what follows from that."""
+    cdef Plan *plan = &problem.plan
+    cdef bint is_long = plan.by_chunks or problem.layout.classes > KEPT_CLASSES
     plan.rows_at_once = lanes
     if plan.passes == ALONG:
         plan.rows_at_once = max(1, min(
@@ -236,18 +247,14 @@ cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind)
 cdef int make_plan(
     Problem *problem, const Kernels *kernels, int threads, int result_kind
 ) except -1:
-    """Plan a problem whose layout and options are there. `result_kind`: what results are stored as."""
+    """Plan a problem that has its layout and options, and results that are stored as that kind."""
     cdef Py_ssize_t columns = chunk_classes(problem.operation)
     problem.plan.threads = threads
     problem.plan.chunks = (problem.layout.classes - 1) // columns + 1
-    if forced is not None:
-        plan_force(&problem.plan)
-    plan_passes(problem, kernels.lanes)
-    if forced is not None:
-        plan_force(&problem.plan)
+    plan_tasks(problem, kernels.lanes)
     plan_rest(problem, kernels.lanes, kernels.real_kind, result_kind)
+    settle(&problem.plan)
     if forced is not None:
-        plan_force(&problem.plan)
         plan_check(problem, kernels)
     if recorded is not None:
         recorded.append(plan_recorded(problem, kernels))
@@ -281,10 +288,13 @@ cdef dict plan_recorded(const Problem *problem, const Kernels *kernels):
     }
 
 
-cdef void plan_force(Plan *plan):
-    fields = <dict>plan[0]
-    fields.update(forced)
-    plan[0] = fields
+cdef inline int settle(Plan *plan) except -1:
+    """Let what is forced take the place of what was decided."""
+    if forced is not None:
+        fields = <dict>plan[0]
+        fields.update(forced)
+        plan[0] = fields
+    return 0
 
 
 cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
