@@ -425,6 +425,7 @@ def test_forcing_what_is_no_plan(field: str, value: object) -> None:
         {"batch": 17, "passes": "across"},
         {"batch": 2, "passes": "along"},
         {"passes": "across", "by_chunks": True},
+        {"by_chunks": True},
         {"rest_along": True, "passes": "along"},
         {"gather": False},
         {"stream": True},
@@ -467,7 +468,6 @@ FORCED: list[dict[str, Any]] = [
     {"passes": "along", "keep_in_output": False},
     {"passes": "along", "keep": False, "keep_in_output": False, "stream": True},
     {"passes": "along", "gather": True},
-    {"passes": "along", "by_chunks": True, "threads": 3},
     {"passes": "across"},
     {"passes": "across", "batch": 1},
     {"passes": "across", "batch": 3},
@@ -481,8 +481,15 @@ FORCED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("forced", FORCED, ids=str)
-@pytest.mark.parametrize("shape", [(37, 3), (37, 100), (19, 5000)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "forced"),
+    [
+        *((shape, forced) for shape in ((37, 3), (37, 100), (19, 5000)) for forced in FORCED),
+        ((19, 5000), {"passes": "along", "by_chunks": True, "threads": 3}),
+        ((19, 5000), {"by_chunks": True, "keep": False, "keep_in_output": False}),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.usefixtures("isa")
 def test_any_plan_gives_the_same_bits(

@@ -306,13 +306,14 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
         for name, holds in (
             ("passes", plan.passes == ACROSS and (
                 plan.by_chunks or not has_row_state(problem.operation))),
-            ("by_chunks", plan.by_chunks and problem.operation == LABEL_LOSS),
+            ("by_chunks", plan.by_chunks and plan.chunks == 1),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),
             ("rest_along", plan.rest_along and not can_leave_rest_along(problem)),
             ("gather", not plan.gather and not reads_in_place(problem, kind)),
             ("stream", plan.stream and not can_stream(problem)),
-            ("keep", plan.keep and not can_keep(problem)),
+            ("keep", plan.keep and not (
+                can_keep(problem) and (plan.keep_in_output or not plan.by_chunks))),
             ("keep_in_output", plan.keep_in_output and (
                 not plan.keep or plan.stream or not can_keep_in_output(problem, kind))),
         )
