@@ -104,7 +104,10 @@ def is_own_dtype(dtype: DTypeLike | None, x: ArrayLike) -> bool:
 
 def no_wider(array: Array, dtype: DType) -> Array:
     """Return long doubles as float64 where the result, of `dtype`, is not of long doubles, too."""
-    return array.astype(np.float64) if array.dtype.itemsize > 8 >= dtype.itemsize else array
+    if array.dtype.itemsize <= 8 or dtype.itemsize > 8:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64)
 
 
 def check_values(values: ArrayLike, name: str, dtype: DTypeLike | None) -> tuple[Array, DType]:
@@ -454,7 +457,7 @@ class LossArguments(NamedTuple):
     axis: int  # of the classes, counted from the front
     labels: Array | None  # not compared with the number of classes yet; either these
     probabilities: Array | None  # or these are the target
-    weight: Array | None  # of each class
+    weight: Array | None  # of each class, in float64 at least
     sample_weight: Array | None  # of each row
     ignore_index: int
     label_smoothing: float
@@ -516,9 +519,12 @@ def check_loss(
         result,
     )
     if weight is not None:
-        weight = check_class_weight(weight, arguments.classes)
+        in_double = np.promote_types(compute_dtype(result), np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            weight = check_class_weight(weight, arguments.classes).astype(in_double)
     if sample_weight is not None:
         sample_weight = check_sample_weight(sample_weight, arguments.row_shape, name)
+        sample_weight = no_wider(sample_weight, result)
     return arguments._replace(weight=weight, sample_weight=sample_weight)
 
 

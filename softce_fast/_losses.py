@@ -262,7 +262,7 @@ def cross_entropy_with_grad_and_hessian(
     execute.softmax(
         call.values, probabilities, None, (call.axis,), False, call.temperature, False, threads_for
     )
-    losses = _losses_array(call)
+    call, losses = _balanced(call), _losses_array(call)
     total, divisor = run(call, losses, gradient)
     hessian = hessian_out
     if hessian is None:
@@ -348,11 +348,11 @@ def run(call: LossArguments, losses: Array | None, gradient: Array | None) -> tu
 
     The gradient is that of the reduced loss.
     """
-    labels, ignore_index = _labels(call)
+    call = _balanced(call)
     found = execute.cross_entropy(
-        call.values, labels, call.probabilities, None, losses, gradient, call.axis,
-        _class_weight(call), _sample_weight(call), call.label_smoothing, call.z_loss,
-        call.temperature, call.reduction == "mean", call.denominator, ignore_index, threads_for,
+        call.values, call.labels, call.probabilities, None, losses, gradient, call.axis,
+        call.weight, call.sample_weight, call.label_smoothing, call.z_loss, call.temperature,
+        call.reduction == "mean", call.denominator, call.ignore_index, threads_for, call.dtype,
     )  # fmt: skip
     total, divisor = _checked_sums(call, found)
     if gradient is not None and call.reduction == "mean" and divisor == 0:
@@ -368,25 +368,31 @@ def _losses_array(call: LossArguments) -> Array | None:
     return np.empty(call.row_shape, call.dtype) if call.reduction == "none" else None
 
 
-def _labels(call: LossArguments) -> tuple[Array | None, int]:
-    """Return labels and the ignored one, which the kernels take as int64."""
-    labels, ignored = call.labels, call.ignore_index
-    # The largest is what they take unsigned labels for that are larger.
-    if labels is None or -(1 << 63) <= ignored < (1 << 63) - 1:
-        return labels, ignored
-    _checks.check_labels(labels, call.classes, ignored)
-    return np.where(labels == ignored, -1, labels.astype(np.int64)), -1
+def _balanced(call: LossArguments) -> LossArguments:
+    """Return a call whose mean, the quotient of two sums, has both in the range of float64.
+
+    A power of two is taken out of the sample weights, which leaves the quotient as it is.
+    """
+    if call.reduction != "mean":
+        return call
+    power = _exponent(call.weight) + _exponent(call.sample_weight)
+    if abs(power) < 900:
+        return call
+    power -= int(math.copysign(500, power))  # weights stay as far from where numbers end
+    weight = np.ones(()) if call.sample_weight is None else call.sample_weight
+    denominator = call.denominator
+    with np.errstate(all="ignore"):
+        weight = np.broadcast_to(np.ldexp(weight, -power), call.row_shape)
+        if denominator is not None:
+            denominator = float(np.ldexp(denominator, -power))
+    return call._replace(sample_weight=weight, denominator=denominator)
 
 
-def _class_weight(call: LossArguments) -> Array | None:
-    return None if call.weight is None else np.ascontiguousarray(call.weight, np.float64)
-
-
-def _sample_weight(call: LossArguments) -> Array | None:
-    weight = call.sample_weight
-    if weight is None or (_checks.is_floating(weight.dtype) and weight.itemsize <= 8):
-        return weight
-    return weight.astype(np.float64)
+def _exponent(weight: Array | None) -> int:
+    """Return the binary exponent of the largest weight; 0 where none of the dtype is extreme."""
+    if weight is None or weight.dtype.kind != "f" or weight.itemsize < 8:
+        return 0
+    return int(np.frexp(np.abs(weight).max(where=np.isfinite(weight), initial=0))[1])
 
 
 def _checked_sums(call: LossArguments, found: tuple[float, float] | None) -> tuple[float, float]:
@@ -544,11 +550,10 @@ def _negative_log(
     is_log = name == "log_probs"
     if _arrays.left_to_numpy(call.values, call.dtype):
         return reference.negative_log(call, is_log)
-    losses = _losses_array(call)
-    labels, ignore_index = _labels(call)
+    call, losses = _balanced(call), _losses_array(call)
     found = execute.negative_log(
-        call.values, labels, call.probabilities, losses, call.axis, _class_weight(call),
-        _sample_weight(call), ignore_index, is_log, threads_for,
+        call.values, call.labels, call.probabilities, losses, call.axis, call.weight,
+        call.sample_weight, call.ignore_index, is_log, threads_for, call.dtype,
     )  # fmt: skip
     total, divisor = _checked_sums(call, found)
     return _reduced(call, losses, total, divisor if call.denominator is None else call.denominator)

@@ -167,7 +167,7 @@ def wrong_shape() -> Iterator[Case]:
             words = ["weight", "class", "(3,)", str(np.shape(weight))]
             yield Case(name, (X, Y), {"weight": weight}, ValueError, words)
             yield Case(name, (X, P), {"weight": weight}, ValueError, words)
-        for weight in (X, 2.0, np.ones(3), np.ones((2, 1))):
+        for weight in (X, np.ones(3), np.ones((2, 1)), np.ones((1, 2))):
             words = ["sample_weight", first, "(2,)", str(np.shape(weight))]
             yield Case(name, (X, Y), {"sample_weight": weight}, ValueError, words)
             yield Case(name, (X, P), {"sample_weight": weight}, ValueError, words)
