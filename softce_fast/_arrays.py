@@ -54,12 +54,12 @@ def shares_memory(first: Array, second: Array) -> bool:
         return True
 
 
-def unwrapped(result: Array, out: Array | None = None) -> Any:
+def unwrapped(result: Array, out: Array | None = None) -> Array:
     """Return a result, as a scalar where it has no axes and is not the caller's `out`."""
     return result if result.ndim or out is not None else result[()]
 
 
-def deliver(result: Array, dtype: DType, out: Array | None = None) -> Any:
+def deliver(result: Array, dtype: DType, out: Array | None = None) -> Array:
     """Return `result` in `dtype`: in `out`, or new, and as a scalar where it has no axes."""
     if out is not None:
         np.copyto(out, result, casting="unsafe")

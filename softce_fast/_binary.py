@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _arrays, _checks, _memory, reference
-from ._dispatch import execute
+from ._kernels import execute
 from ._threads import threads_for
 
 Array = NDArray[Any]

@@ -253,7 +253,7 @@ def check_same_shape(array: Array, shape: tuple[int, ...], name: str, other: str
 def check_broadcast(
     array: Array, shape: tuple[int, ...], name: str, other: str, part: str = ""
 ) -> Array:
-    """Return `array` broadcast to `shape`, that of the argument called `other`, or of its `part`."""
+    """Return `array` broadcast to `shape`, that of `part` of the argument called `other`."""
     if array.shape == shape:
         return array
     try:
@@ -287,9 +287,7 @@ def check_sample_weight(
 ) -> Array:
     """Return the row weights broadcast to `row_shape`."""
     array = real_array(sample_weight, "sample_weight")
-    return check_broadcast(
-        array, row_shape, "sample_weight", other, part=" without the class axis"
-    )
+    return check_broadcast(array, row_shape, "sample_weight", other, part=" without the class axis")
 
 
 def check_out(out: object, shape: tuple[int, ...], dtype: DType, name: str = "out") -> None:
@@ -471,7 +469,8 @@ class LossArguments(NamedTuple):
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return self.values.shape[self.axis]
+        classes: int = self.values.shape[self.axis]
+        return classes
 
     @property
     def row_shape(self) -> tuple[int, ...]:

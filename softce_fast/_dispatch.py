@@ -1,4 +1,4 @@
-"""Which build of the kernels serves this machine: import `execute` from here, where it has one."""
+"""Which build of the kernels serves this machine."""
 
 from __future__ import annotations
 

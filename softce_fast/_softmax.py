@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _arrays, _checks, reference
-from ._dispatch import execute
+from ._kernels import execute
 from ._threads import threads_for
 
 Array = NDArray[Any]
@@ -366,9 +366,7 @@ def _backward(
         return function(
             call.gradient, call.output, call.axes, temperature=call.temperature, out=out
         )
-    result = _arrays.output(
-        out, "out", call.output.shape, call.dtype, call.gradient, call.output
-    )
+    result = _arrays.output(out, "out", call.output.shape, call.dtype, call.gradient, call.output)
     execute.backward(
         call.gradient, call.output, result, call.axes, log, call.temperature, threads_for
     )

@@ -283,7 +283,7 @@ def option_out_of_range() -> Iterator[Case]:
             yield Case(name, (X, Y), {"z_loss": value}, ValueError, words)
         for bad in ("1", np.zeros(1), None):
             yield Case(name, (X, Y), {"z_loss": bad}, TypeError, ["z_loss", repr(bad)])
-    for name in (*SOFTMAXES, *FROM_LOGITS):
+    for name in (*SOFTMAXES, *BACKWARD, *FROM_LOGITS):
         arguments = arguments_of(name)
         for value in (0, 0.0, -0.0, -1, INF, -INF, NAN, 10**400):
             words = ["temperature", "> 0", repr(value)[:10]]
