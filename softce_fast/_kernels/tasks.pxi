@@ -139,10 +139,8 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
     scratch.factors = factors_of_all(problem)
-    if has(problem, OUTPUT):
-        writer_open(
-            &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
-            scratch.writer.buffer)
+    writer_open(
+        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:

@@ -739,7 +739,7 @@ cdef void tiles_write_by_class(
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t c, i, t
     cdef real *run = scratch.packed
-    cdef bint masked = included.data != NULL and not emits_logarithms(problem.operation)
+    cdef bint masked = clears_excluded(problem)
     if masked:
         runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
     for c in range(chunk_length(problem, chunk)):
@@ -767,7 +767,7 @@ cdef void tile_write_by_row(
     cdef Py_ssize_t k, offset
     for k in range(group.rows):
         offset = in_group(group, problem, OUTPUT, k)
-        if has(problem, MASK) and not emits_logarithms(problem.operation):
+        if clears_excluded(problem):
             row_exclude(
                 &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
                 chunk * CHUNK, n, rows + k * n, 0, scratch.raw)
@@ -785,7 +785,7 @@ cdef inline bint goes_straight(const Problem *problem) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     return (
         array.kind == REAL_KIND and not array.swapped and problem.layout.class_axes <= 1
-        and not problem.plan.stream and not has(problem, MASK))
+        and not problem.plan.stream and not clears_excluded(problem))
 
 
 cdef void tiles_emit_by_class(
@@ -825,7 +825,8 @@ cdef inline bint is_packed(const Problem *problem) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     return (
         has_neighbours(&problem.layout, array) and problem.plan.chunks == 1
-        and array.row_stride == problem.layout.classes * array.size and not has(problem, MASK))
+        and array.row_stride == problem.layout.classes * array.size
+        and not clears_excluded(problem))
 
 
 cdef void tiles_emit_by_row(

@@ -798,7 +798,7 @@ cdef void along_emit(
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, i, offset
-    cdef bint masked = has(problem, MASK) and not emits_logarithms(problem.operation)
+    cdef bint masked = clears_excluded(problem)
     cdef bint neighbours = has_neighbours(&problem.layout, output)
     cdef bint straight = is_plain(&problem.layout, output) and not masked
     cdef Joints *joints = NULL
