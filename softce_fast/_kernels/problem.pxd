@@ -64,7 +64,8 @@ cdef enum Role:
 
 cdef enum:
     CHUNK = 4096         # classes that stay in the first-level cache from one step to the next
-    PAIR_CHUNK = 1024    # the same of pairs of arrays
+    PAIR_CHUNK = 1024    # the same of pairs of arrays,
+    PAIR_PARTS = 3       # and numbers that are summed of each
 
 
 cdef struct Array:
@@ -140,7 +141,7 @@ cdef struct Problem:
     Plan plan
     double *task_sums         # of the results of each task; NULL if not asked for.
     double *row_results       # Where rows have many chunks instead: of each row.
-    double *parts             # pairs: the sums of each chunk of each row
+    double *parts             # pairs by chunks: the PAIR_PARTS sums of each chunk of each row
     char *states              # by chunks: states_size() bytes
 
 

@@ -94,7 +94,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     cdef Py_ssize_t classes = (problem.layout.classes + 3 * LANES) // LANES * LANES
     cdef bint across = plan.passes == ACROSS
     cdef bint along = not across or plan.rest_along
-    cdef size_t results = 0, kept = 0, staged = 0, packed = padded
+    cdef size_t results = 0, kept = 0, staged = 0, packed = padded, buffer = padded + 2 * LANES
     cdef char *start = memory
     scratch.kept_stride = classes
     scratch.staged_stride = padded
@@ -108,7 +108,8 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     if across:
         kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
         staged = max(staged, <size_t>(LANES * padded))
-        packed = max(packed, <size_t>max(<Py_ssize_t>MOST_ROWS, LANES * padded))
+        packed = max(packed, <size_t>MOST_ROWS)
+        buffer = max(<size_t>MOST_ROWS, <size_t>(LANES * padded)) + 2 * LANES
     scratch.results = <double *>part_take(&memory, results)
     scratch.groups = <Group *>part_take(&memory, plan.batch * sizeof(Group))
     scratch.states = <RowState *>part_take(
@@ -116,6 +117,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.kept = <real *>part_take(&memory, kept * sizeof(real))
     scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
     scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
+    scratch.writer.buffer = <real *>part_take(&memory, buffer * sizeof(real))
     scratch.target = <real *>part_take(&memory, padded * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
     return memory - start
@@ -137,7 +139,9 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
     scratch.factors = factors_of_all(problem)
     if has(problem, OUTPUT):
-        writer_open(&scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream)
+        writer_open(
+            &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
+            scratch.writer.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:

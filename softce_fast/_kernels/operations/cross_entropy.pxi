@@ -223,7 +223,7 @@ cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept 
             rest = power_apply(group.from_z[k], -problem.options.coefficient_power)
         row_factor(
             &lanes, k, row, target, rest,
-            max(abs(target), max(abs(rest), <double>is_dense(problem.operation))))
+            max(fabs(target), max(fabs(rest), <double>is_dense(problem.operation))))
     return factors_from(&lanes)
 
 

@@ -31,7 +31,7 @@ cdef inline Py_ssize_t step_in_runs(const Array *array) noexcept nogil:
 cdef inline bint goes_by_class(const Layout *layout, const Array *array) noexcept nogil:
     """Whether the rows of an array are closer to each other than the classes."""
     return not has_neighbours(layout, array) and (
-        layout.class_axes > 1 or abs(step_in_runs(array)) < abs(array.class_stride))
+        layout.class_axes > 1 or llabs(step_in_runs(array)) < llabs(array.class_stride))
 
 
 # ---- filling -----------------------------------------------------------------------------------------
@@ -823,30 +823,29 @@ cdef void tile_emit_by_row(
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t step = group.offsets[<int>OUTPUT].step
+    cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
     cdef bint neighbours = has_neighbours(&problem.layout, array)
     cdef real *values = scratch.kept + tile * scratch.kept_stride
+    cdef char *to = array.data + in_group(group, problem, OUTPUT, 0)
     cdef TileOutput output
     tile_output_open(
         &output, group, problem, chunk, chunk_state(group, problem, tile, chunk, scratch), values)
     if (
         goes_straight(problem) and neighbours and group.rows == LANES
-        and (step == n * <Py_ssize_t>sizeof(real) or (step != 0 and n >= 4))
+        and (step == packed or (step != 0 and n >= 4))
     ):
         tile_emit(
-            &output, n, &scratch.scale, array.data + in_group(group, problem, OUTPUT, 0)
-            + chunk * CHUNK * <Py_ssize_t>sizeof(real), step, 0)
-        return
-    tile_emit(
-        &output, n, &scratch.scale, <char *>scratch.packed, n * <Py_ssize_t>sizeof(real), 0)
-    if (
+            &output, n, &scratch.scale, to + chunk * CHUNK * <Py_ssize_t>sizeof(real), step, 0)
+    elif (
         neighbours and problem.plan.chunks == 1 and array.row_stride == n * array.size
         and not has(problem, MASK)
     ):
-        write_run(
-            &scratch.writer, scratch.packed, group.rows * n,
-            array.data + in_group(group, problem, OUTPUT, 0))
+        tile_emit(
+            &output, n, &scratch.scale, <char *>writer_room(&scratch.writer, to), packed, 0)
+        writer_take(&scratch.writer, group.rows * n)
     else:
-        tile_write_by_row(group, problem, chunk, scratch.packed, scratch)
+        tile_emit(&output, n, &scratch.scale, <char *>scratch.staged, packed, 0)
+        tile_write_by_row(group, problem, chunk, scratch.staged, scratch)
 
 
 cdef void tiles_emit(

@@ -772,8 +772,9 @@ cdef void along_emit(
         to = scratch.packed
         if direct:
             to = <real *>(output.data + offset) + chunk * CHUNK
-        elif problem.plan.keep:
-            to = row_kept(group, problem, k, chunk, scratch)
+        elif neighbours:
+            to = writer_room(
+                &scratch.writer, output.data + offset + chunk * CHUNK * output.size)
         if group.ignored >> k & 1:
             for i in range(n):
                 to[i] = 0
@@ -786,6 +787,6 @@ cdef void along_emit(
         if direct:
             continue
         if neighbours:
-            write_run(&scratch.writer, to, n, output.data + offset + chunk * CHUNK * output.size)
+            writer_take(&scratch.writer, n)
         else:
             row_scatter(&problem.layout, output, offset, chunk * CHUNK, n, to, scratch.raw)

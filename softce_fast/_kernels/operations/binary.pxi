@@ -1,0 +1,391 @@
+# Binary cross-entropy: losses, and their gradients by the logits, element by element.
+#
+#     w (v t log(1 + exp(-x)) + (1 - t) log(1 + exp(x))),    of probabilities q
+#     w (-t log q - (1 - t) log(1 - q))
+#
+# With weights each factor is split into a fraction and a power of two: no product leaves the range
+# unless the result does, however small exp(-|x|) is.
+#
+# Uses panel.pxi, state.pxi (chunk_length()), along.pxi (row_vector(), row_store()), likelihood.pxi
+# (LaneSums), numbers.pxd.
+
+# ---- numbers of any size -------------------------------------------------------------------------
+
+
+cdef struct Wide:
+    # fraction * 2**exponent
+    vector fraction
+    vector exponent
+
+
+cdef enum:
+    EXPONENT_OF_ZERO = -1048576    # below any other
+
+
+cdef inline vector clamped(vector x, real low, real high) noexcept nogil:
+    x = vector_select(vector_greater(x, vector_set(high)), vector_set(high), x)
+    return vector_maximum(vector_set(low), x)
+
+
+cdef inline vector power_of_two(vector exponent) noexcept nogil:
+    """2**exponent for whole numbers in the range of normal numbers; those below give the least."""
+    return vector_power_of_two(vector_fma(
+        vector_maximum(vector_set(2 - EXPONENT_BIAS), exponent), vector_set(STEPS),
+        vector_set(POWER_ROUNDER)))
+
+
+cdef inline Wide wide(vector x) noexcept nogil:
+    """Split a number; infinity and NaN stay whole."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector size = vector_absolute(x)
+    cdef mask small = vector_greater(vector_set(SMALLEST_NORMAL), size)
+    cdef mask usual
+    cdef Wide result
+    size = vector_select(small, vector_multiply(size, vector_set(TWO_TO_64)), size)
+    result.fraction = vector_fraction(size)
+    result.exponent = vector_subtract(
+        vector_exponent(size), vector_select(small, vector_set(64.0), zero))
+    usual = vector_equal(vector_subtract(x, x), zero)
+    result.fraction = vector_select(usual, vector_select(
+        vector_greater(zero, x), vector_subtract(zero, result.fraction), result.fraction), x)
+    result.exponent = vector_select(usual, result.exponent, zero)
+    usual = vector_equal(size, zero)
+    result.fraction = vector_select(usual, zero, result.fraction)
+    result.exponent = vector_select(usual, vector_set(EXPONENT_OF_ZERO), result.exponent)
+    return result
+
+
+cdef inline Wide wide_product(Wide coefficient, Wide x) noexcept nogil:
+    """0 for a coefficient of 0, whatever x is."""
+    coefficient.fraction = product_or_zero(coefficient.fraction, x.fraction)
+    coefficient.exponent = vector_add(coefficient.exponent, x.exponent)
+    return coefficient
+
+
+cdef inline Wide wide_sum(Wide a, Wide b) noexcept nogil:
+    cdef Wide result
+    result.exponent = vector_maximum(a.exponent, b.exponent)
+    result.fraction = vector_fma(
+        a.fraction, power_of_two(vector_subtract(a.exponent, result.exponent)),
+        vector_multiply(
+            b.fraction, power_of_two(vector_subtract(b.exponent, result.exponent))))
+    return result
+
+
+cdef inline vector wide_value(Wide x) noexcept nogil:
+    cdef real most = EXPONENT_BIAS - 2
+    cdef vector first = clamped(x.exponent, -most, most)
+    cdef vector second = clamped(vector_subtract(x.exponent, first), -most, most)
+    return vector_multiply(
+        vector_multiply(x.fraction, power_of_two(first)), power_of_two(second))
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+cdef struct BinaryElements:
+    # n elements of a row in each array, as they are computed with; NULL for none.
+    const real *x
+    const real *yes
+    const real *weight
+    const real *pos_weight
+    real *losses
+    real *gradient
+    Py_ssize_t n
+    real gradient_scale
+
+
+cdef struct Odds:
+    # What a logit x comes to.
+    Wide small    # exp(-|x|)
+    vector near     # log(1 + exp(-|x|)),
+    vector far      # log(1 + exp(|x|))
+    mask positive   # x > 0: the far one is that of no
+
+
+cdef inline Odds odds_of(vector x, bint any_size, const Scale *scale) noexcept nogil:
+    """`any_size`, a constant: the exponential is wanted apart from its power of two."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector size = vector_absolute(x)
+    cdef vector minus = vector_subtract(zero, size)
+    cdef Odds odds
+    cdef Reference reference
+    cdef vector rounder = vector_set(ROUNDER)
+    if any_size:
+        # Beyond, no weight could bring it back into the range.
+        minus = vector_maximum(vector_set(-300.0 if sizeof(real) == 4 else -2200.0), minus)
+        reference.shift = zero
+        reference.exponent = vector_subtract(
+            vector_fma(minus, vector_set(scale.log2e / STEPS), rounder), rounder)
+        odds.small.fraction = exponential(minus, reference, scale)
+        odds.small.exponent = vector_select(
+            vector_equal(x, x), reference.exponent, zero)    # NaN is in the fraction
+        odds.near = logarithm_of_one_plus(wide_value(odds.small))
+    else:
+        odds.small.fraction = plain_exponential(minus, scale)
+        odds.near = logarithm_of_one_plus(odds.small.fraction)
+    odds.far = vector_add(odds.near, size)
+    odds.positive = vector_greater(x, zero)
+    return odds
+
+
+cdef inline void logit_losses(
+    const BinaryElements *at, Py_ssize_t i, const Scale *scale, vector *loss, vector *gradient
+) noexcept nogil:
+    """The losses of LANES elements from i on, without weights, and their gradients."""
+    cdef vector x = row_vector(at.x, i, at.n)
+    cdef vector yes = row_vector(at.yes, i, at.n)
+    cdef vector no = vector_subtract(vector_set(1.0), yes)
+    cdef vector zero = vector_set(0.0)
+    cdef Odds odds = odds_of(x, False, scale)
+    cdef vector of_far = vector_select(odds.positive, no, yes)
+    cdef vector of_near = vector_select(odds.positive, yes, no)
+    loss[0] = vector_add(
+        product_or_zero(of_far, odds.far), product_or_zero(of_near, odds.near))
+    if at.gradient == NULL:
+        return
+    # The sigmoid of |x| is 1 / (1 + exp(-|x|)), that of -|x| as many times exp(-|x|).
+    gradient[0] = vector_divide(
+        vector_fnma(of_near, odds.small.fraction, of_far),
+        vector_add(vector_set(1.0), odds.small.fraction))
+    gradient[0] = vector_multiply(
+        vector_select(odds.positive, gradient[0], vector_subtract(zero, gradient[0])),
+        vector_set(at.gradient_scale))
+
+
+cdef inline Wide wide_weight(const real *weight, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """1 where there is none."""
+    return wide(vector_set(1.0) if weight == NULL else row_vector(weight, i, n))
+
+
+cdef inline Wide wide_select(mask m, Wide a, Wide b) noexcept nogil:
+    a.fraction = vector_select(m, a.fraction, b.fraction)
+    a.exponent = vector_select(m, a.exponent, b.exponent)
+    return a
+
+
+cdef inline void weighted_logit_losses(
+    const BinaryElements *at, Py_ssize_t i, const Scale *scale, vector *loss, vector *gradient
+) noexcept nogil:
+    """The same with weights of any size."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector t = row_vector(at.yes, i, at.n)
+    cdef Odds odds = odds_of(row_vector(at.x, i, at.n), True, scale)
+    cdef Wide weight = wide_weight(at.weight, i, at.n)
+    cdef Wide yes = wide_product(wide(t), wide_weight(at.pos_weight, i, at.n))
+    cdef Wide no = wide(vector_subtract(vector_set(1.0), t))
+    cdef Wide of_far = wide_select(odds.positive, no, yes)
+    cdef Wide of_near = wide_select(odds.positive, yes, no)
+    cdef Wide near = wide_select(
+        # Of what is that small it is the same number.
+        vector_greater(vector_set(-60.0), odds.small.exponent), odds.small, wide(odds.near))
+    cdef Wide total
+    cdef vector size
+    loss[0] = wide_value(wide_product(weight, wide_sum(
+        wide_product(of_far, wide(odds.far)), wide_product(of_near, near))))
+    if at.gradient == NULL:
+        return
+    near = wide_product(of_near, odds.small)
+    near.fraction = vector_subtract(zero, near.fraction)
+    total = wide_sum(of_far, near)
+    size = vector_add(vector_set(1.0), wide_value(odds.small))
+    total.fraction = vector_select(
+        vector_equal(total.fraction, zero), zero, vector_divide(total.fraction, size))
+    total = wide_product(
+        wide_product(weight, wide(vector_set(at.gradient_scale))), total)
+    gradient[0] = wide_value(total)
+    gradient[0] = vector_select(
+        odds.positive, gradient[0], vector_subtract(zero, gradient[0]))
+
+
+cdef inline vector probability_losses(
+    const BinaryElements *at, Py_ssize_t i
+) noexcept nogil:
+    cdef vector zero = vector_set(0.0)
+    cdef vector x = row_vector(at.x, i, at.n)
+    cdef vector yes = row_vector(at.yes, i, at.n)
+    cdef vector no = vector_subtract(vector_set(1.0), yes)
+    cdef vector of_yes = vector_subtract(zero, plain_logarithm(x, zero))
+    cdef vector of_no = vector_subtract(zero, logarithm_of_one_plus(vector_subtract(zero, x)))
+    if at.weight == NULL:
+        return vector_add(product_or_zero(yes, of_yes), product_or_zero(no, of_no))
+    return wide_value(wide_product(wide_weight(at.weight, i, at.n), wide_sum(
+        wide_product(wide(yes), wide(of_yes)),
+        wide_product(wide(no), wide(of_no)))))
+
+
+# A function each, which has its registers to itself.
+
+
+cdef void binary_of_logits(const BinaryElements *at, const Scale *scale_) noexcept nogil:
+    cdef Scale scale = scale_with(scale_, PLAIN)
+    cdef vector loss, gradient
+    cdef Py_ssize_t i
+    i = 0
+    while i < at.n:
+        logit_losses(at, i, &scale, &loss, &gradient)
+        row_store(at.losses + i, loss, at.n - i)
+        if at.gradient != NULL:
+            row_store(at.gradient + i, gradient, at.n - i)
+        i += LANES
+
+
+cdef void binary_of_logits_weighted(const BinaryElements *at, const Scale *scale_) noexcept nogil:
+    cdef Scale scale = scale_with(scale_, PLAIN)
+    cdef vector loss, gradient
+    cdef Py_ssize_t i
+    i = 0
+    while i < at.n:
+        weighted_logit_losses(at, i, &scale, &loss, &gradient)
+        row_store(at.losses + i, loss, at.n - i)
+        if at.gradient != NULL:
+            row_store(at.gradient + i, gradient, at.n - i)
+        i += LANES
+
+
+cdef void binary_of_probabilities(const BinaryElements *at) noexcept nogil:
+    cdef Py_ssize_t i
+    i = 0
+    while i < at.n:
+        row_store(at.losses + i, probability_losses(at, i), at.n - i)
+        i += LANES
+
+
+# ---- tasks ---------------------------------------------------------------------------------------
+
+
+cdef struct BinaryScratch:
+    # Elements of each array that are copied.
+    real *x
+    real *yes
+    real *weight
+    real *pos_weight
+    real *losses
+    real *gradient
+    char *raw
+
+
+cdef size_t binary_scratch_place(
+    const Problem *problem, char *memory, BinaryScratch *scratch
+) noexcept nogil:
+    cdef size_t size = min(<Py_ssize_t>PAIR_CHUNK, problem.layout.classes) * sizeof(real)
+    cdef char *start = memory
+    scratch.x = <real *>part_take(&memory, size)
+    scratch.yes = <real *>part_take(&memory, size)
+    scratch.weight = <real *>part_take(&memory, size)
+    scratch.pos_weight = <real *>part_take(&memory, size)
+    scratch.losses = <real *>part_take(&memory, size)
+    scratch.gradient = <real *>part_take(&memory, size)
+    scratch.raw = part_take(&memory, 8 * size // sizeof(real))
+    return memory - start
+
+
+cdef size_t binary_scratch_size(const Problem *problem) noexcept nogil:
+    cdef BinaryScratch scratch
+    return binary_scratch_place(problem, NULL, &scratch)
+
+
+cdef inline const real *binary_read(
+    const Problem *problem, Role role, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n,
+    real *buffer, char *raw,
+) noexcept nogil:
+    cdef const Array *array = &problem.arrays[<int>role]
+    if array.data == NULL:
+        return NULL
+    return row_read(
+        &problem.layout, array, row_offset(&problem.layout, array, row), start, n, buffer, raw)
+
+
+cdef inline real *binary_place(
+    const Problem *problem, Role role, Py_ssize_t row, Py_ssize_t start, real *buffer
+) noexcept nogil:
+    """Where results can be written to: where they belong, if that is plain."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    if array.data == NULL or not is_plain(&problem.layout, array):
+        return buffer
+    return <real *>(array.data + row_offset(&problem.layout, array, row)) + start
+
+
+cdef inline void binary_write(
+    const Problem *problem, Role role, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n,
+    const real *results, char *raw,
+) noexcept nogil:
+    """Write results that are not yet where they belong."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    if array.data != NULL and not is_plain(&problem.layout, array):
+        row_scatter(
+            &problem.layout, array, row_offset(&problem.layout, array, row), start, n, results,
+            raw)
+
+
+cdef void binary_elements(
+    const Problem *problem, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n,
+    const BinaryScratch *scratch, const Scale *scale, LaneSums *lanes,
+) noexcept nogil:
+    """Compute the losses of n elements of a row, at most PAIR_CHUNK."""
+    cdef BinaryElements at
+    at.n = n
+    at.gradient_scale = <real>problem.options.gradient_scale
+    at.x = binary_read(problem, INPUT, row, start, n, scratch.x, scratch.raw)
+    at.yes = binary_read(problem, SECOND, row, start, n, scratch.yes, scratch.raw)
+    at.weight = binary_read(problem, WEIGHT, row, start, n, scratch.weight, scratch.raw)
+    at.pos_weight = binary_read(
+        problem, POS_WEIGHT, row, start, n, scratch.pos_weight, scratch.raw)
+    at.losses = binary_place(problem, RESULT, row, start, scratch.losses)
+    at.gradient = NULL
+    if has(problem, OUTPUT):
+        at.gradient = binary_place(problem, OUTPUT, row, start, scratch.gradient)
+    if not problem.options.from_logits:
+        binary_of_probabilities(&at)
+    elif at.weight == NULL and at.pos_weight == NULL:
+        binary_of_logits(&at, scale)
+    else:
+        binary_of_logits_weighted(&at, scale)
+    if problem.task_sums != NULL:
+        numbers_add(lanes, at.losses, n)
+    binary_write(problem, RESULT, row, start, n, at.losses, scratch.raw)
+    binary_write(problem, OUTPUT, row, start, n, at.gradient, scratch.raw)
+
+
+cdef inline void numbers_add(LaneSums *lanes, const real *x, Py_ssize_t n) noexcept nogil:
+    cdef double[8] number
+    cdef Py_ssize_t i, k
+    for i in range(0, n, 8):
+        for k in range(8):
+            number[k] = x[i + k] if i + k < n else 0
+        lanes_add(lanes, number)
+
+
+cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    """Work through the rows of a task, or through a chunk of a row."""
+    cdef const Problem *problem = <const Problem *>context
+    cdef Py_ssize_t row = task * problem.plan.rows_per_task
+    cdef Py_ssize_t last = min(row + problem.plan.rows_per_task, problem.layout.rows)
+    cdef Py_ssize_t start = 0, stop = problem.layout.classes, i
+    cdef BinaryScratch scratch
+    cdef LaneSums lanes
+    cdef PairSum total
+    cdef Scale scale = scale_for(1.0, False)
+    cdef environment before = 0
+    binary_scratch_place(problem, memory, &scratch)
+    lanes_open(&lanes)
+    if problem.plan.by_chunks:
+        row = task // problem.plan.chunks
+        last = row + 1
+        start = task % problem.plan.chunks * CHUNK
+        stop = start + chunk_length(problem, task % problem.plan.chunks)
+    # A logarithm is to see the smallest probabilities.
+    if problem.options.from_logits:
+        before = environment_enter()
+    while row < last:
+        i = start
+        while i < stop:
+            binary_elements(
+                problem, row, i, min(<Py_ssize_t>PAIR_CHUNK, stop - i), &scratch, &scale, &lanes)
+            i += PAIR_CHUNK
+        row += 1
+    if problem.options.from_logits:
+        environment_leave(before)
+    if problem.task_sums != NULL:
+        total = lanes_total(&lanes)
+        problem.task_sums[task] = total.sum + total.rest
