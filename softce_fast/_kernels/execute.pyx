@@ -117,13 +117,12 @@ cdef size_t memory_place(
         # How long rows are shared out may depend on the threads; their sum may not.
         problem.row_results = <double *>memory
         memory += round_up(layout.rows * sizeof(double))
-    if has_row_state(problem.operation):
-        if plan.by_chunks:
-            problem.states = memory
-            memory += round_up(kernels.states_size(problem))
-    elif problem.operation < LABEL_LOSS:
+    if plan.by_chunks and has_row_state(problem.operation):
+        problem.states = memory
+        memory += round_up(kernels.states_size(problem))
+    elif plan.by_chunks and problem.operation < LABEL_LOSS:
         problem.parts = <double *>memory
-        memory += round_up(layout.rows * plan.chunks * sizeof(double))
+        memory += round_up(plan.tasks * PAIR_PARTS * sizeof(double))
     return memory - start
 
 
