@@ -434,17 +434,27 @@ cdef inline LogRatio log_ratio(
 # ---- exp and log of any number -----------------------------------------------------------------
 
 
-cdef inline vector plain_exponential(vector x, const Scale *scale) noexcept nogil:
-    """exp(x): infinity where that is too large, 0 where it is below the smallest normal number."""
+cdef inline vector exponential_apart(vector x, vector *unit, const Scale *scale) noexcept nogil:
+    """exp(x) / unit, a power of two: far from 0 all digits need other exponents than exp(x) has."""
     cdef vector zero = vector_set(0.0)
     cdef vector limit = vector_set(100.0 if sizeof(real) == 4 else 720.0)
-    cdef mask large = vector_greater(x, zero)
+    cdef vector far = vector_set(64 * LN2)
+    cdef mask large = vector_greater(x, far)
+    cdef mask small = vector_greater(vector_subtract(zero, far), x)
     cdef Reference reference
     reference.shift = zero
-    reference.exponent = vector_select(large, vector_set(64.0), zero)
-    return vector_multiply(
-        exponential(vector_select(vector_greater(x, limit), limit, x), reference, scale),
-        vector_select(large, vector_set(TWO_TO_64), vector_set(1.0)))
+    reference.exponent = vector_select(
+        large, vector_set(64.0), vector_select(small, vector_set(-64.0), zero))
+    unit[0] = vector_select(large, vector_set(TWO_TO_64), vector_select(
+        small, vector_set(1 / TWO_TO_64), vector_set(1.0)))
+    return exponential(vector_select(vector_greater(x, limit), limit, x), reference, scale)
+
+
+cdef inline vector plain_exponential(vector x, const Scale *scale) noexcept nogil:
+    """exp(x): infinity where that is too large."""
+    cdef vector unit
+    cdef vector e = exponential_apart(x, &unit, scale)
+    return vector_multiply(e, unit)
 
 
 cdef inline vector exponential_minus_one(vector x, const Scale *scale) noexcept nogil:
@@ -484,3 +494,12 @@ cdef inline vector product_or_zero(vector coefficient, vector x) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     return vector_select(
         vector_equal(coefficient, zero), zero, vector_multiply(coefficient, x))
+
+
+cdef inline vector subnormal_part(vector x) noexcept nogil:
+    """|x| / SMALLEST_NORMAL for subnormal numbers, which arithmetic takes for 0."""
+    cdef vector one = vector_set(1.0)
+    # 1 plus that, or half of it.
+    cdef vector fraction = vector_fraction(vector_absolute(x))
+    return vector_subtract(vector_select(
+        vector_greater(one, fraction), vector_add(fraction, fraction), fraction), one)

@@ -115,15 +115,6 @@ cdef inline vector cooled(vector v, const BackwardRow *row) noexcept nogil:
     return vector_fma(v, row.inverse.high, vector_multiply(v, row.inverse.low))
 
 
-cdef inline vector subnormal_part(vector x) noexcept nogil:
-    """|x| / SMALLEST_NORMAL for subnormal numbers, which arithmetic takes for 0."""
-    cdef vector one = vector_set(1.0)
-    # 1 plus that, or half of it.
-    cdef vector fraction = vector_fraction(vector_absolute(x))
-    return vector_subtract(vector_select(
-        vector_greater(one, fraction), vector_add(fraction, fraction), fraction), one)
-
-
 cdef inline vector softmax_gradient(vector g, vector s, const BackwardRow *row) noexcept nogil:
     """Neither factor leaves the range unless the result does."""
     cdef mask tiny = vector_equal(s, vector_set(0.0))
@@ -139,33 +130,13 @@ cdef inline vector softmax_gradient(vector g, vector s, const BackwardRow *row) 
     return vector_multiply(vector_multiply(s, g), unit)
 
 
-cdef inline vector less_exponential(
-    vector x, vector factor, vector y, const Scale *scale
-) noexcept nogil:
-    """x - factor * exp(y), where a small exponential is kept times 2**64."""
-    cdef vector limit = vector_set(100.0 if sizeof(real) == 4 else 720.0)
-    cdef vector zero = vector_set(0.0)
-    cdef vector one = vector_set(1.0)
-    cdef vector down = vector_set(1 / TWO_TO_64)
-    cdef mask low = vector_greater(vector_set(-64 * LN2), y)
-    cdef mask large = vector_greater(y, zero)
-    cdef Reference reference
-    cdef vector e
-    reference.shift = zero
-    reference.exponent = vector_select(
-        low, vector_set(-64.0), vector_select(large, vector_set(64.0), zero))
-    e = exponential(vector_select(vector_greater(y, limit), limit, y), reference, scale)
-    return vector_fnma(
-        vector_multiply(e, vector_select(large, vector_set(TWO_TO_64), one)),
-        vector_multiply(factor, vector_select(low, down, one)), x)
-
-
 cdef inline vector log_softmax_gradient(
     vector g, vector y, const BackwardRow *row, const Scale *scale
 ) noexcept nogil:
     cdef mask likely = is_likely(y)
-    cdef vector others, missing
-    cdef vector result = less_exponential(g, row.total.high, y, scale)
+    cdef vector others, missing, unit
+    cdef vector e = exponential_apart(y, &unit, scale)
+    cdef vector result = vector_fnma(e, vector_multiply(row.total.high, unit), g)
     if any_lane(likely):
         # g (1 - p) - p (the sum of the others)
         others = vector_add(

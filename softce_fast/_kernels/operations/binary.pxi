@@ -39,19 +39,15 @@ cdef inline Wide wide(vector x) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef vector size = vector_absolute(x)
     cdef mask small = vector_greater(vector_set(SMALLEST_NORMAL), size)
-    cdef mask usual
+    cdef mask finite = vector_equal(vector_subtract(x, x), zero)
     cdef Wide result
-    size = vector_select(small, vector_multiply(size, vector_set(TWO_TO_64)), size)
-    result.fraction = vector_fraction(size)
-    result.exponent = vector_subtract(
-        vector_exponent(size), vector_select(small, vector_set(64.0), zero))
-    usual = vector_equal(vector_subtract(x, x), zero)
-    result.fraction = vector_select(usual, vector_select(
-        vector_greater(zero, x), vector_subtract(zero, result.fraction), result.fraction), x)
-    result.exponent = vector_select(usual, result.exponent, zero)
-    usual = vector_equal(size, zero)
-    result.fraction = vector_select(usual, zero, result.fraction)
-    result.exponent = vector_select(usual, vector_set(EXPONENT_OF_ZERO), result.exponent)
+    size = vector_select(small, subnormal_part(x), vector_fraction(size))
+    result.fraction = vector_select(finite, vector_select(
+        vector_greater(zero, x), vector_subtract(zero, size), size), x)
+    result.exponent = vector_select(finite, vector_select(
+        small, vector_set(1 - EXPONENT_BIAS), vector_exponent(vector_absolute(x))), zero)
+    result.exponent = vector_select(
+        vector_equal(result.fraction, zero), vector_set(EXPONENT_OF_ZERO), result.exponent)
     return result
 
 
@@ -62,13 +58,19 @@ cdef inline Wide wide_product(Wide coefficient, Wide x) noexcept nogil:
     return coefficient
 
 
-cdef inline Wide wide_sum(Wide a, Wide b) noexcept nogil:
+cdef inline Wide wide_sum(Wide a, Wide x, Wide b, Wide y) noexcept nogil:
+    """a x + b y, where a coefficient of 0, a or b, takes its term out."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector of_x = vector_add(a.exponent, x.exponent)
+    cdef vector of_y = vector_add(b.exponent, y.exponent)
     cdef Wide result
-    result.exponent = vector_maximum(a.exponent, b.exponent)
+    result.exponent = vector_maximum(of_x, of_y)
     result.fraction = vector_fma(
-        a.fraction, power_of_two(vector_subtract(a.exponent, result.exponent)),
-        vector_multiply(
-            b.fraction, power_of_two(vector_subtract(b.exponent, result.exponent))))
+        vector_multiply(a.fraction, power_of_two(vector_subtract(of_x, result.exponent))),
+        vector_select(vector_equal(a.fraction, zero), zero, x.fraction),
+        product_or_zero(
+            vector_multiply(b.fraction, power_of_two(vector_subtract(of_y, result.exponent))),
+            y.fraction))
     return result
 
 
@@ -92,7 +94,7 @@ cdef struct BinaryElements:
     real *losses
     real *gradient
     Py_ssize_t n
-    real gradient_scale
+    DoubleDouble gradient_scale
 
 
 cdef struct Odds:
@@ -129,6 +131,20 @@ cdef inline Odds odds_of(vector x, bint any_size, const Scale *scale) noexcept n
     return odds
 
 
+cdef inline DoubleDouble sigmoid_of_size(vector small, DoubleDouble scale) noexcept nogil:
+    """1 / (1 + exp(-|x|)), times a scale, where exp(-|x|) is given."""
+    cdef vector one = vector_set(1.0)
+    cdef DoubleDouble total = double_double_from(vector_add(one, small))
+    total.low = vector_subtract(small, vector_subtract(total.high, one))
+    return double_double_product(double_double_quotient(one, total), scale)
+
+
+cdef inline vector signed_product(mask positive, vector x, DoubleDouble factor) noexcept nogil:
+    """x * factor, or -x * factor where not positive; rounded once (with fused multiply-adds)."""
+    x = vector_select(positive, x, vector_subtract(vector_set(0.0), x))
+    return vector_fma(x, factor.high, vector_multiply(x, factor.low))
+
+
 cdef inline void logit_losses(
     const BinaryElements *at, Py_ssize_t i, const Scale *scale, vector *loss, vector *gradient
 ) noexcept nogil:
@@ -136,21 +152,16 @@ cdef inline void logit_losses(
     cdef vector x = row_vector(at.x, i, at.n)
     cdef vector yes = row_vector(at.yes, i, at.n)
     cdef vector no = vector_subtract(vector_set(1.0), yes)
-    cdef vector zero = vector_set(0.0)
     cdef Odds odds = odds_of(x, False, scale)
     cdef vector of_far = vector_select(odds.positive, no, yes)
     cdef vector of_near = vector_select(odds.positive, yes, no)
     loss[0] = vector_add(
         product_or_zero(of_far, odds.far), product_or_zero(of_near, odds.near))
-    if at.gradient == NULL:
-        return
-    # The sigmoid of |x| is 1 / (1 + exp(-|x|)), that of -|x| as many times exp(-|x|).
-    gradient[0] = vector_divide(
-        vector_fnma(of_near, odds.small.fraction, of_far),
-        vector_add(vector_set(1.0), odds.small.fraction))
-    gradient[0] = vector_multiply(
-        vector_select(odds.positive, gradient[0], vector_subtract(zero, gradient[0])),
-        vector_set(at.gradient_scale))
+    if at.gradient != NULL:
+        # The sigmoid of -|x| is that of |x| times exp(-|x|).
+        gradient[0] = signed_product(
+            odds.positive, vector_fnma(of_near, odds.small.fraction, of_far),
+            sigmoid_of_size(odds.small.fraction, at.gradient_scale))
 
 
 cdef inline Wide wide_weight(const real *weight, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -180,22 +191,18 @@ cdef inline void weighted_logit_losses(
         # Of what is that small it is the same number.
         vector_greater(vector_set(-60.0), odds.small.exponent), odds.small, wide(odds.near))
     cdef Wide total
-    cdef vector size
-    loss[0] = wide_value(wide_product(weight, wide_sum(
-        wide_product(of_far, wide(odds.far)), wide_product(of_near, near))))
+    loss[0] = wide_value(wide_product(weight, wide_sum(of_far, wide(odds.far), of_near, near)))
     if at.gradient == NULL:
         return
-    near = wide_product(of_near, odds.small)
-    near.fraction = vector_subtract(zero, near.fraction)
-    total = wide_sum(of_far, near)
-    size = vector_add(vector_set(1.0), wide_value(odds.small))
-    total.fraction = vector_select(
-        vector_equal(total.fraction, zero), zero, vector_divide(total.fraction, size))
-    total = wide_product(
-        wide_product(weight, wide(vector_set(at.gradient_scale))), total)
-    gradient[0] = wide_value(total)
+    of_near.fraction = vector_subtract(zero, of_near.fraction)
+    total = wide_sum(of_far, wide_weight(NULL, i, at.n), of_near, odds.small)
+    weight.fraction = vector_select(vector_equal(total.fraction, zero), zero, weight.fraction)
+    total.fraction = signed_product(
+        odds.positive, total.fraction, double_double_multiply(
+            sigmoid_of_size(wide_value(odds.small), at.gradient_scale), weight.fraction))
+    total.exponent = vector_add(total.exponent, weight.exponent)
     gradient[0] = vector_select(
-        odds.positive, gradient[0], vector_subtract(zero, gradient[0]))
+        vector_equal(weight.fraction, zero), zero, wide_value(total))
 
 
 cdef inline vector probability_losses(
@@ -209,9 +216,9 @@ cdef inline vector probability_losses(
     cdef vector of_no = vector_subtract(zero, logarithm_of_one_plus(vector_subtract(zero, x)))
     if at.weight == NULL:
         return vector_add(product_or_zero(yes, of_yes), product_or_zero(no, of_no))
-    return wide_value(wide_product(wide_weight(at.weight, i, at.n), wide_sum(
-        wide_product(wide(yes), wide(of_yes)),
-        wide_product(wide(no), wide(of_no)))))
+    return wide_value(wide_product(
+        wide_weight(at.weight, i, at.n),
+        wide_sum(wide(yes), wide(of_yes), wide(no), wide(of_no))))
 
 
 # A function each, which has its registers to itself.
@@ -325,7 +332,7 @@ cdef void binary_elements(
     """Compute the losses of n elements of a row, at most PAIR_CHUNK."""
     cdef BinaryElements at
     at.n = n
-    at.gradient_scale = <real>problem.options.gradient_scale
+    at.gradient_scale = double_double_set(problem.options.gradient_scale, 0)
     at.x = binary_read(problem, INPUT, row, start, n, scratch.x, scratch.raw)
     at.yes = binary_read(problem, SECOND, row, start, n, scratch.yes, scratch.raw)
     at.weight = binary_read(problem, WEIGHT, row, start, n, scratch.weight, scratch.raw)
