@@ -31,8 +31,8 @@ RESULTS := benchmarks/results/local
 # BENCH_ARGS='--benchmark-compare --benchmark-compare-fail=median:10%'.
 HISTORY := --benchmark-storage=benchmarks/results/history
 
-KERNEL_SOURCES := $(wildcard softce_fast/_kernels/*.pyx softce_fast/_kernels/*.pxi \
-                             softce_fast/_kernels/*.pxd softce_fast/_kernels/*.h)
+KERNEL_SOURCES := $(wildcard $(foreach ext,pyx pxi pxd h,softce_fast/_kernels/*.$(ext) \
+                                                         softce_fast/_kernels/*/*.$(ext)))
 BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCES)
 
 .DELETE_ON_ERROR:

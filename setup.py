@@ -1,4 +1,4 @@
-"""Build the extension modules: one kernel module for each instruction set and storage type.
+"""Build the extension modules: one kernel module for each instruction set and compute type.
 
 Everything else about the project is in pyproject.toml.
 """
@@ -18,16 +18,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("softce_fast/_kernels")
-# Each storage type, and the source that its kernels are made from.
-STORAGES = {
-    "float32": "full.pyx",
-    "float64": "full.pyx",
-    "float16": "half.pyx",
-    "bfloat16": "half.pyx",
-}
+COMPUTE_TYPES = ("float32", "float64")
 COPIES = Path("build/kernels")
-# What Cython adds to every module, memoryviews above all, is compiled once: a third off the wheel.
-SHARED = "softce_fast._kernels.shared"
 
 
 class Variant(NamedTuple):
@@ -233,23 +225,34 @@ def copied(source: str, name: str) -> str:
     return str(shutil.copyfile(KERNELS / source, COPIES / f"{name}.pyx"))
 
 
-def kernel_module(variant: Variant, storage: str) -> Extension:
-    """Return the kernels of a variant for a storage type."""
-    import numpy
-
+def kernel_module(variant: Variant, compute: str) -> Extension:
+    """Return the kernels of a variant that compute in a type."""
     inline = "inline" if chosen_build() == "debug" else "inline __attribute__((always_inline))"
-    name = f"{variant.name}_{storage}"
+    name = f"{variant.name}_{compute}"
     return Extension(
         f"softce_fast._kernels.{name}",
-        [copied(STORAGES[storage], name)],
-        include_dirs=[str(KERNELS), numpy.get_include()],
+        [copied("kernel.pyx", name)],
+        include_dirs=[str(KERNELS)],
         define_macros=[
-            (f"STORAGE_{storage.upper()}", None),
+            (f"COMPUTE_{compute.upper()}", None),
             # The kernels are written as many small functions that must melt together.
             ("CYTHON_INLINE", inline),
-            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
         ],
         extra_compile_args=spelled(variant.flags),
+    )
+
+
+def execute_module(compile_openmp: list[str], link_openmp: list[str]) -> Extension:
+    """Return the module that calls the kernels, in threads."""
+    import numpy
+
+    return Extension(
+        "softce_fast._kernels.execute",
+        [copied("execute.pyx", "execute")],
+        include_dirs=[str(KERNELS), numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=compile_openmp,
+        extra_link_args=link_openmp,
     )
 
 
@@ -262,7 +265,6 @@ def extensions() -> list[Extension]:
     compile_flags = [
         *spelled((*COMPILE_FLAGS, *debug_flags())),
         *(flag for flag in KNOWN_TO_SOME if builds(ANY_PROGRAM, ["-Werror", flag], [])),
-        *compile_openmp,
     ]
     probe = Extension(
         "softce_fast._kernels.probe",
@@ -272,22 +274,24 @@ def extensions() -> list[Extension]:
             ("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in chosen) + '"'),
             *needs(),
         ],
+        extra_compile_args=compile_openmp,
+        extra_link_args=link_openmp,
     )
     modules: list[Extension] = cythonize(
         [
-            *(Extension(SHARED, [str(KERNELS / "shared.c")]), probe),
-            *(kernel_module(variant, storage) for variant in chosen for storage in STORAGES),
+            probe,
+            execute_module(compile_openmp, link_openmp),
+            *(kernel_module(variant, compute) for variant in chosen for compute in COMPUTE_TYPES),
         ],
         build_dir="build/cython",
-        include_path=[str(KERNELS)],
+        # The first for what is imported by its whole name.
+        include_path=[".", str(KERNELS)],
         # Memory is taken for each call, and what calls share is atomic: no GIL is needed.
         compiler_directives={"autotestdict": False, "freethreading_compatible": True},
-        shared_utility_qualified_name=SHARED,
         nthreads=jobs(),
     )
     for module in modules:
         module.extra_compile_args = [*compile_flags, *module.extra_compile_args]
-        module.extra_link_args = link_openmp
     return modules
 
 
@@ -306,6 +310,7 @@ class BuildKernels(build_ext):  # type: ignore[misc]  # its types depend on what
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[Extension(SHARED, [])],  # that there are some: the wheel is for this platform
+        # That there are some: the wheel is for this platform.
+        ext_modules=[Extension("softce_fast._kernels.execute", [])],
         cmdclass={"build_ext": BuildKernels},
     )

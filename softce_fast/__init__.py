@@ -1,9 +1,9 @@
 """Softmax and cross-entropy on CPUs, for NumPy arrays: fast, accurate, reproducible.
 
-A call goes one way: a public function (_softmax.py, _losses.py, _linear.py,
-_binary.py) checks its arguments
-(_checks.py), sees the arrays as (outer, class, inner) (_layout.py), and calls the kernels for its
-dtype (_dispatch.py), which share the rows out over threads (_threads.py says how many).
+A call goes one way: a public function (_softmax.py, _losses.py, _linear.py, _binary.py) tries the
+short way for small calls, has its arguments checked (_checks.py), finds an array for each result
+(_arrays.py), and calls _kernels/execute, which lays the arrays out, makes a plan, and shares the
+rows out over threads (_threads.py says how many) to the kernels of the build in use (_dispatch.py).
 """
 
 from importlib.util import find_spec as _find_spec

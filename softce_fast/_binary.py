@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, _memory, reference
-from ._dispatch import kernels_for
+from . import _arrays, _checks, _memory, reference
+from ._kernels import execute
 from ._threads import threads_for
 
 Array = NDArray[Any]
@@ -182,88 +182,25 @@ def _binary(
     grad_out: Array | None,
 ) -> tuple[Any, Any]:
     """Return the loss of probabilities (`name` is "probs") or of logits, and the gradient."""
-    arrays = _checks.check_binary(
+    call = _checks.check_binary(
         name, values, target, weight, pos_weight, reduction, dtype, grad_out
     )
-    shape, size = arrays.values.shape, arrays.values.size
-    if kernels_for(_checks.compute_dtype(arrays.dtype)) is None or size == 0:
-        return _reference(name, arrays, reduction, with_grad, grad_out)
-    overlapping = grad_out is not None and _layout.overlaps(
-        grad_out, tuple(item for item in arrays[:4] if item is not None)
-    )
-    grad = _memory.empty(shape, arrays.dtype) if with_grad else None
-    if grad_out is not None and not overlapping:
-        grad = grad_out
-    losses = _memory.empty(shape, arrays.dtype) if reduction == "none" else None
-    scale = 1.0 / size if reduction == "mean" else 1.0
-    total = _run(arrays, losses, grad, name == "logits", scale)
-    if grad_out is not None and overlapping:
-        grad_out[...] = grad
-        grad = grad_out
-    elif grad is not None and grad_out is None and not grad.ndim:
-        grad = grad[()]
-    if losses is not None:
-        return (losses if losses.ndim else losses[()]), grad
-    with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
-        mean = np.float64(total) / size if reduction == "mean" else np.float64(total)
-        return mean.astype(arrays.dtype), grad
-
-
-def _reference(
-    name: str,
-    arrays: _checks.BinaryArrays,
-    reduction: str,
-    with_grad: bool,
-    grad_out: Array | None,
-) -> tuple[Any, Any]:
-    options: dict[str, Any] = {"reduction": reduction, "dtype": arrays.dtype}
-    options["weight"] = arrays.weight
-    if name == "probs":
-        return reference.binary_cross_entropy(arrays.values, arrays.target, **options), None
-    options["pos_weight"] = arrays.pos_weight
+    shape, size = call.values.shape, call.values.size
+    if _arrays.left_to_numpy(call.values, call.dtype):
+        return reference.binary_loss(call, with_grad, grad_out)
+    losses = _memory.empty(shape, call.dtype) if reduction == "none" else None
+    gradient: Any = None
     if with_grad:
-        return reference.binary_cross_entropy_with_logits_with_grad(
-            arrays.values, arrays.target, grad_out=grad_out, **options
-        )
-    return reference.binary_cross_entropy_with_logits(arrays.values, arrays.target, **options), None
-
-
-def _run(
-    arrays: _checks.BinaryArrays,
-    losses: Array | None,
-    grad: Array | None,
-    from_logits: bool,
-    gradient_scale: float,
-) -> float:
-    """Write the losses and the gradient where they are given; return the sum of the losses."""
-    everything = [
-        None if item is None else np.asarray(item) for item in (*arrays[:4], losses, grad)
-    ]
-
-    def call(kernels: Any, items: list[Array | None], size: int) -> float:
-        flat = [None if item is None else _layout.as_storage(item.reshape(-1)) for item in items]
-        n_threads = threads_for(size, arrays.values.size)
-        total: float = kernels.binary(*flat, from_logits, gradient_scale, n_threads)
-        return total
-
-    if all(
-        item is None or (item.dtype == arrays.dtype and item.flags.c_contiguous)
-        for item in everything
-    ):
-        return call(kernels_for(arrays.dtype), everything, arrays.values.size)
-    buffer_dtype = _checks.block_dtype(arrays.dtype, *arrays[:4])
-    total = 0.0
-    with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-        for *inputs, loss_block, grad_block in _layout.staged(tuple(everything), ()):
-            copies: list[Array | None] = [
-                None if item is None else np.array(item, buffer_dtype, order="C") for item in inputs
-            ]
-            results = [
-                None if item is None else np.empty(item.shape, buffer_dtype)
-                for item in (loss_block, grad_block)
-            ]
-            total += call(kernels_for(buffer_dtype), copies + results, inputs[0].size)
-            for block, result in zip((loss_block, grad_block), results, strict=True):
-                if block is not None:
-                    block[...] = result
-    return total
+        inputs = call.values, call.target, call.weight, call.pos_weight
+        gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *inputs)
+    divisor = size if reduction == "mean" else 1
+    total = execute.binary(
+        call.values, call.target, call.weight, call.pos_weight, losses, gradient, call.from_logits,
+        1 / divisor, threads_for, call.dtype,
+    )  # fmt: skip
+    if gradient is not None:
+        gradient = _arrays.unwrapped(gradient, grad_out)
+    if losses is not None:
+        return _arrays.unwrapped(losses), gradient
+    with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
+        return np.float64(total / divisor).astype(call.dtype), gradient

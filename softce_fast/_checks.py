@@ -97,14 +97,24 @@ def compute_dtype(dtype: DType) -> DType:
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
-def block_dtype(dtype: DType, *arrays: Array | None) -> DType:
-    """Return the dtype of copied blocks of `arrays`, for a result of `dtype`.
+def is_own_dtype(dtype: DTypeLike | None, x: ArrayLike) -> bool:
+    """Tell whether `dtype` is not given, or names that of the array `x`."""
+    return dtype is None or getattr(x, "dtype", None) == dtype
 
-    The result's own, where all have it but for the order of their bytes: the copies then give the
-    same bits as the arrays themselves would. Else what is computed in.
-    """
-    own = all(array is None or result_dtype(array.dtype, None) == dtype for array in arrays)
-    return dtype if own else compute_dtype(dtype)
+
+def no_wider(array: Array, dtype: DType) -> Array:
+    """Return long doubles as float64 where the result, of `dtype`, is not of long doubles, too."""
+    if array.dtype.itemsize <= 8 or dtype.itemsize > 8:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64)
+
+
+def check_values(values: ArrayLike, name: str, dtype: DTypeLike | None) -> tuple[Array, DType]:
+    """Return what a result is made of, the argument called `name`, and the dtype of the result."""
+    array = real_array(values, name)
+    result = result_dtype(array.dtype, dtype)
+    return no_wider(array, result), result
 
 
 def promote(first: DType, second: DType) -> DType:
@@ -181,24 +191,6 @@ def check_temperature(temperature: float) -> float:
     return value
 
 
-def check_hessian_scale(hessian_scale: float) -> float:
-    """Return hessian_scale as a finite float above 0."""
-    value = _number(hessian_scale, "hessian_scale", "a finite number > 0")
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"hessian_scale must be finite and > 0, got {hessian_scale!r}")
-    return value
-
-
-def check_hessian_floor(hessian_floor: float | None) -> float | None:
-    """Return hessian_floor as a finite float not below 0, or None."""
-    if hessian_floor is None:
-        return None
-    value = _number(hessian_floor, "hessian_floor", "None or a finite number >= 0")
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"hessian_floor must be None or finite and >= 0, got {hessian_floor!r}")
-    return value
-
-
 def check_z_loss(z_loss: float) -> float:
     """Return z_loss as a finite float."""
     value = _number(z_loss, "z_loss", "a finite number")
@@ -258,15 +250,17 @@ def check_same_shape(array: Array, shape: tuple[int, ...], name: str, other: str
         raise ValueError(f"{name} must have the shape of {other}, {shape}, got {array.shape}")
 
 
-def check_broadcast(array: Array, shape: tuple[int, ...], name: str, other: str) -> Array:
-    """Return `array` broadcast to `shape`, that of the argument called `other`."""
+def check_broadcast(
+    array: Array, shape: tuple[int, ...], name: str, other: str, part: str = ""
+) -> Array:
+    """Return `array` broadcast to `shape`, that of `part` of the argument called `other`."""
     if array.shape == shape:
         return array
     try:
         return np.broadcast_to(array, shape)
     except ValueError:
         raise ValueError(
-            f"{name} must broadcast to the shape of {other}, {shape}, got shape {array.shape}"
+            f"{name} must broadcast to the shape of {other}{part}, {shape}, got shape {array.shape}"
         ) from None
 
 
@@ -291,14 +285,9 @@ def check_class_weight(weight: ArrayLike, classes: int) -> Array:
 def check_sample_weight(
     sample_weight: ArrayLike, row_shape: tuple[int, ...], other: str = "logits"
 ) -> Array:
-    """Return the row weights as an array of `row_shape`."""
+    """Return the row weights broadcast to `row_shape`."""
     array = real_array(sample_weight, "sample_weight")
-    if array.shape != row_shape:
-        raise ValueError(
-            f"sample_weight must have the shape of {other} without the class axis, {row_shape}, "
-            f"got {array.shape}"
-        )
-    return array
+    return check_broadcast(array, row_shape, "sample_weight", other, part=" without the class axis")
 
 
 def check_out(out: object, shape: tuple[int, ...], dtype: DType, name: str = "out") -> None:
@@ -313,30 +302,116 @@ def check_out(out: object, shape: tuple[int, ...], dtype: DType, name: str = "ou
         raise ValueError(f"{name} must be writable, got a read-only array")
 
 
+# Softmax and its kin
+
+
+class SoftmaxArguments(NamedTuple):
+    """Checked arguments of softmax and log_softmax."""
+
+    x: Array
+    axes: tuple[int, ...]  # of a row, in rising order
+    where: NDArray[np.bool_] | None  # of the shape of x
+    temperature: float
+    empty: str
+    dtype: DType  # of the result
+
+
+def check_softmax(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None,
+    where: ArrayLike | None,
+    temperature: float,
+    empty: str,
+    dtype: DTypeLike | None,
+    out: object | None,
+) -> SoftmaxArguments:
+    """Return the arguments of softmax or log_softmax."""
+    array, result = check_values(x, "x", dtype)
+    axes = normalize_axes(axis, array.ndim)
+    mask = None if where is None else check_where(where, array.shape)
+    temperature = check_temperature(temperature)
+    check_empty(empty)
+    if out is not None:
+        check_out(out, array.shape, result)
+    return SoftmaxArguments(array, axes, mask, temperature, empty, result)
+
+
+class LogsumexpArguments(NamedTuple):
+    """Checked arguments of logsumexp."""
+
+    x: Array
+    axes: tuple[int, ...]  # of a row, in rising order
+    b: Array | None  # of the shape of x,
+    where: NDArray[np.bool_] | None  # as this is
+    shape: tuple[int, ...]  # of the result
+    dtype: DType  # of the result
+
+
+def check_logsumexp(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None,
+    b: ArrayLike | None,
+    where: ArrayLike | None,
+    keepdims: bool,
+    dtype: DTypeLike | None,
+    out: object | None,
+) -> LogsumexpArguments:
+    """Return the arguments of logsumexp."""
+    array, result = check_values(x, "x", dtype)
+    axes = normalize_axes(axis, array.ndim)
+    factor = None
+    if b is not None:
+        factor = check_broadcast(real_array(b, "b"), array.shape, "b", "x")
+    mask = None if where is None else check_where(where, array.shape)
+    shape = tuple(
+        1 if i in axes else n for i, n in enumerate(array.shape) if keepdims or i not in axes
+    )
+    if out is not None:
+        check_out(out, shape, result)
+    return LogsumexpArguments(array, axes, factor, mask, shape, result)
+
+
+class BackwardArguments(NamedTuple):
+    """Checked arguments of softmax_backward and log_softmax_backward."""
+
+    gradient: Array
+    output: Array
+    axes: tuple[int, ...]  # of a row, in rising order
+    temperature: float
+    dtype: DType  # of the result
+
+
 def check_backward(
     grad_output: ArrayLike,
     output: ArrayLike,
     axis: int | tuple[int, ...] | None,
+    temperature: float,
     out: object | None,
-) -> tuple[Array, Array, tuple[int, ...], DType]:
-    """Return the two arrays of a backward function, its axes and the dtype of its result."""
+) -> BackwardArguments:
+    """Return the arguments of a backward function."""
     gradient = real_array(grad_output, "grad_output")
     values = real_array(output, "output")
     check_same_shape(gradient, values.shape, "grad_output", "output")
     axes = normalize_axes(axis, values.ndim)
+    temperature = check_temperature(temperature)
     dtype = promote(result_dtype(gradient.dtype), result_dtype(values.dtype))
     if out is not None:
         check_out(out, values.shape, dtype)
-    return gradient, values, axes, dtype
+    return BackwardArguments(gradient, values, axes, temperature, dtype)
 
 
-class BinaryArrays(NamedTuple):
-    """Checked arguments of a binary loss, all of one shape."""
+# Binary losses
 
-    values: Array
+
+class BinaryArguments(NamedTuple):
+    """Checked arguments of a binary loss; all arrays are of one shape."""
+
+    values: Array  # logits or probabilities
     target: Array
     weight: Array | None
     pos_weight: Array | None
+    from_logits: bool
+    reduction: str
     dtype: DType  # of the result
 
 
@@ -349,26 +424,130 @@ def check_binary(
     reduction: str,
     dtype: DTypeLike | None,
     grad_out: object | None = None,
-) -> BinaryArrays:
-    """Return the arrays of a binary loss of the argument called `name`."""
-    array = real_array(values, name)
-    result = result_dtype(array.dtype, dtype)
+) -> BinaryArguments:
+    """Return the arguments of a binary loss of the argument called `name`: logits or probs."""
+    array, result = check_values(values, name, dtype)
     check_reduction(reduction)
-    target_array = real_array(target, "target")
-    check_same_shape(target_array, array.shape, "target", name)
 
-    def optional(factor: ArrayLike | None, factor_name: str) -> Array | None:
-        if factor is None:
+    def factor(value: ArrayLike | None, factor_name: str) -> Array | None:
+        if value is None:
             return None
-        return check_broadcast(real_array(factor, factor_name), array.shape, factor_name, name)
+        given = no_wider(real_array(value, factor_name), result)
+        return check_broadcast(given, array.shape, factor_name, name)
 
-    weights, pos_weights = optional(weight, "weight"), optional(pos_weight, "pos_weight")
+    targets = no_wider(real_array(target, "target"), result)
+    check_same_shape(targets, array.shape, "target", name)
+    weights, pos_weights = factor(weight, "weight"), factor(pos_weight, "pos_weight")
     if grad_out is not None:
         check_out(grad_out, array.shape, result, "grad_out")
-    return BinaryArrays(array, target_array, weights, pos_weights, result)
+    return BinaryArguments(
+        array, targets, weights, pos_weights, name == "logits", reduction, result
+    )
 
 
-# Targets
+# Losses over classes
+
+
+class LossArguments(NamedTuple):
+    """Checked arguments of a loss over classes."""
+
+    values: Array  # logits, log-probabilities or probabilities
+    axis: int  # of the classes, counted from the front
+    labels: Array | None  # not compared with the number of classes yet; either these
+    probabilities: Array | None  # or these are the target
+    weight: Array | None  # of each class, in float64 at least
+    sample_weight: Array | None  # of each row
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    temperature: float
+    reduction: str
+    denominator: float | None
+    empty: str
+    dtype: DType  # of the result
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        classes: int = self.values.shape[self.axis]
+        return classes
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of the values without the class axis."""
+        return self.values.shape[: self.axis] + self.values.shape[self.axis + 1 :]
+
+
+def check_loss(
+    name: str,
+    values: ArrayLike,
+    target: ArrayLike,
+    axis: int,
+    *,
+    weight: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    ignore_index: int,
+    reduction: str,
+    denominator: float | None,
+    empty: str,
+    dtype: DTypeLike | None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+) -> LossArguments:
+    """Return the arguments of a loss over the classes of the argument called `name`."""
+    array, result = check_values(values, name, dtype)
+    axis = normalize_axis(axis, array.ndim)
+    given, is_labels = check_target(target, array.shape, axis, name)
+    check_reduction(reduction)
+    check_empty(empty)
+    arguments = LossArguments(
+        array,
+        axis,
+        given if is_labels else None,
+        None if is_labels else no_wider(given, result),
+        None,
+        None,
+        check_ignore_index(ignore_index),
+        check_label_smoothing(label_smoothing),
+        check_z_loss(z_loss),
+        check_temperature(temperature),
+        reduction,
+        check_denominator(denominator),
+        empty,
+        result,
+    )
+    if weight is not None:
+        in_double = np.promote_types(compute_dtype(result), np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            weight = check_class_weight(weight, arguments.classes).astype(in_double)
+    if sample_weight is not None:
+        sample_weight = check_sample_weight(sample_weight, arguments.row_shape, name)
+        sample_weight = no_wider(sample_weight, result)
+    return arguments._replace(weight=weight, sample_weight=sample_weight)
+
+
+def check_gradient_out(call: LossArguments, grad_out: object | None) -> None:
+    """Refuse an array that the gradient of a loss cannot be written to."""
+    if grad_out is not None:
+        check_out(grad_out, call.values.shape, call.dtype, "grad_out")
+
+
+def check_hessian(
+    call: LossArguments, scale: float, floor: float | None, hessian_out: object | None
+) -> tuple[float, float | None]:
+    """Return hessian_scale and hessian_floor; refuse an array that the Hessian does not fit."""
+    factor = _number(scale, "hessian_scale", "a finite number > 0")
+    if not 0.0 < factor < math.inf:
+        raise ValueError(f"hessian_scale must be finite and > 0, got {scale!r}")
+    least = floor
+    if least is not None:
+        least = _number(floor, "hessian_floor", "None or a finite number >= 0")
+        if not 0.0 <= least < math.inf:
+            raise ValueError(f"hessian_floor must be None or finite and >= 0, got {floor!r}")
+    if hessian_out is not None:
+        check_out(hessian_out, call.values.shape, call.dtype, "hessian_out")
+    return factor, least
 
 
 def check_target(

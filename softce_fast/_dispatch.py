@@ -1,4 +1,4 @@
-"""Which build of the kernels serves this machine, and which of its modules a dtype."""
+"""Which build of the kernels serves this machine."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from ._kernels import probe
-
-if TYPE_CHECKING:
-    from ._kernels import Kernels  # a module with the functions of _kernels/entry.pxi
+from ._kernels import execute, probe
 
 ENVIRONMENT_VARIABLE = "SOFTCE_FAST_ISA"
 
@@ -48,54 +42,19 @@ def choose(request: str | None) -> str:
     )
 
 
-# Outside of tests `isa` never changes, and modules are only added, by any thread the same ones. The
-# modules themselves have constant tables only: memory to work in is taken for each call.
+def _load(name: str) -> None:
+    """Have a build's kernels serve all calls from now on."""
+    tables = (
+        importlib.import_module(f"._kernels.{name}_{real}", __package__).table
+        for real in ("float32", "float64")
+    )
+    execute.use(*tables)
+
+
+# Outside of tests it never changes. The modules have constant tables only: memory to work in is
+# taken for each call.
 isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
-loaded_kernels: dict[np.dtype[Any], Kernels] = {}
-
-
-# Beyond these the kernels' constants, multiples of the temperature, leave the range of what is
-# computed in: float32, or float64.
-TEMPERATURES = {4: (1e-20, 1e20), 8: (1e-200, 1e200)}
-
-
-def takes(temperature: float, dtype: np.dtype[Any]) -> bool:
-    """Tell whether the kernels for `dtype` take a temperature."""
-    lowest, highest = TEMPERATURES[8 if dtype.itemsize >= 8 else 4]
-    return lowest <= temperature <= highest
-
-
-def dtype_for(temperature: float, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype to compute in: `dtype`, or float64 if that alone takes the temperature.
-
-    What float64 does not take, either, is left to plain NumPy.
-    """
-    if takes(temperature, dtype) or dtype.itemsize >= 8:
-        return dtype
-    return np.dtype(np.float64)
-
-
-def kernels_for(dtype: np.dtype[Any]) -> Kernels | Any:
-    """Return the kernels for a dtype in native byte order, None if there are none.
-
-    They are imported when first asked for.
-    """
-    module = loaded_kernels.get(dtype)
-    if (
-        module is None
-        and dtype.isnative
-        and dtype.name
-        in (
-            "float16",
-            "bfloat16",
-            "float32",
-            "float64",
-        )
-    ):
-        name = f"._kernels.{isa}_{dtype.name}"
-        module = cast("Kernels", importlib.import_module(name, __package__))
-        loaded_kernels[dtype] = module
-    return module
+_load(isa)
 
 
 @contextmanager
@@ -104,17 +63,9 @@ def using(name: str) -> Iterator[None]:
     global isa
     before = isa
     isa = choose(name)
-    _load_again()
+    _load(isa)
     try:
         yield
     finally:
         isa = before
-        _load_again()
-
-
-def _load_again() -> None:
-    """Load the chosen build's kernels for all dtypes that have any loaded."""
-    dtypes = list(loaded_kernels)
-    loaded_kernels.clear()
-    for dtype in dtypes:
-        kernels_for(dtype)
+        _load(isa)

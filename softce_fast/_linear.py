@@ -9,15 +9,15 @@ into the buffer piece by piece: another dtype, odd strides, rows with others bet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, _losses, _memory, reference
+from . import _arrays, _checks, _losses, _memory, reference
 from ._checks import LinearArrays
-from ._dispatch import kernels_for
 from .reference import LinearGrads
 
 Array = NDArray[Any]
@@ -73,8 +73,8 @@ def linear_cross_entropy(
     weight : array_like, shape (C,), optional
         Weight of each class.
     sample_weight : array_like, optional
-        Weight of each row, of the shape of `hidden` without its last axis. Rows of weight 0 count
-        for nothing, even where they hold NaN. It may be negative.
+        Weight of each row, broadcast to the shape of `hidden` without its last axis. Rows of weight
+        0 count for nothing, even where they hold NaN. It may be negative.
     ignore_index, label_smoothing, z_loss, temperature
         As in :func:`cross_entropy`.
     reduction, denominator, empty
@@ -265,15 +265,17 @@ def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
     options = call.options
     classes = len(arrays.weight)
     compute = _checks.compute_dtype(arrays.dtype)
-    # The options are checked by the function that they are for.
-    _losses.cross_entropy(np.empty((0, classes), compute), np.empty(0, np.int64), **options)
+    no_rows = np.empty((0, classes), compute)
+    _checks.check_loss(
+        "logits", no_rows, np.empty(0, np.int64), -1, sample_weight=None, dtype=None, **options
+    )
     batch = _Batch(arrays, call.target, call.sample_weight, options)
     memory = _checks.check_memory(call.memory)
     dtypes = _checks.check_linear_grads(
         arrays, wanted.grads, wanted.accumulate, wanted.outs, call.dtype
     )
     _check_overlaps(arrays, batch, wanted.outs)
-    if kernels_for(compute) is None:
+    if compute.itemsize > 8 or classes == 0:
         return reference.linear_cross_entropy_with_grad(
             arrays.hidden, arrays.weight, call.target, linear_bias=arrays.bias,
             sample_weight=call.sample_weight, dtype=call.dtype, memory=memory, grads=wanted.grads,
@@ -311,8 +313,8 @@ def _check_overlaps(
         if out is None:
             continue
         others = inputs if may_be_hidden else [*inputs, arrays.hidden]
-        if any(_layout.shares_memory(item, out) for item in others) or (
-            may_be_hidden and _layout.overlaps(out, (arrays.hidden,))
+        if any(_arrays.shares_memory(item, out) for item in others) or (
+            may_be_hidden and _arrays.overlaps(out, arrays.hidden)
         ):
             raise ValueError(f"{name} must not share memory with another array of the call")
         inputs.append(out)
@@ -330,7 +332,7 @@ class _RowView:
         if not row_shape:
             self.flat = array[None]
         elif len(row_shape) > 1:
-            self.flat = _layout.join_axes(array, tuple(range(len(row_shape))))
+            self.flat = _joined(array, len(row_shape))
 
     def __getitem__(self, rows: Rows) -> Array:
         """Return rows: a view where they are neighbours and the strides allow it."""
@@ -370,6 +372,14 @@ class _RowView:
         """Write rows, or add to them."""
         for part, piece in self.pieces(rows):
             self[piece] = self[piece] + values[part] if add else values[part]
+
+
+def _joined(array: Array, count: int) -> Array | None:
+    """Return `array` with its first axes as one, None if its strides do not allow it."""
+    shape, strides = array.shape, array.strides
+    if any(strides[i] != shape[i + 1] * strides[i + 1] for i in range(count - 1)):
+        return None
+    return array.reshape((math.prod(shape[:count]), *shape[count:]))
 
 
 def _length(rows: Rows) -> int:
@@ -619,8 +629,7 @@ class _Run:
         self._finish()
         if losses is None:
             return _losses.reduced(total, batch.divisor, options["empty"], batch.dtype)
-        result = losses.astype(batch.dtype, copy=False).reshape(batch.row_shape)
-        return result if batch.row_shape else result[()]
+        return _arrays.deliver(losses.reshape(batch.row_shape), batch.dtype)
 
     def _hidden_rows(self, rows: Rows) -> Array:
         if self.hidden_fits and isinstance(rows, slice):
@@ -643,15 +652,14 @@ class _Run:
         with_grad = any(gradient is not None for gradient in self.gradients)
         weights = None if batch.sample_weight is None else batch.sample_weight[rows]
         options = {**batch.options, "sample_weight": weights}
-        if options["reduction"] != "none":
+        losses = None
+        if options["reduction"] == "none":
+            losses = np.empty(len(logits), logits.dtype)
+        else:
             options["denominator"] = batch.divisor
-            grad_out = logits if with_grad else None
-            return _losses.sum_with_grad(logits, batch.target[rows], grad_out=grad_out, **options)
-        if with_grad:
-            return _losses.cross_entropy_with_grad(
-                logits, batch.target[rows], grad_out=logits, **options
-            )[0]
-        return _losses.cross_entropy(logits, batch.target[rows], **options)
+        call = _checks.check_loss("logits", logits, batch.target[rows], -1, dtype=None, **options)
+        total, _ = _losses.run(call, losses, logits if with_grad else None)
+        return total if losses is None else losses
 
     def _add_weight_grad(self, gradient: Array, hidden: Array, first: bool) -> None:
         out = self.weight_sum

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, _memory, _scaling, reference
-from ._dispatch import dtype_for, kernels_for, loaded_kernels, takes
-from ._scaling import Call
-from ._softmax import softmax
+from . import _arrays, _checks, _memory, reference
+from ._checks import LossArguments
+from ._kernels import execute
 from ._threads import threads_for
 
 Array = NDArray[Any]
@@ -49,7 +47,7 @@ def cross_entropy(
     weight : array_like, shape (C,), optional
         Weight of each class.
     sample_weight : array_like, optional
-        Weight of each row, of the shape of `logits` without the class axis.
+        Weight of each row, broadcast to the shape of `logits` without the class axis.
     ignore_index : int, default -100
         Label of rows that count for nothing, even where they hold NaN.
     label_smoothing : float, default 0.0
@@ -244,123 +242,60 @@ def cross_entropy_with_grad_and_hessian(
     >>> hessian.round(3)
     array([[0.225, 0.184, 0.089]])
     """
-    hessian_scale = _checks.check_hessian_scale(hessian_scale)
-    hessian_floor = _checks.check_hessian_floor(hessian_floor)
-    array, given, class_axis, call = _checked(
-        "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
-        empty, dtype, label_smoothing, 0.0, temperature,
-    )  # fmt: skip
-    if hessian_out is not None:
-        _checks.check_out(hessian_out, array.shape, call.dtype, "hessian_out")
-        others = (array, given, call.class_weight, call.sample_weight, grad_out)
-        if any(isinstance(x, np.ndarray) and _layout.shares_memory(x, hessian_out) for x in others):
-            raise ValueError("hessian_out must not share memory with another array of the call")
-    compute = _checks.compute_dtype(call.dtype)
-    curvature = _memory.empty(array.shape, compute)
-    if array.size and kernels_for(compute) is not None:
-        softmax(array, class_axis, temperature=temperature, dtype=compute, out=curvature)
-    loss, grad = cross_entropy_with_grad(
-        array, given, class_axis, weight=weight, sample_weight=sample_weight,
+    call = _checks.check_loss(
+        "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
-        reduction=reduction, denominator=denominator, empty=empty, dtype=call.dtype,
-        grad_out=grad_out,
+        reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
-    if array.size == 0 or kernels_for(compute) is None:
-        _, _, hessian = reference.cross_entropy_with_grad_and_hessian(
-            array, given, class_axis, weight=weight, sample_weight=sample_weight,
-            ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
-            reduction=reduction, denominator=denominator, empty=empty, dtype=call.dtype,
-            hessian_scale=hessian_scale, hessian_floor=hessian_floor,
-        )  # fmt: skip
-        return loss, grad, _layout.deliver(hessian, call.dtype, hessian_out)
+    shape = call.values.shape
+    scale, floor = _checks.check_hessian(call, hessian_scale, hessian_floor, hessian_out)
+    _checks.check_gradient_out(call, grad_out)
+    if hessian_out is not None:
+        others = (*_inputs(call), grad_out)
+        if any(x is not None and _arrays.shares_memory(x, hessian_out) for x in others):
+            raise ValueError("hessian_out must not share memory with another array of the call")
+    if _arrays.left_to_numpy(call.values, call.dtype, call.temperature):
+        return reference.loss_gradient_and_hessian(call, scale, floor, grad_out, hessian_out)
+    gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
+    # Before the gradient, which may overwrite the logits.
+    probabilities = _memory.empty(shape, _checks.compute_dtype(call.dtype))
+    execute.softmax(
+        call.values, probabilities, None, (call.axis,), False, call.temperature, False, threads_for
+    )
+    call, losses = _balanced(call), _losses_array(call)
+    total, divisor = run(call, losses, gradient)
+    hessian = hessian_out
+    if hessian is None:
+        is_own = probabilities.dtype == call.dtype
+        hessian = probabilities if is_own else _memory.empty(shape, call.dtype)
     with np.errstate(all="ignore"):
-        factors = _curvature_factors(call, array.shape, class_axis) * (hessian_scale / temperature)
-        factors = np.ascontiguousarray(factors / temperature, compute).reshape(-1)
-        views = _layout.three_axes_together((curvature,), (class_axis,))
-        assert views is not None  # a new array is contiguous
-        (view,) = views
-        kernels_for(compute).curvatures(
-            view, view, factors, -math.inf if hessian_floor is None else hessian_floor,
-            threads_for(array.size),
-        )  # fmt: skip
-        return loss, grad, _layout.deliver(curvature, call.dtype, hessian_out)
+        factors = _curvature_factors(call, divisor) * (scale / call.temperature) / call.temperature
+    execute.curvature(
+        probabilities, hessian, call.axis, np.asarray(factors),
+        -math.inf if floor is None else floor, threads_for,
+    )  # fmt: skip
+    return _reduced(call, losses, total, divisor), gradient, hessian
 
 
-def _curvature_factors(call: Call, shape: tuple[int, ...], axis: int) -> Array:
+def _curvature_factors(call: LossArguments, divisor: float) -> Array:
     """Return K of each row times its share in the reduced loss, in float64; 0 if it counts not."""
-    classes = shape[axis]
-    row_shape = shape[:axis] + shape[axis + 1 :]
-    weights = np.ones(classes) if call.class_weight is None else call.class_weight
-    evenly = call.label_smoothing / classes * math.fsum(weights)
+    weights = np.ones(call.classes) if call.weight is None else call.weight
+    evenly = call.label_smoothing / call.classes * math.fsum(weights)
     if call.labels is not None:
         own = weights.astype(np.float64).take(call.labels, mode="clip")
         factors = (1 - call.label_smoothing) * own + evenly
         factors = np.where(call.labels == call.ignore_index, 0, factors)
     else:
         assert call.probabilities is not None
-        rows = np.moveaxis(call.probabilities, axis, -1)
+        rows = np.moveaxis(call.probabilities, call.axis, -1)
         # In long double: a plain sum over many classes would lose digits.
         sums = np.einsum("...c,c->...", rows, weights, dtype=np.longdouble, casting="unsafe")
         factors = (1 - call.label_smoothing) * sums + evenly
     if call.sample_weight is not None:
         factors = np.where(call.sample_weight == 0, 0, factors * call.sample_weight)
     if call.reduction == "mean":
-        divisor = _scaling.unscaled(call, row_shape).divisor
         factors = np.where(factors == 0, 0, factors / divisor)
     return np.asarray(factors, np.float64)
-
-
-def _checked(
-    name: str,
-    values: ArrayLike,
-    target: ArrayLike,
-    axis: int,
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    reduction: str,
-    denominator: float | None,
-    empty: str,
-    dtype: DTypeLike | None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    temperature: float = 1.0,
-) -> tuple[Array, Array, int, Call]:
-    """Return the array called `name`, the target, the axis from the front, and all the rest.
-
-    The labels are not compared with the number of classes here.
-    """
-    array = _checks.real_array(values, name)
-    result_dtype = _checks.result_dtype(array.dtype, dtype)
-    axis = _checks.normalize_axis(axis, array.ndim)
-    classes = array.shape[axis]
-    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
-    given, is_labels = _checks.check_target(target, array.shape, axis, name)
-    _checks.check_reduction(reduction)
-    _checks.check_empty(empty)
-    ignore_index = _checks.check_ignore_index(ignore_index)
-    labels, ignored_label = given, ignore_index
-    if is_labels:
-        labels, ignored_label = _int64_labels(given, classes, ignore_index)
-
-    def sample_weights(item: ArrayLike) -> Array:
-        return _checks.check_sample_weight(item, row_shape, name)
-
-    call = Call(
-        labels if is_labels else None,
-        None if is_labels else given,
-        _weights(weight, result_dtype, lambda item: _checks.check_class_weight(item, classes)),
-        _weights(sample_weight, result_dtype, sample_weights),
-        ignored_label,
-        _checks.check_label_smoothing(label_smoothing),
-        _checks.check_z_loss(z_loss),
-        _checks.check_temperature(temperature),
-        reduction,
-        _checks.check_denominator(denominator),
-        empty == "zero",
-        result_dtype,
-    )
-    return array, given, axis, call
 
 
 def _cross_entropy(
@@ -379,91 +314,101 @@ def _cross_entropy(
     dtype: DTypeLike | None,
     with_grad: bool,
     grad_out: Array | None,
-    as_sum: bool = False,
 ) -> tuple[Any, Any]:
-    """Return the loss, or with `as_sum` the sum of the losses in float64, and the gradient."""
+    """Return the loss, and the gradient or None."""
     if (
-        not as_sum
-        and type(logits) is np.ndarray
-        and weight is None
-        and sample_weight is None
-        and denominator is None
-        and dtype is None
-    ):
-        kernels = loaded_kernels.get(logits.dtype)
-        if kernels is not None:
-            ordinary = kernels.cross_entropy_ordinary(
-                logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                empty, with_grad, grad_out, threads_for,
-            )  # fmt: skip
-            if ordinary is not None:
-                return ordinary
-    array, given, axis, call = _checked(
-        "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
-        empty, dtype, label_smoothing, z_loss, temperature,
-    )  # fmt: skip
-    if grad_out is not None:
-        _checks.check_out(grad_out, array.shape, call.dtype, "grad_out")
-        inputs = (array, given, call.class_weight, call.sample_weight)
-        if _layout.overlaps(grad_out, tuple(item for item in inputs if item is not None)):
-            raise ValueError("grad_out overlaps an input without being the same array")
-    buffer_dtype = _checks.block_dtype(call.dtype, array, call.probabilities)
-    buffer_dtype = _scaling.dtype_for(call, dtype_for(call.temperature, buffer_dtype))
-    if (
-        kernels_for(buffer_dtype) is None
-        or array.size == 0
-        or not takes(call.temperature, buffer_dtype)
-    ):
-        loss, grad = reference.cross_entropy_with_grad(
-            array, given, axis, weight=weight, sample_weight=sample_weight,
-            ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-            temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
-            dtype=call.dtype, grad_out=grad_out,
+        weight is None and sample_weight is None and denominator is None
+        and _checks.is_own_dtype(dtype, logits)
+    ):  # fmt: skip
+        results = execute.cross_entropy_fast(
+            logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
+            empty, with_grad, grad_out, threads_for,
         )  # fmt: skip
-        if as_sum:
-            loss = reference.cross_entropy(
-                array, given, axis, weight=weight, sample_weight=sample_weight,
-                ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-                temperature=temperature, reduction="sum", dtype=np.float64,
-            )  # fmt: skip
-        return loss, grad
-    output = _memory.empty(array.shape, call.dtype) if with_grad and grad_out is None else grad_out
-    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
-    losses = np.empty(row_shape, call.dtype) if reduction == "none" else None
-    with np.errstate(all="ignore"):
-        scaled = _scaling.scaled(call, array.shape[axis], row_shape)
-    summed: Any = None
-    if scaled is None and array.dtype == buffer_dtype == call.dtype:
-        summed = _direct(array, axis, call, losses, output)
-    if summed is None:
-        if scaled is not None:
-            buffer_dtype = _checks.compute_dtype(buffer_dtype)
-        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            summed = _staged(array, axis, call, scaled, losses, output, buffer_dtype)
-    if summed is False:
-        _checks.check_labels(given, array.shape[axis], ignore_index)
-        raise IndexError("target was changed during the call, and held a label that is no class")
-    if losses is not None:
-        return (losses if row_shape else losses[()]), output
-    loss, divisor = summed
-    if output is not None and reduction == "mean" and divisor == 0:
-        _divide_by_zero(output, axis, loss, divisor, call)
-    if as_sum:
-        return loss, output
-    return reduced(loss, divisor if reduction == "mean" else 1.0, empty, call.dtype), output
-
-
-def sum_with_grad(logits: Array, target: Array, *, grad_out: Array | None, **options: Any) -> float:
-    """Return the sum of the losses in float64, whatever the reduction of `options`.
-
-    The gradient of the reduced loss goes to `grad_out` if that is given.
-    """
-    with_grad = grad_out is not None
-    total, _ = _cross_entropy(
-        logits, target, axis=-1, dtype=None, with_grad=with_grad, grad_out=grad_out, as_sum=True,
-        **options,
+        if results is not None:
+            return results
+    call = _checks.check_loss(
+        "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+        temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
     )  # fmt: skip
-    return float(total)
+    _checks.check_gradient_out(call, grad_out)
+    if _arrays.left_to_numpy(call.values, call.dtype, call.temperature):
+        return reference.loss_and_gradient(call, with_grad, grad_out)
+    losses, gradient = _losses_array(call), None
+    if with_grad:
+        shape = call.values.shape
+        gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
+    total, divisor = run(call, losses, gradient)
+    return _reduced(call, losses, total, divisor), gradient
+
+
+def run(call: LossArguments, losses: Array | None, gradient: Array | None) -> tuple[float, float]:
+    """Write losses and gradient where wanted; return the losses' sum and what the mean divides by.
+
+    The gradient is that of the reduced loss.
+    """
+    call = _balanced(call)
+    found = execute.cross_entropy(
+        call.values, call.labels, call.probabilities, None, losses, gradient, call.axis,
+        call.weight, call.sample_weight, call.label_smoothing, call.z_loss, call.temperature,
+        call.reduction == "mean", call.denominator, call.ignore_index, threads_for, call.dtype,
+    )  # fmt: skip
+    total, divisor = _checked_sums(call, found)
+    if gradient is not None and call.reduction == "mean" and divisor == 0:
+        _divide_by_zero(call, gradient, total, divisor)
+    return total, divisor
+
+
+def _inputs(call: LossArguments) -> tuple[Array | None, ...]:
+    return call.values, call.labels, call.probabilities, call.weight, call.sample_weight
+
+
+def _losses_array(call: LossArguments) -> Array | None:
+    return np.empty(call.row_shape, call.dtype) if call.reduction == "none" else None
+
+
+def _balanced(call: LossArguments) -> LossArguments:
+    """Return a call whose mean, the quotient of two sums, has both in the range of float64.
+
+    A power of two is taken out of the sample weights, which leaves the quotient as it is.
+    """
+    if call.reduction != "mean":
+        return call
+    power = _exponent(call.weight) + _exponent(call.sample_weight)
+    if abs(power) < 900:
+        return call
+    power -= int(math.copysign(500, power))  # weights stay as far from where numbers end
+    weight = np.ones(()) if call.sample_weight is None else call.sample_weight
+    denominator = call.denominator
+    with np.errstate(all="ignore"):
+        weight = np.broadcast_to(np.ldexp(weight, -power), call.row_shape)
+        if denominator is not None:
+            denominator = float(np.ldexp(denominator, -power))
+    return call._replace(sample_weight=weight, denominator=denominator)
+
+
+def _exponent(weight: Array | None) -> int:
+    """Return the binary exponent of the largest weight; 0 where none of the dtype is extreme."""
+    if weight is None or weight.dtype.kind != "f" or weight.itemsize < 8:
+        return 0
+    return int(np.frexp(np.abs(weight).max(where=np.isfinite(weight), initial=0))[1])
+
+
+def _checked_sums(call: LossArguments, found: tuple[float, float] | None) -> tuple[float, float]:
+    """Return what the kernels found, or raise the error for the label that is no class."""
+    if found is not None:
+        return found
+    assert call.labels is not None
+    _checks.check_labels(call.labels, call.classes, call.ignore_index)
+    raise IndexError("target was changed during the call, and held a label that is no class")
+
+
+def _reduced(call: LossArguments, losses: Array | None, total: float, divisor: float) -> Any:
+    """Return the losses, or their sum or mean."""
+    if losses is not None:
+        return _arrays.unwrapped(losses)
+    return reduced(total, divisor if call.reduction == "mean" else 1.0, call.empty, call.dtype)
 
 
 def reduced(loss: float, divisor: float, empty: str, dtype: DType) -> Any:
@@ -478,165 +423,18 @@ def reduced(loss: float, divisor: float, empty: str, dtype: DType) -> Any:
         return np.float64(loss).astype(dtype)
 
 
-def _divide_by_zero(grad: Array, axis: int, loss: float, divisor: float, call: Call) -> None:
+def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor: float) -> None:
     """Divide the gradient of the sum as it is divided by any other number; ignored rows stay 0."""
-    if call.empty_is_zero and loss == 0:
-        grad[...] = 0
+    if call.empty == "zero" and total == 0:
+        gradient[...] = 0
         return
     with np.errstate(all="ignore"):
-        grad /= grad.dtype.type(divisor)
-    rows = np.moveaxis(grad, axis, -1)
+        gradient /= gradient.dtype.type(divisor)
+    rows = np.moveaxis(gradient, call.axis, -1)
     if call.labels is not None:
         rows[call.labels == call.ignore_index] = 0
     if call.sample_weight is not None:
         rows[call.sample_weight == 0] = 0
-
-
-def _int64_labels(labels: Array, classes: int, ignore_index: int) -> tuple[Array, int]:
-    """Return labels and the ignored one as the kernels take them."""
-    if labels.dtype == np.uint64:
-        # Beyond int64 a label could turn into another one.
-        _checks.check_labels(labels, classes, ignore_index)
-        labels = np.where(labels == ignore_index, 0, labels + 1).astype(np.int64) - 1
-        return labels, -1
-    if not -(1 << 63) <= ignore_index < 1 << 63:
-        _checks.check_labels(labels, classes, ignore_index)
-        ignore_index = -1
-    return np.ascontiguousarray(labels, np.int64).reshape(labels.shape), ignore_index
-
-
-def _weights(value: Any, result_dtype: DType, check: Callable[[Any], Array]) -> Array | None:
-    """Return weights in float64, or as they are where they are computed in as such.
-
-    Their size is seen to before they are rounded to anything narrower (_scaling.py).
-    """
-    if value is None:
-        return None
-    given = check(value)
-    if given.dtype == _checks.compute_dtype(result_dtype):
-        return np.require(given, None, ["C", "ALIGNED"])
-    return np.require(given, np.float64, ["C", "ALIGNED"])
-
-
-def _as_real(weights: Array | None, result_dtype: DType) -> Array | None:
-    """Return weights in the dtype that a result is computed in.
-
-    For half types any NaN among them becomes NumPy's own: rounding to bfloat16 is an addition to a
-    number's bits, which the payload of another NaN, all ones, might not survive as one.
-    """
-    if weights is None:
-        return None
-    with np.errstate(all="ignore"):  # what the dtype cannot hold becomes inf or 0
-        weights = np.require(weights, _checks.compute_dtype(result_dtype), ["C", "ALIGNED"])
-    if result_dtype.itemsize == 2 and np.isnan(weights).any():
-        weights = np.where(np.isnan(weights), np.float32(np.nan), weights)
-    return weights
-
-
-def _direct(array: Array, axis: int, call: Call, losses: Array | None, grad: Array | None) -> Any:
-    """Run the kernels on the arrays themselves; None if they cannot be seen in three axes."""
-    kernels = kernels_for(array.dtype)
-    arrays = [item for item in (array, call.probabilities, grad) if item is not None]
-    if kernels is None or any(item.dtype != array.dtype for item in arrays):
-        return None
-    views = _layout.three_axes_together(tuple(arrays), (axis,))
-    if views is None:
-        return None
-    probabilities = None if call.probabilities is None else views[1]
-    return _run(kernels, views[0], call, probabilities, losses, None if grad is None else views[-1])
-
-
-def _run(
-    kernels: Any,
-    view: Array,
-    call: Call,
-    probabilities: Array | None,
-    losses: Array | None,
-    grad: Array | None,
-    whole: int = 0,
-) -> Any:
-    """Call the kernels on (outer, class, inner) views; False if a label is no class.
-
-    The views may be parts of a call on `whole` logits.
-    """
-    row_shape = view.shape[0], view.shape[2]
-    sample_weight = _as_real(call.sample_weight, view.dtype)
-    summed = kernels.cross_entropy(
-        _layout.as_storage(view),
-        None if call.labels is None else call.labels.reshape(row_shape),
-        None if probabilities is None else _layout.as_storage(probabilities),
-        None if losses is None else _layout.as_storage(losses.reshape(row_shape)),
-        None if grad is None else _layout.as_storage(grad),
-        _as_real(call.class_weight, view.dtype),
-        None if sample_weight is None else sample_weight.reshape(row_shape),
-        call.label_smoothing,
-        call.z_loss,
-        call.reduction == "mean",
-        call.denominator,
-        call.ignore_index,
-        call.temperature,
-        threads_for(view.size, whole),
-    )
-    return False if summed is None else summed
-
-
-def _staged(
-    array: Array,
-    axis: int,
-    call: Call,
-    scaled: _scaling.Scaled | None,
-    losses: Array | None,
-    grad: Array | None,
-    dtype: DType,
-) -> Any:
-    """Run the kernels on copies of blocks of rows, of the given dtype."""
-    kernels = kernels_for(dtype)
-    classes = array.shape[axis]
-    array = np.moveaxis(array, axis, -1)
-    probabilities = call.probabilities
-    if probabilities is not None:
-        probabilities = np.moveaxis(probabilities, axis, -1)
-    if grad is not None:
-        grad = np.moveaxis(grad, axis, -1)
-    if call.labels is not None and _any_bad(call.labels, classes, call.ignore_index):
-        return False
-    if scaled is None:
-        scaled = _scaling.unscaled(call, array.shape[:-1])
-    call = scaled.call
-    total = 0.0
-    for block in _layout.row_blocks(array.shape[:-1], classes):
-        buffer = np.empty(array[block].shape, dtype)
-        buffer[...] = array[block]
-        rows = buffer.shape[:-1]
-        part = call._replace(
-            labels=None if call.labels is None else call.labels[block],
-            sample_weight=None if call.sample_weight is None else call.sample_weight[block],
-        )
-        powers = scaled.row_powers
-        block_losses = None
-        if losses is not None or not isinstance(powers, int):
-            block_losses = np.empty(rows, dtype)
-        view = buffer.reshape(-1, classes, 1)
-        target = None
-        if probabilities is not None:
-            target = np.ascontiguousarray(probabilities[block], dtype).reshape(-1, classes, 1)
-        block_grad = None if grad is None else view
-        summed, _ = _run(kernels, view, part, target, block_losses, block_grad, array.size)
-        gradient_powers: Any = scaled.gradient_power
-        if block_losses is not None and not isinstance(powers, int):
-            powers = powers[block]
-            gradient_powers = powers[..., None] + gradient_powers
-            summed = _scaling.restored(block_losses.astype(np.float64), powers).sum()
-        total += summed
-        if losses is not None:
-            losses[block] = _scaling.restored(block_losses, powers + scaled.loss_power)
-        if grad is not None:
-            grad[block] = _scaling.restored(buffer, gradient_powers)
-    return float(_scaling.restored(total, scaled.loss_power)), scaled.divisor
-
-
-def _any_bad(labels: Array, classes: int, ignore_index: int) -> bool:
-    return bool((((labels < 0) | (labels >= classes)) & (labels != ignore_index)).any())
 
 
 def nll_loss(
@@ -686,8 +484,9 @@ def nll_loss(
     0.357
     """
     return _negative_log(
-        "log_probs", log_probs, target, axis, weight, sample_weight, ignore_index, reduction,
-        denominator, empty, dtype,
+        "log_probs", log_probs, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
     )  # fmt: skip
 
 
@@ -737,111 +536,24 @@ def cross_entropy_from_probs(
     0.357
     """
     return _negative_log(
-        "probs", probs, target, axis, weight, sample_weight, ignore_index, reduction,
-        denominator, empty, dtype,
+        "probs", probs, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
     )  # fmt: skip
 
 
 def _negative_log(
-    name: str,
-    values: ArrayLike,
-    target: ArrayLike,
-    axis: int,
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    reduction: str,
-    denominator: float | None,
-    empty: str,
-    dtype: DTypeLike | None,
+    name: str, values: ArrayLike, target: ArrayLike, axis: int, **options: Any
 ) -> Any:
     """Return the loss of probabilities (`name` is "probs") or of log-probabilities."""
-    array, given, axis, call = _checked(
-        name, values, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
-        empty, dtype,
-    )  # fmt: skip
+    call = _checks.check_loss(name, values, target, axis, **options)
     is_log = name == "log_probs"
-    compute_dtype = _scaling.dtype_for(call, _checks.compute_dtype(call.dtype))
-    if kernels_for(compute_dtype) is None or array.size == 0:
-        function = reference.nll_loss if is_log else reference.cross_entropy_from_probs
-        return function(
-            array, given, axis, weight=weight, sample_weight=sample_weight,
-            ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
-            dtype=call.dtype,
-        )  # fmt: skip
-    if call.labels is not None:
-        _checks.check_labels(given, array.shape[axis], ignore_index)
-    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
-    losses = np.empty(row_shape, compute_dtype)
-    with np.errstate(all="ignore"):  # as in the sums of the kernels
-        scaled = _scaling.scaled(call, array.shape[axis], row_shape)
-        if scaled is None:
-            scaled = _scaling.unscaled(call, row_shape)
-        _write_negative_logs(array, axis, scaled.call, losses, is_log)
-        if scaled.call.sample_weight is not None:
-            losses *= scaled.call.sample_weight
-            losses[scaled.call.sample_weight == 0] = 0
-            if call.labels is not None:
-                losses[call.labels == call.ignore_index] = 0
-        if reduction == "none":
-            losses = _scaling.restored(losses, scaled.row_powers + scaled.loss_power)
-            result: Array = losses.astype(call.dtype, copy=False)
-            return result if row_shape else result[()]
-        total = _scaling.restored(losses.astype(np.float64), scaled.row_powers).sum()
-        total = float(_scaling.restored(total, scaled.loss_power))
-    return reduced(total, scaled.divisor, empty, call.dtype)
-
-
-def _write_negative_logs(array: Array, axis: int, call: Call, losses: Array, is_log: bool) -> None:
-    """Write the loss of each row, without its sample weight."""
-    arrays = array, call.probabilities
-    views = None
-    is_own = losses.dtype == _checks.compute_dtype(call.dtype)
-    if is_own and all(item is None or item.dtype == call.dtype for item in arrays):
-        given = tuple(item for item in arrays if item is not None)
-        views = _layout.three_axes_together(given, (axis,))
-    if views is not None:
-        _call_negative_log(kernels_for(call.dtype), views, call, call.labels, losses, is_log)
-        return
-    dtype = _checks.block_dtype(call.dtype, *arrays) if is_own else losses.dtype
-    kernels = kernels_for(dtype)
-    row_blocks = _layout.row_blocks(losses.shape, array.shape[axis])
-    for block, rows in zip(row_blocks, _layout.staged(arrays, (axis,)), strict=True):
-        copies = tuple(
-            np.array(item, dtype, order="C").reshape(-1, array.shape[axis], 1)
-            for item in rows
-            if item is not None
-        )
-        block_losses = np.empty(losses[block].shape, losses.dtype)
-        labels = None if call.labels is None else call.labels[block]
-        _call_negative_log(kernels, copies, call, labels, block_losses, is_log, array.size)
-        losses[block] = block_losses
-
-
-def _call_negative_log(
-    kernels: Any,
-    views: tuple[Array, ...],
-    call: Call,
-    labels: Array | None,
-    losses: Array,
-    is_log: bool,
-    whole: int = 0,
-) -> None:
-    """Call the kernels on (outer, class, inner) views of the values and the probabilities.
-
-    The views may be parts of a call on `whole` values.
-    """
-    storages = [_layout.as_storage(view) for view in views]
-    last = is_log, threads_for(views[0].size, whole)
-    class_weight = _as_real(call.class_weight, views[0].dtype)
-    if labels is None:
-        kernels.probability_losses(*storages, class_weight, losses.reshape(-1), *last)
-    else:
-        kernels.label_losses(
-            *storages,
-            labels.reshape(views[0].shape[0], views[0].shape[2]),
-            class_weight,
-            losses.reshape(-1),
-            call.ignore_index,
-            *last,
-        )
+    if _arrays.left_to_numpy(call.values, call.dtype):
+        return reference.negative_log(call, is_log)
+    call, losses = _balanced(call), _losses_array(call)
+    found = execute.negative_log(
+        call.values, call.labels, call.probabilities, losses, call.axis, call.weight,
+        call.sample_weight, call.ignore_index, is_log, threads_for, call.dtype,
+    )  # fmt: skip
+    total, divisor = _checked_sums(call, found)
+    return _reduced(call, losses, total, divisor if call.denominator is None else call.denominator)

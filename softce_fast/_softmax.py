@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _layout, _memory, reference
-from ._dispatch import dtype_for, kernels_for, loaded_kernels, takes
+from . import _arrays, _checks, reference
+from ._kernels import execute
 from ._threads import threads_for
 
 Array = NDArray[Any]
@@ -207,85 +206,31 @@ def logsumexp(
     1000.693147...
     """
     if (
-        type(x) is np.ndarray and b is None and where is None and dtype is None and out is None
-        and keepdims is False and return_sign is False
+        b is None and where is None and out is None and keepdims is False and return_sign is False
+        and _checks.is_own_dtype(dtype, x)
     ):  # fmt: skip
-        kernels = loaded_kernels.get(x.dtype)
-        if kernels is not None:
-            ordinary = kernels.logsumexp_ordinary(x, axis, threads_for)
-            if ordinary is not None:
-                return ordinary
-    array = _checks.real_array(x, "x")
-    result_dtype = _checks.result_dtype(array.dtype, dtype)
-    axes = _checks.normalize_axes(axis, array.ndim)
-    mask = None if where is None else _checks.check_where(where, array.shape)
-    kept_shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape))
-    shape = kept_shape if keepdims else tuple(n for i, n in enumerate(array.shape) if i not in axes)
-    if out is not None:
-        _checks.check_out(out, shape, result_dtype)
-    buffer_dtype = _checks.block_dtype(result_dtype, array)
-    kernels = kernels_for(buffer_dtype)
-    if array.size == 0:
+        result = execute.logsumexp_fast(x, axis, threads_for)
+        if result is not None:
+            return result
+    call = _checks.check_logsumexp(x, axis, b, where, keepdims, dtype, out)
+    if b is not None or return_sign or _arrays.left_to_numpy(call.x, call.dtype):
         return reference.logsumexp(
-            array, axes, b=b, where=mask, keepdims=keepdims, return_sign=return_sign, dtype=dtype,
-            out=out,
+            call.x, call.axes, b=call.b, where=call.where, keepdims=keepdims,
+            return_sign=return_sign, dtype=call.dtype, out=out,
         )  # fmt: skip
-    result = np.empty(kept_shape, result_dtype)
-    if b is not None or return_sign or kernels is None:
-        weights = None
-        if b is not None:
-            weights = _checks.check_broadcast(_checks.real_array(b, "b"), array.shape, "b", "x")
-        sign = np.empty(kept_shape, result_dtype)
-        with np.errstate(all="ignore"):  # as in the kernels' sums
-            _write_weighted(array, axes, weights, mask, result, sign)
-            if not return_sign:
-                result[sign < 0] = np.nan
-        total = _layout.deliver(result.reshape(shape), result_dtype, out)
-        return (total, _layout.deliver(sign.reshape(shape), result_dtype)) if return_sign else total
-    direct = None
-    if mask is None and array.dtype == result_dtype:
-        direct = _layout.three_axes_together((array,), axes)
-    if direct is not None:
-        view = direct[0]
-        kernels.logsumexp(
-            _layout.as_storage(view),
-            _layout.as_storage(result.reshape(view.shape[0], view.shape[2])),
-            threads_for(array.size),
-        )
-    else:
-        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            for rows, result_rows, mask_rows in _layout.staged((array, result, mask), axes):
-                buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
-                sums = np.empty((len(buffer), 1), buffer_dtype)
-                kernels.logsumexp(
-                    _layout.as_storage(buffer[:, :, None]),
-                    _layout.as_storage(sums),
-                    threads_for(buffer.size, array.size),
-                )
-                result_rows[...] = sums.reshape(result_rows.shape)
-    return _layout.deliver(result.reshape(shape), result_dtype, out)
-
-
-def _write_weighted(
-    array: Array,
-    axes: tuple[int, ...],
-    weights: Array | None,
-    mask: Array | None,
-    result: Array,
-    sign: Array,
-) -> None:
-    """Write the logsumexp and its sign by plain NumPy, whose temporaries are those of a block."""
-    for rows, weight_rows, mask_rows, result_rows, sign_rows in _layout.staged(
-        (array, weights, mask, result, sign), axes
-    ):
-        result_rows[...], sign_rows[...] = reference.logsumexp(
-            rows, tuple(range(rows.ndim - len(axes), rows.ndim)), b=weight_rows, where=mask_rows,
-            keepdims=True, return_sign=True, dtype=result.dtype,
-        )  # fmt: skip
+    row_shape = tuple(n for i, n in enumerate(call.x.shape) if i not in call.axes)
+    result = np.empty(row_shape, call.dtype)
+    execute.logsumexp(call.x, result, call.where, call.axes, threads_for)
+    return _arrays.deliver(result.reshape(call.shape), call.dtype, out)
 
 
 def softmax_backward(
-    grad_output: ArrayLike, output: ArrayLike, axis: Axis = -1, *, out: Array | None = None
+    grad_output: ArrayLike,
+    output: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
 ) -> Array:
     r"""Return the gradient of a softmax by its input: a vector-Jacobian product.
 
@@ -294,9 +239,11 @@ def softmax_backward(
     grad_output : array_like, shape (..., C, ...)
         Gradient by the output of :func:`softmax`.
     output : array_like, of the same shape
-        What :func:`softmax` returned, for temperature 1.
+        What :func:`softmax` returned.
     axis : int, tuple of int, or None, default -1
         The axis or axes that it was taken along.
+    temperature : float, default 1.0
+        That of the :func:`softmax`. Finite and above 0.
     out : ndarray, optional
         Where to put the result; `grad_output` or `output` itself may be given.
 
@@ -312,7 +259,7 @@ def softmax_backward(
 
     Notes
     -----
-    .. math:: g_i = S_i \left(h_i - \sum_j h_j S_j\right)
+    .. math:: g_i = S_i \left(h_i - \sum_j h_j S_j\right) / T
 
     with :math:`h` for `grad_output`.
 
@@ -324,11 +271,16 @@ def softmax_backward(
     >>> sf.softmax_backward(np.array([1.0, 0.0]), probabilities)
     array([ 0.25, -0.25])
     """
-    return _backward(grad_output, output, axis, out, False)
+    return _backward(grad_output, output, axis, temperature, out, False)
 
 
 def log_softmax_backward(
-    grad_output: ArrayLike, output: ArrayLike, axis: Axis = -1, *, out: Array | None = None
+    grad_output: ArrayLike,
+    output: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
 ) -> Array:
     r"""Return the gradient of a log_softmax by its input: a vector-Jacobian product.
 
@@ -337,9 +289,11 @@ def log_softmax_backward(
     grad_output : array_like, shape (..., C, ...)
         Gradient by the output of :func:`log_softmax`.
     output : array_like, of the same shape
-        What :func:`log_softmax` returned, for temperature 1.
+        What :func:`log_softmax` returned.
     axis : int, tuple of int, or None, default -1
         The axis or axes that it was taken along.
+    temperature : float, default 1.0
+        That of the :func:`log_softmax`. Finite and above 0.
     out : ndarray, optional
         Where to put the result; `grad_output` or `output` itself may be given.
 
@@ -355,7 +309,7 @@ def log_softmax_backward(
 
     Notes
     -----
-    .. math:: g_i = h_i - S_i \sum_j h_j, \quad S = \exp(\mathrm{output})
+    .. math:: g_i = \left(h_i - S_i \sum_j h_j\right) / T, \quad S = \exp(\mathrm{output})
 
     with :math:`h` for `grad_output`.
 
@@ -367,7 +321,7 @@ def log_softmax_backward(
     >>> sf.log_softmax_backward(np.array([1.0, 0.0]), log_probabilities)
     array([ 0.5, -0.5])
     """
-    return _backward(grad_output, output, axis, out, True)
+    return _backward(grad_output, output, axis, temperature, out, True)
 
 
 def _normalize(
@@ -380,105 +334,40 @@ def _normalize(
     out: Array | None,
     log: bool,
 ) -> Array:
-    if type(x) is np.ndarray and where is None and dtype is None:
-        kernels = loaded_kernels.get(x.dtype)
-        if kernels is not None:
-            ordinary = kernels.softmax_ordinary(x, axis, temperature, empty, out, log, threads_for)
-            if ordinary is not None:
-                return ordinary
-    array = _checks.real_array(x, "x")
-    result_dtype = array.dtype if dtype is None else None
-    kernels = None if result_dtype is None else kernels_for(result_dtype)
-    if result_dtype is None or kernels is None:
-        result_dtype = _checks.result_dtype(array.dtype, dtype)
-    ndim = array.ndim
-    axes = _checks.normalize_axes(axis, ndim)
-    mask = None if where is None else _checks.check_where(where, array.shape)
-    temperature = _checks.check_temperature(temperature)
-    _checks.check_empty(empty)
-    if out is None:
-        result = _memory.empty(array.shape, result_dtype)
-    else:
-        _checks.check_out(out, array.shape, result_dtype)
-        if out is not array and _layout.overlaps(out, (array,) if mask is None else (array, mask)):
-            raise ValueError("out overlaps the input without being the same array")
-        result = out
-    if array.size == 0:
-        return result
-    if not takes(temperature, result_dtype):
-        kernels = None
-    if kernels is not None and mask is None and result.dtype == array.dtype:
-        views = _layout.three_axes_together((array, result), axes)
-        if views is not None:
-            kernels.softmax(
-                _layout.as_storage(views[0]),
-                _layout.as_storage(views[1]),
-                log,
-                temperature,
-                empty == "zero",
-                threads_for(array.size),
-            )
+    if where is None and _checks.is_own_dtype(dtype, x):
+        result = execute.softmax_fast(x, axis, temperature, empty, out, log, threads_for)
+        if result is not None:
             return result
-    buffer_dtype = dtype_for(temperature, _checks.block_dtype(result_dtype, array))
-    kernels = kernels_for(buffer_dtype)
-    if kernels is None or not takes(temperature, buffer_dtype):
+    call = _checks.check_softmax(x, axis, where, temperature, empty, dtype, out)
+    if _arrays.left_to_numpy(call.x, call.dtype, call.temperature):
         function = reference.log_softmax if log else reference.softmax
-        result[...] = function(
-            array, axes, where=mask, temperature=temperature, empty=empty, dtype=result_dtype
-        )
-    else:
-        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            for rows, result_rows, mask_rows in _layout.staged((array, result, mask), axes):
-                buffer = _gathered(rows, mask_rows, len(axes), buffer_dtype)
-                view = _layout.as_storage(buffer[:, :, None])
-                kernels.softmax(
-                    view,
-                    view,
-                    log,
-                    temperature,
-                    empty == "zero",
-                    threads_for(buffer.size, array.size),
-                )
-                result_rows[...] = buffer.reshape(result_rows.shape)
-    return result if result.ndim or out is not None else result[()]
+        return function(
+            call.x, call.axes, where=call.where, temperature=call.temperature, empty=empty,
+            dtype=call.dtype, out=out,
+        )  # fmt: skip
+    result = _arrays.output(out, "out", call.x.shape, call.dtype, call.x, call.where)
+    execute.softmax(
+        call.x, result, call.where, call.axes, log, call.temperature, empty == "zero", threads_for
+    )
+    return _arrays.unwrapped(result, out)
 
 
 def _backward(
-    grad_output: ArrayLike, output: ArrayLike, axis: Axis, out: Array | None, log: bool
+    grad_output: ArrayLike,
+    output: ArrayLike,
+    axis: Axis,
+    temperature: float,
+    out: Array | None,
+    log: bool,
 ) -> Array:
-    gradient, values, axes, dtype = _checks.check_backward(grad_output, output, axis, out)
-    buffer_dtype = _checks.block_dtype(dtype, gradient, values)
-    kernels = kernels_for(buffer_dtype)
-    if kernels is None or values.size == 0:
+    call = _checks.check_backward(grad_output, output, axis, temperature, out)
+    if _arrays.left_to_numpy(call.output, call.dtype, call.temperature):
         function = reference.log_softmax_backward if log else reference.softmax_backward
-        return function(gradient, values, axes, out=out)
-    fresh = out is None or _layout.overlaps(out, (gradient, values))
-    result = _memory.empty(values.shape, dtype) if out is None or fresh else out
-    views = None
-    if gradient.dtype == values.dtype == result.dtype == dtype:
-        views = _layout.three_axes_together((gradient, values, result), axes)
-    if views is not None:
-        first, second, target = (_layout.as_storage(view) for view in views)
-        kernels.backward(first, second, target, log, threads_for(values.size))
-    else:
-        with np.errstate(all="ignore"):  # what a half type cannot hold becomes inf or 0
-            for *inputs, result_rows in _layout.staged((gradient, values, result), axes):
-                buffers = [_gathered(rows, None, len(axes), buffer_dtype) for rows in inputs]
-                first, second = (_layout.as_storage(buffer[:, :, None]) for buffer in buffers)
-                n_threads = threads_for(buffers[0].size, values.size)
-                kernels.backward(first, second, first, log, n_threads)
-                result_rows[...] = buffers[0].reshape(result_rows.shape)
-    if out is None:
-        return result if result.ndim else result[()]
-    if fresh:
-        out[...] = result
-    return out
-
-
-def _gathered(rows: Array, mask: Array | None, class_axes: int, dtype: np.dtype[Any]) -> Array:
-    """Return a contiguous copy of a block as (rows, classes), -inf where the mask is False."""
-    buffer = np.empty(rows.shape, dtype)
-    buffer[...] = rows
-    if mask is not None:
-        np.copyto(buffer, -np.inf, where=~mask)
-    return buffer.reshape(-1, math.prod(rows.shape[rows.ndim - class_axes :]))
+        return function(
+            call.gradient, call.output, call.axes, temperature=call.temperature, out=out
+        )
+    result = _arrays.output(out, "out", call.output.shape, call.dtype, call.gradient, call.output)
+    execute.backward(
+        call.gradient, call.output, result, call.axes, log, call.temperature, threads_for
+    )
+    return _arrays.unwrapped(result, out)

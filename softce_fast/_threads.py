@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import _checks, _dispatch
-from ._kernels import probe
+from . import _checks
+from ._kernels import execute, probe
 
 # Elements below which the number of threads is not looked up.
 _SERIAL_SIZE = probe.serial_size()
@@ -135,16 +135,12 @@ def num_threads(n: int) -> Iterator[None]:
         _local.count = before
 
 
-def threads_for(size: int, whole: int = 0) -> int:
+def threads_for(size: int) -> int:
     """Return how many threads a call on `size` elements may use; negative if none were asked for.
 
-    A small call then does without those that it would have to wait for (share.pxi). A part of a
-    call on `whole` elements is not small.
+    A small call then does without those that it would have to wait for (share.pxi).
     """
-    if size < _SERIAL_SIZE:
-        return 1
-    count = _count()
-    return abs(count) if whole > size else count
+    return 1 if size < _SERIAL_SIZE else _count()
 
 
 def _group_quota() -> int:
@@ -204,11 +200,10 @@ def _quota_of(folder: Path) -> list[float]:
 
 def _before_fork() -> None:
     # A child inherits none of OpenMP's threads but would wait for them. Given back before the
-    # fork, they are started anew when needed, on both sides. Each module is asked: beside another
-    # copy of OpenMP they need not all be bound to the same one.
+    # fork, they are started anew when needed, on both sides. Both modules are asked: beside another
+    # copy of OpenMP they need not be bound to the same one.
     probe.pause()
-    for kernels in list(_dispatch.loaded_kernels.values()):
-        kernels.pause()
+    execute.pause()
 
 
 def _after_fork_in_child() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks
-from ._layout import deliver
+from ._arrays import deliver
+from ._checks import BackwardArguments, BinaryArguments, LossArguments, SoftmaxArguments
 
 __all__ = [
     "binary_cross_entropy",
@@ -88,36 +89,12 @@ def _log_sum(top: Array, others: Array) -> Array:
 # Softmax and its kin
 
 
-class _Rows(NamedTuple):
-    """Checked arguments of softmax and log_softmax."""
-
-    values: Array  # in the dtype to compute in; -inf where excluded
-    axes: tuple[int, ...]
-    temperature: float
-    dtype: DType  # of the result
-
-
-def _softmax_arguments(
-    x: ArrayLike,
-    axis: Axis,
-    where: ArrayLike | None,
-    temperature: float,
-    empty: str,
-    dtype: DTypeLike | None,
-    out: Array | None,
-) -> _Rows:
-    array = _checks.real_array(x, "x")
-    axes = _checks.normalize_axes(axis, array.ndim)
-    result = _checks.result_dtype(array.dtype, dtype)
-    mask = None if where is None else _checks.check_where(where, array.shape)
-    temperature = _checks.check_temperature(temperature)
-    _checks.check_empty(empty)
-    if out is not None:
-        _checks.check_out(out, array.shape, result)
-    values = array.astype(_checks.compute_dtype(result), copy=False)
-    if mask is not None:
-        values = np.where(mask, values, values.dtype.type(-np.inf))
-    return _Rows(values, axes, temperature, result)
+def _included(call: SoftmaxArguments | _checks.LogsumexpArguments) -> Array:
+    """Return x in the dtype to compute in, -inf where it is excluded."""
+    values = call.x.astype(_checks.compute_dtype(call.dtype), copy=False)
+    if call.where is None:
+        return values
+    return np.where(call.where, values, values.dtype.type(-np.inf))
 
 
 def softmax(
@@ -132,13 +109,13 @@ def softmax(
 ) -> Array:
     """Exponentials of `x` divided by their sum along `axis`."""
     with np.errstate(all="ignore"):
-        rows = _softmax_arguments(x, axis, where, temperature, empty, dtype, out)
-        shifted, maximum = _minus_maximum(rows.values, rows.axes, rows.temperature)
+        call = _checks.check_softmax(x, axis, where, temperature, empty, dtype, out)
+        shifted, maximum = _minus_maximum(_included(call), call.axes, call.temperature)
         exponentials = np.exp(shifted)
-        result = exponentials / exponentials.sum(axis=rows.axes, keepdims=True)
+        result = exponentials / exponentials.sum(axis=call.axes, keepdims=True)
         if empty == "zero":
             result = np.where(maximum == -np.inf, 0, result)
-        return deliver(result, rows.dtype, out)
+        return deliver(result, call.dtype, out)
 
 
 def log_softmax(
@@ -153,13 +130,13 @@ def log_softmax(
 ) -> Array:
     """Logarithm of the softmax of `x` along `axis`."""
     with np.errstate(all="ignore"):
-        rows = _softmax_arguments(x, axis, where, temperature, empty, dtype, out)
-        shifted, maximum = _minus_maximum(rows.values, rows.axes, rows.temperature)
-        _, top, others = _split_sum(shifted, rows.axes)
+        call = _checks.check_softmax(x, axis, where, temperature, empty, dtype, out)
+        shifted, maximum = _minus_maximum(_included(call), call.axes, call.temperature)
+        _, top, others = _split_sum(shifted, call.axes)
         result = shifted - _log_sum(top, others)
         if empty == "zero":
             result = np.where(maximum == -np.inf, -np.inf, result)
-        return deliver(result, rows.dtype, out)
+        return deliver(result, call.dtype, out)
 
 
 def logsumexp(
@@ -174,29 +151,15 @@ def logsumexp(
     out: Array | None = None,
 ) -> Any:
     """Logarithm of the sum of ``b * exp(x)`` along `axis`; with its sign if `return_sign`."""
-    array = _checks.real_array(x, "x")
-    axes = _checks.normalize_axes(axis, array.ndim)
-    result = _checks.result_dtype(array.dtype, dtype)
-    factor = None
-    if b is not None:
-        factor = _checks.check_broadcast(_checks.real_array(b, "b"), array.shape, "b", "x")
-    mask = None if where is None else _checks.check_where(where, array.shape)
-    if out is not None:
-        shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape))
-        if not keepdims:
-            shape = tuple(n for i, n in enumerate(array.shape) if i not in axes)
-        _checks.check_out(out, shape, result)
-
+    call = _checks.check_logsumexp(x, axis, b, where, keepdims, dtype, out)
+    axes = call.axes
     with np.errstate(all="ignore"):
-        values = array.astype(_checks.compute_dtype(result), copy=False)
-        minus_infinity = values.dtype.type(-np.inf)
+        values, factor = _included(call), call.b
         if factor is not None:
             factor = factor.astype(values.dtype, copy=False)
-            read = factor != 0 if mask is None else (factor != 0) & mask
+            read = factor != 0 if call.where is None else (factor != 0) & call.where
             factor = np.where(read, factor, 0)
-            values = np.where(read, values, minus_infinity)
-        elif mask is not None:
-            values = np.where(mask, values, minus_infinity)
+            values = np.where(read, values, values.dtype.type(-np.inf))
         maximum = values.max(axis=axes, keepdims=True, initial=-np.inf)
         at_maximum = values == maximum
         exponentials = np.asarray(np.exp(values - maximum))
@@ -216,122 +179,86 @@ def logsumexp(
         sign = np.where(np.isnan(log_total), np.nan, sign)
         if not return_sign:
             log_total = np.where(sign < 0, np.nan, log_total)
-        if not keepdims:
-            log_total, sign = log_total.squeeze(axes), sign.squeeze(axes)
-        if return_sign:
-            return deliver(log_total, result, out), deliver(sign, result)
-        return deliver(log_total, result, out)
+        total = deliver(log_total.reshape(call.shape), call.dtype, out)
+        return (total, deliver(sign.reshape(call.shape), call.dtype)) if return_sign else total
 
 
-def _backward_arguments(
-    grad_output: ArrayLike, output: ArrayLike, axis: Axis, out: Array | None
-) -> tuple[Array, Array, tuple[int, ...], DType]:
-    gradient, values, axes, result = _checks.check_backward(grad_output, output, axis, out)
-    compute = _checks.compute_dtype(result)
-    return gradient.astype(compute, copy=False), values.astype(compute, copy=False), axes, result
+def _in_compute_dtype(call: BackwardArguments) -> tuple[Array, Array]:
+    compute = _checks.compute_dtype(call.dtype)
+    return call.gradient.astype(compute, copy=False), call.output.astype(compute, copy=False)
 
 
 def softmax_backward(
-    grad_output: ArrayLike, output: ArrayLike, axis: Axis = -1, *, out: Array | None = None
+    grad_output: ArrayLike,
+    output: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
 ) -> Array:
     """Gradient through softmax, given that of its result and the result itself."""
     with np.errstate(all="ignore"):
-        gradient, probs, axes, dtype = _backward_arguments(grad_output, output, axis, out)
-        mean = (gradient * probs).sum(axis=axes, keepdims=True)
-        return deliver(probs * (gradient - mean), dtype, out)
+        call = _checks.check_backward(grad_output, output, axis, temperature, out)
+        gradient, probs = _in_compute_dtype(call)
+        mean = (gradient * probs).sum(axis=call.axes, keepdims=True)
+        return deliver(_cool(probs * (gradient - mean), call.temperature), call.dtype, out)
 
 
 def log_softmax_backward(
-    grad_output: ArrayLike, output: ArrayLike, axis: Axis = -1, *, out: Array | None = None
+    grad_output: ArrayLike,
+    output: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
 ) -> Array:
     """Gradient through log_softmax, given that of its result and the result itself."""
     with np.errstate(all="ignore"):
-        gradient, log_probs, axes, dtype = _backward_arguments(grad_output, output, axis, out)
-        total = gradient.sum(axis=axes, keepdims=True)
-        return deliver(gradient - np.exp(log_probs) * total, dtype, out)
+        call = _checks.check_backward(grad_output, output, axis, temperature, out)
+        gradient, log_probs = _in_compute_dtype(call)
+        total = gradient.sum(axis=call.axes, keepdims=True)
+        result = gradient - np.exp(log_probs) * total
+        return deliver(_cool(result, call.temperature), call.dtype, out)
 
 
 # Losses over classes
 
 
 class _Task(NamedTuple):
-    """Checked arguments of a loss, the class axis last; either labels or probabilities is None."""
+    """Arguments of a loss, the class axis last; either labels or probabilities is None."""
 
     values: Array  # logits, log-probabilities or probabilities, in the dtype to compute in
-    axis: int  # where the class axis was
     labels: Array | None  # 0 for ignored rows
     ignored: Array | None
     probabilities: Array | None
     weight: Array | None
     sample_weight: Array | None
-    reduction: str
-    denominator: float | None
-    empty: str
-    dtype: DType  # of the result
+    call: LossArguments
 
     @property
     def classes(self) -> int:
         """Number of classes."""
-        classes: int = self.values.shape[-1]
-        return classes
+        return self.call.classes
 
 
-def _task(
-    name: str,
-    values: ArrayLike,
-    target: ArrayLike,
-    axis: int,
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    reduction: str,
-    denominator: float | None,
-    empty: str,
-    dtype: DTypeLike | None,
-) -> _Task:
-    """Check the arguments that the losses have in common."""
-    array = _checks.real_array(values, name)
-    axis = _checks.normalize_axis(axis, array.ndim)
-    classes = array.shape[axis]
-    result = _checks.result_dtype(array.dtype, dtype)
-    _checks.check_reduction(reduction)
-    _checks.check_empty(empty)
-    denominator = _checks.check_denominator(denominator)
-    ignore_index = _checks.check_ignore_index(ignore_index)
-    target_array, is_labels = _checks.check_target(target, array.shape, axis, name)
-    row_shape = array.shape[:axis] + array.shape[axis + 1 :]
-    class_weights = row_weights = None
-    if weight is not None:
-        class_weights = _checks.check_class_weight(weight, classes)
-    if sample_weight is not None:
-        row_weights = _checks.check_sample_weight(sample_weight, row_shape, name)
-    if is_labels:
-        _checks.check_labels(target_array, classes, ignore_index)
-
-    compute = _checks.compute_dtype(result)
-    labels = ignored = probabilities = None
-    if is_labels:
-        ignored = target_array == ignore_index
-        labels = np.where(ignored, 0, target_array).astype(np.intp)
-    else:
-        probabilities = np.moveaxis(target_array.astype(compute, copy=False), axis, -1)
-    if class_weights is not None:
-        class_weights = class_weights.astype(compute, copy=False)
-    if row_weights is not None:
-        row_weights = row_weights.astype(compute, copy=False)
-    return _Task(
-        np.moveaxis(array.astype(compute, copy=False), axis, -1),
-        axis,
-        labels,
-        ignored,
-        probabilities,
-        class_weights,
-        row_weights,
-        reduction,
-        denominator,
-        empty,
-        result,
+def _task(call: LossArguments) -> _Task:
+    """Return arguments in the dtype to compute in, once the labels are checked as well."""
+    compute = _checks.compute_dtype(call.dtype)
+    labels = ignored = None
+    if call.labels is not None:
+        _checks.check_labels(call.labels, call.classes, call.ignore_index)
+        ignored = call.labels == call.ignore_index
+        labels = np.where(ignored, 0, call.labels).astype(np.intp)
+    values, probabilities = (
+        None if array is None else np.moveaxis(array.astype(compute, copy=False), call.axis, -1)
+        for array in (call.values, call.probabilities)
     )
+    weight, sample_weight = (
+        None if array is None else array.astype(compute, copy=False)
+        for array in (call.weight, call.sample_weight)
+    )
+    assert values is not None
+    return _Task(values, labels, ignored, probabilities, weight, sample_weight, call)
 
 
 def _pick(values: Array, labels: Array) -> Array:
@@ -357,8 +284,8 @@ def _label_weight(task: _Task) -> Array:
 def _divisor(task: _Task) -> Any:
     """Return what the mean divides by."""
     wide = np.promote_types(task.values.dtype, np.float64)
-    if task.denominator is not None:
-        return wide.type(task.denominator)
+    if task.call.denominator is not None:
+        return wide.type(task.call.denominator)
     row_shape = task.values.shape[:-1]
     weight = np.ones(row_shape, wide) if task.labels is None else _label_weight(task).astype(wide)
     if task.sample_weight is not None:
@@ -374,13 +301,13 @@ def _reduce(rows: Array, task: _Task) -> Array:
         rows = _product(task.sample_weight, rows)
     if task.ignored is not None:
         rows = np.where(task.ignored, 0, rows)
-    if task.reduction == "none":
+    if task.call.reduction == "none":
         return rows
     total = rows.sum(dtype=np.promote_types(rows.dtype, np.float64))
-    if task.reduction == "sum":
+    if task.call.reduction == "sum":
         return np.asarray(total)
     divisor = _divisor(task)
-    if task.empty == "zero" and divisor == 0 and total == 0:
+    if task.call.empty == "zero" and divisor == 0 and total == 0:
         return np.zeros((), rows.dtype)
     return np.asarray(total / divisor)
 
@@ -398,9 +325,10 @@ class _Softmax(NamedTuple):
     from_z: Array  # derivative of the z-loss by the row's logsumexp
 
 
-def _coefficients(task: _Task, label_smoothing: float) -> tuple[Array | None, Array | None, Array]:
+def _coefficients(task: _Task) -> tuple[Array | None, Array | None, Array]:
     """Return label_part, spread and coefficient_sum of `_Softmax`."""
     label_part = spread = None
+    label_smoothing = task.call.label_smoothing
     total = np.zeros((*task.values.shape[:-1], 1), task.values.dtype)
     if task.labels is not None:
         label_part = np.asarray((1 - label_smoothing) * _label_weight(task))
@@ -453,73 +381,50 @@ def _gradient(task: _Task, parts: _Softmax) -> Array:
     return grad
 
 
-def _cross_entropy(
-    logits: ArrayLike,
-    target: ArrayLike,
-    axis: int,
-    weight: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    temperature: float,
-    reduction: str,
-    denominator: float | None,
-    empty: str,
-    dtype: DTypeLike | None,
-    with_grad: bool,
-    grad_out: Array | None = None,
+def loss_and_gradient(
+    call: LossArguments, with_grad: bool, grad_out: Array | None = None
 ) -> tuple[Any, Any]:
     """Return the loss, and the gradient or None."""
-    label_smoothing = _checks.check_label_smoothing(label_smoothing)
-    z_loss = _checks.check_z_loss(z_loss)
-    temperature = _checks.check_temperature(temperature)
-    task = _task(
-        "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
-        empty, dtype,
-    )  # fmt: skip
-    if grad_out is not None:
-        shape = np.moveaxis(task.values, -1, task.axis).shape
-        _checks.check_out(grad_out, shape, task.dtype, "grad_out")
+    with np.errstate(all="ignore"):
+        task = _task(call)
+        shifted, maximum = _minus_maximum(task.values, (-1,), call.temperature)
+        exponentials, top, others = _split_sum(shifted, (-1,))
+        log_sum = _log_sum(top, others) if task.classes else np.zeros_like(top)
+        label_part, spread, coefficient_sum = _coefficients(task)
 
-    shifted, maximum = _minus_maximum(task.values, (-1,), temperature)
-    exponentials, top, others = _split_sum(shifted, (-1,))
-    log_sum = _log_sum(top, others) if task.classes else np.zeros_like(top)
-    label_part, spread, coefficient_sum = _coefficients(task, label_smoothing)
+        rows = (coefficient_sum * log_sum)[..., 0]
+        if task.labels is not None and label_part is not None:
+            rows = rows - _product(label_part, _pick(shifted, task.labels))
+        if spread is not None:
+            rows = rows - _product(spread, shifted).sum(axis=-1)
+        from_z = np.zeros_like(top)
+        if call.z_loss:
+            log_total = _cool(maximum, call.temperature) + log_sum
+            rows = rows + call.z_loss * log_total[..., 0] ** 2
+            from_z = 2 * call.z_loss * log_total
+        loss = _reduce(rows, task)
+        if not with_grad:
+            return deliver(loss, call.dtype), None
 
-    rows = (coefficient_sum * log_sum)[..., 0]
-    if task.labels is not None and label_part is not None:
-        rows = rows - _product(label_part, _pick(shifted, task.labels))
-    if spread is not None:
-        rows = rows - _product(spread, shifted).sum(axis=-1)
-    from_z = np.zeros_like(top)
-    if z_loss:
-        log_total = _cool(maximum, temperature) + log_sum
-        rows = rows + z_loss * log_total[..., 0] ** 2
-        from_z = 2 * z_loss * log_total
-    loss = _reduce(rows, task)
-    if not with_grad:
-        return deliver(loss, task.dtype), None
-
-    parts = _Softmax(
-        shifted, exponentials, top, others, label_part, spread, coefficient_sum, from_z
-    )
-    grad = _gradient(task, parts)
-    if task.sample_weight is not None:
-        grad *= task.sample_weight[..., None]
-    grad = _cool(grad, temperature)
-    if reduction == "mean":
-        divisor = _divisor(task)
-        if empty == "zero" and divisor == 0 and loss == 0:
-            grad[...] = 0
-        elif divisor != 1:
-            grad /= grad.dtype.type(divisor)
-    if task.ignored is not None:
-        grad[task.ignored] = 0
-    if task.sample_weight is not None:
-        grad[task.sample_weight == 0] = 0
-    grad = np.moveaxis(grad, -1, task.axis)
-    return deliver(loss, task.dtype), deliver(grad, task.dtype, grad_out)
+        parts = _Softmax(
+            shifted, exponentials, top, others, label_part, spread, coefficient_sum, from_z
+        )
+        grad = _gradient(task, parts)
+        if task.sample_weight is not None:
+            grad *= task.sample_weight[..., None]
+        grad = _cool(grad, call.temperature)
+        if call.reduction == "mean":
+            divisor = _divisor(task)
+            if call.empty == "zero" and divisor == 0 and loss == 0:
+                grad[...] = 0
+            elif divisor != 1:
+                grad /= grad.dtype.type(divisor)
+        if task.ignored is not None:
+            grad[task.ignored] = 0
+        if task.sample_weight is not None:
+            grad[task.sample_weight == 0] = 0
+        grad = np.moveaxis(grad, -1, call.axis)
+        return deliver(loss, call.dtype), deliver(grad, call.dtype, grad_out)
 
 
 def cross_entropy(
@@ -539,11 +444,13 @@ def cross_entropy(
     dtype: DTypeLike | None = None,
 ) -> Any:
     """Cross-entropy of the softmax of `logits` with labels or class probabilities."""
-    with np.errstate(all="ignore"):
-        return _cross_entropy(
-            logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-            temperature, reduction, denominator, empty, dtype, with_grad=False,
-        )[0]  # fmt: skip
+    call = _checks.check_loss(
+        "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+        temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
+    )  # fmt: skip
+    return loss_and_gradient(call, False)[0]
 
 
 def cross_entropy_with_grad(
@@ -564,14 +471,14 @@ def cross_entropy_with_grad(
     grad_out: Array | None = None,
 ) -> tuple[Any, Array]:
     """Cross-entropy, and its gradient with respect to `logits`."""
-    with np.errstate(all="ignore"):
-        return _cross_entropy(
-            logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-            temperature, reduction, denominator, empty, dtype, with_grad=True, grad_out=grad_out,
-        )  # fmt: skip
-
-
-# Losses of hidden states and a class matrix
+    call = _checks.check_loss(
+        "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+        temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
+    )  # fmt: skip
+    _checks.check_gradient_out(call, grad_out)
+    return loss_and_gradient(call, True, grad_out)
 
 
 def cross_entropy_with_grad_and_hessian(
@@ -594,43 +501,50 @@ def cross_entropy_with_grad_and_hessian(
     hessian_out: Array | None = None,
 ) -> tuple[Any, Array, Array]:
     """Cross-entropy, its gradient and the diagonal of its Hessian with respect to `logits`."""
-    hessian_scale = _checks.check_hessian_scale(hessian_scale)
-    hessian_floor = _checks.check_hessian_floor(hessian_floor)
+    call = _checks.check_loss(
+        "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
+        reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
+    )  # fmt: skip
+    scale, floor = _checks.check_hessian(call, hessian_scale, hessian_floor, hessian_out)
+    _checks.check_gradient_out(call, grad_out)
+    return loss_gradient_and_hessian(call, scale, floor, grad_out, hessian_out)
+
+
+def loss_gradient_and_hessian(
+    call: LossArguments,
+    scale: float,
+    floor: float | None,
+    grad_out: Array | None,
+    hessian_out: Array | None,
+) -> tuple[Any, Array, Array]:
+    """Return the loss, its gradient and the diagonal of its Hessian."""
     with np.errstate(all="ignore"):
-        task = _task(
-            "logits", logits, target, axis, weight, sample_weight, ignore_index, reduction,
-            denominator, empty, dtype,
-        )  # fmt: skip
-        if hessian_out is not None:
-            shape = np.moveaxis(task.values, -1, task.axis).shape
-            _checks.check_out(hessian_out, shape, task.dtype, "hessian_out")
-        temperature = _checks.check_temperature(temperature)
-        shifted, _ = _minus_maximum(task.values, (-1,), temperature)
+        task = _task(call)
+        shifted, _ = _minus_maximum(task.values, (-1,), call.temperature)
         exponentials, top, others = _split_sum(shifted, (-1,))
         total = top + others
         np.copyto(exponentials, 1, where=shifted == 0)
         probs = exponentials / total
         missing = np.where(probs > 0.5, (others + (top - 1)) / total, 1 - probs)
-        _, _, factors = _coefficients(task, _checks.check_label_smoothing(label_smoothing))
-        factors = factors * (hessian_scale / temperature / temperature)
+        _, _, factors = _coefficients(task)
+        factors = factors * (scale / call.temperature / call.temperature)
         if task.sample_weight is not None:
             factors = factors * task.sample_weight[..., None]
-        if reduction == "mean":
+        if call.reduction == "mean":
             factors = factors / _divisor(task)
         hessian = _product(factors, probs * missing)
-        if hessian_floor is not None:
-            hessian = np.where(factors != 0, np.maximum(hessian, hessian_floor), hessian)
+        if floor is not None:
+            hessian = np.where(factors != 0, np.maximum(hessian, floor), hessian)
         for rows in (task.ignored, None if task.sample_weight is None else task.sample_weight == 0):
             if rows is not None:
                 hessian[rows] = 0
-        hessian = np.moveaxis(hessian, -1, task.axis)
-        loss, grad = cross_entropy_with_grad(
-            logits, target, axis, weight=weight, sample_weight=sample_weight,
-            ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
-            reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
-            grad_out=grad_out,
-        )  # fmt: skip
-        return loss, grad, deliver(hessian, task.dtype, hessian_out)
+        hessian = np.moveaxis(hessian, -1, call.axis)
+        loss, grad = loss_and_gradient(call, True, grad_out)
+        return loss, grad, deliver(hessian, call.dtype, hessian_out)
+
+
+# Losses of hidden states and a class matrix
 
 
 class LinearGrads(NamedTuple):
@@ -734,19 +648,21 @@ def linear_cross_entropy_with_grad(
     return deliver(loss, arrays.dtype), LinearGrads(**found)
 
 
-def _negative_log(task: _Task, is_log: bool) -> Any:
+def negative_log(call: LossArguments, is_log: bool) -> Any:
     """Return the loss for (log-)probabilities."""
-    if task.labels is not None:
-        picked = _pick(task.values, task.labels)
-        rows = _product(_label_weight(task), 0 - (picked if is_log else np.log(picked)))
-    else:
-        assert task.probabilities is not None
-        coefficients = task.probabilities
-        if task.weight is not None:
-            coefficients = coefficients * task.weight
-        log_probs = task.values if is_log else np.log(task.values)
-        rows = 0 - _product(coefficients, log_probs).sum(axis=-1)
-    return deliver(_reduce(rows, task), task.dtype)
+    with np.errstate(all="ignore"):
+        task = _task(call)
+        if task.labels is not None:
+            picked = _pick(task.values, task.labels)
+            rows = _product(_label_weight(task), 0 - (picked if is_log else np.log(picked)))
+        else:
+            assert task.probabilities is not None
+            coefficients = task.probabilities
+            if task.weight is not None:
+                coefficients = coefficients * task.weight
+            log_probs = task.values if is_log else np.log(task.values)
+            rows = 0 - _product(coefficients, log_probs).sum(axis=-1)
+        return deliver(_reduce(rows, task), call.dtype)
 
 
 def nll_loss(
@@ -763,12 +679,12 @@ def nll_loss(
     dtype: DTypeLike | None = None,
 ) -> Any:
     """Negative log-likelihood of labels or class probabilities, given log-probabilities."""
-    with np.errstate(all="ignore"):
-        task = _task(
-            "log_probs", log_probs, target, axis, weight, sample_weight, ignore_index, reduction,
-            denominator, empty, dtype,
-        )  # fmt: skip
-        return _negative_log(task, is_log=True)
+    call = _checks.check_loss(
+        "log_probs", log_probs, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
+    )  # fmt: skip
+    return negative_log(call, is_log=True)
 
 
 def cross_entropy_from_probs(
@@ -785,52 +701,54 @@ def cross_entropy_from_probs(
     dtype: DTypeLike | None = None,
 ) -> Any:
     """Cross-entropy of labels or class probabilities, given probabilities."""
-    with np.errstate(all="ignore"):
-        task = _task(
-            "probs", probs, target, axis, weight, sample_weight, ignore_index, reduction,
-            denominator, empty, dtype,
-        )  # fmt: skip
-        return _negative_log(task, is_log=False)
+    call = _checks.check_loss(
+        "probs", probs, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
+    )  # fmt: skip
+    return negative_log(call, is_log=False)
 
 
 # Binary losses
 
 
-def _binary_arrays(
-    name: str,
-    values: ArrayLike,
-    target: ArrayLike,
-    weight: ArrayLike | None,
-    pos_weight: ArrayLike | None,
-    reduction: str,
-    dtype: DTypeLike | None,
-    grad_out: Array | None = None,
-) -> _checks.BinaryArrays:
-    """Return the checked arrays in the dtype to compute in."""
-    arrays = _checks.check_binary(
-        name, values, target, weight, pos_weight, reduction, dtype, grad_out
+def binary_loss(
+    call: BinaryArguments, with_grad: bool, grad_out: Array | None = None
+) -> tuple[Any, Any]:
+    """Return the loss, and the gradient or None."""
+    compute = _checks.compute_dtype(call.dtype)
+    values, target, weight, pos_weight = (
+        None if array is None else array.astype(compute, copy=False)
+        for array in (call.values, call.target, call.weight, call.pos_weight)
     )
-    compute = _checks.compute_dtype(arrays.dtype)
-
-    def optional(factor: Array | None) -> Array | None:
-        return None if factor is None else factor.astype(compute, copy=False)
-
-    return _checks.BinaryArrays(
-        arrays.values.astype(compute, copy=False),
-        arrays.target.astype(compute, copy=False),
-        optional(arrays.weight),
-        optional(arrays.pos_weight),
-        arrays.dtype,
-    )
-
-
-def _binary_reduce(elements: Array, arrays: _checks.BinaryArrays, reduction: str) -> Any:
-    if arrays.weight is not None:
-        elements = _product(arrays.weight, elements)
-    if reduction == "none":
-        return deliver(elements, arrays.dtype)
-    total = np.sum(elements, dtype=np.promote_types(elements.dtype, np.float64))
-    return deliver(total / elements.size if reduction == "mean" else total, arrays.dtype)
+    assert values is not None
+    assert target is not None
+    grad = None
+    with np.errstate(all="ignore"):
+        yes = target if pos_weight is None else target * pos_weight
+        no = 1 - target
+        if call.from_logits:
+            small = np.exp(-np.abs(values))
+            softplus = np.log1p(small)
+            elements = _product(yes, softplus + np.maximum(-values, 0))
+            elements = elements + _product(no, softplus + np.maximum(values, 0))
+        else:
+            elements = 0 - (_product(yes, np.log(values)) + _product(no, np.log1p(-values)))
+        if weight is not None:
+            elements = _product(weight, elements)
+        if with_grad:
+            sigmoid = np.where(values >= 0, 1, small) / (1 + small)
+            complement = np.where(values >= 0, small, 1) / (1 + small)  # sigmoid of -logits
+            grad = np.asarray(no * sigmoid - yes * complement)
+            if weight is not None:
+                grad = grad * weight
+            if call.reduction == "mean" and grad.size:
+                grad = grad / grad.dtype.type(grad.size)
+            grad = deliver(grad, call.dtype, grad_out)
+        if call.reduction != "none":
+            elements = np.sum(elements, dtype=np.promote_types(compute, np.float64))
+            elements = elements / values.size if call.reduction == "mean" else elements
+        return deliver(elements, call.dtype), grad
 
 
 def binary_cross_entropy(
@@ -842,21 +760,8 @@ def binary_cross_entropy(
     dtype: DTypeLike | None = None,
 ) -> Any:
     """Cross-entropy of independent yes/no targets, given the probabilities of yes."""
-    with np.errstate(all="ignore"):
-        arrays = _binary_arrays("probs", probs, target, weight, None, reduction, dtype)
-        yes = _product(arrays.target, np.log(arrays.values))
-        no = _product(1 - arrays.target, np.log1p(-arrays.values))
-        return _binary_reduce(0 - (yes + no), arrays, reduction)
-
-
-def _binary_with_logits(arrays: _checks.BinaryArrays) -> tuple[Array, Array, Array]:
-    """Return the coefficients of yes and no, and the unweighted loss of each element."""
-    yes = arrays.target if arrays.pos_weight is None else arrays.target * arrays.pos_weight
-    no = 1 - arrays.target
-    softplus = np.log1p(np.exp(-np.abs(arrays.values)))
-    elements = _product(yes, softplus + np.maximum(-arrays.values, 0))
-    elements = elements + _product(no, softplus + np.maximum(arrays.values, 0))
-    return yes, no, elements
+    call = _checks.check_binary("probs", probs, target, weight, None, reduction, dtype)
+    return binary_loss(call, False)[0]
 
 
 def binary_cross_entropy_with_logits(
@@ -869,9 +774,8 @@ def binary_cross_entropy_with_logits(
     dtype: DTypeLike | None = None,
 ) -> Any:
     """Cross-entropy of independent yes/no targets with the sigmoid of `logits`."""
-    with np.errstate(all="ignore"):
-        arrays = _binary_arrays("logits", logits, target, weight, pos_weight, reduction, dtype)
-        return _binary_reduce(_binary_with_logits(arrays)[2], arrays, reduction)
+    call = _checks.check_binary("logits", logits, target, weight, pos_weight, reduction, dtype)
+    return binary_loss(call, False)[0]
 
 
 def binary_cross_entropy_with_logits_with_grad(
@@ -885,18 +789,7 @@ def binary_cross_entropy_with_logits_with_grad(
     grad_out: Array | None = None,
 ) -> tuple[Any, Array]:
     """Binary cross-entropy with logits, and its gradient with respect to `logits`."""
-    with np.errstate(all="ignore"):
-        arrays = _binary_arrays(
-            "logits", logits, target, weight, pos_weight, reduction, dtype, grad_out
-        )
-        yes, no, elements = _binary_with_logits(arrays)
-        small = np.exp(-np.abs(arrays.values))
-        positive = arrays.values >= 0
-        sigmoid = np.where(positive, 1, small) / (1 + small)
-        complement = np.where(positive, small, 1) / (1 + small)  # sigmoid of -logits
-        grad = np.asarray(no * sigmoid - yes * complement)
-        if arrays.weight is not None:
-            grad = grad * arrays.weight
-        if reduction == "mean" and grad.size:
-            grad = grad / grad.dtype.type(grad.size)
-        return _binary_reduce(elements, arrays, reduction), deliver(grad, arrays.dtype, grad_out)
+    call = _checks.check_binary(
+        "logits", logits, target, weight, pos_weight, reduction, dtype, grad_out
+    )
+    return binary_loss(call, True, grad_out)

@@ -35,11 +35,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     if name not in _dispatch.available():
         pytest.skip(f"the {name} build is not in this package, or this machine cannot run it")
     with _dispatch.using(name):
-        # Small calls take a short way once the kernels of their dtype are loaded.
-        for loaded in ("float16", "float32", "float64"):
-            _dispatch.kernels_for(np.dtype(loaded))
-        if importlib.util.find_spec("ml_dtypes"):
-            _dispatch.kernels_for(dtype_named("bfloat16"))
         yield name
 
 

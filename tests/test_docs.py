@@ -156,7 +156,7 @@ def test_names_of_the_contract() -> None:
         *keyword_only["binary_cross_entropy_with_logits"], "grad_out=None"
     ]  # fmt: skip
     for backward in ("softmax_backward", "log_softmax_backward"):
-        keyword_only[backward] = ["out=None"]
+        keyword_only[backward] = ["temperature=1.0", "out=None"]
     for name, expected in keyword_only.items():
         found = [
             f"{parameter.name}={parameter.default!r}"

@@ -12,6 +12,7 @@ import softce_fast as sf
 import truth
 from conftest import dtype_named
 from layouts import STRIDES, WRITABLE, Array, assert_same_bits, byte_swapped
+from softce_fast import _checks
 from tolerances import DIFFERENCE_QUOTIENT, assert_as_peer, assert_near, assert_ulp
 
 pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
@@ -555,6 +556,41 @@ def test_sample_weight_repeats_rows(full_dtype: np.dtype, kind: str) -> None:
     np.add.at(gathered, repeated, parts)
     assert_near(loss, other, full_dtype)
     assert_near(grad, gathered, full_dtype)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", ["labels", "ignored", "probabilities"])
+@pytest.mark.parametrize("given", [2.5, np.ones(3), np.full((4, 1), 0.5), np.arange(3)[None]])
+def test_sample_weight_is_broadcast(
+    full_dtype: np.dtype, given: Any, kind: str, reduction: str
+) -> None:
+    x, target = normal((4, 6, 3), full_dtype), target_of(kind, (4, 6, 3), 1)
+    log_probs = sf.log_softmax(x, 1)
+    whole = np.array(np.broadcast_to(given, (4, 3)))
+    for module in (sf, sf.reference):
+        for function, values in (
+            (module.cross_entropy_with_grad, x), (module.nll_loss, log_probs),
+            (module.cross_entropy_with_grad_and_hessian, x),
+        ):  # fmt: skip
+            results = [
+                function(values, target, 1, sample_weight=weight, reduction=reduction)
+                for weight in (given, whole)
+            ]
+            first, second = (item if isinstance(item, tuple) else (item,) for item in results)
+            for broadcast, expected in zip(first, second, strict=True):
+                assert_same_bits(broadcast, expected)
+
+
+def test_own_dtype_changes_nothing(dtype: np.dtype) -> None:
+    """It takes the short way of small calls, too: the general checks are not asked."""
+    x, labels = normal((4, 6), dtype), labels_for((4, 6), 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_checks, "check_values", None)
+        loss, grad = sf.cross_entropy_with_grad(x, labels, dtype=dtype)
+    assert loss.dtype == grad.dtype == dtype
+    expected_loss, expected_grad = sf.cross_entropy_with_grad(x, labels)
+    assert_same_bits(loss, expected_loss)
+    assert_same_bits(grad, expected_grad)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

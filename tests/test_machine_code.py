@@ -8,13 +8,14 @@ import platform
 import re
 import shutil
 import subprocess
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 
-from softce_fast._kernels import probe
+from softce_fast._kernels import execute, probe
 
-STORAGES = ("float32", "float64", "float16", "bfloat16")
+COMPUTE_TYPES = ("float32", "float64")
 REGISTER = {"avx2": "ymm", "avx512": "zmm"}
 # A polynomial takes several: a loop with fewer is not one over exponentials.
 SEVERAL = 4
@@ -35,11 +36,11 @@ class Instruction(NamedTuple):
 
 
 @functools.cache
-def instructions(variant: str, storage: str) -> list[Instruction]:
+def instructions(variant: str, compute: str) -> list[Instruction]:
     """Disassemble a kernel module."""
     if variant not in probe.variants():
         pytest.skip(f"the {variant} build is not in this package")
-    found = importlib.util.find_spec(f"softce_fast._kernels.{variant}_{storage}")
+    found = importlib.util.find_spec(f"softce_fast._kernels.{variant}_{compute}")
     assert found is not None
     assert found.origin is not None
     listing = subprocess.run(
@@ -66,57 +67,57 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
     return found
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("compute", COMPUTE_TYPES)
 @pytest.mark.parametrize("variant", ["avx512", "avx2"])
-def test_hot_loops_hold_packed_fma(variant: str, storage: str) -> None:
-    suffix = "pd" if storage == "float64" else "ps"
+def test_hot_loops_hold_packed_fma(variant: str, compute: str) -> None:
+    suffix = "pd" if compute == "float64" else "ps"
     fused = re.compile(rf"vfn?madd\d+{suffix}$")
     register = REGISTER[variant]
 
     def count(body: list[Instruction]) -> int:
         return sum(bool(fused.match(i.name)) and register in i.operands for i in body)
 
-    hot = [body for body in loops(instructions(variant, storage)) if count(body) >= SEVERAL]
+    hot = [body for body in loops(instructions(variant, compute)) if count(body) >= SEVERAL]
     # Softmax, log_softmax, logsumexp and cross-entropy; by rows and by tiles; and in writing.
     assert len(hot) >= 4, f"{len(hot)} loops with packed multiply-adds on {register}"
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("compute", COMPUTE_TYPES)
 @pytest.mark.parametrize("variant", ["avx512", "avx2"])
-def test_multiply_adds_are_packed(variant: str, storage: str) -> None:
+def test_multiply_adds_are_packed(variant: str, compute: str) -> None:
     """Scalar ones may occur around the loops, but not instead of them."""
-    code = instructions(variant, storage)
+    code = instructions(variant, compute)
     packed = sum(bool(re.match(r"vfn?madd\d+p[sd]$", item.name)) for item in code)
     scalar = sum(bool(re.match(r"vfn?madd\d+s[sd]$", item.name)) for item in code)
     assert packed > 10 * scalar
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_baseline_holds_no_avx(storage: str) -> None:
+@pytest.mark.parametrize("compute", COMPUTE_TYPES)
+def test_baseline_holds_no_avx(compute: str) -> None:
     """It must run on every x86-64 CPU."""
     bad = [
         item
-        for item in instructions("baseline", storage)
+        for item in instructions("baseline", compute)
         if item.name.startswith("v") or re.search(r"%[yz]mm", item.operands)
     ]
     assert not bad, bad[:5]
 
 
-def test_probe_holds_no_avx() -> None:
-    """It is loaded first, to find out what the CPU can do."""
-    assert probe.__file__
+@pytest.mark.parametrize("module", [probe, execute])
+def test_what_is_always_loaded_holds_no_avx(module: ModuleType) -> None:
+    assert module.__file__
     listing = subprocess.run(
-        ["objdump", "--disassemble", "--no-show-raw-insn", probe.__file__],
+        ["objdump", "--disassemble", "--no-show-raw-insn", module.__file__],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert not re.search(r"%[yz]mm", listing)
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_avx2_holds_no_avx512(storage: str) -> None:
+@pytest.mark.parametrize("compute", COMPUTE_TYPES)
+def test_avx2_holds_no_avx512(compute: str) -> None:
     bad = [
         item
-        for item in instructions("avx2", storage)
+        for item in instructions("avx2", compute)
         if re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])", item.operands)
     ]
     assert not bad, bad[:5]

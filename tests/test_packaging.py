@@ -210,9 +210,9 @@ def test_the_checks_of_archives_find_what_is_wrong(tmp_path: Path) -> None:
     found = wheels.sdist_problems({"build/cython/a.c", "softce_fast/_kernels/b.c", "setup.py"})
     assert "holds build/cython/a.c" in found
     assert "holds softce_fast/_kernels/b.c" in found
-    assert "lacks softce_fast/_kernels/full.pyx" in found
-    found = wheels.wheel_problems({"softce_fast/_kernels/full.pyx", "tests/test_a.py"})
-    assert "holds softce_fast/_kernels/full.pyx" in found
+    assert "lacks softce_fast/_kernels/kernel.pyx" in found
+    found = wheels.wheel_problems({"softce_fast/_kernels/kernel.pyx", "tests/test_a.py"})
+    assert "holds softce_fast/_kernels/kernel.pyx" in found
     assert "holds tests/test_a.py" in found
     assert "lacks softce_fast/py.typed" in found
     assert "lacks the module softce_fast/_kernels/baseline_float32" in found
@@ -307,7 +307,7 @@ def test_make_builds_again_exactly_when_a_source_changed(tmp_path: Path) -> None
     os.utime(stamps / "venv", (newest, newest))
     os.utime(stamps / "built", (newest + 1, newest + 1))
     assert "install" not in commands()
-    for source in ("_kernels/engine.pxi", "_kernels/vector.h", "_kernels/full.pyx"):
+    for source in ("_kernels/passes/along.pxi", "_kernels/vector.h", "_kernels/kernel.pyx"):
         assert "install" in commands(f"--what-if=softce_fast/{source}")
     assert "install" in commands("--what-if=setup.py")
     assert "install" not in commands("--what-if=softce_fast/reference.py")

@@ -13,6 +13,7 @@ import softce_fast as sf
 import truth
 from conftest import dtype_named
 from layouts import STRIDES, WRITABLE, Array, assert_same_bits, byte_swapped
+from softce_fast import _checks
 from tolerances import DIFFERENCE_QUOTIENT, assert_as_peer, assert_near, assert_ulp
 
 pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
@@ -475,6 +476,17 @@ def test_logsumexp_return_sign_without_b(full_dtype: np.dtype, b: Any) -> None:
     assert_near(value, sf.logsumexp(x).astype(np.longdouble) + np.log(b or 1), full_dtype)
 
 
+@with_names
+def test_own_dtype_changes_nothing(dtype: np.dtype, name: str) -> None:
+    """It takes the short way of small calls, too: the general checks are not asked."""
+    x = normal((4, 6), dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_checks, "check_values", None)
+        result = getattr(sf, name)(x, dtype=dtype)
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, getattr(sf, name)(x))
+
+
 # Other libraries
 
 
@@ -562,12 +574,13 @@ def test_backward_of_long_rows_and_many(
 
 
 @with_same_shape
-def test_backward_with_out_partly_over_the_input(full_dtype: np.dtype, name: str) -> None:
-    memory = normal((5, 4), full_dtype)
-    upstream, output, out = memory[:3].copy(), normal((3, 4), full_dtype, seed=1), memory[1:4]
-    expected = BACKWARD[name](upstream, output)
-    BACKWARD[name](memory[:3], output, out=out)
-    np.testing.assert_array_equal(out, expected)
+def test_backward_refuses_out_partly_over_the_input(full_dtype: np.dtype, name: str) -> None:
+    memory, output = normal((5, 4), full_dtype), normal((3, 4), full_dtype, seed=1)
+    before = memory.copy()
+    for arguments in ((memory[:3], output), (output, memory[:3])):
+        with pytest.raises(ValueError, match="overlaps"):
+            BACKWARD[name](*arguments, out=memory[1:4])
+    np.testing.assert_array_equal(memory, before)
 
 
 def test_backward_of_infinite_gradients(full_dtype: np.dtype) -> None:
@@ -579,12 +592,30 @@ def test_backward_of_infinite_gradients(full_dtype: np.dtype) -> None:
 
 
 @with_same_shape
-def test_backward_is_the_difference_quotient(name: str) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_backward_is_the_difference_quotient(name: str, temperature: float) -> None:
     x, upstream = normal((3, 5)), normal((3, 5), seed=1)
-    function = getattr(sf, name)
+    function = functools.partial(getattr(sf, name), temperature=temperature)
     quotient = truth.difference_quotient(lambda point: np.sum(function(point) * upstream), x)
     relative, absolute = DIFFERENCE_QUOTIENT
-    np.testing.assert_allclose(BACKWARD[name](upstream, function(x)), quotient, relative, absolute)
+    for module in (sf, sf.reference):
+        backward = getattr(module, f"{name}_backward")
+        result = backward(upstream, function(x), temperature=temperature)
+        np.testing.assert_allclose(result, quotient, relative, absolute)
+
+
+@with_same_shape
+@pytest.mark.parametrize("temperature", [1e-250, 1e-30, 0.3, 1e30, 1e250])
+def test_backward_divides_by_any_temperature(
+    full_dtype: np.dtype, name: str, temperature: float
+) -> None:
+    upstream, output = normal((4, 20), full_dtype), normal((4, 20), full_dtype, seed=1)
+    result = BACKWARD[name](upstream, output, temperature=temperature)
+    truths = wide_backward(name, upstream, output, (1,)) / np.longdouble(temperature)
+    in_range = np.abs(truths) <= np.finfo(full_dtype).max
+    assert np.isinf(result[~in_range]).all()
+    scale = float(np.abs(truths).max(where=in_range, initial=0))
+    assert_near(result[in_range], truths[in_range], full_dtype, scale=scale)
 
 
 @with_same_shape

@@ -410,7 +410,6 @@ def test_kernels_know_whether_anybody_asked_for_threads():
     with sf.num_threads(3):
         assert _threads.threads_for(large) == 3
         assert _threads.threads_for(100) == 1
-        assert _threads.threads_for(large, 2 * large) == 3
     count = int(
         run_python("from softce_fast import _threads; print(_threads.threads_for(1 << 20))").stdout
     )

@@ -86,8 +86,8 @@ def sdist_problems(names: set[str]) -> list[str]:
 def module_names() -> set[str]:
     """List the extension modules that a build has on this machine."""
     setup = load_setup()
-    names = {f"{v.name}_{storage}" for v in setup.variants() for storage in setup.STORAGES}
-    return {f"softce_fast/_kernels/{name}" for name in names | {"probe", "shared"}}
+    names = {f"{v.name}_{compute}" for v in setup.variants() for compute in setup.COMPUTE_TYPES}
+    return {f"softce_fast/_kernels/{name}" for name in names | {"probe", "execute"}}
 
 
 def wheel_problems(names: set[str]) -> list[str]:

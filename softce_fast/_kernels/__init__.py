@@ -1,6 +1,6 @@
-"""Compiled kernels: one module for each instruction set and storage type, and a probe of the CPU.
+"""Compiled code: what Python calls, kernels of each build, a probe of the CPU.
 
-``vector.h`` knows the instruction sets and storage types, ``*.pxi`` hold the algorithms;
-``full.pyx`` and ``half.pyx`` are compiled for each instruction set and storage type of the tables
-in ``setup.py``.
+``execute.pyx`` lays a call out, plans it and shares it out over threads. ``kernel.pyx`` is compiled
+for each instruction set and compute type of the tables in ``setup.py``: it works on what
+``problem.pxd`` describes.
 """

@@ -218,6 +218,12 @@ cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
     return operation == LOG_SOFTMAX
 
 
+cdef inline bint clears_excluded(const Problem *problem) noexcept nogil:
+    """Whether the output has a mask of its own: what it leaves out gets 0, whatever the row holds."""
+    return problem.arrays[<int>MASK].data != NULL and (
+        problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY)
+
+
 cdef inline bint has(const Problem *problem, Role role) noexcept nogil:
     """Whether there is an array of that role."""
     return problem.arrays[<int>role].data != NULL

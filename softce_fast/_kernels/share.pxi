@@ -41,9 +41,6 @@ cdef int64_t last_shared = 0     # when one ended that was
 cdef int64_t paused_until = 0    # when small ones may be again
 
 
-ctypedef void (*Task)(const void *context, Py_ssize_t task, char *memory) noexcept nogil
-
-
 cdef struct Stage:
     # Tasks that may run at the same time; after them come those of the next stage.
     Task function
@@ -57,10 +54,10 @@ cdef struct Share:
     char[112] apart    # threads count in cache lines of their own
 
 
-cdef inline Py_ssize_t task_work(Py_ssize_t work) noexcept nogil:
+cdef inline Py_ssize_t task_work(Py_ssize_t work, int lanes) noexcept nogil:
     """How many of that many numbers make a task: whole vectors."""
     return max(<Py_ssize_t>SMALLEST_TASK, min(
-        <Py_ssize_t>WORK_PER_TASK, work // SMALL_TASKS // LANES * LANES))
+        <Py_ssize_t>WORK_PER_TASK, work // SMALL_TASKS // lanes * lanes))
 
 
 cdef inline Py_ssize_t task_count(Py_ssize_t size, Py_ssize_t per_task) noexcept nogil:
@@ -68,9 +65,9 @@ cdef inline Py_ssize_t task_count(Py_ssize_t size, Py_ssize_t per_task) noexcept
     return (size + per_task - 1) // per_task
 
 
-cdef inline int threads_worth(int n_threads, Py_ssize_t work) noexcept nogil:
+cdef inline int threads_worth(int n_threads, Py_ssize_t work, int lanes) noexcept nogil:
     """How many of n_threads that many numbers pay for."""
-    return <int>max(1, min(<Py_ssize_t>n_threads, work // (WORK_PER_THREAD * LANES)))
+    return <int>max(1, min(<Py_ssize_t>n_threads, work // (WORK_PER_THREAD * lanes)))
 
 
 cdef inline bint parts_pay(Py_ssize_t rows, Py_ssize_t parts, int n_threads) noexcept nogil:
@@ -78,21 +75,21 @@ cdef inline bint parts_pay(Py_ssize_t rows, Py_ssize_t parts, int n_threads) noe
     return parts > 1 and n_threads > 1 and rows < 4 * n_threads
 
 
-cdef int threads_for_call(int n_threads, Py_ssize_t work) noexcept nogil:
+cdef int threads_for_call(int n_threads, Py_ssize_t work, int lanes) noexcept nogil:
     """How many threads a call on that many numbers uses, of those that it may use.
 
     That number is negative where nobody asked for threads. A small call then does without those
     that it would have to wait for. To be asked once for a call, since the answer depends on when
     it was asked before.
     """
-    cdef int count = threads_worth(abs(n_threads), work)
+    cdef int count = threads_worth(abs(n_threads), work, lanes)
     cdef int64_t now
     if n_threads > 0 or count == 1:
         return count
     now = clock_now()
     if (
         (now - time_exchange(&last_call, now) > AWAKE or now < time_get(&paused_until))
-        and work < WORK_TO_WAIT * LANES
+        and work < WORK_TO_WAIT * lanes
     ):
         return 1
     return count

@@ -109,7 +109,8 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
         staged = max(staged, <size_t>(LANES * padded))
         packed = max(packed, <size_t>MOST_ROWS)
-        buffer = max(<size_t>MOST_ROWS, <size_t>(LANES * padded)) + 2 * LANES
+        buffer = max(<Py_ssize_t>MOST_ROWS, plan.batch * LANES * columns) + 2 * LANES
+        buffer = max(buffer, <size_t>(padded + 2 * LANES))
     scratch.results = <double *>part_take(&memory, results)
     scratch.groups = <Group *>part_take(&memory, plan.batch * sizeof(Group))
     scratch.states = <RowState *>part_take(
@@ -138,10 +139,8 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
     scratch.factors = factors_of_all(problem)
-    if has(problem, OUTPUT):
-        writer_open(
-            &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
-            scratch.writer.buffer)
+    writer_open(
+        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:

@@ -47,6 +47,7 @@ cdef extern from "vector.h" nogil:
     vector vector_load(const real *p)
     vector vector_load_first(const real *p, Py_ssize_t count)
     void vector_store(real *p, vector v)
+    void vector_stream(real *p, vector v)
     void vector_store_first(real *p, vector v, Py_ssize_t count)
     void columns_load(vector *columns, const char *rows, Py_ssize_t row_stride)
     void columns_load_first(

@@ -229,7 +229,8 @@ cdef struct TileTerms:
     vector pivot              # class to leave out of a row's sum; outside [0, n) for none
     vector pivot_logit        # the logit of that class
     const char *ahead         # meanwhile, for each class, a cache line is fetched,
-    Py_ssize_t ahead_stride   # from one to the next
+    Py_ssize_t ahead_stride   # from one to the next,
+    Writer *writer            # and a line of the batch before is written
 
 
 cdef inline void tile_exponentials(
@@ -240,6 +241,7 @@ cdef inline void tile_exponentials(
     cdef Scale local = scale_with(scale_, arithmetic)
     # A copy, which no store in the loop can change.
     cdef TileTerms tile = tile_[0]
+    cdef Writer *writer = tile_.writer
     cdef vector x, e
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
@@ -248,6 +250,7 @@ cdef inline void tile_exponentials(
     cdef Py_ssize_t c
     for c in range(n):
         prefetch(tile.ahead + c * tile.ahead_stride)
+        writer_step(writer)
         x = vector_load(tile.logits + c * LANES)
         e = exponential(x, reference, &local)
         if not use_pivot or tile.exponentials != NULL:
@@ -344,6 +347,7 @@ cdef void tiles_exponentials(
     if goes_by_class(&problem.layout, array):
         terms.ahead_stride = array.class_stride
     terms.pivot_logit = vector_set(0.0)
+    terms.writer = &scratch.writer
     for t in range(tiles):
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
@@ -735,7 +739,7 @@ cdef void tiles_write_by_class(
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t c, i, t
     cdef real *run = scratch.packed
-    cdef bint masked = included.data != NULL and not emits_logarithms(problem.operation)
+    cdef bint masked = clears_excluded(problem)
     if masked:
         runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
     for c in range(chunk_length(problem, chunk)):
@@ -763,7 +767,7 @@ cdef void tile_write_by_row(
     cdef Py_ssize_t k, offset
     for k in range(group.rows):
         offset = in_group(group, problem, OUTPUT, k)
-        if has(problem, MASK) and not emits_logarithms(problem.operation):
+        if clears_excluded(problem):
             row_exclude(
                 &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
                 chunk * CHUNK, n, rows + k * n, 0, scratch.raw)
@@ -781,7 +785,7 @@ cdef inline bint goes_straight(const Problem *problem) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     return (
         array.kind == REAL_KIND and not array.swapped and problem.layout.class_axes <= 1
-        and not problem.plan.stream and not has(problem, MASK))
+        and not problem.plan.stream and not clears_excluded(problem))
 
 
 cdef void tiles_emit_by_class(
@@ -816,49 +820,61 @@ cdef void tiles_emit_by_class(
         tiles_write_by_class(groups, problem, tiles, chunk, scratch)
 
 
-cdef void tile_emit_by_row(
-    Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
+cdef inline bint is_packed(const Problem *problem) noexcept nogil:
+    """Whether the rows of the output follow each other, whole and unmasked."""
+    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    return (
+        has_neighbours(&problem.layout, array) and problem.plan.chunks == 1
+        and array.row_stride == problem.layout.classes * array.size
+        and not clears_excluded(problem))
+
+
+cdef void tiles_emit_by_row(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
-    """Write one chunk of a tile whose rows lie one after the other."""
+    """Write one chunk of the tiles of a batch whose rows lie one after the other."""
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t step = group.offsets[<int>OUTPUT].step
     cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
-    cdef bint neighbours = has_neighbours(&problem.layout, array)
-    cdef real *values = scratch.kept + tile * scratch.kept_stride
-    cdef char *to = array.data + in_group(group, problem, OUTPUT, 0)
+    cdef Py_ssize_t t, step
+    cdef bint straight = goes_straight(problem) and has_neighbours(&problem.layout, array)
     cdef TileOutput output
-    tile_output_open(
-        &output, group, problem, chunk, chunk_state(group, problem, tile, chunk, scratch), values)
-    if (
-        goes_straight(problem) and neighbours and group.rows == LANES
-        and (step == packed or (step != 0 and n >= 4))
-    ):
-        tile_emit(
-            &output, n, &scratch.scale, to + chunk * CHUNK * <Py_ssize_t>sizeof(real), step, 0)
-    elif (
-        neighbours and problem.plan.chunks == 1 and array.row_stride == n * array.size
-        and not has(problem, MASK)
-    ):
-        tile_emit(
-            &output, n, &scratch.scale, <char *>writer_room(&scratch.writer, to), packed, 0)
-        writer_take(&scratch.writer, group.rows * n)
-    else:
-        tile_emit(&output, n, &scratch.scale, <char *>scratch.staged, packed, 0)
-        tile_write_by_row(group, problem, chunk, scratch.staged, scratch)
+    cdef char *to
+    cdef char *room = NULL
+    if is_packed(problem) and not (straight and groups[tiles - 1].rows == LANES):
+        room = <char *>writer_room(
+            &scratch.writer, array.data + in_group(groups, problem, OUTPUT, 0))
+    for t in range(tiles):
+        to = array.data + in_group(groups + t, problem, OUTPUT, 0)
+        step = groups[t].offsets[<int>OUTPUT].step
+        tile_output_open(
+            &output, groups + t, problem, chunk,
+            chunk_state(groups + t, problem, t, chunk, scratch),
+            scratch.kept + t * scratch.kept_stride)
+        if room != NULL:
+            tile_emit(&output, n, &scratch.scale, room + t * LANES * packed, packed, 0)
+        elif straight and groups[t].rows == LANES and (step == packed or (step != 0 and n >= 4)):
+            tile_emit(
+                &output, n, &scratch.scale, to + chunk * CHUNK * <Py_ssize_t>sizeof(real), step,
+                0)
+        else:
+            tile_emit(&output, n, &scratch.scale, <char *>scratch.staged, packed, 0)
+            tile_write_by_row(groups + t, problem, chunk, scratch.staged, scratch)
+    if room != NULL:
+        writer_take(
+            &scratch.writer,
+            (groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first) * n)
 
 
 cdef void tiles_emit(
     Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch."""
-    cdef Py_ssize_t t
     if problem.plan.chunks > 1:
         tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
         if has(problem, SECOND):
             tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
     if goes_by_class(&problem.layout, &problem.arrays[<int>OUTPUT]):
         tiles_emit_by_class(groups, problem, tiles, chunk, scratch)
-        return
-    for t in range(tiles):
-        tile_emit_by_row(groups + t, problem, t, chunk, scratch)
+    else:
+        tiles_emit_by_row(groups, problem, tiles, chunk, scratch)

@@ -563,6 +563,10 @@ cdef struct RowOutput:
     vector coefficient_factor
     bint dense
     Coefficients coefficients
+    Py_ssize_t label          # the class that gets at_label instead; outside [0, n) for none
+    real at_label
+    Py_ssize_t top            # dense targets: the same for at_top, which goes first
+    real at_top
 
 
 cdef inline vector output_product(
@@ -593,63 +597,102 @@ cdef inline vector row_output(
         row.unscale)
 
 
-cdef inline void row_emit(
-    const RowOutput *row_, OutputKind kind, bint dense, Py_ssize_t n, const Scale *scale_,
-    Arithmetic arithmetic, real *to,
+cdef inline vector row_output_at(
+    const RowOutput *row, OutputKind kind, Py_ssize_t i, Py_ssize_t n, vector counting,
+    const Scale *scale,
 ) noexcept nogil:
-    """Write n classes of a row; `kind`, `dense` and `arithmetic` are constants."""
+    """The output from class i on, as much of a vector as there is."""
+    cdef vector v
+    if i + LANES <= n:
+        v = row_output(row, vector_load(row.x + i), kind, i, n, scale)
+    else:
+        v = row_output(row, vector_load_first(row.x + i, n - i), kind, i, n, scale)
+    if i <= row.label < i + LANES:
+        v = vector_select(
+            vector_equal(counting, vector_set(<real>(row.label - i))), vector_set(row.at_label), v)
+    if row.dense and i <= row.top < i + LANES:
+        v = vector_select(
+            vector_equal(counting, vector_set(<real>(row.top - i))), vector_set(row.at_top), v)
+    return v
+
+
+cdef inline void row_emit(
+    const RowOutput *row_, OutputKind kind, Py_ssize_t n, const Scale *scale_,
+    Arithmetic arithmetic, real *to, Joints *joints,
+) noexcept nogil:
+    """Write n classes of a row, past the caches if there are `joints`.
+
+    `kind` and `arithmetic` are constants where this is called.
+    """
     # Copies, which no store in the loop can change: they stay in registers.
     cdef RowOutput row = row_[0]
     cdef Scale scale = scale_with(scale_, arithmetic)
-    cdef Py_ssize_t i = 0
-    row.dense = dense
-    while i + LANES <= n:
-        vector_store(to + i, row_output(&row, vector_load(row.x + i), kind, i, n, &scale))
-        i += LANES
+    cdef vector counting = vector_counting()
+    cdef Py_ssize_t i = 0, head = -1
+    if joints != NULL:
+        head = joint_head(joints, to)
+        if head > 0:
+            i = min(head, n)
+            joint_first(joints, to, row_output_at(&row, kind, 0, n, counting, &scale), i)
+    if head >= 0:
+        while i + LANES <= n:
+            vector_stream(to + i, row_output_at(&row, kind, i, n, counting, &scale))
+            i += LANES
+    else:
+        while i + LANES <= n:
+            vector_store(to + i, row_output_at(&row, kind, i, n, counting, &scale))
+            i += LANES
     if i < n:
-        vector_store_first(
-            to + i, row_output(&row, vector_load_first(row.x + i, n - i), kind, i, n, &scale),
-            n - i)
+        if head >= 0:
+            joint_last(
+                joints, to + i, row_output_at(&row, kind, i, n, counting, &scale), n - i)
+        else:
+            vector_store_first(
+                to + i, row_output_at(&row, kind, i, n, counting, &scale), n - i)
 
 
-# Exponentials that are kept need no arithmetic but the digits of the product.
+# A function for each kind of output, which has its registers to itself. Exponentials that are kept
+# need no arithmetic but the digits of the product.
 
 
 cdef void emit_kept(
-    const RowOutput *row, Py_ssize_t n, const Scale *scale, real *to
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, real *to, Joints *joints
 ) noexcept nogil:
-    if scale.few_digits:
-        row_emit(row, FROM_KEPT, False, n, scale, FEW_DIGITS, to)
+    cdef RowOutput row = row_[0]
+    if row.dense:
+        row.dense = True
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+    elif scale.few_digits:
+        row.dense = False
+        row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
     else:
-        row_emit(row, FROM_KEPT, False, n, scale, PLAIN, to)
-
-
-cdef void emit_kept_dense(
-    const RowOutput *row, Py_ssize_t n, const Scale *scale, real *to
-) noexcept nogil:
-    row_emit(row, FROM_KEPT, True, n, scale, PLAIN, to)
+        row.dense = False
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
 
 
 cdef void emit_again(
-    const RowOutput *row, Py_ssize_t n, const Scale *scale, bint shifted, real *to
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, bint shifted, real *to, Joints *joints
 ) noexcept nogil:
-    if row.dense:
-        row_emit(row, FROM_LOGITS, True, n, scale, GENERAL, to)
-    elif scale.tempered or shifted:
-        row_emit(row, FROM_LOGITS, False, n, scale, GENERAL, to)
+    cdef RowOutput row = row_[0]
+    if row.dense or scale.tempered or shifted:
+        row_emit(&row, FROM_LOGITS, n, scale, GENERAL, to, joints)
     elif scale.few_digits:
-        row_emit(row, FROM_LOGITS, False, n, scale, FEW_DIGITS, to)
+        row.dense = False
+        row_emit(&row, FROM_LOGITS, n, scale, FEW_DIGITS, to, joints)
     else:
-        row_emit(row, FROM_LOGITS, False, n, scale, PLAIN, to)
+        row.dense = False
+        row_emit(&row, FROM_LOGITS, n, scale, PLAIN, to, joints)
 
 
 cdef void emit_logarithms(
-    const RowOutput *row, Py_ssize_t n, const Scale *scale, real *to
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, real *to, Joints *joints
 ) noexcept nogil:
+    cdef RowOutput row = row_[0]
+    row.dense = False
     if scale.tempered:
-        row_emit(row, LOGARITHMS, False, n, scale, GENERAL, to)
+        row_emit(&row, LOGARITHMS, n, scale, GENERAL, to, joints)
     else:
-        row_emit(row, LOGARITHMS, False, n, scale, PLAIN, to)
+        row_emit(&row, LOGARITHMS, n, scale, PLAIN, to, joints)
 
 
 cdef struct RowsOutput:
@@ -715,42 +758,36 @@ cdef inline void rows_output_open(
 
 cdef inline void row_make(
     const RowsOutput *rows, const Group *group, const Problem *problem, Py_ssize_t chunk,
-    Py_ssize_t k, const Scratch *scratch, real *to,
+    Py_ssize_t k, const Scratch *scratch, real *to, Joints *joints,
 ) noexcept nogil:
     """Compute a chunk of the output of one row."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef RowOutput row
-    cdef Py_ssize_t place
     row.reference.shift = vector_set(rows.shift[k])
     row.reference.exponent = vector_set(rows.exponent[k])
     row.factor.high = vector_set(rows.factor[k])
     row.factor.low = vector_set(rows.factor_rest[k])
     row.unscale = vector_set(rows.unscale[k])
     row.minus = vector_set(rows.minus[k])
-    row.coefficient_factor = vector_set(rows.coefficient_factor[k])
+    row.label = -1
+    if has(problem, LABELS):
+        row.label = group.labels[k] - chunk * CHUNK
+        row.at_label = rows.at_label[k]
     row.dense = is_dense(problem.operation)
     if row.dense:
+        row.coefficient_factor = vector_set(rows.coefficient_factor[k])
         row.coefficients = coefficients_of(group, problem, k, chunk, scratch)
+        row.top = group.recipe.top[k] - chunk * CHUNK
+        row.at_top = rows.at_top[k]
     if problem.plan.keep and not rows.again >> k & 1:
         row.x = row_kept(group, problem, k, chunk, scratch)
-        if row.dense:
-            emit_kept_dense(&row, n, &scratch.scale, to)
-        else:
-            emit_kept(&row, n, &scratch.scale, to)
+        emit_kept(&row, n, &scratch.scale, to, joints)
+        return
+    row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
+    if emits_logarithms(problem.operation):
+        emit_logarithms(&row, n, &scratch.scale, to, joints)
     else:
-        row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
-        if emits_logarithms(problem.operation):
-            emit_logarithms(&row, n, &scratch.scale, to)
-        else:
-            emit_again(&row, n, &scratch.scale, rows.shift[k] != 0, to)
-    if has(problem, LABELS):
-        place = group.labels[k] - chunk * CHUNK
-        if 0 <= place < n:
-            to[place] = rows.at_label[k]
-    if row.dense:
-        place = group.recipe.top[k] - chunk * CHUNK
-        if 0 <= place < n:
-            to[place] = rows.at_top[k]
+        emit_again(&row, n, &scratch.scale, rows.shift[k] != 0, to, joints)
 
 
 cdef void along_emit(
@@ -761,31 +798,36 @@ cdef void along_emit(
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, i, offset
+    cdef bint masked = clears_excluded(problem)
     cdef bint neighbours = has_neighbours(&problem.layout, output)
-    cdef bint direct = (
-        is_plain(&problem.layout, output) and not problem.plan.stream and not has(problem, MASK))
+    cdef bint straight = is_plain(&problem.layout, output) and not masked
+    cdef Joints *joints = NULL
     cdef RowsOutput rows
     cdef real *to
     rows_output_open(&rows, group, problem, state)
     for k in range(group.rows):
         offset = in_group(group, problem, OUTPUT, k)
         to = scratch.packed
-        if direct:
+        if straight:
             to = <real *>(output.data + offset) + chunk * CHUNK
+            if problem.plan.stream:
+                joints = &scratch.writer.joints
         elif neighbours:
             to = writer_room(
                 &scratch.writer, output.data + offset + chunk * CHUNK * output.size)
         if group.ignored >> k & 1:
+            if joints != NULL:
+                joints_close(joints)
             for i in range(n):
                 to[i] = 0
         else:
-            row_make(&rows, group, problem, chunk, k, scratch, to)
-            if has(problem, MASK) and not emits_logarithms(problem.operation):
-                row_exclude(
-                    &problem.layout, &problem.arrays[<int>MASK],
-                    in_group(group, problem, MASK, k), chunk * CHUNK, n, to, 0, scratch.raw)
-        if direct:
+            row_make(&rows, group, problem, chunk, k, scratch, to, joints)
+        if straight:
             continue
+        if masked:
+            row_exclude(
+                &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+                chunk * CHUNK, n, to, 0, scratch.raw)
         if neighbours:
             writer_take(&scratch.writer, n)
         else:

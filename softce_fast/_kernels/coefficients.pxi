@@ -1,0 +1,108 @@
+# What class weights give dense targets: they are the same for all rows, so they are looked at once.
+# Uses problem.pxd.
+
+cdef enum:
+    # How far apart the exponents of class weights may lie that are added up in float32.
+    WIDEST = 60
+
+
+cdef struct Sum:
+    # A sum of numbers, and what it lost by rounding.
+    double total
+    double rest
+
+
+cdef inline void sum_add(Sum *sum_, double x) noexcept nogil:
+    cdef double total = sum_.total + x
+    cdef double kept = total - sum_.total
+    sum_.rest += (sum_.total - (total - kept)) + (x - kept)
+    sum_.total = total
+
+
+cdef inline double sum_of(const Sum *sum_) noexcept nogil:
+    return sum_.total + sum_.rest if isfinite(sum_.total) else sum_.total
+
+
+cdef inline bint takes_coefficients(const Problem *problem) noexcept nogil:
+    return problem.operation == DENSE_CROSS_ENTROPY or problem.operation == PROBABILITY_LOSS
+
+
+cdef void exponents_of(const double *weights, Py_ssize_t n, int *least, int *most) noexcept nogil:
+    """The exponents between which weights lie, but for 0 and what is not finite; 0 for none."""
+    cdef Py_ssize_t c
+    cdef double smallest = INFINITY, largest = 0, size
+    for c in range(n):
+        size = fabs(weights[c])
+        if size != 0 and size < INFINITY:
+            smallest = min(smallest, size)
+            largest = max(largest, size)
+    least[0] = ilogb(smallest) if largest > 0 else 0
+    most[0] = ilogb(largest) if largest > 0 else 0
+
+
+cdef size_t coefficients_size(const Problem *problem, size_t real_size) noexcept nogil:
+    """Bytes that the coefficients and their sums take."""
+    cdef size_t size = 0
+    if problem.options.class_weight != NULL:
+        size += problem.layout.classes * (
+            real_size + (sizeof(double) if has(problem, OUTPUT) else 0))
+    return 0 if not takes_coefficients(problem) else size + problem.plan.chunks * sizeof(double)
+
+
+cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexcept nogil:
+    """Fill in what dense targets take, in memory of coefficients_size()."""
+    cdef const double *weights = problem.options.class_weight
+    cdef double *chunk_sums = <double *>memory
+    cdef double *others = chunk_sums + problem.plan.chunks
+    cdef char *coefficients = <char *>others
+    cdef Py_ssize_t classes = problem.layout.classes
+    cdef int least
+    problem.options.chunk_sums = chunk_sums
+    if weights != NULL:
+        exponents_of(weights, classes, &least, &problem.options.coefficient_power)
+        if has(problem, OUTPUT):
+            fill_other_sums(problem, others)
+            coefficients = <char *>(others + classes)
+        fill_scaled(problem, real_kind, coefficients)
+    fill_chunk_sums(problem, chunk_sums)
+
+
+cdef inline double coefficient(const Problem *problem, Py_ssize_t c) noexcept nogil:
+    """A class weight without the power of two of the largest."""
+    if problem.options.class_weight == NULL:
+        return 1
+    return power_apply(problem.options.class_weight[c], -problem.options.coefficient_power)
+
+
+cdef void fill_scaled(Problem *problem, int real_kind, char *memory) noexcept nogil:
+    cdef Py_ssize_t c
+    problem.options.coefficients = memory
+    for c in range(problem.layout.classes):
+        number_write(
+            memory + c * kind_size(real_kind), coefficient(problem, c), real_kind, False)
+
+
+cdef void fill_chunk_sums(const Problem *problem, double *sums) noexcept nogil:
+    cdef Py_ssize_t length = chunk_classes(problem.operation)
+    cdef Py_ssize_t chunk, c
+    cdef Sum total
+    for chunk in range(problem.plan.chunks):
+        total.total = total.rest = 0
+        for c in range(chunk * length, min((chunk + 1) * length, problem.layout.classes)):
+            sum_add(&total, coefficient(problem, c))
+        sums[chunk] = sum_of(&total)
+
+
+cdef void fill_other_sums(Problem *problem, double *others) noexcept nogil:
+    """The classes before each, and those behind it: nothing is taken off a larger sum."""
+    cdef Py_ssize_t c
+    cdef Sum total
+    problem.options.other_sums = others
+    total.total = total.rest = 0
+    for c in range(problem.layout.classes):
+        others[c] = sum_of(&total)
+        sum_add(&total, coefficient(problem, c))
+    total.total = total.rest = 0
+    for c in range(problem.layout.classes - 1, -1, -1):
+        others[c] += sum_of(&total)
+        sum_add(&total, coefficient(problem, c))

@@ -1,0 +1,119 @@
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Array = NDArray[Any]
+_Axes = tuple[int, ...]
+_ThreadsFor = Callable[[int], int]
+
+OPERATIONS: tuple[str, ...]
+PASSES: tuple[str, ...]
+
+class Threshold(IntFlag): ...
+
+def use(float32_table: object, float64_table: object) -> None: ...
+def softmax(
+    x: _Array,
+    out: _Array,
+    where: _Array | None,
+    axes: _Axes,
+    log: bool,
+    temperature: float,
+    empty_is_zero: bool,
+    threads_for: _ThreadsFor,
+) -> None: ...
+def softmax_fast(
+    x: Any,
+    axis: Any,
+    temperature: Any,
+    empty: Any,
+    out: Any,
+    log: bool,
+    threads_for: _ThreadsFor,
+) -> _Array | None: ...
+def logsumexp(
+    x: _Array, result: _Array, where: _Array | None, axes: _Axes, threads_for: _ThreadsFor
+) -> None: ...
+def logsumexp_fast(x: Any, axis: Any, threads_for: _ThreadsFor) -> _Array | None: ...
+def cross_entropy(
+    logits: _Array,
+    labels: _Array | None,
+    probabilities: _Array | None,
+    where: _Array | None,
+    losses: _Array | None,
+    gradient: _Array | None,
+    axis: int,
+    class_weight: NDArray[np.float64] | None,
+    sample_weight: _Array | None,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    mean: bool,
+    denominator: float | None,
+    ignore_index: int,
+    threads_for: _ThreadsFor,
+    dtype: np.dtype[Any] | None = None,
+) -> tuple[float, float] | None: ...
+def cross_entropy_fast(
+    logits: Any,
+    target: Any,
+    axis: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    temperature: Any,
+    reduction: Any,
+    empty: Any,
+    with_grad: bool,
+    grad_out: Any,
+    threads_for: _ThreadsFor,
+) -> tuple[Any, _Array | None] | None: ...
+def negative_log(
+    values: _Array,
+    labels: _Array | None,
+    probabilities: _Array | None,
+    losses: _Array | None,
+    axis: int,
+    class_weight: NDArray[np.float64] | None,
+    sample_weight: _Array | None,
+    ignore_index: int,
+    values_are_logarithms: bool,
+    threads_for: _ThreadsFor,
+    dtype: np.dtype[Any] | None = None,
+) -> tuple[float, float] | None: ...
+def backward(
+    gradient: _Array,
+    output: _Array,
+    result: _Array,
+    axes: _Axes,
+    log: bool,
+    temperature: float,
+    threads_for: _ThreadsFor,
+) -> None: ...
+def curvature(
+    probabilities: _Array,
+    result: _Array,
+    axis: int,
+    factors: _Array | None,
+    floor: float,
+    threads_for: _ThreadsFor,
+) -> None: ...
+def binary(
+    values: _Array,
+    target: _Array,
+    weight: _Array | None,
+    pos_weight: _Array | None,
+    losses: _Array | None,
+    gradient: _Array | None,
+    from_logits: bool,
+    gradient_scale: float,
+    threads_for: _ThreadsFor,
+    dtype: np.dtype[Any] | None = None,
+) -> float: ...
+def pause() -> None: ...
+def recording() -> AbstractContextManager[list[dict[str, Any]]]: ...
+def forcing(**fields: Any) -> AbstractContextManager[None]: ...

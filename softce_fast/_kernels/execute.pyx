@@ -1,0 +1,436 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, infer_types=False
+"""The way from Python's calls to the kernels of a build, which have no Python functions.
+
+Arguments were checked before; here a call is laid out and planned, memory for it is taken once, and
+the GIL is released while it runs.
+"""
+
+from contextlib import contextmanager
+
+from cpython.float cimport PyFloat_AS_DOUBLE
+from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_INCREF, PyObject
+from cython.parallel cimport prange, threadid
+from libc.math cimport INFINITY, fabs, ilogb, isfinite
+from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int32_t, int64_t, uint64_t
+from libc.stdlib cimport abs
+from libc.string cimport memcpy, memset, strcmp, strrchr
+from numpy cimport import_array, ndarray
+
+from .problem cimport *
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
+cdef extern from "memory.h":
+    void *memory_take(size_t size)
+    void memory_give(void *memory)
+
+cdef extern from "probe.h":
+    int openmp_pause()
+
+include "layout.pxi"
+include "share.pxi"
+include "plan.pxi"
+include "coefficients.pxi"
+include "labels.pxi"
+
+import_array()
+
+cdef enum:
+    # Memory that the stack may give.
+    STACK_BYTES = 32768
+
+
+# ---- the kernels in use --------------------------------------------------------------------------
+
+# Of the build that serves, by what they compute in: float32, float64.
+cdef const Kernels *tables[2]
+
+
+def use(float32_table, float64_table):
+    """Let these kernels serve from now on: the capsules that a build's modules hold."""
+    tables[0] = <const Kernels *>PyCapsule_GetPointer(float32_table, "softce_fast.kernels")
+    tables[1] = <const Kernels *>PyCapsule_GetPointer(float64_table, "softce_fast.kernels")
+
+
+cdef const Kernels *kernels_for(const Problem *problem, int result_kind) except NULL:
+    """The kernels that compute in what the arrays and options of a call need."""
+    cdef bint wide = needs_double(problem, result_kind)
+    if tables[wide] == NULL:
+        raise RuntimeError("no kernels are in use")
+    return tables[wide]
+
+
+cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept nogil:
+    cdef int kind, least, most, role
+    cdef double temperature = problem.options.temperature
+    if result_kind == KIND_FLOAT64 or not 1e-20 <= temperature <= 1e20:
+        # Beyond these the kernels' constants, multiples of it, leave the range of float32.
+        return True
+    for role in range(OUTPUT):
+        kind = problem.arrays[role].kind
+        if problem.arrays[role].data != NULL and (
+            kind == KIND_FLOAT64 or KIND_INT32 <= kind <= KIND_UINT64
+        ):
+            return True
+    if problem.options.class_weight == NULL or not takes_coefficients(problem):
+        return False
+    exponents_of(problem.options.class_weight, problem.layout.classes, &least, &most)
+    return most - least > WIDEST
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+cdef inline size_t round_up(size_t size) noexcept nogil:
+    return (size + 63) // 64 * 64
+
+
+cdef char *aligned_memory(size_t size) except NULL:
+    cdef char *memory = <char *>memory_take(size)
+    if memory == NULL:
+        raise MemoryError(f"no memory for {size} bytes of work space")
+    return memory
+
+
+cdef inline int threads_of(Py_ssize_t size, int lanes, threads_for) except 0:
+    """threads_for_call() on that many elements; Python is not asked where one thread will do."""
+    if threads_worth(2, size, lanes) == 1:
+        return 1
+    return threads_for_call(threads_for(size), size, lanes)
+
+
+cdef size_t memory_place(
+    Problem *problem, const Kernels *kernels, bint sums, char *memory
+) noexcept:
+    """Lay out all memory of a problem but the threads'; return how many bytes it takes."""
+    cdef const Layout *layout = &problem.layout
+    cdef Plan *plan = &problem.plan
+    cdef char *start = memory
+    if sums and (plan.chunks == 1 or problem.operation == BINARY_LOSS):
+        problem.task_sums = <double *>memory
+        memory += round_up(plan.tasks * sizeof(double))
+    elif sums:
+        # How long rows are shared out may depend on the threads; their sum may not.
+        problem.row_results = <double *>memory
+        memory += round_up(layout.rows * sizeof(double))
+    if plan.by_chunks and has_row_state(problem.operation):
+        problem.states = memory
+        memory += round_up(kernels.states_size(problem))
+    elif plan.by_chunks and problem.operation < LABEL_LOSS:
+        problem.parts = <double *>memory
+        memory += round_up(plan.tasks * PAIR_PARTS * sizeof(double))
+    return memory - start
+
+
+cdef double run(
+    Problem *problem, const Kernels *kernels, int n_threads, int result_kind, bint sums
+) except? -1.0:
+    """Run a problem; return the sum of its results if asked to, in a fixed order."""
+    cdef char[STACK_BYTES + 64] stack
+    cdef char *memory = <char *>round_up(<size_t>stack)
+    cdef size_t shared, weights, per_thread, size
+    cdef double total = 0
+    make_plan(problem, kernels, n_threads, result_kind)
+    weights = round_up(coefficients_size(problem, 4 if kernels.real_kind == KIND_FLOAT32 else 8))
+    shared = memory_place(problem, kernels, sums, memory)
+    per_thread = round_up(kernels.scratch_size(problem))
+    size = weights + shared + problem.plan.threads * per_thread
+    if size > STACK_BYTES:
+        memory = aligned_memory(size)
+        memory_place(problem, kernels, sums, memory)
+    if weights > 0:
+        fill_coefficients(problem, kernels.real_kind, memory + shared)
+    share_out_problem(problem, kernels, memory + shared + weights, per_thread)
+    if problem.task_sums != NULL:
+        total = sum_of_tasks(problem.task_sums, problem.plan.tasks)
+    elif problem.row_results != NULL:
+        total = sum_in_lanes(problem.row_results, problem.layout.rows)
+    if size > STACK_BYTES:
+        memory_give(memory)
+    return total
+
+
+cdef void share_out_problem(
+    const Problem *problem, const Kernels *kernels, char *memory, size_t per_thread
+) noexcept:
+    cdef const Plan *plan = &problem.plan
+    cdef Task task = kernels.pairs
+    if problem.operation == BINARY_LOSS:
+        task = kernels.binary_losses
+    elif problem.operation == LABEL_LOSS:
+        task = kernels.label_losses
+    elif plan.by_chunks:
+        if has_row_state(problem.operation):
+            share_out_parts(
+                kernels.absorb, kernels.finish, kernels.emit, has(problem, OUTPUT), plan.tasks,
+                problem, plan.threads, memory, per_thread)
+        else:
+            share_out_parts(
+                kernels.pair_sums, kernels.pair_merge, kernels.pair_emit, has(problem, OUTPUT),
+                plan.tasks, problem, plan.threads, memory, per_thread)
+        return
+    elif has_row_state(problem.operation):
+        task = kernels.rows
+    share_out_tasks(
+        task, plan.tasks, problem, plan.threads, memory, per_thread,
+        work_of(problem) <= WORK_PER_TASK)
+
+
+cdef double sum_of_tasks(const double *sums, Py_ssize_t n) noexcept nogil:
+    cdef double total = 0
+    cdef Py_ssize_t task
+    for task in range(n):
+        total += sums[task]
+    return total
+
+
+cdef double sum_in_lanes(const double *x, Py_ssize_t n) noexcept nogil:
+    """The sum in an order fixed by n alone: eight lanes, then one after the other."""
+    cdef double[8] lane
+    cdef double total = 0
+    cdef Py_ssize_t i, k
+    for k in range(8):
+        lane[k] = 0
+    for i in range(0, n - 7, 8):
+        for k in range(8):
+            lane[k] += x[i + k]
+    for i in range(n // 8 * 8, n):
+        lane[i % 8] += x[i]
+    for k in range(8):
+        total += lane[k]
+    return total
+
+
+cdef inline Py_ssize_t work_of(const Problem *problem) noexcept nogil:
+    """How many numbers a call works on."""
+    if problem.operation == LABEL_LOSS:
+        return problem.layout.rows
+    return problem.layout.rows * problem.layout.classes
+
+
+cdef double execute(
+    Call *call, int result_kind, bint sums, threads_for
+) except? -1.0:
+    """Run a call that is laid out and whose options are set."""
+    cdef Problem *problem = &call.problem
+    cdef const Kernels *kernels = kernels_for(problem, result_kind)
+    return run(
+        problem, kernels, threads_of(work_of(problem), kernels.lanes, threads_for), result_kind,
+        sums)
+
+
+# ---- what Python calls ---------------------------------------------------------------------------
+
+
+cdef unsigned long long axes_bits(tuple axes) except? 0:
+    cdef unsigned long long bits = 0
+    cdef int axis
+    for axis in axes:
+        bits |= <unsigned long long>1 << axis
+    return bits
+
+
+cdef int result_kind_for(dtype, ndarray x) except -1:
+    """The kind of results of `dtype`; without any what those of x have."""
+    cdef int kind = kind_of(x)
+    if dtype is not None:
+        kind = kind_of_dtype(<PyArray_Descr *>dtype, dtype.itemsize)
+    return kind if is_float_kind(kind) else KIND_FLOAT64
+
+
+cdef int set_class_weight(Problem *problem, ndarray weight) except -1:
+    if weight is None:
+        return 0
+    if (
+        kind_of(weight) != KIND_FLOAT64 or not PyArray_ISCARRAY_RO(weight)
+        or PyArray_NDIM(weight) != 1 or PyArray_DIM(weight, 0) != problem.layout.classes
+    ):
+        raise ValueError("class weights are a contiguous array of float64, one for each class")
+    problem.options.class_weight = <const double *>PyArray_BYTES(weight)
+    return 0
+
+
+def softmax(
+    ndarray x not None, ndarray out not None, ndarray where, tuple axes not None, bint log,
+    double temperature, bint empty_is_zero, threads_for,
+):
+    """Write softmax or log_softmax along `axes` to `out`."""
+    cdef Call call
+    call_open(&call, LOG_SOFTMAX if log else SOFTMAX, x, axes_bits(axes))
+    call_array(&call, INPUT, x)
+    call_result(&call, OUTPUT, out)
+    if where is not None:
+        call_array(&call, MASK, where)
+    call_close(&call)
+    call.problem.options.temperature = temperature
+    call.problem.options.empty_is_zero = empty_is_zero
+    execute(&call, call.problem.arrays[<int>OUTPUT].kind, False, threads_for)
+
+
+def logsumexp(
+    ndarray x not None, ndarray result not None, ndarray where, tuple axes not None, threads_for
+):
+    """Write the logsumexp along `axes` to `result`, which has the other axes."""
+    cdef Call call
+    call_open(&call, LOGSUMEXP, x, axes_bits(axes))
+    call_array(&call, INPUT, x)
+    call_result(&call, RESULT, result, True)
+    if where is not None:
+        call_array(&call, MASK, where)
+    call_close(&call)
+    execute(&call, call.problem.arrays[<int>RESULT].kind, False, threads_for)
+
+
+def cross_entropy(
+    ndarray logits not None, ndarray labels, ndarray probabilities, ndarray where, ndarray losses,
+    ndarray gradient, int axis, ndarray class_weight, ndarray sample_weight,
+    double label_smoothing, double z_loss, double temperature, bint mean, denominator,
+    ignore_index, threads_for, dtype=None,
+):
+    """Return the sum of the losses and what their mean divides by; None if a label is no class.
+
+    Of `labels` and `probabilities` one is None. `losses` and `gradient` are written where they are
+    given, but not if a label is no class. The gradient is that of the sum, or with `mean` that of
+    the mean, which divides by `denominator` if that is not None. Dividing by 0 is left to the
+    caller. `dtype` is that of the results, if it is not that of the logits.
+    """
+    cdef Call call
+    cdef Problem *problem = &call.problem
+    call_open(
+        &call,
+        CROSS_ENTROPY if labels is not None and label_smoothing == 0 else DENSE_CROSS_ENTROPY,
+        logits, <unsigned long long>1 << axis)
+    call_array(&call, INPUT, logits)
+    if where is not None:
+        call_array(&call, MASK, where)
+    if gradient is not None:
+        call_result(&call, OUTPUT, gradient)
+    problem.options.label_smoothing = label_smoothing
+    problem.options.z_loss = z_loss
+    problem.options.temperature = temperature
+    return run_loss(
+        &call, labels, probabilities, losses, class_weight, sample_weight, mean, denominator,
+        ignore_index, result_kind_for(dtype, logits), threads_for)
+
+
+def negative_log(
+    ndarray values not None, ndarray labels, ndarray probabilities, ndarray losses, int axis,
+    ndarray class_weight, ndarray sample_weight, ignore_index, bint values_are_logarithms,
+    threads_for, dtype=None,
+):
+    """Return the sum of the losses of given (log-)probabilities, as cross_entropy()."""
+    cdef Call call
+    call_open(
+        &call, LABEL_LOSS if labels is not None else PROBABILITY_LOSS, values,
+        <unsigned long long>1 << axis)
+    call_array(&call, INPUT, values)
+    call.problem.options.logarithms = values_are_logarithms
+    return run_loss(
+        &call, labels, probabilities, losses, class_weight, sample_weight, False, None,
+        ignore_index, result_kind_for(dtype, values), threads_for)
+
+
+cdef object run_loss(
+    Call *call, ndarray labels, ndarray probabilities, ndarray losses, ndarray class_weight,
+    ndarray sample_weight, bint mean, denominator, ignore_index, int result_kind, threads_for,
+):
+    """Run a call that has its logits, or probabilities, and a target."""
+    cdef Problem *problem = &call.problem
+    cdef const Kernels *kernels
+    cdef Scan scan
+    cdef double divisor
+    cdef int n_threads
+    cdef int bad = 0
+    if labels is not None:
+        call_array(call, LABELS, labels, True)
+        check_labels(&problem.arrays[<int>LABELS])
+        set_ignored(&scan, problem, ignore_index)
+    else:
+        call_array(call, SECOND, probabilities)
+    if sample_weight is not None:
+        call_array(call, SAMPLE_WEIGHT, sample_weight, True)
+    if losses is not None:
+        call_result(call, RESULT, losses, True)
+    call_close(call)
+    set_class_weight(problem, class_weight)
+    kernels = kernels_for(problem, result_kind)
+    n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
+    divisor = scan_rows(&scan, problem, n_threads, &bad)
+    if bad:
+        return None
+    if denominator is not None:
+        divisor = denominator
+    if mean and divisor != 0:
+        problem.options.gradient_scale = 1 / divisor
+    return run(problem, kernels, n_threads, result_kind, True), divisor
+
+
+def backward(
+    ndarray gradient not None, ndarray output not None, ndarray result not None,
+    tuple axes not None, bint log, double temperature, threads_for,
+):
+    """Write the gradient through softmax or log_softmax along `axes` to `result`."""
+    cdef Call call
+    call_open(
+        &call, LOG_SOFTMAX_BACKWARD if log else SOFTMAX_BACKWARD, gradient, axes_bits(axes))
+    call_array(&call, INPUT, gradient)
+    call_array(&call, SECOND, output)
+    call_result(&call, OUTPUT, result)
+    call_close(&call)
+    call.problem.options.temperature = temperature
+    execute(&call, call.problem.arrays[<int>OUTPUT].kind, False, threads_for)
+
+
+def curvature(
+    ndarray probabilities not None, ndarray result not None, int axis, ndarray factors,
+    double floor, threads_for,
+):
+    """Write p * (1 - p) times the row's factor, at least `floor`, to `result`.
+
+    `result` may be `probabilities`; rows of factor 0 do not get the floor.
+    """
+    cdef Call call
+    call_open(&call, CURVATURE, probabilities, <unsigned long long>1 << axis)
+    call_array(&call, INPUT, probabilities)
+    call_result(&call, OUTPUT, result)
+    if factors is not None:
+        call_array(&call, SAMPLE_WEIGHT, factors, True)
+    call_close(&call)
+    call.problem.options.floor = floor
+    execute(&call, call.problem.arrays[<int>OUTPUT].kind, False, threads_for)
+
+
+def binary(
+    ndarray values not None, ndarray target not None, ndarray weight, ndarray pos_weight,
+    ndarray losses, ndarray gradient, bint from_logits, double gradient_scale, threads_for,
+    dtype=None,
+):
+    """Return the sum of the binary losses; write them and their gradients where asked to."""
+    cdef Call call
+    call_open(&call, BINARY_LOSS, values, 0)
+    call_array(&call, INPUT, values)
+    call_array(&call, SECOND, target)
+    if weight is not None:
+        call_array(&call, WEIGHT, weight)
+    if pos_weight is not None:
+        call_array(&call, POS_WEIGHT, pos_weight)
+    if losses is not None:
+        call_result(&call, RESULT, losses)
+    if gradient is not None:
+        call_result(&call, OUTPUT, gradient)
+    call_close(&call, True)
+    call.problem.options.from_logits = from_logits
+    call.problem.options.gradient_scale = gradient_scale
+    return execute(&call, result_kind_for(dtype, values), True, threads_for)
+
+
+def pause():
+    """Give back the idle threads of the OpenMP that this module is bound to, before a fork."""
+    openmp_pause()
+
+
+include "fast.pxi"

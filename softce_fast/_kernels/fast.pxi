@@ -1,0 +1,185 @@
+# Fast calls: ordinary ones, from Python's arguments to Python's result. The smallest take a
+# microsecond; the general checks, in Python, take 7 to 15 of them.
+#
+# What is not ordinary, errors included, is left to the general way: a function here then returns
+# None and has done nothing. So types are compared exactly: an array may be equal to 1.0, too, and a
+# masked array lends its memory.
+
+cdef enum:
+    # Elements from which on a call need not be hurried; all have less than _memory.py would keep.
+    FAST_SIZE = 1048576
+
+
+cdef inline bint is_small(x) noexcept:
+    """Whether `x` is an array with elements, but not very many."""
+    return type(x) is ndarray and 0 < PyArray_SIZE(<ndarray>x) < FAST_SIZE
+
+
+cdef inline bint is_input(x) noexcept:
+    """Whether it holds what results can hold, too."""
+    return (
+        is_small(x) and PyArray_NDIM(<ndarray>x) > 0 and is_float_kind(kind_of(<ndarray>x))
+        and PyArray_ISNOTSWAPPED(<ndarray>x))
+
+
+cdef inline bint is_last_axis(axis) noexcept:
+    return type(axis) is int and axis == -1
+
+
+cdef inline bint is_float(value, double expected) noexcept:
+    return type(value) is float and PyFloat_AS_DOUBLE(value) == expected
+
+
+cdef inline bint is_word(value, str expected) noexcept:
+    return type(value) is str and <str>value == expected
+
+
+cdef inline bint same_shape(ndarray a, ndarray b, int ndim) noexcept:
+    """Whether the first `ndim` axes have the same lengths."""
+    cdef int axis
+    for axis in range(ndim):
+        if PyArray_DIM(a, axis) != PyArray_DIM(b, axis):
+            return False
+    return True
+
+
+cdef inline bint takes_result(out, ndarray x) noexcept:
+    """Whether `out` is an array like x."""
+    return (
+        is_small(out) and PyArray_ISWRITEABLE(<ndarray>out)
+        and PyArray_DESCR(<ndarray>out) == PyArray_DESCR(x)
+        and PyArray_NDIM(<ndarray>out) == PyArray_NDIM(x)
+        and same_shape(<ndarray>out, x, PyArray_NDIM(x)))
+
+
+cdef bint output_is_input(const Call *call) noexcept:
+    """Whether the one is the other, element by element."""
+    cdef const Array *input = &call.problem.arrays[<int>INPUT]
+    cdef const Array *output = &call.problem.arrays[<int>OUTPUT]
+    cdef int axis
+    for axis in range(call.problem.layout.row_axes + call.problem.layout.class_axes):
+        if input.strides[axis] != output.strides[axis]:
+            return False
+    return input.data == output.data
+
+
+cdef bint output_is_apart(const Call *call, Role role) noexcept:
+    """Whether OUTPUT shares no memory with another array."""
+    return not overlap(
+        &call.problem.layout, &call.problem.arrays[<int>role], &call.problem.arrays[<int>OUTPUT])
+
+
+cdef ndarray empty_like(ndarray x, int ndim):
+    """Return a new contiguous array of the same dtype, of the shape of the first `ndim` axes."""
+    cdef PyArray_Descr *descriptor = PyArray_DESCR(x)
+    Py_INCREF(<object>descriptor)  # PyArray_Empty takes a reference over
+    return PyArray_Empty(ndim, PyArray_DIMS(x), descriptor, 0)
+
+
+cdef inline void fast_open(Call *call, Operation operation, ndarray x) except *:
+    call_open(call, operation, x, <unsigned long long>1 << (PyArray_NDIM(x) - 1))
+    call_array(call, INPUT, x)
+
+
+def softmax_fast(x, axis, temperature, empty, out, bint log, threads_for):
+    """Return softmax or log_softmax along the last axis, of an ordinary call."""
+    cdef Call call
+    if not (
+        is_input(x) and is_last_axis(axis) and is_float(temperature, 1.0) and is_word(empty, "nan")
+        and (out is None or takes_result(out, <ndarray>x))
+    ):
+        return None
+    if out is None:
+        out = empty_like(x, PyArray_NDIM(<ndarray>x))
+    fast_open(&call, LOG_SOFTMAX if log else SOFTMAX, x)
+    call_array(&call, OUTPUT, out)
+    call_close(&call)
+    if not (output_is_apart(&call, INPUT) or output_is_input(&call)):
+        return None
+    execute(&call, call.problem.arrays[<int>OUTPUT].kind, False, threads_for)
+    return out
+
+
+def logsumexp_fast(x, axis, threads_for):
+    """Return the logsumexp along the last axis, of an ordinary call."""
+    cdef Call call
+    cdef ndarray result
+    if not (is_input(x) and is_last_axis(axis) and PyArray_NDIM(<ndarray>x) > 1):
+        return None
+    result = empty_like(x, PyArray_NDIM(<ndarray>x) - 1)
+    fast_open(&call, LOGSUMEXP, x)
+    call_array(&call, RESULT, result, True)
+    call_close(&call)
+    execute(&call, call.problem.arrays[<int>RESULT].kind, False, threads_for)
+    return result
+
+
+cdef bint takes_labels(target, ndarray logits) noexcept:
+    """Whether `target` holds a whole number for each row of the logits."""
+    cdef int ndim = PyArray_NDIM(logits) - 1
+    cdef int kind
+    if not is_small(target) or PyArray_NDIM(<ndarray>target) != ndim:
+        return False
+    kind = kind_of(<ndarray>target)
+    return (
+        kind != NO_KIND and kind != KIND_BOOL and not is_float_kind(kind)
+        and same_shape(<ndarray>target, logits, ndim))
+
+
+def cross_entropy_fast(
+    logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction, empty,
+    bint with_grad, grad_out, threads_for,
+):
+    """Return the mean loss and its gradient (or None), of an ordinary call."""
+    cdef Call call
+    cdef double loss
+    cdef float narrow
+    cdef int kind
+    if not (
+        is_input(logits) and is_last_axis(axis) and type(ignore_index) is int
+        and is_float(label_smoothing, 0.0) and is_float(z_loss, 0.0) and is_float(temperature, 1.0)
+        and is_word(reduction, "mean") and is_word(empty, "nan")
+        and takes_labels(target, <ndarray>logits)
+        and (grad_out is None or takes_result(grad_out, <ndarray>logits))
+    ):
+        return None
+    fast_open(&call, CROSS_ENTROPY, logits)
+    call_array(&call, LABELS, target, True)
+    if with_grad:
+        if grad_out is None:
+            grad_out = empty_like(logits, PyArray_NDIM(<ndarray>logits))
+        call_array(&call, OUTPUT, grad_out)
+    call_close(&call)
+    if with_grad and not (
+        (output_is_apart(&call, INPUT) or output_is_input(&call))
+        and output_is_apart(&call, LABELS)
+    ):
+        return None
+    kind = call.problem.arrays[<int>INPUT].kind
+    if not mean_loss(&call, kind, ignore_index, threads_for, &loss):
+        return None
+    if kind == KIND_FLOAT32:
+        narrow = <float>loss
+        return PyArray_Scalar(&narrow, PyArray_DESCR(logits), NULL), grad_out
+    if kind == KIND_FLOAT64:
+        return PyArray_Scalar(&loss, PyArray_DESCR(logits), NULL), grad_out
+    return (<object>PyArray_DESCR(logits)).type(loss), grad_out
+
+
+cdef int mean_loss(
+    Call *call, int kind, ignore_index, threads_for, double *loss
+) except -1:
+    """Run the call; return 0, with nothing done, if a label is no class or no row counts."""
+    cdef Problem *problem = &call.problem
+    cdef const Kernels *kernels = kernels_for(problem, kind)
+    cdef int n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
+    cdef int bad = 0
+    cdef double divisor
+    cdef Scan scan
+    set_ignored(&scan, problem, ignore_index)
+    divisor = scan_rows(&scan, problem, n_threads, &bad)
+    if bad or divisor == 0:
+        return 0
+    problem.options.gradient_scale = 1 / divisor
+    loss[0] = run(problem, kernels, n_threads, kind, True) / divisor
+    return 1

@@ -1,0 +1,223 @@
+# What a mean divides by, and whether all labels are classes: one look at labels and weights before
+# anything is written. Uses problem.pxd, layout.pxi, share.pxi.
+
+cdef enum:
+    # Rows of a task,
+    SCAN_PER_TASK = 65536
+    # and of labels that are converted together.
+    SCAN_BLOCK = 256
+
+
+cdef struct Scan:
+    const Problem *problem
+    bint nothing_ignored    # the ignored label is none of those that there can be,
+    uint64_t large_ignored  # or it is this one, above what int64 holds; else 0
+    double *sums            # of each task: the weight of the rows that count,
+    int *bad                # and whether a label is no class
+
+
+cdef extern from *:
+    """
+    /* Count labels that are not `ignored`; set `bad` if one of them is no class. By signs, for
+     * processors that cannot compare such numbers side by side. */
+    #define LABELS_COUNT(name, type) \\
+        static ptrdiff_t name( \\
+            const type *labels, ptrdiff_t n, int64_t ignored_, int64_t classes, int *bad) { \\
+            const int64_t limit = sizeof(type) == 4 && classes > INT32_MAX ? INT32_MAX : classes; \\
+            const u##type ignored = (u##type)ignored_, most = (u##type)limit; \\
+            const int shift = 8 * sizeof(type) - 1; \\
+            ptrdiff_t total = 0; \\
+            u##type found = 0; \\
+            while (n > 0) { \\
+                const ptrdiff_t block = n < 65536 ? n : 65536; \\
+                u##type count = 0; \\
+                for (ptrdiff_t i = 0; i < block; i++) { \\
+                    const u##type label = (u##type)labels[i], apart = label ^ ignored; \\
+                    const u##type counts = (apart | (0 - apart)) >> shift; \\
+                    count += counts; \\
+                    found |= (label | ~(label - most)) & (0 - counts); \\
+                } \\
+                total += count; \\
+                labels += block; \\
+                n -= block; \\
+            } \\
+            *bad |= (int)(found >> shift); \\
+            return total; \\
+        }
+    LABELS_COUNT(labels_count_32, int32_t)
+    LABELS_COUNT(labels_count_64, int64_t)
+    """
+    Py_ssize_t labels_count_32(
+        const int32_t *, Py_ssize_t, int64_t ignored, int64_t classes, int *bad) nogil
+    Py_ssize_t labels_count_64(
+        const int64_t *, Py_ssize_t, int64_t ignored, int64_t classes, int *bad) nogil
+
+
+cdef int set_ignored(Scan *scan, Problem *problem, object ignore_index) except -1:
+    """Set the ignored label; it may be any whole number."""
+    cdef int kind = problem.arrays[<int>LABELS].kind
+    cdef int overflow = 0
+    cdef int64_t number = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
+    scan.nothing_ignored = overflow != 0
+    scan.large_ignored = 0
+    problem.options.ignore_index = -1 if overflow else number
+    if kind == KIND_UINT64 and ignore_index >= INT64_MAX and ignore_index <= UINT64_MAX:
+        # Labels from INT64_MAX on come as that one.
+        scan.nothing_ignored = False
+        scan.large_ignored = ignore_index
+        problem.options.ignore_index = INT64_MAX
+    return 0
+
+
+cdef int check_labels(const Array *labels) except -1:
+    if is_float_kind(labels.kind) or labels.kind == KIND_BOOL:
+        raise TypeError("labels are whole numbers")
+    return 0
+
+
+cdef void scan_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const Scan *scan = <const Scan *>context
+    cdef const Problem *problem = scan.problem
+    cdef Py_ssize_t first = task * SCAN_PER_TASK
+    cdef Py_ssize_t stop = min(first + SCAN_PER_TASK, problem.layout.rows)
+    cdef const Array *labels = &problem.arrays[<int>LABELS]
+    cdef bint weighted = (
+        has(problem, SAMPLE_WEIGHT)
+        or (labels.data != NULL and problem.options.class_weight != NULL))
+    if labels.data == NULL:
+        scan.sums[task] = weights_sum(problem, first, stop) if weighted else stop - first
+    elif not weighted and not scan.nothing_ignored and labels_are_plain(labels):
+        if labels.kind == KIND_INT64:
+            scan.sums[task] = labels_count_64(
+                <const int64_t *>labels.data + first, stop - first,
+                problem.options.ignore_index, problem.layout.classes, scan.bad + task)
+        else:
+            scan.sums[task] = labels_count_32(
+                <const int32_t *>labels.data + first, stop - first,
+                problem.options.ignore_index, problem.layout.classes, scan.bad + task)
+    else:
+        scan.sums[task] = labels_sum(scan, weighted, first, stop, scan.bad + task)
+
+
+cdef inline bint labels_are_plain(const Array *labels) noexcept nogil:
+    return (
+        (labels.kind == KIND_INT64 or labels.kind == KIND_INT32) and not labels.swapped
+        and labels.row_stride == labels.size and <size_t>labels.data % <size_t>labels.size == 0)
+
+
+cdef inline double weight_of(const Problem *problem, Py_ssize_t row) noexcept nogil:
+    """The sample weight of a row."""
+    cdef const Array *weights = &problem.arrays[<int>SAMPLE_WEIGHT]
+    cdef const char *place = weights.data + row_offset(&problem.layout, weights, row)
+    cdef double weight
+    if weights.kind == KIND_FLOAT64 and not weights.swapped:
+        memcpy(&weight, place, sizeof(weight))
+        return weight
+    return number_read(place, weights.kind, weights.swapped)
+
+
+cdef double weights_sum(const Problem *problem, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    cdef double total = 0
+    cdef Py_ssize_t row
+    for row in range(first, stop):
+        total += weight_of(problem, row)
+    return total
+
+
+cdef double labels_sum(
+    const Scan *scan, bint weighted, Py_ssize_t first, Py_ssize_t stop, int *bad
+) noexcept nogil:
+    """The weight of the rows that count, of labels of any kind."""
+    cdef const Problem *problem = scan.problem
+    cdef int64_t[SCAN_BLOCK] labels
+    cdef double total = 0
+    cdef Py_ssize_t n, count
+    while first < stop:
+        n = labels_block(problem, first, stop, labels)
+        if scan.nothing_ignored or scan.large_ignored != 0:
+            labels_tell_apart(scan, first, n, labels)
+        count = labels_count_64(
+            labels, n, problem.options.ignore_index, problem.layout.classes, bad)
+        total += weights_of_labels(problem, first, n, labels) if weighted else count
+        first += n
+    return total
+
+
+cdef inline double weights_of_labels(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels
+) noexcept nogil:
+    """The weight of those of n rows that count; any number where one has no class."""
+    cdef double total = 0, weight
+    cdef int64_t last = problem.layout.classes - 1
+    cdef Py_ssize_t k
+    for k in range(n):
+        if labels[k] == problem.options.ignore_index:
+            continue
+        weight = 1
+        if problem.options.class_weight != NULL:
+            weight = problem.options.class_weight[max(<int64_t>0, min(labels[k], last))]
+        if has(problem, SAMPLE_WEIGHT):
+            weight *= weight_of(problem, first + k)
+        total += weight
+    return total
+
+
+cdef inline Py_ssize_t labels_block(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, int64_t *labels
+) noexcept nogil:
+    """Read labels from row `first` on; return how many."""
+    cdef const Array *array = &problem.arrays[<int>LABELS]
+    cdef Py_ssize_t n = min(<Py_ssize_t>SCAN_BLOCK, stop - first)
+    cdef Py_ssize_t step = array.row_stride
+    if step == 0:
+        n = min(n, problem.layout.inner - first % problem.layout.inner)
+        step = array.inner_stride
+    labels_read(
+        labels, array.data + row_offset(&problem.layout, array, first), step, n, array.kind,
+        array.swapped)
+    return n
+
+
+cdef void labels_tell_apart(
+    const Scan *scan, Py_ssize_t first, Py_ssize_t n, int64_t *labels
+) noexcept nogil:
+    """Make those no class that look like the ignored one only."""
+    cdef const Array *array = &scan.problem.arrays[<int>LABELS]
+    cdef uint64_t label = 0
+    cdef Py_ssize_t k
+    for k in range(n):
+        if labels[k] != scan.problem.options.ignore_index:
+            continue
+        if scan.large_ignored != 0:
+            memcpy(
+                &label, array.data + row_offset(&scan.problem.layout, array, first + k),
+                sizeof(label))
+            if (label_swapped(label) if array.swapped else label) == scan.large_ignored:
+                continue
+        labels[k] = INT64_MIN
+
+
+cdef extern from *:
+    uint64_t label_swapped "__builtin_bswap64"(uint64_t) nogil
+
+
+cdef double scan_rows(Scan *scan, Problem *problem, int n_threads, int *bad) except? -1.0:
+    """Return what the mean divides by; set `bad` if a label is no class."""
+    cdef Py_ssize_t tasks = task_count(problem.layout.rows, SCAN_PER_TASK)
+    cdef Py_ssize_t task
+    cdef double total = 0
+    scan.problem = problem
+    if tasks == 1:
+        scan.sums = &total
+        scan.bad = bad
+        scan_task(scan, 0, NULL)
+        return total
+    scan.sums = <double *>aligned_memory(tasks * (sizeof(double) + sizeof(int)))
+    scan.bad = <int *>(scan.sums + tasks)
+    memset(scan.bad, 0, tasks * sizeof(int))
+    share_out_tasks(scan_task, tasks, scan, n_threads, NULL, 0, False)
+    for task in range(tasks):
+        total += scan.sums[task]
+        bad[0] |= scan.bad[task]
+    memory_give(scan.sums)
+    return total

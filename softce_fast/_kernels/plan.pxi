@@ -1,0 +1,371 @@
+# The plan of a call: decided here, from one table, before anything runs. Any plan gives the same
+# bits, but for `few_digits`; and the sum of results has an order that rows_per_task fixes.
+#
+# A plan can be recorded and, for tests and benchmarks, forced: recording() and forcing() at the
+# end. Uses problem.pxd, layout.pxi, share.pxi.
+
+cpdef enum Threshold:
+    # ACROSS
+    ACROSS_ROWS = 4            # fewest rows that go across,
+    ACROSS_CLASSES = 120       # and most classes of packed ones; in float64 half of it within
+    #                            the caches.
+    STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
+    BATCH = 4                  # Groups worked on together: of packed rows,
+    BATCH_CLASSES = 256        # with so many classes in all at most;
+    MOST_BATCH = 16            # of neighbouring rows,
+    PANEL_BYTES = 524288       # with as many bytes of a chunk at most, for the second-level cache,
+    FEWEST_TASKS = 8           # and so that this many tasks are left.
+    # ALONG
+    WORK_AT_ONCE = 4096        # Numbers of rows worked on together, in the first-level cache.
+    KEPT_CLASSES = 131072      # Longest row whose exponentials the second-level cache keeps,
+    KEPT_BYTES = 33554432      # and largest output that is worth it: they come back from a cache.
+    # Memory
+    LARGE_BYTES = 16777216     # Arrays from this size on are larger than the caches; outputs are
+    #                            written past them.
+    FETCHED_BYTES = 4194304    # Smaller ones are in the caches already: fetching ahead would take
+    #                            lines from other threads.
+    # Tasks
+    ROWS_PER_TASK = 2048       # Most rows of a task: their results are kept until its end.
+    LABELS_PER_TASK = 4096     # The same of losses that are one element each.
+
+
+# By the numbers of Operation and Pass.
+OPERATIONS = (
+    "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy",
+    "softmax_backward", "log_softmax_backward", "probability_loss", "curvature", "label_loss",
+    "binary_loss",
+)
+PASSES = ("along", "across")
+
+
+cdef inline bint has_row_state(Operation operation) noexcept nogil:
+    return operation <= DENSE_CROSS_ENTROPY
+
+
+cdef inline Py_ssize_t chunk_classes(Operation operation) noexcept nogil:
+    """How many classes a chunk of a row has."""
+    if operation == LABEL_LOSS:
+        return PY_SSIZE_T_MAX
+    if has_row_state(operation) or operation == BINARY_LOSS:
+        return CHUNK
+    return PAIR_CHUNK
+
+
+cdef inline Py_ssize_t batch_bytes(const Problem *problem, Role role) noexcept nogil:
+    return problem.layout.rows * problem.layout.classes * problem.arrays[<int>role].size
+
+
+# ---- what a problem allows -----------------------------------------------------------------------
+
+
+cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept nogil:
+    """Whether the passes can read INPUT where it is."""
+    cdef const Array *array = &problem.arrays[<int>INPUT]
+    if array.kind != real_kind or array.swapped or has(problem, MASK):
+        return False
+    if problem.layout.class_axes > 1:
+        return False
+    return has_neighbour_classes(problem, INPUT) or (
+        problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT))
+
+
+cdef inline bint can_stream(const Problem *problem) noexcept nogil:
+    """Whether OUTPUT has runs of memory that can be written past the caches."""
+    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    return (
+        has_row_state(problem.operation) and output.data != NULL and not output.swapped
+        and output.data != problem.arrays[<int>INPUT].data
+        and (has_neighbour_classes(problem, OUTPUT) or has_neighbour_rows(problem, OUTPUT)))
+
+
+cdef inline bint can_keep(const Problem *problem) noexcept nogil:
+    """Whether there are exponentials to keep."""
+    return (
+        problem.plan.passes == ALONG and has_row_state(problem.operation)
+        and has(problem, OUTPUT) and not emits_logarithms(problem.operation))
+
+
+cdef inline bint can_keep_in_output(const Problem *problem, int real_kind) noexcept nogil:
+    """Whether they fit there, and it holds nothing that is read once more."""
+    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    cdef int role
+    if not (
+        can_keep(problem) and output.kind == real_kind and not output.swapped
+        and has_neighbour_classes(problem, OUTPUT) and not has(problem, MASK)
+        # The gradient of a single row may take the place of the weights.
+        and <const char *>problem.options.class_weight != output.data
+    ):
+        return False
+    for role in range(ROLES):
+        if role != <int>OUTPUT and problem.arrays[role].data != NULL and overlap(
+            &problem.layout, &problem.arrays[role], output
+        ):
+            return False
+    return True
+
+
+cdef inline bint can_leave_rest_along(const Problem *problem) noexcept nogil:
+    return problem.plan.passes == ACROSS and has_neighbour_classes(problem, INPUT)
+
+
+# ---- what pays -----------------------------------------------------------------------------------
+
+
+cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
+    """Which way the lanes of a vector lie."""
+    cdef const Layout *layout = &problem.layout
+    cdef const Array *input = &problem.arrays[<int>INPUT]
+    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    cdef bint neighbours = has_neighbour_classes(problem, INPUT)
+    cdef Py_ssize_t most = ACROSS_CLASSES
+    if problem.plan.by_chunks or not has_row_state(problem.operation):
+        return ALONG
+    if not neighbours or input.row_stride == 0 or (output.data != NULL and not (
+        has_neighbour_classes(problem, OUTPUT)
+        and output.row_stride == layout.classes * output.size
+    )):
+        # Not packed: numbers are taken one by one, unless rows are neighbours.
+        if layout.rows >= ACROSS_ROWS and (
+            layout.classes <= STRIDED_CLASSES
+            or (not neighbours and has_neighbour_rows(problem, INPUT))
+        ):
+            return ACROSS
+        return ALONG
+    if batch_bytes(problem, INPUT) < LARGE_BYTES:
+        most = most * lanes // 16
+    if layout.classes <= most and layout.rows >= (
+        ACROSS_ROWS if layout.classes <= lanes else lanes
+    ):
+        return ACROSS
+    return ALONG
+
+
+cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nogil:
+    """How many groups go across together."""
+    cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.layout.classes)
+    cdef Py_ssize_t bytes_ = columns * 64    # a vector's each
+    if problem.plan.passes == ALONG:
+        return 1
+    if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
+        return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
+    if emits_logarithms(problem.operation) or is_dense(problem.operation):
+        # What is added up lies behind the logits; and behind probabilities.
+        bytes_ *= 3 if has(problem, SECOND) else 2
+    return max(1, min(
+        min(<Py_ssize_t>MOST_BATCH, PANEL_BYTES // bytes_),
+        problem.layout.rows // (lanes * FEWEST_TASKS)))
+
+
+cdef inline Py_ssize_t rows_per_task_for(const Problem *problem, int lanes) noexcept nogil:
+    """How many rows make a task. It does not depend on the threads: sums are by task."""
+    cdef const Layout *layout = &problem.layout
+    cdef Py_ssize_t rows = task_work(layout.rows * layout.classes, lanes) // layout.classes
+    cdef Py_ssize_t least = lanes
+    if problem.operation == LABEL_LOSS:
+        return LABELS_PER_TASK
+    if not has_row_state(problem.operation):
+        return max(1, rows)
+    if problem.plan.passes == ACROSS:
+        least *= problem.plan.batch
+    elif problem.plan.chunks > 1:
+        least = 1
+    return max(least, min(<Py_ssize_t>ROWS_PER_TASK, rows) // least * least)
+
+
+cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nogil:
+    """How far ahead to fetch, in bytes."""
+    cdef const Array *input = &problem.arrays[<int>INPUT]
+    if batch_bytes(problem, INPUT) < FETCHED_BYTES or not has_row_state(problem.operation):
+        return 0
+    if not has_neighbour_classes(problem, INPUT):
+        return problem.plan.batch * lanes * input.size if problem.plan.passes == ACROSS else 0
+    if problem.plan.chunks > 1:
+        return CHUNK * input.size
+    return 2 * problem.plan.rows_at_once * problem.plan.batch * input.row_stride
+
+
+cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcept nogil:
+    """Whether results are stored with so few digits that plain sums have enough."""
+    return (
+        is_half_kind(result_kind) and not is_dense(problem.operation)
+        and problem.operation != PROBABILITY_LOSS
+        and problem.options.class_weight == NULL and problem.options.z_loss == 0
+        and not has(problem, SAMPLE_WEIGHT))
+
+
+cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
+    """Whether a task is a chunk of a row."""
+    if problem.operation == BINARY_LOSS:
+        return problem.plan.chunks > 1    # whatever the threads: its sums are by task
+    return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
+
+
+cdef int plan_tasks(Problem *problem, int lanes) except -1:
+    """First decide how rows are passed through, and shared out: each step follows from the last."""
+    cdef Plan *plan = &problem.plan
+    settle(plan)
+    plan.by_chunks = by_chunks_for(problem)
+    settle(plan)
+    plan.passes = passes_for(problem, lanes)
+    settle(plan)
+    plan.batch = batch_for(problem, lanes)
+    settle(plan)
+    plan.rows_per_task = rows_per_task_for(problem, lanes)
+    settle(plan)
+    plan.tasks = problem.layout.rows * plan.chunks if plan.by_chunks else task_count(
+        problem.layout.rows, plan.rows_per_task)
+    plan.threads = <int>min(<Py_ssize_t>plan.threads, plan.tasks)
+    return 0
+
+
+cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind) noexcept:
+    """Then what follows from that."""
+    cdef Plan *plan = &problem.plan
+    cdef bint is_long = plan.by_chunks or problem.layout.classes > KEPT_CLASSES
+    plan.rows_at_once = lanes
+    if plan.passes == ALONG:
+        plan.rows_at_once = max(1, min(
+            <Py_ssize_t>lanes, WORK_AT_ONCE // problem.layout.classes))
+    plan.rest_along = (
+        can_leave_rest_along(problem) and problem.layout.classes > lanes
+        and problem.layout.rows % lanes != 0)
+    plan.gather = not reads_in_place(problem, real_kind)
+    plan.few_digits = few_digits_for(problem, result_kind)
+    plan.stream = can_stream(problem) and batch_bytes(problem, OUTPUT) >= LARGE_BYTES
+    plan.keep = can_keep(problem) and not is_long
+    plan.keep_in_output = False
+    if (is_long or not plan.stream) and can_keep_in_output(problem, real_kind) and (
+        batch_bytes(problem, OUTPUT) <= KEPT_BYTES
+    ):
+        # They are read back: the output is not written past the caches.
+        plan.keep = True
+        plan.keep_in_output = True
+        plan.stream = False
+    plan.ahead = ahead_for(problem, lanes)
+
+
+cdef int make_plan(
+    Problem *problem, const Kernels *kernels, int threads, int result_kind
+) except -1:
+    """Plan a problem that has its layout and options, and results that are stored as that kind."""
+    cdef Py_ssize_t columns = chunk_classes(problem.operation)
+    problem.plan.threads = threads
+    problem.plan.chunks = (problem.layout.classes - 1) // columns + 1
+    plan_tasks(problem, kernels.lanes)
+    plan_rest(problem, kernels.lanes, kernels.real_kind, result_kind)
+    settle(&problem.plan)
+    if forced is not None:
+        plan_check(problem, kernels)
+    if recorded is not None:
+        recorded.append(plan_recorded(problem, kernels))
+    return 0
+
+
+# ---- recorded and forced -------------------------------------------------------------------------
+
+cdef list recorded = None
+cdef dict forced = None
+# What a plan follows from is not up to anybody.
+_DERIVED = ("tasks", "chunks")
+
+
+cdef dict plan_recorded(const Problem *problem, const Kernels *kernels):
+    cdef const Layout *layout = &problem.layout
+    plan = <dict>problem.plan
+    plan["passes"] = PASSES[problem.plan.passes]
+    cdef int axis
+    return {
+        "operation": OPERATIONS[problem.operation],
+        "compute": "float32" if kernels.real_kind == KIND_FLOAT32 else "float64",
+        "rows": layout.rows,
+        "classes": layout.classes,
+        "inner": layout.inner,
+        "row_axes": layout.row_axes,
+        "class_axes": layout.class_axes,
+        "lengths": tuple([
+            layout.lengths[axis] for axis in range(layout.row_axes + layout.class_axes)]),
+        **plan,
+    }
+
+
+cdef inline int settle(Plan *plan) except -1:
+    """Let what is forced take the place of what was decided."""
+    if forced is not None:
+        fields = <dict>plan[0]
+        fields.update(forced)
+        plan[0] = fields
+    return 0
+
+
+cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
+    """Raise ValueError if a plan cannot be carried out."""
+    cdef const Plan *plan = &problem.plan
+    cdef int kind = kernels.real_kind
+    impossible = [
+        name
+        for name, holds in (
+            ("passes", plan.passes == ACROSS and (
+                plan.by_chunks or not has_row_state(problem.operation))),
+            ("by_chunks", plan.by_chunks and plan.chunks == 1),
+            ("rows_at_once", plan.rows_at_once > kernels.lanes),
+            ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),
+            ("rest_along", plan.rest_along and not can_leave_rest_along(problem)),
+            ("gather", not plan.gather and not reads_in_place(problem, kind)),
+            ("stream", plan.stream and not can_stream(problem)),
+            ("keep", plan.keep and not (
+                can_keep(problem) and (plan.keep_in_output or not plan.by_chunks))),
+            ("keep_in_output", plan.keep_in_output and (
+                not plan.keep or plan.stream or not can_keep_in_output(problem, kind))),
+        )
+        if holds
+    ]
+    if impossible:
+        raise ValueError(
+            f"a plan with {', '.join(f'{name}={forced.get(name)}' for name in impossible)} is not "
+            f"possible for {OPERATIONS[problem.operation]} of this layout")
+    return 0
+
+
+@contextmanager
+def recording():
+    """Yield a list to which each call in the body adds its plans. Not for several threads."""
+    global recorded
+    before = recorded
+    plans = []
+    recorded = plans
+    try:
+        yield plans
+    finally:
+        recorded = before
+
+
+@contextmanager
+def forcing(**fields):
+    """Replace fields of all plans made in the body. Not for several threads.
+
+    A field that does not exist, or can be derived only, is a ValueError; so is, in the call itself,
+    a plan that its arrays do not allow: then nothing is written.
+    """
+    global forced
+    cdef Plan plan
+    memset(&plan, 0, sizeof(plan))
+    known = <dict>plan
+    for name, value in fields.items():
+        if name not in known or name in _DERIVED:
+            names = ", ".join(sorted(known.keys() - _DERIVED))
+            raise ValueError(f"a plan has no field {name!r} to force, but {names}")
+        if name == "passes":
+            if value not in PASSES:
+                raise ValueError(f"passes must be one of {', '.join(PASSES)}, not {value!r}")
+            fields[name] = PASSES.index(value)
+        elif type(value) is not type(known[name]) or value < (name in _COUNTS):
+            raise ValueError(f"{name} cannot be {value!r}")
+    before = forced
+    forced = {**(before or {}), **fields}
+    try:
+        yield
+    finally:
+        forced = before
+
+
+_COUNTS = ("threads", "rows_per_task", "rows_at_once", "batch")
