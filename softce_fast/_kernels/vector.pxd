@@ -57,6 +57,16 @@ cdef extern from "vector.h" nogil:
     void rows_from_columns(vector *rows, const vector *columns, Py_ssize_t n)
     void vectors_halve(const vector *pair, Py_ssize_t width, vector *even, vector *odd)
 
+    ctypedef struct octet:    # eight doubles
+        pass
+    octet octet_set(double x)
+    octet octet_load(const double *p)
+    octet octet_from_reals(const real *p)
+    void octet_store(double *p, octet v)
+    octet octet_multiply(octet a, octet b)
+    octet octet_product_or_zero(octet a, octet b)        # 0 where a is, whatever b is
+    void octet_add(octet *sum, octet *rest, octet x)     # and what that loses, to `rest`
+
     environment environment_enter()
     void environment_leave(environment before)
     Py_ssize_t stream_head(const void *p, Py_ssize_t size)

@@ -93,7 +93,7 @@ cdef inline BackwardRow backward_row(
     const Problem *problem, const PairSum *total
 ) noexcept nogil:
     cdef double temperature = problem.options.temperature
-    cdef double inverse = 1 / temperature
+    cdef double inverse
     cdef BackwardRow row
     cdef PairSum own
     own.sum = total.left_out
@@ -103,10 +103,12 @@ cdef inline BackwardRow backward_row(
     row.total = double_double_set(own.sum, own.rest)
     row.others = double_double_set(total.sum, total.rest)
     row.left_out = vector_set(<real>total.left_out)
-    row.inverse = double_double_set(inverse, inverse * (
-        (1 - inverse * temperature) - product_error(inverse, temperature)))
     row.hot = temperature > 1
     row.tempered = temperature != 1
+    if row.tempered:
+        inverse = 1 / temperature
+        row.inverse = double_double_set(inverse, inverse * (
+            (1 - inverse * temperature) - product_error(inverse, temperature)))
     return row
 
 

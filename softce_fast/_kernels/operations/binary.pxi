@@ -358,13 +358,11 @@ cdef void binary_elements(
     binary_write(problem, OUTPUT, row, start, n, at.gradient, scratch.raw)
 
 
-cdef inline void numbers_add(LaneSums *lanes, const real *x, Py_ssize_t n) noexcept nogil:
-    cdef double[8] number
-    cdef Py_ssize_t i, k
-    for i in range(0, n, 8):
-        for k in range(8):
-            number[k] = x[i + k] if i + k < n else 0
-        lanes_add(lanes, number)
+cdef void numbers_add(LaneSums *lanes, const real *x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i < n:
+        octet_add(&lanes.sum, &lanes.rest, reals_from(x, i, n))
+        i += 8
 
 
 cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:

@@ -17,44 +17,32 @@ cdef enum:
 
 
 cdef struct LaneSums:
-    # Eight sums, and what each lost.
-    double[8] sum
-    double[8] rest
+    # Eight sums in double, and what each lost.
+    octet sum
+    octet rest
 
 
 cdef inline void lanes_open(LaneSums *lanes) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(8):
-        lanes.sum[k] = 0
-        lanes.rest[k] = 0
-
-
-cdef inline void lanes_add(LaneSums *lanes, const double *x) noexcept nogil:
-    cdef Py_ssize_t k
-    cdef double total, kept
-    for k in range(8):
-        total = lanes.sum[k] + x[k]
-        kept = total - lanes.sum[k]
-        lanes.rest[k] += (lanes.sum[k] - (total - kept)) + (x[k] - kept)
-        lanes.sum[k] = total
+    lanes.sum = octet_set(0)
+    lanes.rest = lanes.sum
 
 
 cdef inline PairSum lanes_total(const LaneSums *lanes) noexcept nogil:
     cdef PairSum total, lane
+    cdef double[8] sum_
+    cdef double[8] rest
     cdef Py_ssize_t k
-    total.sum = 0
-    total.rest = 0
-    total.left_out = 0
+    octet_store(sum_, lanes.sum)
+    octet_store(rest, lanes.rest)
     lane.left_out = 0
-    for k in range(8):
-        lane.sum = lanes.sum[k]
-        lane.rest = lanes.rest[k]
+    total = lane
+    total.sum = sum_[0]
+    total.rest = rest[0]
+    for k in range(1, 8):
+        lane.sum = sum_[k]
+        lane.rest = rest[k]
         total = pair_sum_merge(total, lane)
     return total
-
-
-cdef inline double product_of(double coefficient, double logarithm) noexcept nogil:
-    return 0 if coefficient == 0 else coefficient * logarithm
 
 
 cdef void logarithms_of(const real *x, Py_ssize_t n, real *to) noexcept nogil:
@@ -66,32 +54,45 @@ cdef void logarithms_of(const real *x, Py_ssize_t n, real *to) noexcept nogil:
         i += LANES
 
 
+cdef inline octet reals_from(const real *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """Eight numbers from i on; 0 past the end."""
+    cdef real[8] number
+    cdef Py_ssize_t k
+    if i + 8 <= n:
+        return octet_from_reals(x + i)
+    for k in range(8):
+        number[k] = x[i + k] if i + k < n else <real>0
+    return octet_from_reals(number)
+
+
+cdef inline octet doubles_from(const double *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    cdef double[8] number
+    cdef Py_ssize_t k
+    if i + 8 <= n:
+        return octet_load(x + i)
+    for k in range(8):
+        number[k] = x[i + k] if i + k < n else 0
+    return octet_load(number)
+
+
 cdef inline PairSum weighted_sum(
     const real *target, const real *logarithms, const double *class_weight, double weight,
     Py_ssize_t n,
 ) noexcept nogil:
     """The sum of target * class_weight * weight * logarithm. class_weight: a constant, if NULL."""
     cdef LaneSums lanes
-    cdef double[8] term
-    cdef Py_ssize_t i = 0, k
+    cdef octet coefficient
+    cdef octet of_row = octet_set(weight)
+    cdef Py_ssize_t i = 0
     lanes_open(&lanes)
-    while i + 8 <= n:
-        for k in range(8):
-            term[k] = product_of(
-                target[i + k] * (
-                    weight if class_weight == NULL else class_weight[i + k] * weight),
-                logarithms[i + k])
-        lanes_add(&lanes, term)
+    while i < n:
+        coefficient = of_row
+        if class_weight != NULL:
+            coefficient = octet_multiply(doubles_from(class_weight, i, n), of_row)
+        coefficient = octet_multiply(reals_from(target, i, n), coefficient)
+        octet_add(&lanes.sum, &lanes.rest, octet_product_or_zero(
+            coefficient, reals_from(logarithms, i, n)))
         i += 8
-    if i < n:
-        for k in range(8):
-            term[k] = 0
-        for k in range(n - i):
-            term[k] = product_of(
-                target[i + k] * (
-                    weight if class_weight == NULL else class_weight[i + k] * weight),
-                logarithms[i + k])
-        lanes_add(&lanes, term)
     return lanes_total(&lanes)
 
 
