@@ -289,14 +289,15 @@ def cross_entropy(
     ndarray logits not None, ndarray labels, ndarray probabilities, ndarray where, ndarray losses,
     ndarray gradient, int axis, ndarray class_weight, ndarray sample_weight,
     double label_smoothing, double z_loss, double temperature, bint mean, denominator,
-    ignore_index, threads_for, dtype=None,
+    ignore_index, int power, threads_for, dtype=None,
 ):
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
     Of `labels` and `probabilities` one is None. `losses` and `gradient` are written where they are
     given, but not if a label is no class. The gradient is that of the sum, or with `mean` that of
     the mean, which divides by `denominator` if that is not None. Dividing by 0 is left to the
-    caller. `dtype` is that of the results, if it is not that of the logits.
+    caller. Losses and gradients, but not the sum, are multiplied by 2**power: what was taken out
+    of weights before. `dtype` is that of the results, if it is not that of the logits.
     """
     cdef Call call
     cdef Problem *problem = &call.problem
@@ -312,6 +313,7 @@ def cross_entropy(
     problem.options.label_smoothing = label_smoothing
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
+    problem.options.power = power
     return run_loss(
         &call, labels, probabilities, losses, class_weight, sample_weight, mean, denominator,
         ignore_index, result_kind_for(dtype, logits), threads_for)
@@ -320,7 +322,7 @@ def cross_entropy(
 def negative_log(
     ndarray values not None, ndarray labels, ndarray probabilities, ndarray losses, int axis,
     ndarray class_weight, ndarray sample_weight, ignore_index, bint values_are_logarithms,
-    threads_for, dtype=None,
+    int power, threads_for, dtype=None,
 ):
     """Return the sum of the losses of given (log-)probabilities, as cross_entropy()."""
     cdef Call call
@@ -329,6 +331,7 @@ def negative_log(
         <unsigned long long>1 << axis)
     call_array(&call, INPUT, values)
     call.problem.options.logarithms = values_are_logarithms
+    call.problem.options.power = power
     return run_loss(
         &call, labels, probabilities, losses, class_weight, sample_weight, False, None,
         ignore_index, result_kind_for(dtype, values), threads_for)

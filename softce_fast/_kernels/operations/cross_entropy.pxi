@@ -153,7 +153,7 @@ cdef inline Scaled scale_of_gradients(const Problem *problem) noexcept nogil:
     """What every row's gradient is multiplied by."""
     cdef Scaled scale
     scale.number = 1 / power_split(problem.options.temperature, &scale.power)
-    scale.power = problem.options.coefficient_power - scale.power
+    scale.power = problem.options.power + problem.options.coefficient_power - scale.power
     return scaled_product(scale, problem.options.gradient_scale)
 
 
@@ -166,10 +166,10 @@ cdef inline void row_factor(
     cdef double factor
     power_split(largest, &power)
     factor = power_apply(scale.number, -power)
-    # What the power itself cannot hold, the factors do.
+    # What the power itself cannot hold, the factors do; what they cannot, either, is out of range.
     power += scale.power - HEADROOM
     within = max(-limit, min(limit, power))
-    factor = power_apply(factor, HEADROOM + power - within)
+    factor = power_apply(factor, min(HEADROOM + power - within, limit - HEADROOM // 2))
     lanes[0][0][k] = factor * (target + rest)
     lanes[0][1][k] = factor * target
     lanes[0][2][k] = factor * rest
@@ -246,6 +246,7 @@ cdef inline void finish_gradient(
     recipe.at_label = others_gradient(group, &factors, total)
     if problem.options.z_loss != 0:
         recipe.at_label = vector_add(recipe.at_label, own_gradient(group, &factors, total))
+    recipe.at_label = vector_multiply(recipe.at_label, factors.power)
     unscale_few_digits(recipe, &scratch.scale)
 
 
@@ -253,18 +254,18 @@ cdef inline vector others_gradient(
     const Group *group, const RowFactors *factors, DoubleDouble total
 ) noexcept nogil:
     """Minus the share of the others, where subtracting that of one from 1 would lose the digits."""
-    return output_product(
-        vector_subtract(
-            vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low)),
-        double_double_quotient(factors.target, total), factors.power, False)
+    cdef DoubleDouble share = double_double_quotient(factors.target, total)
+    cdef vector others = vector_subtract(
+        vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low))
+    return vector_fma(others, share.high, vector_multiply(others, share.low))
 
 
 cdef inline vector own_gradient(
     const Group *group, const RowFactors *factors, DoubleDouble total
 ) noexcept nogil:
-    """What z_loss adds where the others' share is all there is besides."""
-    return output_product(
-        group.own.high, double_double_quotient(factors.rest, total), factors.power, False)
+    """What z_loss adds to it."""
+    cdef DoubleDouble share = double_double_quotient(factors.rest, total)
+    return vector_fma(group.own.high, share.high, vector_multiply(group.own.high, share.low))
 
 
 cdef void finish_dense_gradient(
@@ -296,10 +297,10 @@ cdef void finish_dense_gradient(
                     own.high, recipe.factor.high, vector_multiply(own.high, recipe.factor.low))),
             factors.power)
     recipe.at_top = vector_fma(
-        vector_multiply(factors.coefficient, factors.power), others,
-        others_gradient(group, factors, total))
+        factors.coefficient, others, others_gradient(group, factors, total))
     if problem.options.z_loss != 0:
         recipe.at_top = vector_add(recipe.at_top, own_gradient(group, factors, total))
+    recipe.at_top = vector_multiply(recipe.at_top, factors.power)
 
 
 cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:
