@@ -403,11 +403,15 @@ _EXTREME, _FAR, _LAST = 100, 900, 1074
 
 
 def _exponent(weight: Array | None) -> int:
-    """Return the binary exponent of the largest weight; 0 if there is none."""
+    """Return the binary exponent in the middle of those of the weights; 0 if there are none."""
     if weight is None:
         return 0
-    largest = np.abs(weight).max(where=np.isfinite(weight), initial=0)
-    return int(np.frexp(np.float64(largest))[1])
+    size = np.abs(weight).astype(np.float64, copy=False)
+    counts = (size > 0) & (size < np.inf)
+    least = size.min(where=counts, initial=np.inf)
+    if least == np.inf:
+        return 0
+    return int(np.frexp(least)[1] + np.frexp(size.max(where=counts, initial=0))[1]) // 2
 
 
 def _checked_sums(
@@ -415,7 +419,8 @@ def _checked_sums(
 ) -> tuple[float, float]:
     """Return what the kernels found, or raise the error for the label that is no class."""
     if found is not None:
-        return float(np.ldexp(found[0], power)), found[1]
+        with np.errstate(all="ignore"):  # a sum beyond float64 is inf or 0
+            return float(np.ldexp(found[0], power)), found[1]
     assert call.labels is not None
     _checks.check_labels(call.labels, call.classes, call.ignore_index)
     raise IndexError("target was changed during the call, and held a label that is no class")

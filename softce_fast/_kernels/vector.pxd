@@ -57,7 +57,8 @@ cdef extern from "vector.h" nogil:
     void rows_from_columns(vector *rows, const vector *columns, Py_ssize_t n)
     void vectors_halve(const vector *pair, Py_ssize_t width, vector *even, vector *odd)
 
-    environment environment_enter()
+    environment environment_enter()    # subnormal numbers are 0
+    environment environment_plain()
     void environment_leave(environment before)
     Py_ssize_t stream_head(const void *p, Py_ssize_t size)
     void stores_finish()
