@@ -20,6 +20,7 @@ cdef struct Wide:
 
 cdef enum:
     EXPONENT_OF_ZERO = -1048576    # below any other
+    NEAR_IS_SMALL = -60            # log(1 + x) of an x of that exponent is x
 
 
 cdef inline vector clamped(vector x, real low, real high) noexcept nogil:
@@ -99,44 +100,48 @@ cdef struct BinaryElements:
 
 cdef struct Odds:
     # What a logit x comes to.
-    Wide small    # exp(-|x|)
-    vector near     # log(1 + exp(-|x|)),
-    vector far      # log(1 + exp(|x|))
-    mask positive   # x > 0: the far one is that of no
+    Wide small             # exp(-|x|),
+    DoubleDouble others    # 1 + exp(-|x|),
+    vector near            # log(1 + exp(-|x|)),
+    vector far             # log(1 + exp(|x|))
+    mask positive          # x > 0: the far one is that of no
 
 
-cdef inline Odds odds_of(vector x, bint any_size, const Scale *scale) noexcept nogil:
-    """`any_size`, a constant: the exponential is wanted apart from its power of two."""
+cdef inline Odds odds_of(vector x, const Scale *scale) noexcept nogil:
     cdef vector zero = vector_set(0.0)
-    cdef vector size = vector_absolute(x)
-    cdef vector minus = vector_subtract(zero, size)
-    cdef Odds odds
-    cdef Reference reference
+    cdef vector one = vector_set(1.0)
     cdef vector rounder = vector_set(ROUNDER)
-    if any_size:
-        # Beyond, no weight could bring it back into the range.
-        minus = vector_maximum(vector_set(-300.0 if sizeof(real) == 4 else -2200.0), minus)
-        reference.shift = zero
-        reference.exponent = vector_subtract(
-            vector_fma(minus, vector_set(scale.log2e / STEPS), rounder), rounder)
-        odds.small.fraction = exponential(minus, reference, scale)
-        odds.small.exponent = vector_select(
-            vector_equal(x, x), reference.exponent, zero)    # NaN is in the fraction
-        odds.near = logarithm_of_one_plus(wide_value(odds.small))
-    else:
-        odds.small.fraction = plain_exponential(minus, scale)
-        odds.near = logarithm_of_one_plus(odds.small.fraction)
+    cdef vector size = vector_absolute(x)
+    # Beyond, no weight could bring the exponential back into the range.
+    cdef vector minus = vector_maximum(
+        vector_set(-300.0 if sizeof(real) == 4 else -2200.0), vector_subtract(zero, size))
+    cdef Reference reference
+    cdef DoubleDouble e
+    cdef Odds odds
+    reference.shift = zero
+    reference.exponent = vector_subtract(
+        vector_fma(minus, vector_set(scale.log2e / STEPS), rounder), rounder)
+    e = exponential_pair(minus, reference, scale)
+    odds.small.fraction = e.high
+    odds.small.exponent = vector_select(
+        vector_equal(x, x), reference.exponent, zero)    # NaN is in the fraction
+    e.high = wide_value(odds.small)
+    odds.others = double_double_from(vector_add(one, e.high))
+    odds.others.low = vector_add(
+        vector_subtract(e.high, vector_subtract(odds.others.high, one)),
+        vector_multiply(e.low, power_of_two(odds.small.exponent)))
+    odds.near = vector_select(
+        vector_greater(vector_set(NEAR_IS_SMALL), odds.small.exponent), e.high,
+        logarithm(odds.others.high, odds.others.low, zero))
     odds.far = vector_add(odds.near, size)
     odds.positive = vector_greater(x, zero)
     return odds
 
 
-cdef inline DoubleDouble sigmoid_of_size(vector small, DoubleDouble scale) noexcept nogil:
-    """1 / (1 + exp(-|x|)), times a scale, where exp(-|x|) is given."""
-    cdef vector one = vector_set(1.0)
-    cdef DoubleDouble total = double_double_from(vector_add(one, small))
-    total.low = vector_subtract(small, vector_subtract(total.high, one))
-    return double_double_product(double_double_quotient(one, total), scale)
+cdef inline DoubleDouble sigmoid_of_size(const Odds *odds, DoubleDouble scale) noexcept nogil:
+    """The sigmoid of |x|, 1 / (1 + exp(-|x|)), times a scale."""
+    return double_double_product(
+        double_double_quotient(vector_set(1.0), odds.others), scale)
 
 
 cdef inline vector signed_product(mask positive, vector x, DoubleDouble factor) noexcept nogil:
@@ -152,7 +157,7 @@ cdef inline void logit_losses(
     cdef vector x = row_vector(at.x, i, at.n)
     cdef vector yes = row_vector(at.yes, i, at.n)
     cdef vector no = vector_subtract(vector_set(1.0), yes)
-    cdef Odds odds = odds_of(x, False, scale)
+    cdef Odds odds = odds_of(x, scale)
     cdef vector of_far = vector_select(odds.positive, no, yes)
     cdef vector of_near = vector_select(odds.positive, yes, no)
     loss[0] = vector_add(
@@ -160,8 +165,8 @@ cdef inline void logit_losses(
     if at.gradient != NULL:
         # The sigmoid of -|x| is that of |x| times exp(-|x|).
         gradient[0] = signed_product(
-            odds.positive, vector_fnma(of_near, odds.small.fraction, of_far),
-            sigmoid_of_size(odds.small.fraction, at.gradient_scale))
+            odds.positive, vector_fnma(of_near, wide_value(odds.small), of_far),
+            sigmoid_of_size(&odds, at.gradient_scale))
 
 
 cdef inline Wide wide_weight(const real *weight, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -181,15 +186,14 @@ cdef inline void weighted_logit_losses(
     """The same with weights of any size."""
     cdef vector zero = vector_set(0.0)
     cdef vector t = row_vector(at.yes, i, at.n)
-    cdef Odds odds = odds_of(row_vector(at.x, i, at.n), True, scale)
+    cdef Odds odds = odds_of(row_vector(at.x, i, at.n), scale)
     cdef Wide weight = wide_weight(at.weight, i, at.n)
     cdef Wide yes = wide_product(wide(t), wide_weight(at.pos_weight, i, at.n))
     cdef Wide no = wide(vector_subtract(vector_set(1.0), t))
     cdef Wide of_far = wide_select(odds.positive, no, yes)
     cdef Wide of_near = wide_select(odds.positive, yes, no)
     cdef Wide near = wide_select(
-        # Of what is that small it is the same number.
-        vector_greater(vector_set(-60.0), odds.small.exponent), odds.small, wide(odds.near))
+        vector_greater(vector_set(NEAR_IS_SMALL), odds.small.exponent), odds.small, wide(odds.near))
     cdef Wide total
     loss[0] = wide_value(wide_product(weight, wide_sum(of_far, wide(odds.far), of_near, near)))
     if at.gradient == NULL:
@@ -199,7 +203,7 @@ cdef inline void weighted_logit_losses(
     weight.fraction = vector_select(vector_equal(total.fraction, zero), zero, weight.fraction)
     total.fraction = signed_product(
         odds.positive, total.fraction, double_double_multiply(
-            sigmoid_of_size(wide_value(odds.small), at.gradient_scale), weight.fraction))
+            sigmoid_of_size(&odds, at.gradient_scale), weight.fraction))
     total.exponent = vector_add(total.exponent, weight.exponent)
     gradient[0] = vector_select(
         vector_equal(weight.fraction, zero), zero, wide_value(total))
