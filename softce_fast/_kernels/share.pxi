@@ -149,22 +149,6 @@ cdef inline void share_out_tasks(
         brief)
 
 
-cdef inline void share_out_parts(
-    Task part, Task merge, Task write, bint writes, Py_ssize_t parts, const void *context,
-    int n_threads, char *memory, size_t per_thread,
-) noexcept:
-    """Run `part` for all parts of rows, `merge` once, then, if it `writes`, `write` for all."""
-    cdef Stage[3] stages
-    stages[0].function = part
-    stages[0].tasks = parts
-    stages[1].function = merge
-    stages[1].tasks = 1
-    stages[2].function = write
-    stages[2].tasks = parts
-    share_out(
-        stages, 3 if writes else 2, context, n_threads, memory, per_thread, False)
-
-
 cdef void run_stage(const Stage *stage, const void *context, char *memory) noexcept nogil:
     cdef Py_ssize_t task
     for task in range(stage.tasks):
