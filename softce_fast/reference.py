@@ -318,7 +318,8 @@ def _task(
     if class_weights is not None:
         class_weights = class_weights.astype(compute, copy=False)
     if row_weights is not None:
-        row_weights = row_weights.astype(compute, copy=False)
+        # Not to anything narrower, in which small ones would be a mean of nothing.
+        row_weights = row_weights.astype(np.promote_types(compute, np.float64), copy=False)
     return _Task(
         np.moveaxis(array.astype(compute, copy=False), axis, -1),
         axis,
@@ -497,6 +498,9 @@ def _cross_entropy(
         log_total = _cool(maximum, temperature) + log_sum
         rows = rows + z_loss * log_total[..., 0] ** 2
         from_z = 2 * z_loss * log_total
+    elif spread is None:
+        # A class weight of 0 takes all of its label's row out.
+        rows = np.where(label_part == 0, 0, rows)
     loss = _reduce(rows, task)
     if not with_grad:
         return deliver(loss, task.dtype), None
@@ -516,6 +520,8 @@ def _cross_entropy(
             grad /= grad.dtype.type(divisor)
     if task.ignored is not None:
         grad[task.ignored] = 0
+    if spread is None and not z_loss:
+        grad[label_part == 0] = 0
     if task.sample_weight is not None:
         grad[task.sample_weight == 0] = 0
     grad = np.moveaxis(grad, -1, task.axis)
