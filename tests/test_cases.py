@@ -407,6 +407,20 @@ def test_class_weight_0_takes_out_a_label(dtype: np.dtype, odd: float) -> None:
         assert_ulp(loss[1:], right.loss, "loss", dtype)
 
 
+def test_losses_near_the_largest_number(full_dtype: np.dtype) -> None:
+    # The first class is so far above the others that its loss is lifted for weights to act on.
+    largest = float(np.finfo(full_dtype).max) / 1e8
+    logits = np.array([[largest, -largest, 0, 5]] * 3, full_dtype)
+    weights = np.array([0.7, 0.3, 0.9])
+    for labels in (np.array([0, 1, 2]), np.eye(4, dtype=full_dtype)[[0, 1, 2]]):
+        for more in ({"label_smoothing": 0.1}, {"z_loss": 1e-3 / largest}):
+            options: dict[str, Any] = {"sample_weight": weights, "reduction": "none", **more}
+            right = truth.cross_entropy_with_options(logits, labels, **options)
+            assert (right.loss > 0).all()
+            found = sf.cross_entropy(logits, labels, **options)
+            assert_ulp(found, right.loss, "loss", full_dtype)
+
+
 ZERO_BINARY: list[tuple[float, float, dict[str, Any]]] = [
     (1 + 2.0**-7, 1, {}),
     (1 + 2.0**-23, 1, {}),

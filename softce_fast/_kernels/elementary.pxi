@@ -365,13 +365,20 @@ cdef extern from *:
 
 
 cdef inline vector lifted_log_share(
-    Pair others, Pair own, vector log_share, mask *tiny
+    Pair others, Pair own, vector log_share, vector beside, mask *tiny
 ) noexcept nogil:
-    """negative_log_share(), times 2**HEADROOM where it is `tiny`: nothing of it is lost there."""
+    """negative_log_share(), times 2**HEADROOM where it is `tiny`: nothing of it is lost there.
+
+    Not where what is to be added to it, `beside`, is 1 or more: lifted, too, that could overflow.
+    """
     cdef vector ratio = vector_divide(
         vector_add(others.high, others.low),
         vector_multiply(own.high, vector_set(TWO_TO_MINUS_HEADROOM)))
-    tiny[0] = vector_greater(vector_set(TINY_RATIO * TWO_TO_HEADROOM), ratio)
+    tiny[0] = vector_greater(
+        vector_select(
+            vector_greater(vector_set(TINY_RATIO * TWO_TO_HEADROOM), ratio), vector_set(1.0),
+            vector_set(0.0)),
+        beside)
     return vector_select(tiny[0], ratio, log_share)
 
 

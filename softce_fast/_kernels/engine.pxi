@@ -767,36 +767,47 @@ cdef inline void finish_loss(Group *group, const Problem *problem) noexcept nogi
     # A tiny logarithm is lifted until its weights have made it larger.
     cdef mask tiny = vector_greater(zero, zero)
     cdef vector lift = vector_set(1.0)
-    cdef vector log_share, top, loss, gap
+    cdef vector log_share, top, loss
+    cdef vector spread = zero, gap = zero, beside = zero
     log_share = negative_log_share(
         group.whole.others, group.own, group.own_logit, group.whole.reference, &problem.scale)
-    loss = log_share
-    if weighted:
-        loss = lifted_log_share(group.whole.others, group.own, loss, &tiny)
-        lift = vector_select(tiny, vector_set(TWO_TO_HEADROOM), lift)
-    group.share = vector_set(1.0)
+    group.from_z = zero
     if problem.dense:
-        group.share = group.whole.coefficients
-        top = loss
-        loss = vector_fma(group.share, top, vector_multiply(
-            vector_multiply(group.whole.spread, vector_set(problem.scale.inverse)), lift))
+        spread = vector_multiply(group.whole.spread, vector_set(problem.scale.inverse))
+        beside = vector_absolute(spread)
         if by_label:
             # What the label is given on top of its share in the smoothing.
-            gap = cooled_difference(
-                group.whole.maximum, label_logits(group, problem), &problem.scale)
-            loss = vector_add(loss, product_or_zero(
-                group.label_weight, vector_fma(gap, lift, top)))
-            group.share = vector_add(group.share, group.label_weight)
-    elif problem.class_weight != NULL:
-        loss = product_or_zero(group.label_weight, loss)
-        group.share = group.label_weight
-    group.from_z = zero
+            gap = vector_select(
+                vector_equal(group.label_weight, zero), zero, cooled_difference(
+                    group.whole.maximum, label_logits(group, problem), &problem.scale))
+            # The gap is lifted before it is weighted.
+            beside = vector_maximum(beside, vector_multiply(gap, vector_maximum(
+                vector_absolute(group.label_weight), vector_set(TWO_TO_MINUS_HEADROOM))))
     if problem.z_loss != 0:
         # Near 0 the logsumexp has the digits of what the others add to the largest.
         group.from_z = vector_select(
             vector_greater(group.own.high, group.whole.others.high),
             vector_fma(group.own_logit, vector_set(problem.scale.inverse), log_share),
             log_total(group.total, group.whole.reference, &problem.scale))
+        beside = vector_maximum(beside, vector_absolute(vector_multiply(
+            vector_multiply(group.from_z, vector_set(problem.z_loss)), group.from_z)))
+    loss = log_share
+    if weighted:
+        loss = lifted_log_share(group.whole.others, group.own, loss, beside, &tiny)
+        lift = vector_select(tiny, vector_set(TWO_TO_HEADROOM), lift)
+    group.share = vector_set(1.0)
+    if problem.dense:
+        group.share = group.whole.coefficients
+        top = loss
+        loss = vector_fma(group.share, top, vector_multiply(spread, lift))
+        if by_label:
+            loss = vector_add(loss, product_or_zero(
+                group.label_weight, vector_fma(gap, lift, top)))
+            group.share = vector_add(group.share, group.label_weight)
+    elif problem.class_weight != NULL:
+        loss = product_or_zero(group.label_weight, loss)
+        group.share = group.label_weight
+    if problem.z_loss != 0:
         top = vector_multiply(group.from_z, vector_set(problem.z_loss))
         loss = vector_fma(vector_multiply(top, lift), group.from_z, loss)
         group.from_z = vector_add(top, top)
