@@ -234,4 +234,5 @@ def _divisor(call: Call, row_shape: tuple[int, ...], row_powers: Array | int) ->
         if call.class_weight is not None:
             weights = weights * call.class_weight.take(call.labels, mode="clip")
     weights = restored(weights.astype(np.float64, copy=False), row_powers)
-    return float(weights.sum(where=valid))
+    # In long double, and in pairs, as a sum with `where` is not: each rounding is the gradient's.
+    return float(np.where(valid, weights, 0).sum(dtype=np.longdouble))

@@ -421,6 +421,22 @@ def test_losses_near_the_largest_number(full_dtype: np.dtype) -> None:
             assert_ulp(found, right.loss, "loss", full_dtype)
 
 
+@with_targets
+@pytest.mark.parametrize("factor", [1.0, 2.0**970])
+def test_the_mean_divides_by_an_exact_sum(factor: float, target_kind: str) -> None:
+    # Each of the many is less than half a unit of the first: a plain sum would miss all of them.
+    rows = 3000
+    weights = np.full(rows, 2.0**-54 * factor)
+    weights[0] = factor
+    logits = np.zeros((rows, 2))
+    target: Array = np.zeros(rows, int)
+    if target_kind == "probabilities":
+        target = np.eye(2)[target]
+    right = truth.cross_entropy_with_options(logits, target, sample_weight=weights)
+    _, grad = sf.cross_entropy_with_grad(logits, target, sample_weight=weights)
+    assert_ulp(grad, right.gradient, "gradient", np.float64, right.gradient_scale)
+
+
 ZERO_BINARY: list[tuple[float, float, dict[str, Any]]] = [
     (1 + 2.0**-7, 1, {}),
     (1 + 2.0**-23, 1, {}),

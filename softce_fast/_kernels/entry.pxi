@@ -288,6 +288,12 @@ cdef inline void sum_add(Sum *sum_, double x) noexcept nogil:
     sum_.total = total
 
 
+cdef inline double sum_value(const Sum *sum_) noexcept nogil:
+    cdef double total = sum_.total + sum_.rest
+    # What an infinite sum lost is no number.
+    return total if total == total else sum_.total
+
+
 cdef void sum_coefficients(const Problem *problem, real *sums, real *others) noexcept nogil:
     """What label smoothing gives to the classes of any row.
 
@@ -361,7 +367,8 @@ cdef double scan_rows(
 ) noexcept nogil:
     """Return the weight of the rows that count; set `bad` if a label is no class."""
     cdef Py_ssize_t row, count = 0
-    cdef double total = 0, weight
+    cdef double weight
+    cdef Sum total
     cdef int64_t found = 0
     cdef const int64_t *labels
     cdef int64_t label, counts
@@ -377,6 +384,7 @@ cdef double scan_rows(
             found |= counts & (<uint64_t>labels[row] >= <uint64_t>problem.classes)
         bad[0] |= found != 0
         return <double>count
+    total.total = total.rest = 0
     for row in range(first, stop):
         memcpy(&label, problem.target.data + row_offset(&problem.target, row), sizeof(label))
         if label == problem.ignore_index:
@@ -390,16 +398,16 @@ cdef double scan_rows(
                 memcpy(&sample_weight, problem.sample_weight.data
                        + row_offset(&problem.sample_weight, row), sizeof(real))
                 weight *= sample_weight
-            total += weight
+            sum_add(&total, weight)
     bad[0] |= found != 0
-    return total if weighted else <double>count
+    return sum_value(&total) if weighted else <double>count
 
 
 cdef double scan_labels(const Problem *problem, int n_threads, int *bad) except? -1.0:
     """Return what the mean over labels divides by; set `bad` if a label is no class."""
     cdef Py_ssize_t tasks = task_count(problem.rows, SCAN_PER_TASK)
     cdef Py_ssize_t task
-    cdef double total = 0
+    cdef Sum total
     cdef LabelScan scan
     if tasks == 1:
         return scan_rows(problem, 0, problem.rows, bad)
@@ -409,25 +417,27 @@ cdef double scan_labels(const Problem *problem, int n_threads, int *bad) except?
     memset(scan.bad, 0, tasks * sizeof(int))
     share_out_tasks(
         scan_task, tasks, &scan, threads_worth(n_threads, problem.rows), NULL, 0, False)
+    total.total = total.rest = 0
     for task in range(tasks):
-        total += scan.sums[task]
+        sum_add(&total, scan.sums[task])
         bad[0] |= scan.bad[task]
     memory_give(scan.sums)
-    return total
+    return sum_value(&total)
 
 
 cdef double sum_of_weights(const Problem *problem) noexcept:
     """What the mean over class probabilities divides by."""
     cdef Py_ssize_t row
-    cdef double total = 0
+    cdef Sum total
     cdef real weight = 1
     if problem.sample_weight.data == NULL:
         return <double>problem.rows
+    total.total = total.rest = 0
     for row in range(problem.rows):
         memcpy(&weight, problem.sample_weight.data
                + row_offset(&problem.sample_weight, row), sizeof(real))
-        total += weight
-    return total
+        sum_add(&total, weight)
+    return sum_value(&total)
 
 
 def cross_entropy(
