@@ -146,8 +146,9 @@ def _fits(call: Call, rows: int) -> bool:
     elif call.reduction == "mean":
         divisor = both[0], both[1] + rows.bit_length()
     share = -divisor[1], -divisor[0]
-    scale = _times(_plus(share, sample_weight), 1 / call.temperature)
-    products = [weight, sample_weight, both, share, scale, _plus(scale, weight)]
+    cooled_share = _times(share, 1 / call.temperature)
+    scale = _plus(cooled_share, sample_weight)
+    products = [weight, sample_weight, both, share, cooled_share, scale, _plus(scale, weight)]
     if call.z_loss != 0:
         # Times twice the logsumexp, which is below 2**7 unless the logits themselves are extreme.
         z_loss = _power(call.z_loss) + 8

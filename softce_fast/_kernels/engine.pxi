@@ -75,7 +75,7 @@ cdef struct Problem:
     Scale scale
     double *task_losses     # the sum of the losses of each task,
     real *row_losses        # or, where rows are long, the loss of each row
-    real gradient_scale     # weight of a row's loss in the reduced one
+    real gradient_scale     # weight of a row's loss in the reduced one, / T
     real label_smoothing
     real z_loss
     bint dense              # the target has a coefficient for every class
@@ -831,7 +831,6 @@ cdef inline void finish_gradient(Group *group, const Problem *problem) noexcept 
     row_scale = vector_set(problem.gradient_scale)
     if problem.sample_weight.data != NULL:
         row_scale = vector_multiply(row_scale, group.sample_weight)
-    row_scale = vector_multiply(row_scale, vector_set(problem.scale.inverse))
     # Divided by the output's scale, instead of what it divides multiplied: that may be large.
     total = with_exact_maximum(
         group.total, group, problem, vector_greater(group.whole.maximum, group.own_logit))

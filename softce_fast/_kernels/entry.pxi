@@ -478,9 +478,9 @@ def cross_entropy(
         divisor = sum_of_weights(&problem)
     if denominator is not None:
         divisor = denominator
-    problem.gradient_scale = 1
-    if mean and divisor != 0:
-        problem.gradient_scale = <real>(1.0 / divisor)
+    # Rounded once to the numbers that are computed with.
+    problem.gradient_scale = <real>(
+        (1.0 / divisor if mean and divisor != 0 else 1.0) / temperature)
     if losses is not None:
         problem.result = rows_from(<const char *>&losses[0, 0], losses.shape, losses.strides)
     if gradient is not None:
