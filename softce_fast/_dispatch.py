@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -52,6 +53,9 @@ def choose(request: str | None) -> str:
 # modules themselves have constant tables only: memory to work in is taken for each call.
 isa = choose(os.environ.get(ENVIRONMENT_VARIABLE))
 loaded_kernels: dict[np.dtype[Any], Kernels] = {}
+# Held while a module is imported: a child forked then would wait for ever for the lock that Python
+# has on the module, since the thread that had it is not in the child.
+_importing = threading.RLock()
 
 
 # Beyond these the kernels' constants, multiples of the temperature, leave the range of what is
@@ -93,7 +97,8 @@ def kernels_for(dtype: np.dtype[Any]) -> Kernels | Any:
         )
     ):
         name = f"._kernels.{isa}_{dtype.name}"
-        module = cast("Kernels", importlib.import_module(name, __package__))
+        with _importing:
+            module = cast("Kernels", importlib.import_module(name, __package__))
         loaded_kernels[dtype] = module
     return module
 
@@ -118,3 +123,11 @@ def _load_again() -> None:
     loaded_kernels.clear()
     for dtype in dtypes:
         kernels_for(dtype)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=_importing.release,
+    )
