@@ -21,6 +21,11 @@ DType = np.dtype[Any]
 BLOCK_SIZE = 1 << 17
 
 
+def plain(array: Array) -> Array:
+    """Return an array without its subclass, whose views may be of something else."""
+    return array if type(array) is np.ndarray else np.asarray(array)
+
+
 def three_axes(array: Array, axis: int) -> Array | None:
     """Return `array` as (outer, class, inner), None if its strides do not allow it."""
     ndim = array.ndim
@@ -53,6 +58,7 @@ def three_axes_together(
     arrays: tuple[Array, ...], axes: tuple[int, ...]
 ) -> tuple[Array, ...] | None:
     """Return arrays of one shape as (outer, class, inner), all with the same outer and inner."""
+    arrays = tuple(map(plain, arrays))
     if len(axes) != 1:
         joined = [join_axes(array, axes) for array in arrays]
         arrays = tuple(array for array in joined if array is not None)
@@ -99,7 +105,8 @@ def as_storage(view: Array) -> Array:
 
 def overlaps(output: Array, inputs: tuple[Array, ...]) -> bool:
     """Tell whether `output` shares memory with an input without being that very array."""
-    for array in inputs:
+    output = plain(output)
+    for array in map(plain, inputs):
         if array is output or not np.may_share_memory(array, output):
             continue
         same = (
@@ -123,9 +130,11 @@ def shares_memory(first: Array, second: Array) -> bool:
 
 def staged(arrays: tuple[Array | None, ...], class_axes: tuple[int, ...]) -> Iterator[Any]:
     """Yield blocks of rows of arrays of one shape, the row axes first; None stays None."""
-    shape = next(array.shape for array in arrays if array is not None)
+    shape = next(plain(array).shape for array in arrays if array is not None)
     row_axes = tuple(i for i in range(len(shape)) if i not in class_axes)
-    turned = [None if array is None else array.transpose(row_axes + class_axes) for array in arrays]
+    turned = [
+        None if array is None else plain(array).transpose(row_axes + class_axes) for array in arrays
+    ]
     row_shape = tuple(shape[i] for i in row_axes)
     for block in row_blocks(row_shape, math.prod(shape[i] for i in class_axes)):
         index: Any = (*block, ...)  # so that no axis at all gives an array, too, not a scalar
