@@ -45,6 +45,7 @@ NOT_SANITIZED = (
     "tests/test_memory.py::test_no_copy_of_the_input",
     "tests/test_old_cpus.py",
     "tests/test_packaging.py",
+    "tests/test_stacks.py",
 )
 
 

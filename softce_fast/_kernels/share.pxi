@@ -111,7 +111,7 @@ cdef void share_out(
 
     Each gets the `per_thread` bytes of memory of the thread that it runs in.
     """
-    cdef Share[SHARES] shares
+    cdef Share *shares = NULL    # not on the stack, which may be small
     cdef const void *runtime
     cdef int shared, stage, thread, team
     cdef int64_t begun, worked, waited, ended
@@ -120,10 +120,14 @@ cdef void share_out(
         for stage in range(count):
             run_stage(stages + stage, context, memory)
         return
+    if n_threads > 1:
+        shares = <Share *>memory_take(SHARES * sizeof(Share))
     with nogil:
         runtime = openmp_runtime()
         for stage in range(count):
-            team = 1 if stages[stage].tasks == 1 else threads_ready(runtime, n_threads)
+            team = 1
+            if shares != NULL and stages[stage].tasks > 1:
+                team = threads_ready(runtime, n_threads)
             if team == 1:
                 run_stage(stages + stage, context, memory)
                 continue
@@ -147,6 +151,7 @@ cdef void share_out(
                 time_exchange(
                     &paused_until, ended + PAUSE * min(waited, <int64_t>LONGEST_WAIT))
             time_exchange(&last_call, ended)
+    memory_give(shares)
 
 
 cdef inline void share_out_tasks(

@@ -26,6 +26,8 @@ enum {
     /* Bytes that a region takes at most, and each of its threads besides its stack. */
     TEAM_MEMORY = 1 << 16,
     THREAD_MEMORY = 1 << 12,
+    /* Bytes of a stack from which on a thread can run the kernels, and take a signal. */
+    SMALLEST_STACK = 40 << 10,
     /* Nanoseconds for which no threads are started after some could not be. */
     SHORTAGE = 100000000,
 };
@@ -118,6 +120,7 @@ static int threads_startable(int wanted, int kept) {
 static int team_open(const void *address, int wanted) {
     int kept = runtime_team(runtime_at(address)), more;
     if (wanted == kept || wanted <= 1) return wanted;
+    if (stack_size > 0 && stack_size < SMALLEST_STACK) return 1;
     if (kept == 0) kept = 1;
     pthread_mutex_lock(&starting);
     runtime_add(address);
