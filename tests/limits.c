@@ -5,12 +5,14 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- threads: `limit_threads` beside the first one; -1: no limit ------------------------------ */
 
 static int threads_alive = 0;
 int limit_threads = -1;
 int threads_refused = 0;
+int thread_delay = 0; /* microseconds before each starts */
 
 typedef struct {
     void *(*run)(void *);
@@ -38,6 +40,7 @@ int pthread_create(
     const int alive = __atomic_add_fetch(&threads_alive, 1, __ATOMIC_SEQ_CST);
     Start *start = malloc(sizeof *start);
     int status = EAGAIN;
+    usleep(thread_delay);
     if (create == NULL) *(void **)&create = dlsym(RTLD_NEXT, "pthread_create");
     if (start != NULL && (limit_threads < 0 || alive <= limit_threads)) {
         *start = (Start){run, argument};

@@ -162,6 +162,13 @@ def test_a_build_this_machine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> Non
         _dispatch.choose("neon")
 
 
+def test_the_best_of_all_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SmallMachine, "supported", staticmethod(lambda _: True))
+    monkeypatch.setattr(_dispatch, "probe", SmallMachine)
+    assert _dispatch.choose(None) == "avx512"
+    assert _dispatch.choose("avx2") == "avx2"
+
+
 def test_using_returns_to_the_build_before() -> None:
     before = _dispatch.isa
     with _dispatch.using("baseline"):

@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 
 import softce_fast as sf
+from softce_fast import _dispatch
 from softce_fast._kernels import probe
 from subprocesses import run_function, run_python, thread_count
 
@@ -351,9 +353,12 @@ def while_others_call_for_the_first_time() -> None:
     names = ("float16", "float32", "float64")
     start = threading.Barrier(len(names) + 1)
 
+    def call(name: str) -> None:
+        sf.softmax(np.zeros((300, 1000), name))
+
     def caller(name: str) -> None:
         start.wait()
-        sf.softmax(np.zeros((300, 1000), name))
+        call(name)
 
     threads = [threading.Thread(target=caller, args=(name,)) for name in names]
     for thread in threads:
@@ -362,10 +367,29 @@ def while_others_call_for_the_first_time() -> None:
     forks = 0
     while forks < 5 or any(thread.is_alive() for thread in threads):
         for name in names:
-            in_child(lambda name=name: sf.softmax(np.zeros((300, 1000), name)))  # type: ignore[misc]
+            in_child(partial(call, name))
             forks += 1
     for thread in threads:
         thread.join()
+
+
+def every_module_is_told() -> None:
+    """Each is bound to a copy of OpenMP of its own where others brought theirs in between."""
+    told = []
+
+    class Module:
+        def pause(self) -> None:
+            told.append(os.getpid())
+
+    for name in ("float32", "float64"):
+        _dispatch.loaded_kernels[np.dtype(name)] = Module()  # type: ignore[assignment]
+    parent = os.getpid()
+    in_child(lambda: None)
+    assert told == [parent, parent]
+
+
+def test_every_module_is_told_of_a_fork():
+    run_function(every_module_is_told)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -32,19 +32,23 @@ PATTERN = -7.0
 ROWS, CLASSES = 700, 500
 
 
-@pytest.fixture(scope="module")
-def limits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_limits(folder: Path) -> Path:
     """Build the library in which threads and memory run out."""
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
-    if shutil.which(compiler[0]) is None:
-        pytest.skip("needs a C compiler")
-    path = tmp_path_factory.mktemp("limits") / "limits.so"
-    source = Path(__file__).with_name("limits.c")
+    path, source = folder / "limits.so", Path(__file__).with_name("limits.c")
     flags = ["-O1", "-shared", "-fPIC", "-pthread", str(source), "-o", str(path), "-ldl"]
-    done = subprocess.run([*compiler, *flags], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot be built here, where the C library is another: {done.stderr[-300:]}")
+    subprocess.run([*compiler, *flags], capture_output=True, text=True, check=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def limits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return build_limits(tmp_path_factory.mktemp("limits"))
+    except FileNotFoundError:
+        pytest.skip("needs a C compiler")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"needs glibc: {error.stderr[-300:]}")
 
 
 # Cases: functions with names that do not start with test_ run in a process of their own.
@@ -233,6 +237,55 @@ def threads_run_out(callers: str) -> None:
         time.sleep(0.11)  # so that it is tried again to start some
     assert not problems, problems
     assert refused.value > 0, "the limit should have been met"
+
+
+def threads_run_out_in_a_child() -> None:
+    """What could be started in the parent says nothing of its child."""
+    limit = ctypes.c_int.in_dll(library(), "limit_threads")
+    x = logits()
+    sf.set_num_threads(THREADS)
+    expected = sf.softmax(x).tobytes()
+    assert thread_count() == THREADS
+    child = os.fork()
+    if child == 0:
+        limit.value = 2
+        os._exit(int(sf.softmax(x).tobytes() != expected))
+    assert os.waitpid(child, 0)[1] == 0
+    assert sf.softmax(x).tobytes() == expected
+
+
+def test_threads_run_out_in_a_child(limits):
+    run_function(threads_run_out_in_a_child, environment={"LD_PRELOAD": str(limits)})
+
+
+def fork_while_threads_start() -> None:
+    delay = ctypes.c_int.in_dll(library(), "thread_delay")
+    x = logits()
+    expected = sf.softmax(x).tobytes()
+    sf.set_num_threads(THREADS)
+    begin = threading.Event()
+
+    def work() -> None:
+        begin.wait()
+        sf.softmax(x)
+
+    caller = threading.Thread(target=work)
+    caller.start()
+    delay.value = 20_000
+    begin.set()
+    time.sleep(0.05)
+    child = os.fork()
+    delay.value = 0
+    if child == 0:
+        signal.alarm(10)
+        os._exit(int(sf.softmax(x).tobytes() != expected))
+    assert os.waitpid(child, 0)[1] == 0
+    caller.join()
+
+
+def test_fork_while_threads_start(limits):
+    for _ in range(3):
+        run_function(fork_while_threads_start, environment={"LD_PRELOAD": str(limits)})
 
 
 @pytest.mark.parametrize("callers", ["1", "3"])
