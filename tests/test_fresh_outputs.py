@@ -74,6 +74,19 @@ def test_few_blocks_are_kept_and_none_of_another_size() -> None:
     assert len(_memory._store.blocks) == 1
 
 
+def test_a_block_serves_its_own_size_alone() -> None:
+    larger = _memory.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
+    size = larger.nbytes
+    del larger
+    (block,) = _memory._store.blocks
+    assert len(block) >= size
+    result = _memory.empty(SHAPE, FLOAT32)
+    assert not _memory._store.blocks
+    del result
+    (block,) = _memory._store.blocks
+    assert SHAPE[0] * SHAPE[1] * 4 <= len(block) < size
+
+
 def test_threads_that_let_go_at_once_leave_no_more_blocks_than_promised(monkeypatch: Any) -> None:
     """The check of how many there are and the step that adds one must be the same step."""
     sizes = []
@@ -204,6 +217,8 @@ sf.softmax(x)
 assert len(_memory._store.blocks) == 1
 child = os.fork()
 if child == 0:
+    if _memory._store.blocks:
+        os._exit(2)
     same = bool((sf.softmax(x) == held).all())
     os._exit(0 if same and len(_memory._store.blocks) == 1 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

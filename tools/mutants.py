@@ -188,11 +188,6 @@ MUTANTS = (
         "tests/test_packaging.py -k features",
     ),
     Mutant(
-        "AVX2 without registers that the system keeps", f"{KERNELS}/cpu.h",
-        "if ((kept & avx) != avx || cpu_leaf(0).a < 7) return 0;", "if (kept == 1) return 7;",
-        "tests/test_packaging.py -k features",
-    ),
-    Mutant(
         "one CPU where OpenMP has bound the thread", f"{KERNELS}/probe.h",
         "return spread > 0 ? spread : CPU_COUNT(&cpus);", "return CPU_COUNT(&cpus);",
         "tests/test_threads.py -k bound",
