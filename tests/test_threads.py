@@ -339,7 +339,7 @@ def asked_for() -> None:
     before = thread_count()
     x = np.zeros((2000, 1000), np.float32)
     # LLVM's OpenMP, which comes with Clang, does.
-    keeps_idle_threads = sf.show_config(mode="dicts")["compiler"].startswith("Clang")
+    keeps_idle_threads = probe.compiler().startswith("Clang")
     counts = []
 
     def check(count: int) -> None:

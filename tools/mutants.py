@@ -234,11 +234,6 @@ MUTANTS = (
         "tests/test_memory.py -k 'long_rows_at_a_guard_page and float32'",
     ),
     Mutant(
-        "what others have left is not taken", f"{KERNELS}/share.pxi",
-        "share = shares + (first + k) % count", "share = shares + first % count",
-        "tests/test_threads.py -k fewer_threads",
-    ),
-    Mutant(
         "a counter that two threads may read at once", f"{KERNELS}/share.h",
         "return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);",
         "return (*(volatile ptrdiff_t *)counter)++;",

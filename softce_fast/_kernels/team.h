@@ -99,7 +99,11 @@ static int threads_startable(int wanted, int kept) {
     Trial *trials = malloc(memory);
     if (trials == NULL) return -1;
     if (wanted > 0 && pthread_attr_init(&attributes) == 0) {
-        if (stack_size > 0) (void)pthread_attr_setstacksize(&attributes, stack_size);
+        /* A little more than OpenMP takes, LLVM's some bytes more a thread: the C library keeps
+         * these stacks mapped, for the next threads that they are large enough for. */
+        size_t size = stack_size;
+        if (size > 0 || pthread_attr_getstacksize(&attributes, &size) == 0)
+            (void)pthread_attr_setstacksize(&attributes, size + size / 64);
         pthread_mutex_lock(&gate);
         for (; count < wanted; ++count) {
             trials[count].gate = &gate;
