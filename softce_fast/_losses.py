@@ -262,14 +262,15 @@ def cross_entropy_with_grad_and_hessian(
     execute.softmax(
         call.values, probabilities, None, (call.axis,), False, call.temperature, False, threads_for
     )
-    call, losses = _balanced(call), _losses_array(call)
+    losses = _losses_array(call)
     total, divisor = run(call, losses, gradient)
     hessian = hessian_out
     if hessian is None:
         is_own = probabilities.dtype == call.dtype
         hessian = probabilities if is_own else _memory.empty(shape, call.dtype)
     with np.errstate(all="ignore"):
-        factors = _curvature_factors(call, divisor) * (scale / call.temperature) / call.temperature
+        factors = _curvature_factors(*_balanced(call), divisor)
+        factors *= (scale / call.temperature) / call.temperature
     execute.curvature(
         probabilities, hessian, call.axis, np.asarray(factors),
         -math.inf if floor is None else floor, threads_for,
@@ -277,7 +278,7 @@ def cross_entropy_with_grad_and_hessian(
     return _reduced(call, losses, total, divisor), gradient, hessian
 
 
-def _curvature_factors(call: LossArguments, divisor: float) -> Array:
+def _curvature_factors(call: LossArguments, power: int, divisor: float) -> Array:
     """Return K of each row times its share in the reduced loss, in float64; 0 if it counts not."""
     weights = np.ones(call.classes) if call.weight is None else call.weight
     evenly = call.label_smoothing / call.classes * math.fsum(weights)
@@ -295,7 +296,7 @@ def _curvature_factors(call: LossArguments, divisor: float) -> Array:
         factors = np.where(call.sample_weight == 0, 0, factors * call.sample_weight)
     if call.reduction == "mean":
         factors = np.where(factors == 0, 0, factors / divisor)
-    return np.asarray(factors, np.float64)
+    return np.ldexp(np.asarray(factors, np.float64), power)
 
 
 def _cross_entropy(
@@ -348,13 +349,14 @@ def run(call: LossArguments, losses: Array | None, gradient: Array | None) -> tu
 
     The gradient is that of the reduced loss.
     """
-    call = _balanced(call)
+    call, power = _balanced(call)
     found = execute.cross_entropy(
         call.values, call.labels, call.probabilities, None, losses, gradient, call.axis,
         call.weight, call.sample_weight, call.label_smoothing, call.z_loss, call.temperature,
-        call.reduction == "mean", call.denominator, call.ignore_index, threads_for, call.dtype,
+        call.reduction == "mean", call.denominator, call.ignore_index, power, threads_for,
+        call.dtype,
     )  # fmt: skip
-    total, divisor = _checked_sums(call, found)
+    total, divisor = _checked_sums(call, found, power)
     if gradient is not None and call.reduction == "mean" and divisor == 0:
         _divide_by_zero(call, gradient, total, divisor)
     return total, divisor
@@ -368,37 +370,57 @@ def _losses_array(call: LossArguments) -> Array | None:
     return np.empty(call.row_shape, call.dtype) if call.reduction == "none" else None
 
 
-def _balanced(call: LossArguments) -> LossArguments:
-    """Return a call whose mean, the quotient of two sums, has both in the range of float64.
+def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
+    """Return a call whose sums are in the range of float64, and a power of two to be put back.
 
-    A power of two is taken out of the sample weights, which leaves the quotient as it is.
+    It is taken out of weights that are extreme; a mean is divided by what has lost it, too.
     """
-    if call.reduction != "mean":
-        return call
-    power = _exponent(call.weight) + _exponent(call.sample_weight)
-    if abs(power) < 900:
-        return call
-    power -= int(math.copysign(500, power))  # weights stay as far from where numbers end
-    weight = np.ones(()) if call.sample_weight is None else call.sample_weight
-    denominator = call.denominator
+    class_power, sample_power = _exponent(call.weight), _exponent(call.sample_weight)
+    # What z_loss becomes is to stay in range.
+    class_power = max(class_power, math.frexp(call.z_loss)[1] - _FAR if call.z_loss else -_LAST)
+    power = class_power + sample_power
+    if max(abs(class_power), abs(sample_power)) < _EXTREME:
+        return call, 0
     with np.errstate(all="ignore"):
-        weight = np.broadcast_to(np.ldexp(weight, -power), call.row_shape)
-        if denominator is not None:
-            denominator = float(np.ldexp(denominator, -power))
-    return call._replace(sample_weight=weight, denominator=denominator)
+        call = call._replace(
+            weight=None if call.weight is None else np.ldexp(call.weight, -class_power),
+            sample_weight=(
+                None
+                if call.sample_weight is None
+                else np.ldexp(call.sample_weight.astype(np.float64), -sample_power)
+            ),
+            z_loss=math.ldexp(call.z_loss, -class_power),
+        )
+    if call.reduction == "mean" and call.denominator is None:
+        # Of class probabilities, the divisor is a sum of sample weights alone.
+        power = 0 if call.labels is not None else class_power
+    return call, power
+
+
+# Binary exponents of weights: from which on they count as extreme, how far from the ends of the
+# range they are kept, and the least there is.
+_EXTREME, _FAR, _LAST = 100, 900, 1074
 
 
 def _exponent(weight: Array | None) -> int:
-    """Return the binary exponent of the largest weight; 0 where none of the dtype is extreme."""
-    if weight is None or weight.dtype.kind != "f" or weight.itemsize < 8:
+    """Return the binary exponent in the middle of those of the weights; 0 if there are none."""
+    if weight is None:
         return 0
-    return int(np.frexp(np.abs(weight).max(where=np.isfinite(weight), initial=0))[1])
+    size = np.abs(weight).astype(np.float64, copy=False)
+    counts = (size > 0) & (size < np.inf)
+    least = size.min(where=counts, initial=np.inf)
+    if least == np.inf:
+        return 0
+    return int(np.frexp(least)[1] + np.frexp(size.max(where=counts, initial=0))[1]) // 2
 
 
-def _checked_sums(call: LossArguments, found: tuple[float, float] | None) -> tuple[float, float]:
+def _checked_sums(
+    call: LossArguments, found: tuple[float, float] | None, power: int
+) -> tuple[float, float]:
     """Return what the kernels found, or raise the error for the label that is no class."""
     if found is not None:
-        return found
+        with np.errstate(all="ignore"):  # a sum beyond float64 is inf or 0
+            return float(np.ldexp(found[0], power)), found[1]
     assert call.labels is not None
     _checks.check_labels(call.labels, call.classes, call.ignore_index)
     raise IndexError("target was changed during the call, and held a label that is no class")
@@ -433,6 +455,8 @@ def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor:
     rows = np.moveaxis(gradient, call.axis, -1)
     if call.labels is not None:
         rows[call.labels == call.ignore_index] = 0
+        if call.weight is not None and call.label_smoothing == 0 and call.z_loss == 0:
+            rows[call.weight.take(call.labels, mode="clip") == 0] = 0
     if call.sample_weight is not None:
         rows[call.sample_weight == 0] = 0
 
@@ -550,10 +574,11 @@ def _negative_log(
     is_log = name == "log_probs"
     if _arrays.left_to_numpy(call.values, call.dtype):
         return reference.negative_log(call, is_log)
-    call, losses = _balanced(call), _losses_array(call)
+    losses = _losses_array(call)
+    call, power = _balanced(call)
     found = execute.negative_log(
         call.values, call.labels, call.probabilities, losses, call.axis, call.weight,
-        call.sample_weight, call.ignore_index, is_log, threads_for, call.dtype,
+        call.sample_weight, call.ignore_index, is_log, power, threads_for, call.dtype,
     )  # fmt: skip
-    total, divisor = _checked_sums(call, found)
+    total, divisor = _checked_sums(call, found, power)
     return _reduced(call, losses, total, divisor if call.denominator is None else call.denominator)

@@ -362,6 +362,11 @@ def test_large_outputs_are_written_past_the_caches() -> None:
     assert not softmax_plan(x, out=x)["stream"]
     assert not softmax_plan(x, out=zeros(rows, 2000)[:, ::2])["stream"]
     assert not softmax_plan(x, out=zeros(rows, 1000, dtype=">f4"))["stream"]
+    # Elements that no cache line begins with.
+    unaligned = np.zeros(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape)
+    assert not softmax_plan(x, out=unaligned)["stream"]
+    records = np.zeros((rows, 1001), "f4, u1")["f0"][:, :1000]
+    assert not softmax_plan(x, out=records)["stream"]
     assert softmax_plan(x.T, (0,), out=zeros(1000, rows))["stream"]
     assert loss_plan(x, np.empty_like(x))["stream"]
 

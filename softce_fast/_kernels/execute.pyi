@@ -55,6 +55,7 @@ def cross_entropy(
     mean: bool,
     denominator: float | None,
     ignore_index: int,
+    power: int,
     threads_for: _ThreadsFor,
     dtype: np.dtype[Any] | None = None,
 ) -> tuple[float, float] | None: ...
@@ -82,6 +83,7 @@ def negative_log(
     sample_weight: _Array | None,
     ignore_index: int,
     values_are_logarithms: bool,
+    power: int,
     threads_for: _ThreadsFor,
     dtype: np.dtype[Any] | None = None,
 ) -> tuple[float, float] | None: ...

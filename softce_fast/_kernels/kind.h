@@ -44,6 +44,13 @@ KIND_INLINE float float_from_bits(uint32_t u) {
     return x;
 }
 
+/* By its bits where it is subnormal: a conversion would take that for 0 while a kernel runs. */
+KIND_INLINE double float32_widen(uint32_t u) {
+    const double small = (double)(int32_t)(u & 0x7fffff) * 0x1p-149;
+    if ((u & 0x7f800000) != 0) return (double)float_from_bits(u);
+    return u >> 31 ? -small : small;
+}
+
 KIND_INLINE float bfloat16_widen(uint16_t h) {
     return float_from_bits((uint32_t)h << 16);
 }
@@ -93,7 +100,7 @@ static __attribute__((noinline, unused)) double number_read(const char *p, int k
     case KIND_UINT64: READ(uint64_t, )
     case KIND_FLOAT16: READ(uint16_t, float16_widen)
     case KIND_BFLOAT16: READ(uint16_t, bfloat16_widen)
-    case KIND_FLOAT32: READ(float, )
+    case KIND_FLOAT32: READ(uint32_t, float32_widen)
     default: READ(double, )
     }
 #undef READ

@@ -231,6 +231,15 @@ cdef inline bint has_neighbour_rows(const Problem *problem, Role role) noexcept 
     return array.inner_stride == array.size and problem.layout.row_axes > 0
 
 
+cdef inline bint is_aligned(const Layout *layout, const Array *array) noexcept nogil:
+    """Whether elements lie at multiples of their size, so that some begin a cache line."""
+    cdef size_t all_ = <size_t>array.data
+    cdef int axis
+    for axis in range(layout.row_axes + layout.class_axes):
+        all_ |= <size_t>array.strides[axis]
+    return all_ % <size_t>array.size == 0
+
+
 cdef inline bint overlap(const Layout *layout, const Array *a, const Array *b) noexcept nogil:
     """Whether the memory between the ends of two arrays overlaps."""
     return (

@@ -74,7 +74,7 @@ cdef inline bint can_stream(const Problem *problem) noexcept nogil:
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     return (
         has_row_state(problem.operation) and output.data != NULL and not output.swapped
-        and output.data != problem.arrays[<int>INPUT].data
+        and output.data != problem.arrays[<int>INPUT].data and is_aligned(&problem.layout, output)
         and (has_neighbour_classes(problem, OUTPUT) or has_neighbour_rows(problem, OUTPUT)))
 
 

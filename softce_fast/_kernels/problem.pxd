@@ -97,6 +97,8 @@ cdef struct Options:
     double z_loss
     double gradient_scale          # weight of a row's loss in the reduced one
     const double *class_weight     # NULL for none
+    int power                      # of two, by which results are multiplied in the end: taken out
+    #                                of weights beforehand
     int64_t ignore_index
     bint empty_is_zero             # rows without a finite logit give 0 instead of NaN
     bint logarithms                # INPUT holds log-probabilities

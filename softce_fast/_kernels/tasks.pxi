@@ -37,7 +37,7 @@ cdef void groups_finish(
 
 
 cdef inline void group_results(
-    const Group *group, const Problem *problem, double *results
+    Group *group, const Problem *problem, double *results
 ) noexcept nogil:
     """Hand the results of the group's rows over: to the array of them, and to the task's sum."""
     cdef const Array *array = &problem.arrays[<int>RESULT]
@@ -50,6 +50,9 @@ cdef inline void group_results(
             memcpy(results, group.result, group.rows * sizeof(double))
     if array.data == NULL:
         return
+    if problem.options.power != 0:
+        for k in range(LANES):
+            group.result[k] = power_apply(group.result[k], problem.options.power)
     if (
         group.rows == LANES and array.kind == REAL_KIND and array.row_stride == sizeof(real)
         and not array.swapped

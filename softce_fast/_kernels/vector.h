@@ -926,6 +926,11 @@ INLINE environment environment_enter(void) {
     _mm_setcsr(0x9fc0); /* round to nearest, no traps, subnormal operands and results are zero */
     return before;
 }
+INLINE environment environment_plain(void) {
+    const environment before = _mm_getcsr();
+    _mm_setcsr(0x1f80); /* subnormal numbers are what they are */
+    return before;
+}
 INLINE void environment_leave(environment before) {
     _mm_setcsr(before);
 }
@@ -937,12 +942,19 @@ INLINE environment environment_enter(void) {
     __asm__ volatile("msr fpcr, %0" : : "r"((environment)1 << 24));
     return before;
 }
+INLINE environment environment_plain(void) {
+    environment before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"((environment)0));
+    return before;
+}
 INLINE void environment_leave(environment before) {
     __asm__ volatile("msr fpcr, %0" : : "r"(before));
 }
 #else
 typedef int environment;
 INLINE environment environment_enter(void) { return 0; }
+INLINE environment environment_plain(void) { return 0; }
 INLINE void environment_leave(environment before) { (void)before; }
 #endif
 

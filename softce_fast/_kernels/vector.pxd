@@ -67,7 +67,8 @@ cdef extern from "vector.h" nogil:
     octet octet_product_or_zero(octet a, octet b)        # 0 where a is, whatever b is
     void octet_add(octet *sum, octet *rest, octet x)     # and what that loses, to `rest`
 
-    environment environment_enter()
+    environment environment_enter()    # subnormal numbers are 0
+    environment environment_plain()
     void environment_leave(environment before)
     Py_ssize_t stream_head(const void *p, Py_ssize_t size)
     void stores_finish()

@@ -25,7 +25,7 @@ cdef inline void finish_loss(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Py_ssize_t k
-    if group.weighted or is_dense(problem.operation) or problem.options.z_loss != 0:
+    if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         finish_weighted_loss(group, problem, scratch)
     else:
         numbers_store(group.result, logarithm_of_share(
@@ -119,16 +119,16 @@ cdef void finish_weighted_loss(
             if has(problem, LABELS):
                 # What the label is given on top of its share in the smoothing.
                 loss += number_or_zero(
-                    group.label_weight[k], numbers.gap[k] + numbers.log_share[k])
-        elif group.weighted:
-            loss = number_or_zero(group.label_weight[k], numbers.log_share[k])
+                    group.weights.label[k], numbers.gap[k] + numbers.log_share[k])
+        elif group.weights.given:
+            loss = number_or_zero(group.weights.label[k], numbers.log_share[k])
         else:
             loss = numbers.log_share[k]
         if z_loss != 0:
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
             loss += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
-        if group.weighted:
-            loss = number_or_zero(group.sample_weight[k], loss)
+        if group.weights.given:
+            loss = number_or_zero(group.weights.sample[k], loss)
         group.result[k] = loss
         group.coefficients[k] = numbers.coefficients[k]
 
@@ -153,7 +153,7 @@ cdef inline Scaled scale_of_gradients(const Problem *problem) noexcept nogil:
     """What every row's gradient is multiplied by."""
     cdef Scaled scale
     scale.number = 1 / power_split(problem.options.temperature, &scale.power)
-    scale.power = problem.options.coefficient_power - scale.power
+    scale.power = problem.options.power + problem.options.coefficient_power - scale.power
     return scaled_product(scale, problem.options.gradient_scale)
 
 
@@ -166,10 +166,10 @@ cdef inline void row_factor(
     cdef double factor
     power_split(largest, &power)
     factor = power_apply(scale.number, -power)
-    # What the power itself cannot hold, the factors do.
+    # What the power itself cannot hold, the factors do; what they cannot, either, is out of range.
     power += scale.power - HEADROOM
     within = max(-limit, min(limit, power))
-    factor = power_apply(factor, HEADROOM + power - within)
+    factor = power_apply(factor, min(HEADROOM + power - within, limit - HEADROOM // 2))
     lanes[0][0][k] = factor * (target + rest)
     lanes[0][1][k] = factor * target
     lanes[0][2][k] = factor * rest
@@ -214,9 +214,9 @@ cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept 
         row = scale
         target = 1
         rest = 0
-        if group.weighted:
-            row = scaled_product(row, group.sample_weight[k])
-            target = power_apply(group.label_weight[k], -problem.options.coefficient_power)
+        if group.weights.given:
+            row = scaled_product(row, group.weights.sample[k])
+            target = power_apply(group.weights.label[k], -problem.options.coefficient_power)
         if is_dense(problem.operation):
             target = group.coefficients[k] + (target if has(problem, LABELS) else 0)
         if problem.options.z_loss != 0:
@@ -235,7 +235,7 @@ cdef inline void finish_gradient(
     cdef DoubleDouble total = with_exact_maximum(
         group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
         &scratch.scale)
-    if group.weighted or is_dense(problem.operation) or problem.options.z_loss != 0:
+    if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         factors = factors_of(group, problem)
     recipe.factor = double_double_quotient(factors.whole, total)
     recipe.unscale = factors.power
@@ -246,6 +246,7 @@ cdef inline void finish_gradient(
     recipe.at_label = others_gradient(group, &factors, total)
     if problem.options.z_loss != 0:
         recipe.at_label = vector_add(recipe.at_label, own_gradient(group, &factors, total))
+    recipe.at_label = vector_multiply(recipe.at_label, factors.power)
     unscale_few_digits(recipe, &scratch.scale)
 
 
@@ -253,18 +254,18 @@ cdef inline vector others_gradient(
     const Group *group, const RowFactors *factors, DoubleDouble total
 ) noexcept nogil:
     """Minus the share of the others, where subtracting that of one from 1 would lose the digits."""
-    return output_product(
-        vector_subtract(
-            vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low)),
-        double_double_quotient(factors.target, total), factors.power, False)
+    cdef DoubleDouble share = double_double_quotient(factors.target, total)
+    cdef vector others = vector_subtract(
+        vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low))
+    return vector_fma(others, share.high, vector_multiply(others, share.low))
 
 
 cdef inline vector own_gradient(
     const Group *group, const RowFactors *factors, DoubleDouble total
 ) noexcept nogil:
-    """What z_loss adds where the others' share is all there is besides."""
-    return output_product(
-        group.own.high, double_double_quotient(factors.rest, total), factors.power, False)
+    """What z_loss adds to it."""
+    cdef DoubleDouble share = double_double_quotient(factors.rest, total)
+    return vector_fma(group.own.high, share.high, vector_multiply(group.own.high, share.low))
 
 
 cdef void finish_dense_gradient(
@@ -296,10 +297,10 @@ cdef void finish_dense_gradient(
                     own.high, recipe.factor.high, vector_multiply(own.high, recipe.factor.low))),
             factors.power)
     recipe.at_top = vector_fma(
-        vector_multiply(factors.coefficient, factors.power), others,
-        others_gradient(group, factors, total))
+        factors.coefficient, others, others_gradient(group, factors, total))
     if problem.options.z_loss != 0:
         recipe.at_top = vector_add(recipe.at_top, own_gradient(group, factors, total))
+    recipe.at_top = vector_multiply(recipe.at_top, factors.power)
 
 
 cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:
@@ -312,7 +313,7 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
         if problem.options.class_weight != NULL:
             coefficient[k] *= problem.options.class_weight[group.labels[k]]
         coefficient[k] = power_apply(
-            coefficient[k] + group.label_weight[k], -problem.options.coefficient_power)
+            coefficient[k] + group.weights.label[k], -problem.options.coefficient_power)
     return vector_from(coefficient)
 
 
@@ -331,5 +332,5 @@ cdef inline vector other_coefficients_of_labels(
             others[k] = even * problem.options.other_sums[top]
         if group.labels[k] != top:
             others[k] += power_apply(
-                group.label_weight[k], -problem.options.coefficient_power)
+                group.weights.label[k], -problem.options.coefficient_power)
     return vector_from(others)

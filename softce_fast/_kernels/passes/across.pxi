@@ -66,7 +66,7 @@ cdef const real *run_read(
         raw = array.data + runs.offset[0] + at_class
     else:
         run_bytes(array, runs, at_class, scratch.raw)
-    elements_load(scratch.packed, raw, rows, array.kind)
+    numbers_load(scratch.packed, raw, rows, array.kind)
     for i in range(rows, (rows + LANES - 1) // LANES * LANES):
         # Lanes without a row repeat the first one of the group.
         scratch.packed[i] = scratch.packed[rows // LANES * LANES]

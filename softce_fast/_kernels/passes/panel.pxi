@@ -33,6 +33,19 @@ cdef inline real real_read(const Array *array, const char *p) noexcept nogil:
     return <real>number_read(p, array.kind, array.swapped)
 
 
+cdef inline void numbers_load(
+    real *to, const char *start, Py_ssize_t n, int kind
+) noexcept nogil:
+    """Convert n elements; also those that are subnormal in float32 and not in float64."""
+    cdef environment before
+    if sizeof(real) == 4 or kind != KIND_FLOAT32:
+        elements_load(to, start, n, kind)
+        return
+    before = environment_plain()
+    elements_load(to, start, n, kind)
+    environment_leave(before)
+
+
 cdef void bytes_gather(
     const Layout *layout, const Array *array, const char *row, Py_ssize_t start, Py_ssize_t n,
     char *to,
@@ -86,12 +99,12 @@ cdef void row_gather(
     """Copy n classes of a row as `real` numbers; `raw` has room for as many elements."""
     cdef const char *row = array.data + offset
     if has_neighbours(layout, array):
-        elements_load(to, row + start * array.size, n, array.kind)
+        numbers_load(to, row + start * array.size, n, array.kind)
     elif array.kind == REAL_KIND:
         bytes_gather(layout, array, row, start, n, <char *>to)
     else:
         bytes_gather(layout, array, row, start, n, raw)
-        elements_load(to, raw, n, array.kind)
+        numbers_load(to, raw, n, array.kind)
 
 
 cdef inline const real *row_read(
