@@ -23,10 +23,6 @@ cdef inline double sum_of(const Sum *sum_) noexcept nogil:
     return sum_.total + sum_.rest if isfinite(sum_.total) else sum_.total
 
 
-cdef inline bint takes_coefficients(const Problem *problem) noexcept nogil:
-    return problem.operation == DENSE_CROSS_ENTROPY or problem.operation == PROBABILITY_LOSS
-
-
 cdef void exponents_of(const double *weights, Py_ssize_t n, int *least, int *most) noexcept nogil:
     """The exponents between which weights lie, but for 0 and what is not finite; 0 for none."""
     cdef Py_ssize_t c
@@ -46,7 +42,7 @@ cdef size_t coefficients_size(const Problem *problem, size_t real_size) noexcept
     if problem.options.class_weight != NULL:
         size += problem.layout.classes * (
             real_size + (sizeof(double) if has(problem, OUTPUT) else 0))
-    return 0 if not takes_coefficients(problem) else size + problem.plan.chunks * sizeof(double)
+    return 0 if not is_dense(problem.operation) else size + problem.plan.chunks * sizeof(double)
 
 
 cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexcept nogil:

@@ -9,6 +9,8 @@ cpdef enum Threshold:
     ACROSS_ROWS = 4            # fewest rows that go across,
     ACROSS_CLASSES = 120       # and most classes of packed ones; in float64 half of it within
     #                            the caches.
+    PAIR_CLASSES = 56          # The same where it takes little more than to read and write two arrays;
+    #                            in float64 always half of it.
     STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
     BATCH = 4                  # Groups worked on together: of packed rows,
     BATCH_CLASSES = 256        # with so many classes in all at most;
@@ -133,7 +135,9 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
         ):
             return ACROSS
         return ALONG
-    if batch_bytes(problem, INPUT) < LARGE_BYTES:
+    if is_pair(problem.operation) and has(problem, OUTPUT):
+        most = PAIR_CLASSES * lanes // 16
+    elif batch_bytes(problem, INPUT) < LARGE_BYTES:
         most = most * lanes // 16
     if layout.classes <= most and layout.rows >= (
         ACROSS_ROWS if layout.classes <= lanes else lanes

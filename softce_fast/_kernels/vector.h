@@ -927,6 +927,23 @@ INLINE void octet_merge(octet *sum, octet *rest, octet x, octet x_rest) {
     sum->d = total;
 }
 
+/* The sum of the eight, each with what it lost, merged in the same way: halves onto each other. */
+INLINE double octet_reduce(octet sum, octet rest, double *lost) {
+    typedef double four __attribute__((vector_size(32)));
+    typedef double two __attribute__((vector_size(16)));
+    four s[2], r[2];
+    memcpy(s, &sum, sizeof s);
+    memcpy(r, &rest, sizeof r);
+    MERGE(four, s[0], r[0], s[1], r[1], s4, r4)
+    two t[2], q[2];
+    memcpy(t, &s4, sizeof t);
+    memcpy(q, &r4, sizeof q);
+    MERGE(two, t[0], q[0], t[1], q[1], s2, r2)
+    MERGE(double, s2[0], r2[0], s2[1], r2[1], s1, r1)
+    *lost = r1 == r1 ? r1 : 0;
+    return s1;
+}
+
 /* ---- the floating-point environment of a thread ----------------------------------------------
  * Results below the smallest normal number become 0 in hardware while a kernel runs, so that they are
  * never slow. Leaving restores the thread's own mode. */

@@ -67,6 +67,7 @@ cdef extern from "vector.h" nogil:
     octet octet_product_or_zero(octet a, octet b)        # 0 where a is, whatever b is
     void octet_add(octet *sum, octet *rest, octet x)     # and what that loses, to `rest`
     void octet_merge(octet *sum, octet *rest, octet x, octet x_rest)
+    double octet_reduce(octet sum, octet rest, double *lost)
 
     environment environment_enter()    # subnormal numbers are 0
     environment environment_plain()

@@ -11,14 +11,13 @@
 
 cdef extern from *:
     """
-    /* Within these bounds products with two weights, and what they lose, stay in the range. */
+    /* Within these bounds products with two weights, and what they lose, stay in the range. A target
+     * may be as small as it likes: then the other part of the loss is what counts. */
     #define MOST_WEIGHT ((real)(sizeof(real) == 4 ? 0x1p16 : 0x1p100))
-    #define LEAST_TARGET ((real)(sizeof(real) == 4 ? 0x1p-25 : 0x1p-60))
     #define MOST_LOGIT ((real)(sizeof(real) == 4 ? 30 : 300))
     #define LEAST_PROBABILITY ((real)(sizeof(real) == 4 ? 0x1p-40 : 0x1p-400))
     """
     const real MOST_WEIGHT
-    const real LEAST_TARGET
     const real MOST_LOGIT
     const real LEAST_PROBABILITY
 
@@ -198,7 +197,7 @@ cdef inline bint are_extreme(
     """Whether products with weights could leave the range."""
     cdef vector any_ = vector_add(
         outside(row_vector(at.x, i, at.n), least_x, most_x),
-        outside(row_vector(at.yes, i, at.n), LEAST_TARGET, MOST_WEIGHT))
+        outside(row_vector(at.yes, i, at.n), 0, MOST_WEIGHT))
     any_ = vector_add(any_, vector_add(
         outside(weight_or_one(at.weight, i, at.n), 1 / MOST_WEIGHT, MOST_WEIGHT),
         outside(weight_or_one(at.pos_weight, i, at.n), 1 / MOST_WEIGHT, MOST_WEIGHT)))

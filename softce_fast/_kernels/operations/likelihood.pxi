@@ -16,28 +16,11 @@ cdef enum:
 # ---- class probabilities -------------------------------------------------------------------------
 
 
-cdef inline PairSum lanes_total(PairSum *lane) noexcept nogil:
-    """The sum of eight: halves onto each other."""
-    cdef Py_ssize_t k
-    for k in range(4):
-        lane[k] = pair_sum_merge(lane[k], lane[k + 4])
-    for k in range(2):
-        lane[k] = pair_sum_merge(lane[k], lane[k + 2])
-    return pair_sum_merge(lane[0], lane[1])
-
-
 cdef inline PairSum octet_total(octet total, octet rest) noexcept nogil:
-    cdef double[8] number
-    cdef double[8] lost
-    cdef PairSum[8] lane
-    cdef Py_ssize_t k
-    octet_store(number, total)
-    octet_store(lost, rest)
-    for k in range(8):
-        lane[k].sum = number[k]
-        lane[k].rest = lost[k]
-        lane[k].left_out = 0
-    return lanes_total(lane)
+    cdef PairSum result
+    result.sum = octet_reduce(total, rest, &result.rest)
+    result.left_out = 0
+    return result
 
 
 cdef inline octet reals_from(const real *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -142,7 +125,7 @@ cdef void likelihood_tile_sum(
 
 
 cdef inline void octets_total(octet *total, octet *rest, PairSum *sums) noexcept nogil:
-    """lanes_total() of each of eight rows."""
+    """octet_total() of each of eight rows."""
     cdef double[8] number
     cdef double[8] lost
     cdef Py_ssize_t k
