@@ -158,23 +158,25 @@ cdef void share_out_problem(
     const Problem *problem, const Kernels *kernels, char *memory, size_t per_thread
 ) noexcept:
     cdef const Plan *plan = &problem.plan
-    cdef Task task = kernels.pairs
+    cdef bint has_state = has_row_state(problem.operation)
+    cdef Stage[3] stages
+    cdef Task task = kernels.rows if has_state else kernels.pairs
     if problem.operation == BINARY_LOSS:
         task = kernels.binary_losses
     elif problem.operation == LABEL_LOSS:
         task = kernels.label_losses
     elif plan.by_chunks:
-        if has_row_state(problem.operation):
-            share_out_parts(
-                kernels.absorb, kernels.finish, kernels.emit, has(problem, OUTPUT), plan.tasks,
-                problem, plan.threads, memory, per_thread)
-        else:
-            share_out_parts(
-                kernels.pair_sums, kernels.pair_merge, kernels.pair_emit, has(problem, OUTPUT),
-                plan.tasks, problem, plan.threads, memory, per_thread)
+        # All chunks of all rows, then the rows at once, then, if there is output, all chunks again.
+        stages[0].function = kernels.absorb if has_state else kernels.pair_sums
+        stages[1].function = kernels.finish if has_state else kernels.pair_merge
+        stages[2].function = kernels.emit if has_state else kernels.pair_emit
+        stages[0].tasks = plan.tasks
+        stages[1].tasks = 1
+        stages[2].tasks = plan.tasks
+        share_out(
+            stages, 3 if has(problem, OUTPUT) else 2, problem, plan.threads, memory, per_thread,
+            False)
         return
-    elif has_row_state(problem.operation):
-        task = kernels.rows
     share_out_tasks(
         task, plan.tasks, problem, plan.threads, memory, per_thread,
         work_of(problem) <= WORK_PER_TASK)
@@ -300,6 +302,7 @@ def cross_entropy(
     of weights before. `dtype` is that of the results, if it is not that of the logits.
     """
     cdef Call call
+    cdef Scan scan
     cdef Problem *problem = &call.problem
     call_open(
         &call,
@@ -314,9 +317,10 @@ def cross_entropy(
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
     problem.options.power = power
+    set_target(&call, &scan, labels, probabilities, ignore_index)
+    set_rows(&call, losses, class_weight, sample_weight)
     return run_loss(
-        &call, labels, probabilities, losses, class_weight, sample_weight, mean, denominator,
-        ignore_index, result_kind_for(dtype, logits), threads_for)
+        &call, &scan, mean, denominator, result_kind_for(dtype, logits), threads_for)
 
 
 def negative_log(
@@ -326,43 +330,50 @@ def negative_log(
 ):
     """Return the sum of the losses of given (log-)probabilities, as cross_entropy()."""
     cdef Call call
+    cdef Scan scan
     call_open(
         &call, LABEL_LOSS if labels is not None else PROBABILITY_LOSS, values,
         <unsigned long long>1 << axis)
     call_array(&call, INPUT, values)
     call.problem.options.logarithms = values_are_logarithms
     call.problem.options.power = power
-    return run_loss(
-        &call, labels, probabilities, losses, class_weight, sample_weight, False, None,
-        ignore_index, result_kind_for(dtype, values), threads_for)
+    set_target(&call, &scan, labels, probabilities, ignore_index)
+    set_rows(&call, losses, class_weight, sample_weight)
+    return run_loss(&call, &scan, False, None, result_kind_for(dtype, values), threads_for)
 
 
-cdef object run_loss(
-    Call *call, ndarray labels, ndarray probabilities, ndarray losses, ndarray class_weight,
-    ndarray sample_weight, bint mean, denominator, ignore_index, int result_kind, threads_for,
-):
-    """Run a call that has its logits, or probabilities, and a target."""
-    cdef Problem *problem = &call.problem
-    cdef const Kernels *kernels
-    cdef Scan scan
-    cdef double divisor
-    cdef int n_threads
-    cdef int bad = 0
-    if labels is not None:
-        call_array(call, LABELS, labels, True)
-        check_labels(&problem.arrays[<int>LABELS])
-        set_ignored(&scan, problem, ignore_index)
-    else:
+cdef int set_target(
+    Call *call, Scan *scan, ndarray labels, ndarray probabilities, ignore_index
+) except -1:
+    if labels is None:
         call_array(call, SECOND, probabilities)
+        return 0
+    call_array(call, LABELS, labels, True)
+    check_labels(&call.problem.arrays[<int>LABELS])
+    return set_ignored(scan, &call.problem, ignore_index)
+
+
+cdef int set_rows(
+    Call *call, ndarray losses, ndarray class_weight, ndarray sample_weight
+) except -1:
+    """Set what there is one of for each row, and for each class; all arrays are there then."""
     if sample_weight is not None:
         call_array(call, SAMPLE_WEIGHT, sample_weight, True)
     if losses is not None:
         call_result(call, RESULT, losses, True)
     call_close(call)
-    set_class_weight(problem, class_weight)
-    kernels = kernels_for(problem, result_kind)
-    n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
-    divisor = scan_rows(&scan, problem, n_threads, &bad)
+    return set_class_weight(&call.problem, class_weight)
+
+
+cdef object run_loss(
+    Call *call, Scan *scan, bint mean, denominator, int result_kind, threads_for
+):
+    """Run a call whose arrays and options are set."""
+    cdef Problem *problem = &call.problem
+    cdef const Kernels *kernels = kernels_for(problem, result_kind)
+    cdef int n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
+    cdef int bad = 0
+    cdef double divisor = scan_rows(scan, problem, n_threads, &bad)
     if bad:
         return None
     if denominator is not None:

@@ -197,7 +197,7 @@ cdef inline CurvatureRow curvature_row(
     cdef int first
     row.others = vector_set(<real>(total.sum + total.rest))
     row.factor = vector_set(<real>power_split(
-        group.sample_weight[k] if group.weighted else 1, &power))
+        group.weights.sample[k] if group.weights.given else 1, &power))
     first = max(-most, min(most, power))
     row.power[0] = vector_set(<real>power_apply(1, first))
     row.power[1] = vector_set(<real>power_apply(1, max(-most, min(most, power - first))))

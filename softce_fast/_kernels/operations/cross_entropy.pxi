@@ -25,7 +25,7 @@ cdef inline void finish_loss(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Py_ssize_t k
-    if group.weighted or is_dense(problem.operation) or problem.options.z_loss != 0:
+    if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         finish_weighted_loss(group, problem, scratch)
     else:
         numbers_store(group.result, logarithm_of_share(
@@ -119,16 +119,16 @@ cdef void finish_weighted_loss(
             if has(problem, LABELS):
                 # What the label is given on top of its share in the smoothing.
                 loss += number_or_zero(
-                    group.label_weight[k], numbers.gap[k] + numbers.log_share[k])
-        elif group.weighted:
-            loss = number_or_zero(group.label_weight[k], numbers.log_share[k])
+                    group.weights.label[k], numbers.gap[k] + numbers.log_share[k])
+        elif group.weights.given:
+            loss = number_or_zero(group.weights.label[k], numbers.log_share[k])
         else:
             loss = numbers.log_share[k]
         if z_loss != 0:
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
             loss += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
-        if group.weighted:
-            loss = number_or_zero(group.sample_weight[k], loss)
+        if group.weights.given:
+            loss = number_or_zero(group.weights.sample[k], loss)
         group.result[k] = loss
         group.coefficients[k] = numbers.coefficients[k]
 
@@ -214,9 +214,9 @@ cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept 
         row = scale
         target = 1
         rest = 0
-        if group.weighted:
-            row = scaled_product(row, group.sample_weight[k])
-            target = power_apply(group.label_weight[k], -problem.options.coefficient_power)
+        if group.weights.given:
+            row = scaled_product(row, group.weights.sample[k])
+            target = power_apply(group.weights.label[k], -problem.options.coefficient_power)
         if is_dense(problem.operation):
             target = group.coefficients[k] + (target if has(problem, LABELS) else 0)
         if problem.options.z_loss != 0:
@@ -235,7 +235,7 @@ cdef inline void finish_gradient(
     cdef DoubleDouble total = with_exact_maximum(
         group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
         &scratch.scale)
-    if group.weighted or is_dense(problem.operation) or problem.options.z_loss != 0:
+    if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         factors = factors_of(group, problem)
     recipe.factor = double_double_quotient(factors.whole, total)
     recipe.unscale = factors.power
@@ -313,7 +313,7 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
         if problem.options.class_weight != NULL:
             coefficient[k] *= problem.options.class_weight[group.labels[k]]
         coefficient[k] = power_apply(
-            coefficient[k] + group.label_weight[k], -problem.options.coefficient_power)
+            coefficient[k] + group.weights.label[k], -problem.options.coefficient_power)
     return vector_from(coefficient)
 
 
@@ -332,5 +332,5 @@ cdef inline vector other_coefficients_of_labels(
             others[k] = even * problem.options.other_sums[top]
         if group.labels[k] != top:
             others[k] += power_apply(
-                group.label_weight[k], -problem.options.coefficient_power)
+                group.weights.label[k], -problem.options.coefficient_power)
     return vector_from(others)

@@ -101,7 +101,7 @@ cdef PairSum likelihood_sum(
 ) noexcept nogil:
     """The sum of the coefficients of row k, n classes from `start` on, times the logarithms."""
     cdef const real *logarithms = rows.input[k]
-    cdef double weight = group.sample_weight[k] if group.weighted else 1
+    cdef double weight = group.weights.sample[k] if group.weights.given else 1
     if not problem.options.logarithms:
         logarithms_of(logarithms, n, scratch.kept)
         logarithms = scratch.kept
@@ -154,10 +154,10 @@ cdef void label_losses_group(Group *group, const Problem *problem) noexcept nogi
     if not problem.options.logarithms:
         v = plain_logarithm(v, vector_set(0.0))
     numbers_store(group.result, vector_subtract(vector_set(0.0), v))
-    if not group.weighted and group.ignored == 0:
+    if not group.weights.given and group.ignored == 0:
         return
     for k in range(LANES):
-        weight = group.label_weight[k] * group.sample_weight[k] if group.weighted else 1
+        weight = group.weights.label[k] * group.weights.sample[k] if group.weights.given else 1
         if group.ignored >> k & 1:
             group.result[k] = 0
         else:

@@ -486,12 +486,12 @@ cdef void along_absorb(
         for k in range(first, stop):
             pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
             position[k] = <real>pivot
-            if is_dense(problem.operation):
-                along_spread(group, problem, chunk, k, x[k], maximum[k], pivot, &dense, scratch)
-            reference.shift = vector_set(shift[k])
-            reference.exponent = vector_set(exponent[k])
             stretch.x = x[k]
             stretch.pivot = pivot
+            if is_dense(problem.operation):
+                along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
+            reference.shift = vector_set(shift[k])
+            reference.exponent = vector_set(exponent[k])
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
@@ -503,18 +503,18 @@ cdef void along_absorb(
 
 
 cdef inline void along_spread(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const real *x,
-    real maximum, Py_ssize_t top, DenseSums *dense, const Scratch *scratch,
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k,
+    const Stretch *stretch, real maximum, DenseSums *dense, const Scratch *scratch,
 ) noexcept nogil:
-    cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Coefficients coefficients = coefficients_of(group, problem, k, chunk, scratch)
     cdef DoubleDouble total, spread
     row_spread_of(
-        x, n, spread_origin(vector_set(maximum)), &coefficients, top, &total, &spread)
+        stretch.x, stretch.n, spread_origin(vector_set(maximum)), &coefficients, stretch.pivot,
+        &total, &spread)
     sums_put(&dense.spread, k, spread)
     sums_put(&dense.coefficients, k, total)
     if coefficients.probabilities != NULL:
-        dense.own[k] = coefficient_at(&coefficients, top, n)
+        dense.own[k] = coefficient_at(&coefficients, stretch.pivot, stretch.n)
 
 
 cdef inline void dense_reduce(

@@ -164,10 +164,13 @@ cdef void rows_turn_back(
 
 cdef inline void rows_read(
     const Group *group, const Problem *problem, Role role, Py_ssize_t first, Py_ssize_t rows,
-    Py_ssize_t start, Py_ssize_t n, const real **x, real *staged, Scratch *scratch,
+    Py_ssize_t chunk, const real **x, Scratch *scratch,
 ) noexcept nogil:
-    """Point x at n classes of rows `first` and on: themselves if they are plain, else copies."""
+    """Point x at a chunk of rows `first` and on: at themselves if they are plain, else at copies."""
     cdef const Array *array = &problem.arrays[<int>role]
+    cdef Py_ssize_t start = chunk * PAIR_CHUNK
+    cdef Py_ssize_t n = pair_chunk_length(problem, chunk)
+    cdef real *staged = scratch.target if role == SECOND else scratch.staged
     cdef Py_ssize_t k
     if rows > 1 and goes_by_class(&problem.layout, array):
         rows_turn(group, problem, role, start, n, staged, scratch)
@@ -187,12 +190,9 @@ cdef inline void pair_rows_read(
     const Group *group, const Problem *problem, Py_ssize_t first, Py_ssize_t rows,
     Py_ssize_t chunk, PairRows *at, Scratch *scratch,
 ) noexcept nogil:
-    cdef Py_ssize_t start = chunk * PAIR_CHUNK
-    cdef Py_ssize_t n = pair_chunk_length(problem, chunk)
-    rows_read(group, problem, INPUT, first, rows, start, n, at.input, scratch.staged, scratch)
+    rows_read(group, problem, INPUT, first, rows, chunk, at.input, scratch)
     if has(problem, SECOND):
-        rows_read(
-            group, problem, SECOND, first, rows, start, n, at.second, scratch.target, scratch)
+        rows_read(group, problem, SECOND, first, rows, chunk, at.second, scratch)
 
 
 cdef void pair_rows_sum(

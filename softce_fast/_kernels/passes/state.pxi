@@ -48,6 +48,12 @@ cdef struct RowFactors:
     vector power         # a power of two, so that none of these leaves the range
 
 
+cdef struct GroupWeights:
+    bint given               # else all are 1, and not set here
+    double[16] label         # class weight at the label, less what smoothing takes
+    double[16] sample
+
+
 cdef struct Group:
     # Up to LANES rows, a row in each lane.
     Py_ssize_t first
@@ -55,9 +61,7 @@ cdef struct Group:
     Offsets[9] offsets         # by Role
     int64_t[16] labels
     unsigned int ignored       # bit k: row k is taken out
-    double[16] label_weight    # class weight at the label, less what smoothing takes
-    double[16] sample_weight
-    bint weighted              # any of the two may not be 1
+    GroupWeights weights
     bint own_is_known          # a tile has come across own_logit
     RowState whole             # all classes
     vector own_logit           # what is left out of the sum,
@@ -110,7 +114,7 @@ cdef inline void group_open(
     group.first = first
     group.rows = rows
     group.ignored = 0
-    group.weighted = False
+    group.weights.given = False
     group.own_is_known = False
     offsets_fill(
         &group.offsets[<int>INPUT], &problem.layout, &problem.arrays[<int>INPUT], first, rows)
@@ -167,16 +171,16 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
 cdef void group_label_weights(Group *group, const Problem *problem) noexcept nogil:
     cdef double share = 1 - problem.options.label_smoothing
     cdef Py_ssize_t k
-    group.weighted = True
+    group.weights.given = True
     for k in range(LANES):
-        group.label_weight[k] = share
-        group.sample_weight[k] = 1
+        group.weights.label[k] = share
+        group.weights.sample[k] = 1
     if problem.options.class_weight == NULL:
         return
     for k in range(LANES):
-        group.label_weight[k] *= problem.options.class_weight[group.labels[k]]
+        group.weights.label[k] *= problem.options.class_weight[group.labels[k]]
         if (
-            group.label_weight[k] == 0 and not is_dense(problem.operation)
+            group.weights.label[k] == 0 and not is_dense(problem.operation)
             and problem.options.z_loss == 0
         ):
             # Nothing is left of the row.
@@ -188,15 +192,15 @@ cdef void group_sample_weights(Group *group, const Problem *problem) noexcept no
     cdef Py_ssize_t k
     cdef double weight
     for k in range(LANES):
-        group.sample_weight[k] = 1
-        if not group.weighted:
-            group.label_weight[k] = 1
-    group.weighted = True
+        group.weights.sample[k] = 1
+        if not group.weights.given:
+            group.weights.label[k] = 1
+    group.weights.given = True
     for k in range(group.rows):
         weight = number_read(
             array.data + row_offset(&problem.layout, array, group.first + k), array.kind,
             array.swapped)
-        group.sample_weight[k] = weight
+        group.weights.sample[k] = weight
         if weight == 0:
             # It takes the row out, whatever the row holds.
             group.ignored |= <unsigned int>1 << k
