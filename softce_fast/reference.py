@@ -254,8 +254,12 @@ def _task(call: LossArguments) -> _Task:
         for array in (call.values, call.probabilities)
     )
     weight, sample_weight = (
-        None if array is None else array.astype(compute, copy=False)
-        for array in (call.weight, call.sample_weight)
+        None if array is None else array.astype(dtype, copy=False)
+        for array, dtype in (
+            (call.weight, compute),
+            # Not to anything narrower, in which small ones would be a mean of nothing.
+            (call.sample_weight, np.promote_types(compute, np.float64)),
+        )
     )
     assert values is not None
     return _Task(values, labels, ignored, probabilities, weight, sample_weight, call)
@@ -421,6 +425,8 @@ def loss_and_gradient(
                 grad /= grad.dtype.type(divisor)
         if task.ignored is not None:
             grad[task.ignored] = 0
+        if spread is None and not call.z_loss:
+            grad[label_part == 0] = 0
         if task.sample_weight is not None:
             grad[task.sample_weight == 0] = 0
         grad = np.moveaxis(grad, -1, call.axis)
