@@ -1,4 +1,4 @@
-"""Whoever adds an option is told here what does not know it yet: reference, fuzzer, table of errors."""
+"""Whoever adds an option learns who does not know it yet: reference, fuzzer, table of errors."""
 
 from __future__ import annotations
 
