@@ -143,6 +143,8 @@ SECONDS ?= 60
 FUZZ_ARGS ?=
 SUITES ?=
 SANITIZE_ARGS ?=
+ATTACK_ARGS ?=
+MUTANTS ?=
 
 fuzz: $(STAMPS)/built $(STAMPS)/group-test ## random calls for SECONDS=60
 	$(PY) tools/fuzz.py --seconds $(SECONDS) $(FUZZ_ARGS)
@@ -150,7 +152,13 @@ fuzz: $(STAMPS)/built $(STAMPS)/group-test ## random calls for SECONDS=60
 sanitize: $(STAMPS)/built $(STAMPS)/group-test ## address, undefined-behaviour, thread sanitizers
 	$(PY) tools/sanitize.py $(SANITIZE_ARGS)
 
+attack: $(STAMPS)/built $(STAMPS)/group-test ## limits, forks, environments, ... for SECONDS=60
+	$(PY) tools/attack.py --seconds $(SECONDS) $(ATTACK_ARGS)
+
+mutants: $(STAMPS)/built $(STAMPS)/group-test ## small mistakes, planted one at a time: the tests fail
+	$(PY) tools/mutants.py $(MUTANTS)
+
 suites: $(STAMPS)/built $(STAMPS)/group-test $(STAMPS)/torch $(STAMPS)/adapters ## other projects' tests on the adapters
 	$(PY) tools/suites.py $(SUITES)
 
-.PHONY: fuzz sanitize suites
+.PHONY: fuzz sanitize attack mutants suites

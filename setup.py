@@ -268,7 +268,7 @@ def extensions() -> list[Extension]:
     ]
     probe = Extension(
         "softce_fast._kernels.probe",
-        [copied("probe.pyx", "probe")],
+        [str(KERNELS / "probe.pyx")],
         include_dirs=[str(KERNELS)],
         define_macros=[
             ("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in chosen) + '"'),

@@ -6,12 +6,16 @@ short way for small calls, has its arguments checked (_checks.py), finds an arra
 rows out over threads (_threads.py says how many) to the kernels of the build in use (_dispatch.py).
 """
 
+import os as _os
 from importlib.util import find_spec as _find_spec
 
 if _find_spec("softce_fast._kernels.probe") is None:
     raise ImportError(
         "softce_fast is not built here, its compiled modules are missing: in its source tree run "
         "`pip install .` or `make build`, or import the installed package from another folder"
+        if _os.path.exists(__file__)
+        else f"softce_fast cannot be imported out of an archive ({__file__}): its compiled modules "
+        "must be files of their own; unpack it, or install it with `pip install`"
     )
 
 from . import reference

@@ -33,8 +33,14 @@ def output(
     return out
 
 
+def plain(array: Array) -> Array:
+    """Return an array without its subclass, whose views may be of something else."""
+    return array if type(array) is np.ndarray else np.asarray(array)
+
+
 def overlaps(out: Array, array: Array) -> bool:
     """Tell whether `out` shares memory with an input without being that very array."""
+    array, out = plain(array), plain(out)
     if array is out or not np.may_share_memory(array, out):
         return False
     same = (

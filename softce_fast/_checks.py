@@ -294,6 +294,7 @@ def check_out(out: object, shape: tuple[int, ...], dtype: DType, name: str = "ou
     """Refuse an output array that a result of `shape` and `dtype` cannot be written to."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
+    out = np.asarray(out)  # what is there, whatever a subclass says
     if out.dtype != dtype and (out.dtype.isnative or out.dtype.newbyteorder("=") != dtype):
         raise TypeError(f"{name} must have dtype {dtype}, that of the result, got {out.dtype}")
     if out.shape != shape:

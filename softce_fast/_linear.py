@@ -289,10 +289,10 @@ def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
         else out
         for name, array, out in zip(_checks.LINEAR_GRADS, arrays[:3], wanted.outs, strict=True)
     ]
-    gradients = LinearGrads(*outs)
+    written = LinearGrads(*(None if out is None else _arrays.plain(out) for out in outs))
     with np.errstate(all="ignore"):
-        loss = _Run(arrays, batch, plan, gradients, wanted.accumulate).loss()
-    return loss, gradients
+        loss = _Run(arrays, batch, plan, written, wanted.accumulate).loss()
+    return loss, LinearGrads(*outs)
 
 
 def _named(outs: tuple[Array | None, ...]) -> dict[str, Any]:

@@ -455,6 +455,8 @@ def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor:
     rows = np.moveaxis(gradient, call.axis, -1)
     if call.labels is not None:
         rows[call.labels == call.ignore_index] = 0
+        if call.weight is not None and call.label_smoothing == 0 and call.z_loss == 0:
+            rows[call.weight.take(call.labels, mode="clip") == 0] = 0
     if call.sample_weight is not None:
         rows[call.sample_weight == 0] = 0
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from . import _checks
@@ -20,13 +21,12 @@ _SERIAL_SIZE = probe.serial_size()
 _OPENMP = bool(probe.openmp())
 
 
-class _Local(threading.local):
-    count: int | None = None  # what num_threads() asked for in this thread
-
-
 # All the state there is, with that in _dispatch.py and _memory.py. It needs no lock, with a GIL or
 # without: each name is bound in one step, and what two threads may find out at once is the same.
-_local = _Local()
+
+# What num_threads() asked for in this context: a list of one number for each body that is open, the
+# last of which counts. Each takes its own away in the end, so those of generators may overlap.
+_asked: ContextVar[tuple[list[int], ...]] = ContextVar("softce_fast.num_threads", default=())
 _requested: int | None = None  # what set_num_threads() asked for
 _quota: int | None = None  # of the control group; None: not read yet
 
@@ -95,13 +95,15 @@ def _count() -> int:
     """Return how many threads a large call may use; negative if none were asked for."""
     if not _OPENMP:
         return 1
-    asked = _local.count or _requested
-    return asked or -probe.max_threads(_group_quota())
+    asked = _asked.get()
+    if asked:
+        return asked[-1][0]
+    return _requested or -probe.max_threads(_group_quota())
 
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """Use up to `n` threads for the calls in the body, in this Python thread alone.
+    """Use up to `n` threads for the calls in the body, in this context alone.
 
     Parameters
     ----------
@@ -117,7 +119,9 @@ def num_threads(n: int) -> Iterator[None]:
 
     Notes
     -----
-    It goes before :func:`set_num_threads`. Other Python threads are not affected.
+    It goes before :func:`set_num_threads`. Other Python threads and other asyncio tasks are not
+    affected: as with :class:`numpy.errstate`, the number belongs to the context (module
+    contextvars). A generator shares the context of the code that runs it.
 
     Examples
     --------
@@ -126,13 +130,12 @@ def num_threads(n: int) -> Iterator[None]:
     ...     sf.get_num_threads()
     1
     """
-    count = _checks.check_num_threads(n)
-    before = _local.count
-    _local.count = count
+    own = [_checks.check_num_threads(n)]
+    _asked.set((*_asked.get(), own))
     try:
         yield
     finally:
-        _local.count = before
+        _asked.set(tuple(other for other in _asked.get() if other is not own))
 
 
 def threads_for(size: int) -> int:
@@ -211,6 +214,16 @@ def _after_fork_in_child() -> None:
     _quota = None
 
 
+def stack_size(environment: Mapping[str, str]) -> int:
+    """Return the bytes that OpenMP gives to the stack of a thread; 0 if nobody chose any."""
+    for name, default_unit in (("OMP_STACKSIZE", "k"), ("GOMP_STACKSIZE", "k"),
+                               ("KMP_STACKSIZE", "b")):  # fmt: skip
+        match = re.fullmatch(r"\s*(\d{1,12})\s*([bkmg]?)\s*", environment.get(name, "").lower())
+        if match:
+            return int(match[1]) << 10 * "bkmg".index(match[2] or default_unit)
+    return 0
+
+
 def _start_openmp() -> None:
     # LLVM's runtime renews itself in a forked child, unless this variable, read once at its start,
     # says no: which scikit-learn tells every runtime, for the sake of one of Intel's.
@@ -218,6 +231,7 @@ def _start_openmp() -> None:
     probe.max_threads(1)
     if renewal is not None:
         os.environ["KMP_INIT_AT_FORK"] = renewal
+    probe.prepare(stack_size(os.environ))
 
 
 _start_openmp()

@@ -15,7 +15,10 @@ PACKAGE = Path(softce_fast.__file__).resolve().parent
 TESTS = Path(__file__).resolve().parent
 
 # What chooses a number of threads or a build must come from the test, not from whoever runs it.
-UNSET = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
+UNSET = (
+    *("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_STACKSIZE"),
+    *("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"),
+)
 
 # Sanitized and emulated processes are slow.
 PATIENCE = 5 if "LD_PRELOAD" in os.environ else 1

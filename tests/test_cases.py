@@ -399,11 +399,42 @@ def test_coefficient_0_takes_out_a_likelihood(
 def test_class_weight_0_takes_out_a_label(dtype: np.dtype, odd: float) -> None:
     logits = np.array([[odd, 0], [1, 2]], dtype)
     options: dict[str, Any] = {"weight": [0, 1], "reduction": "none"}
-    loss, grad = sf.cross_entropy_with_grad(logits, [0, 1], **options)
     right = truth.cross_entropy_with_options(logits[1:], [1], **options)
-    assert loss[0] == 0
-    np.testing.assert_array_equal(grad[0], 0)
-    assert_ulp(loss[1:], right.loss, "loss", dtype)
+    for library in (sf, sf.reference):
+        loss, grad = library.cross_entropy_with_grad(logits, [0, 1], **options)
+        assert loss[0] == 0
+        np.testing.assert_array_equal(grad[0], 0)
+        assert_ulp(loss[1:], right.loss, "loss", dtype)
+
+
+def test_losses_near_the_largest_number(full_dtype: np.dtype) -> None:
+    # The first class is so far above the others that its loss is lifted for weights to act on.
+    largest = float(np.finfo(full_dtype).max) / 1e8
+    logits = np.array([[largest, -largest, 0, 5]] * 3, full_dtype)
+    weights = np.array([0.7, 0.3, 0.9])
+    for labels in (np.array([0, 1, 2]), np.eye(4, dtype=full_dtype)[[0, 1, 2]]):
+        for more in ({"label_smoothing": 0.1}, {"z_loss": 1e-3 / largest}):
+            options: dict[str, Any] = {"sample_weight": weights, "reduction": "none", **more}
+            right = truth.cross_entropy_with_options(logits, labels, **options)
+            assert (right.loss > 0).all()
+            found = sf.cross_entropy(logits, labels, **options)
+            assert_ulp(found, right.loss, "loss", full_dtype)
+
+
+@with_targets
+@pytest.mark.parametrize("factor", [1.0, 2.0**970])
+def test_the_mean_divides_by_an_exact_sum(factor: float, target_kind: str) -> None:
+    # Each of the many is less than half a unit of the first: a plain sum would miss all of them.
+    rows = 3000
+    weights = np.full(rows, 2.0**-54 * factor)
+    weights[0] = factor
+    logits = np.zeros((rows, 2))
+    target: Array = np.zeros(rows, int)
+    if target_kind == "probabilities":
+        target = np.eye(2)[target]
+    right = truth.cross_entropy_with_options(logits, target, sample_weight=weights)
+    _, grad = sf.cross_entropy_with_grad(logits, target, sample_weight=weights)
+    assert_ulp(grad, right.gradient, "gradient", np.float64, right.gradient_scale)
 
 
 ZERO_BINARY: list[tuple[float, float, dict[str, Any]]] = [

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,22 @@ def test_import_where_nothing_is_built_says_what_to_do(tmp_path: Path) -> None:
     assert "`pip install .`" in last
 
 
+def test_import_out_of_an_archive_says_what_to_do(tmp_path: Path) -> None:
+    """With its compiled modules or without them: Python loads none from there."""
+    package = Path(sf.__file__).parent
+    archive = tmp_path / "packages.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in package.rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                file.write(path, path.relative_to(package.parent))
+    code = f"import sys; sys.path.insert(0, {str(archive)!r}); import softce_fast"
+    result = run_python(code, check=False)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: softce_fast cannot be imported out of an archive (")
+    assert str(archive) in last
+    assert "unpack it" in last
+
+
 # The choice of a build
 
 
@@ -143,6 +160,13 @@ def test_a_build_this_machine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> Non
         _dispatch.choose("avx2")
     with pytest.raises(ImportError, match="no such build; it takes one of baseline, or unset"):
         _dispatch.choose("neon")
+
+
+def test_the_best_of_all_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SmallMachine, "supported", staticmethod(lambda _: True))
+    monkeypatch.setattr(_dispatch, "probe", SmallMachine)
+    assert _dispatch.choose(None) == "avx512"
+    assert _dispatch.choose("avx2") == "avx2"
 
 
 def test_using_returns_to_the_build_before() -> None:

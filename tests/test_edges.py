@@ -441,6 +441,9 @@ def test_zero_weights_are_a_mean_of_nothing() -> None:
         assert sf.cross_entropy(values, labels, empty="zero", **options) == 0
         _, grad = sf.cross_entropy_with_grad(values, labels, empty="zero", **options)
         assert (grad == 0).all()
+        # Nothing is left of a row: nothing to divide, either.
+        _, grad = sf.cross_entropy_with_grad(values, labels, **options)
+        assert (grad == 0).all()
 
 
 # No classes
@@ -464,6 +467,12 @@ def test_zero_classes(dtype: np.dtype) -> None:
 def test_zero_classes_refuse_any_label(name: str, label: int) -> None:
     with pytest.raises(IndexError, match=r"target\[1\] is .*no classes"):
         getattr(sf, name)(np.empty((2, 0)), [-100, label])
+
+
+def test_small_weights_of_no_classes_are_not_a_mean_of_nothing(full_dtype: np.dtype) -> None:
+    values = np.empty((2, 0), full_dtype)
+    for library in (sf, sf.reference):
+        assert library.cross_entropy(values, values, sample_weight=np.full(2, 1e-300)) == 0
 
 
 # Digits of confident rows

@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 
 import softce_fast as sf
+from softce_fast import _dispatch
 from softce_fast._kernels import probe
 from subprocesses import run_function, run_python, thread_count
 
@@ -324,6 +326,80 @@ def subprocess_works() -> None:
         computed_bits()
         subprocess.run([sys.executable, "-c", ""], check=True, timeout=30, **options)  # type: ignore[call-overload]
     assert computed_bits() == expected
+
+
+def during_the_first_call() -> None:
+    """Fork while another thread imports the kernels of a dtype, which the child needs, too."""
+    importing = threading.Event()
+
+    class SlowFinder:
+        """Is asked first for every module; takes its time for the kernels."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.endswith("_float32") and threading.current_thread() is thread:
+                importing.set()
+                time.sleep(0.3)
+
+    sys.meta_path.insert(0, SlowFinder())  # type: ignore[arg-type]
+    thread = threading.Thread(target=sf.softmax, args=(np.zeros(3, np.float32),))
+    thread.start()
+    assert importing.wait(10)
+    in_child(lambda: np.testing.assert_allclose(sf.softmax(np.zeros(2, np.float32)), 0.5))
+    thread.join()
+
+
+def while_others_call_for_the_first_time() -> None:
+    """Fork at any moment of the first calls of many threads, each for a dtype of its own."""
+    names = ("float16", "float32", "float64")
+    start = threading.Barrier(len(names) + 1)
+
+    def call(name: str) -> None:
+        sf.softmax(np.zeros((300, 1000), name))
+
+    def caller(name: str) -> None:
+        start.wait()
+        call(name)
+
+    threads = [threading.Thread(target=caller, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    forks = 0
+    while forks < 5 or any(thread.is_alive() for thread in threads):
+        for name in names:
+            in_child(partial(call, name))
+            forks += 1
+    for thread in threads:
+        thread.join()
+
+
+def every_module_is_told() -> None:
+    """Each is bound to a copy of OpenMP of its own where others brought theirs in between."""
+    told = []
+
+    class Module:
+        def pause(self) -> None:
+            told.append(os.getpid())
+
+    for name in ("float32", "float64"):
+        _dispatch.loaded_kernels[np.dtype(name)] = Module()  # type: ignore[assignment]
+    parent = os.getpid()
+    in_child(lambda: None)
+    assert told == [parent, parent]
+
+
+def test_every_module_is_told_of_a_fork():
+    run_function(every_module_is_told)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [during_the_first_call, while_others_call_for_the_first_time],
+    ids=lambda case: case.__name__,
+)
+def test_fork_during_first_calls(case):
+    for _ in range(3):
+        run_function(case)
 
 
 @pytest.mark.parametrize(

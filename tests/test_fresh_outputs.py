@@ -6,6 +6,8 @@ import concurrent.futures
 import gc
 import mmap
 import pickle
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,9 @@ assert np.prod(SHAPE) * FLOAT32.itemsize > _memory.SMALLEST_BLOCK
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Any:
     gc.collect()
-    _memory._free.clear()
+    _memory._store.blocks.clear()
     yield
-    _memory._free.clear()
+    _memory._store.blocks.clear()
 
 
 def address(array: Any) -> int:
@@ -65,11 +67,113 @@ def test_an_array_that_outlives_the_modules_at_exit_makes_no_noise() -> None:
 def test_few_blocks_are_kept_and_none_of_another_size() -> None:
     arrays = [_memory.empty(SHAPE, FLOAT32) for _ in range(5)]
     arrays.clear()
-    assert len(_memory._free) == _memory.MOST_BLOCKS
+    assert len(_memory._store.blocks) == _memory.MOST_BLOCKS
     larger = _memory.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
-    assert not _memory._free
+    assert not _memory._store.blocks
     del larger
-    assert len(_memory._free) == 1
+    assert len(_memory._store.blocks) == 1
+
+
+def test_a_block_serves_its_own_size_alone() -> None:
+    larger = _memory.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
+    size = larger.nbytes
+    del larger
+    (block,) = _memory._store.blocks
+    assert len(block) >= size
+    result = _memory.empty(SHAPE, FLOAT32)
+    assert not _memory._store.blocks
+    del result
+    (block,) = _memory._store.blocks
+    assert SHAPE[0] * SHAPE[1] * 4 <= len(block) < size
+
+
+def test_threads_that_let_go_at_once_leave_no_more_blocks_than_promised(monkeypatch: Any) -> None:
+    """The check of how many there are and the step that adds one must be the same step."""
+    sizes = []
+
+    class SlowBlock(mmap.mmap):
+        """Lets other threads come between whatever two steps there are."""
+
+        def madvise(self, *arguments: int) -> None:
+            super().madvise(*arguments)
+            if arguments[0] == mmap.MADV_FREE:
+                together.wait()
+
+    together = threading.Barrier(8)
+    monkeypatch.setattr(_memory.mmap, "mmap", SlowBlock)
+    arrays = [[_memory.empty(SHAPE, FLOAT32)] for _ in range(8)]
+    monkeypatch.undo()
+
+    def let_go(array: list[Any]) -> None:
+        array.clear()
+        sizes.append(len(_memory._store.blocks))
+
+    threads = [threading.Thread(target=let_go, args=(array,)) for array in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(sizes) <= _memory.MOST_BLOCKS
+
+
+REFUSED = """
+import mmap, sys
+import numpy as np, softce_fast as sf
+from softce_fast import _memory
+
+class Refusing(mmap.mmap):
+    def madvise(self, advice, *rest):
+        if advice == mmap.MADV_FREE:
+            raise OSError(22, "Invalid argument")
+        super().madvise(advice, *rest)
+
+mmap.mmap = Refusing
+x = np.zeros((4200, 1000), np.float32)
+first = sf.softmax(x)
+view = first[1:3]
+del first
+assert (view == np.float32(1e-3)).all()
+del view
+assert not _memory._store.blocks
+again = sf.softmax(x)
+assert again.flags.owndata and (again == np.float32(1e-3)).all()
+"""
+
+
+def test_nothing_is_kept_where_its_pages_cannot_be_freed() -> None:
+    """In locked memory, or a sandbox: results are then NumPy's own, and nobody complains."""
+    result = subprocesses.run_python(REFUSED)
+    assert result.stderr == ""
+
+
+LOCKED = """
+import ctypes, os, resource
+import numpy as np, softce_fast as sf
+from softce_fast import _memory
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mlockall(2):  # MCL_FUTURE
+    print("skip:", os.strerror(ctypes.get_errno()))
+    raise SystemExit
+x = np.zeros((4200, 1000), np.float32)
+for _ in range(3):
+    assert (sf.softmax(x) == np.float32(1e-3)).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mlockall as on Linux")
+def test_locked_memory() -> None:
+    result = subprocesses.run_python(LOCKED, environment={"OMP_STACKSIZE": "256k"}, check=False)
+    if result.stdout.startswith("skip") or "MemoryError" in result.stderr:
+        pytest.skip("no memory can be locked here")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+def test_a_large_result_says_why_it_cannot_be_resized() -> None:
+    result = sf.softmax(np.zeros(SHAPE, np.float32))
+    with pytest.raises(ValueError, match="does not own its data"):
+        result.resize((2, 2))
+    assert result.shape == SHAPE
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 4), (1 << 19, 7)])
@@ -110,11 +214,13 @@ from softce_fast import _memory
 x = np.zeros((4200, 1000), np.float32)
 held = sf.softmax(x)
 sf.softmax(x)
-assert len(_memory._free) == 1
+assert len(_memory._store.blocks) == 1
 child = os.fork()
 if child == 0:
+    if _memory._store.blocks:
+        os._exit(2)
     same = bool((sf.softmax(x) == held).all())
-    os._exit(0 if same and len(_memory._free) == 1 else 1)
+    os._exit(0 if same and len(_memory._store.blocks) == 1 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert (sf.softmax(x) == held).all()
 print("done")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import email
 import importlib.metadata
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +91,73 @@ def test_build_for_this_cpu_alone(setup: ModuleType, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SOFTCE_FAST_BUILD", "fastest")
     with pytest.raises(SystemExit, match="must be one of all, native, debug, not 'fastest'"):
         setup.variants_to_build()
+
+
+# What each build may use of the CPU, best first. What is not named here is not looked up at import.
+FEATURES = {
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"},
+    "avx2": {"avx2", "fma", "f16c"},
+    "baseline": set(),
+}
+
+
+def test_builds_need_of_the_cpu_what_their_flags_allow(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-x86_64")
+    assert {v.name: set(v.features) for v in setup.variants()} == FEATURES
+    assert [v.name for v in setup.variants()] == list(FEATURES), "not the best one first"
+    for variant in setup.variants():
+        allowed = {flag[2:] for flag in variant.flags if not flag.startswith("-mprefer")}
+        assert allowed == FEATURES[variant.name]
+    assert "-mprefer-vector-width=512" in setup.variants()[0].flags
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-aarch64")
+    assert [v.name for v in setup.variants()] == ["baseline"]
+
+
+def test_flags_keep_the_meaning_of_arithmetic(setup: ModuleType) -> None:
+    """A multiply-add is fused where the source says so; what is NaN or infinite stays so."""
+    assert {"-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"} <= {*setup.COMPILE_FLAGS}
+    for variant in setup.variants():
+        flags = {*setup.COMPILE_FLAGS, *setup.DEBUG_FLAGS, *setup.KNOWN_TO_SOME, *variant.flags}
+        assert not flags & {
+            "-ffast-math",
+            "-Ofast",
+            "-ffinite-math-only",
+            "-funsafe-math-optimizations",
+        }
+
+
+SHOWS_FEATURES = """
+#include <stdio.h>
+#include "cpu.h"
+int main(void) {{
+    const unsigned found = cpu_features();
+    {lines}
+    return 0;
+}}
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or sys.platform != "linux", reason="as Linux tells of x86-64"
+)
+def test_features_of_the_cpu_are_those_that_the_system_tells(
+    setup: ModuleType, tmp_path: Path
+) -> None:
+    told = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[
+        0
+    ].split()
+    lines = [
+        f'if (found & CPU_{name.upper()}) puts("{name}");' for name in sorted(FEATURES["avx512"])
+    ]
+    source = tmp_path / "features.c"
+    source.write_text(SHOWS_FEATURES.format(lines=" ".join(lines)))
+    needs = [f"-D{name}={value}" for name, value in setup.needs()]
+    command = [*setup.compiler(), f"-I{ROOT / setup.KERNELS}", *needs, str(source), "-o"]
+    subprocess.run([*command, str(tmp_path / "features")], check=True)
+    found = subprocess.run([tmp_path / "features"], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == FEATURES["avx512"] & set(told.split())
 
 
 def test_as_many_compilers_as_allowed(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

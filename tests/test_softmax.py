@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ def test_zero_dimensions_with_out(name: str) -> None:
     out = np.array(7.0)
     assert getattr(sf, name)(np.array(3.0), out=out) is out
     assert out == {"softmax": 1, "log_softmax": 0}[name]
+
+
+@with_names
+def test_axes_may_be_named_in_any_order(dtype: np.dtype, name: str) -> None:
+    x = np.random.default_rng(0).normal(size=(6, 70, 3, 50)).astype(dtype)
+    function = getattr(sf, name)
+    for axes in ((0, 1), (1, 2), (1, 3), (0, 1, 3)):
+        expected = function(x, axes)
+        for order in itertools.permutations(axes):
+            assert np.array_equal(function(x, order), expected), order
 
 
 @with_names
@@ -426,6 +437,19 @@ def test_transposed_out_of_the_same_memory(axis: int, name: str) -> None:
         np.testing.assert_array_equal(x, before)
     else:
         np.testing.assert_array_equal(x.T, right)
+
+
+@with_same_shape
+def test_an_overlap_that_is_hard_to_tell_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_hard(*_: Any, **__: Any) -> bool:
+        raise np.exceptions.TooHardError
+
+    memory = normal((40, 20), np.float32)
+    monkeypatch.setattr(np, "shares_memory", too_hard)
+    with pytest.raises(ValueError, match="overlap"):
+        getattr(sf, name)(memory[:, ::2], out=memory[:, 1::2])
 
 
 @with_same_shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -281,6 +282,49 @@ def test_affinity_given_from_outside_is_honoured():
     assert threads_of_a_call(prefix=("taskset", "--cpu-list", str(chosen))) == (1, 1)
 
 
+# Each spreads OpenMP's threads over all CPUs and binds the calling one to its share of them.
+SPREAD = (
+    {"OMP_PROC_BIND": "true"},
+    {"OMP_PROC_BIND": "spread"},
+    {"OMP_PLACES": "threads"},
+    {"OMP_PLACES": "cores"},
+    {"GOMP_CPU_AFFINITY": "0-1023"},
+    {"OMP_PROC_BIND": "close", "OMP_PLACES": "{0}:1024"},
+)
+
+
+@needs_openmp
+@on_linux
+@pytest.mark.parametrize("environment", SPREAD, ids=str)
+def test_threads_bound_to_places_are_all_counted(environment):
+    expected = min(len(cpus()), _threads.read_group_quota(Path("/")))
+    assert threads_of_a_call(environment=environment) == (expected, expected)
+
+
+@needs_openmp
+@on_linux
+def test_threads_bound_to_one_place_are_as_many_as_it_has_cpus():
+    for environment in (
+        {"OMP_PROC_BIND": "master", "OMP_PLACES": f"{{{cpus()[0]}}},{{{cpus()[-1]}}}"},
+        {"OMP_PLACES": f"{{{cpus()[-1]}}}"},
+    ):
+        assert threads_of_a_call(environment=environment) == (1, 1)
+
+
+@needs_openmp
+@on_linux
+def test_affinity_set_after_openmp_bound_the_thread_is_honoured():
+    if len(cpus()) < 2:
+        pytest.skip("one CPU is all there is")
+    code = (
+        "import os, test_threads; cpus = os.sched_getaffinity(0)\n"
+        "os.sched_setaffinity(0, {int(os.environ['LAST'])})\n"
+        "test_threads.print_threads_of_a_call()"
+    )
+    environment = {"OMP_PROC_BIND": "true", "LAST": str(cpus()[-1])}
+    assert run_python(code, environment=environment).stdout.split() == ["1", "1"]
+
+
 @needs_openmp
 @on_linux
 def test_affinity_set_after_the_import_is_honoured():
@@ -295,7 +339,7 @@ def asked_for() -> None:
     before = thread_count()
     x = np.zeros((2000, 1000), np.float32)
     # LLVM's OpenMP, which comes with Clang, does.
-    keeps_idle_threads = sf.show_config(mode="dicts")["compiler"].startswith("Clang")
+    keeps_idle_threads = probe.compiler().startswith("Clang")
     counts = []
 
     def check(count: int) -> None:
@@ -338,6 +382,46 @@ def test_num_threads_is_for_one_python_thread_and_nests():
         assert sf.get_num_threads() == 3
     assert sf.get_num_threads() == outside
     assert seen == [outside]
+
+
+@needs_openmp
+def test_num_threads_of_asyncio_tasks_that_overlap():
+    """Each has its own, whichever ends first; a task or thread made of it goes on with it."""
+    outside = sf.get_num_threads()
+    seen: list[tuple[int, int]] = []
+
+    async def task(count: int, pauses: int) -> None:
+        with sf.num_threads(count):
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+                seen.append((count, sf.get_num_threads()))
+            seen.append((count, await asyncio.to_thread(sf.get_num_threads)))
+        seen.append((outside, sf.get_num_threads()))
+
+    async def tasks() -> None:
+        await asyncio.gather(task(3, 4), task(5, 1), task(7, 3))
+        seen.append((outside, sf.get_num_threads()))
+
+    asyncio.run(tasks())
+    assert len(seen) == 15
+    assert all(wanted == got for wanted, got in seen)
+
+
+@needs_openmp
+@pytest.mark.parametrize("first", [0, 1])
+def test_num_threads_of_generators_that_overlap_leaves_nothing(first):
+    outside = sf.get_num_threads()
+
+    def generator(count: int) -> Iterator[int]:
+        with sf.num_threads(count):
+            yield sf.get_num_threads()
+
+    both = [generator(3), generator(5)]
+    assert [next(one) for one in both] == [3, 5]
+    both[first].close()
+    assert sf.get_num_threads() == (5, 3)[first]
+    both[1 - first].close()
+    assert sf.get_num_threads() == outside
 
 
 @needs_openmp

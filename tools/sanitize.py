@@ -31,18 +31,21 @@ NOT_COPIED = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "*.egg-info")
 # What a sanitizer ends a process with.
 EXIT_STATUS = 66
 
-# These emulate a CPU, measure time or memory, or look at the machine code of the real build. And
+# These emulate a CPU, measure time or memory, limit it, or look at the machine code of the real
+# build. And
 # GCC's address sanitizer by itself hangs in a child that is forked while another thread ends, as
 # OpenMP's do before a fork: 3 of 601 times in 20 lines of C, never without the sanitizer.
 NOT_SANITIZED = (
     "tests/test_benchmarks.py",
     "tests/test_fork.py",
+    "tests/test_limits.py",
     "tests/test_machine_code.py",
     "tests/test_memory.py::test_memory_mapped_training_step",
     "tests/test_memory.py::test_nothing_leaks",
     "tests/test_memory.py::test_no_copy_of_the_input",
     "tests/test_old_cpus.py",
     "tests/test_packaging.py",
+    "tests/test_stacks.py",
 )
 
 

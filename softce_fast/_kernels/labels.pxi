@@ -117,11 +117,12 @@ cdef inline double weight_of(const Problem *problem, Py_ssize_t row) noexcept no
 
 
 cdef double weights_sum(const Problem *problem, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    cdef double total = 0
+    cdef Sum total
     cdef Py_ssize_t row
+    total.total = total.rest = 0
     for row in range(first, stop):
-        total += weight_of(problem, row)
-    return total
+        sum_add(&total, weight_of(problem, row))
+    return sum_of(&total)
 
 
 cdef double labels_sum(
@@ -130,24 +131,28 @@ cdef double labels_sum(
     """The weight of the rows that count, of labels of any kind."""
     cdef const Problem *problem = scan.problem
     cdef int64_t[SCAN_BLOCK] labels
-    cdef double total = 0
+    cdef Sum total
     cdef Py_ssize_t n, count
+    total.total = total.rest = 0
     while first < stop:
         n = labels_block(problem, first, stop, labels)
         if scan.nothing_ignored or scan.large_ignored != 0:
             labels_tell_apart(scan, first, n, labels)
         count = labels_count_64(
             labels, n, problem.options.ignore_index, problem.layout.classes, bad)
-        total += weights_of_labels(problem, first, n, labels) if weighted else count
+        if weighted:
+            weights_of_labels(problem, first, n, labels, &total)
+        else:
+            total.total += count
         first += n
-    return total
+    return sum_of(&total)
 
 
-cdef inline double weights_of_labels(
-    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels
+cdef inline void weights_of_labels(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels, Sum *total
 ) noexcept nogil:
-    """The weight of those of n rows that count; any number where one has no class."""
-    cdef double total = 0, weight
+    """Add the weight of those of n rows that count; any number where one has no class."""
+    cdef double weight
     cdef int64_t last = problem.layout.classes - 1
     cdef Py_ssize_t k
     for k in range(n):
@@ -158,8 +163,7 @@ cdef inline double weights_of_labels(
             weight = problem.options.class_weight[max(<int64_t>0, min(labels[k], last))]
         if has(problem, SAMPLE_WEIGHT):
             weight *= weight_of(problem, first + k)
-        total += weight
-    return total
+        sum_add(total, weight)
 
 
 cdef inline Py_ssize_t labels_block(
@@ -205,19 +209,21 @@ cdef double scan_rows(Scan *scan, Problem *problem, int n_threads, int *bad) exc
     """Return what the mean divides by; set `bad` if a label is no class."""
     cdef Py_ssize_t tasks = task_count(problem.layout.rows, SCAN_PER_TASK)
     cdef Py_ssize_t task
-    cdef double total = 0
+    cdef double single = 0
+    cdef Sum total
     scan.problem = problem
     if tasks == 1:
-        scan.sums = &total
+        scan.sums = &single
         scan.bad = bad
         scan_task(scan, 0, NULL)
-        return total
+        return single
     scan.sums = <double *>aligned_memory(tasks * (sizeof(double) + sizeof(int)))
     scan.bad = <int *>(scan.sums + tasks)
     memset(scan.bad, 0, tasks * sizeof(int))
     share_out_tasks(scan_task, tasks, scan, n_threads, NULL, 0, False)
+    total.total = total.rest = 0
     for task in range(tasks):
-        total += scan.sums[task]
+        sum_add(&total, scan.sums[task])
         bad[0] |= scan.bad[task]
     memory_give(scan.sums)
-    return total
+    return sum_of(&total)

@@ -8,6 +8,12 @@ cdef extern from "cpu.h":
 cdef extern from "share.h":
     const Py_ssize_t SERIAL_SIZE
 
+cdef extern from "team.h" nogil:
+    int team_open(const void *address, int wanted)
+    void team_begun(const void *address, int team)
+    void teams_forget()
+    void teams_prepare(size_t stack_size)
+
 cdef extern from "probe.h":
     int openmp_version()
     int openmp_max_threads()
@@ -55,7 +61,23 @@ def pause():
     cdef int status
     with nogil:
         status = openmp_pause()
+        teams_forget()
     return status == 0
+
+
+def prepare(size_t stack_size):
+    """Tell how large the stacks of OpenMP's threads are; 0: as the system makes them."""
+    teams_prepare(stack_size)
+
+
+cdef int threads_ready(const void *runtime, int wanted) noexcept nogil:
+    """How many threads OpenMP can run; team.h says how to go on."""
+    return team_open(runtime, wanted)
+
+
+cdef void threads_begun(const void *runtime, int team) noexcept nogil:
+    """To be called from among the threads that were asked for."""
+    team_begun(runtime, team)
 
 
 def compiler():

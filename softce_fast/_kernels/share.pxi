@@ -9,6 +9,11 @@
 # without other threads for a multiple of that time. Unless the program has set a number of threads.
 # What was just now is known for each module, not for each of Python's threads: it is a guess.
 
+from softce_fast._kernels.probe cimport threads_begun, threads_ready
+
+cdef extern from "probe.h" nogil:
+    const void *openmp_runtime()
+
 cdef extern from "share.h" nogil:
     Py_ssize_t counter_take(Py_ssize_t *counter)
     int64_t clock_now()
@@ -103,24 +108,33 @@ cdef void share_out(
 
     Each gets the `per_thread` bytes of memory of the thread that it runs in.
     """
-    cdef Share[SHARES] shares
-    cdef int shared, stage, thread
+    cdef Share *shares = NULL    # not on the stack, which may be small
+    cdef const void *runtime
+    cdef int shared, stage, thread, team
     cdef int64_t begun, worked, waited, ended
     if brief and n_threads == 1:
         # Over before another thread could take the GIL.
         for stage in range(count):
             run_stage(stages + stage, context, memory)
         return
+    if n_threads > 1:
+        shares = <Share *>memory_take(SHARES * sizeof(Share))
     with nogil:
+        runtime = openmp_runtime()
         for stage in range(count):
-            if n_threads == 1 or stages[stage].tasks == 1:
+            team = 1
+            if shares != NULL and stages[stage].tasks > 1:
+                team = threads_ready(runtime, n_threads)
+            if team == 1:
                 run_stage(stages + stage, context, memory)
                 continue
-            shared = <int>min(<Py_ssize_t>min(n_threads, <int>SHARES), stages[stage].tasks)
+            shared = <int>min(<Py_ssize_t>min(team, <int>SHARES), stages[stage].tasks)
             shares_fill(shares, shared, stages[stage].tasks)
             begun = clock_now()
             worked = 0
-            for thread in prange(n_threads, num_threads=n_threads, schedule="static"):
+            for thread in prange(team, num_threads=team, schedule="static"):
+                if thread == 0:
+                    threads_begun(runtime, team)
                 work_off(
                     shares, shared, thread, stages[stage].function, context,
                     memory + threadid() * per_thread, &worked if threadid() == 0 else NULL)
@@ -134,6 +148,7 @@ cdef void share_out(
                 time_exchange(
                     &paused_until, ended + PAUSE * min(waited, <int64_t>LONGEST_WAIT))
             time_exchange(&last_call, ended)
+    memory_give(shares)
 
 
 cdef inline void share_out_tasks(

@@ -1,0 +1,303 @@
+"""Attack the package for a while, and print a table of trials and findings.
+
+    python tools/attack.py [--seconds 7200] [--seed N] [KIND ...]
+
+A trial is a process of its own in which something is short, hostile or going on besides: limits
+on threads and memory, allocations that fail, environment variables, small stacks, forks at any
+moment, 64 threads, busy neighbours. It must end in time, by itself, with the bits that one thread
+gives undisturbed, or with MemoryError where there is no memory. What it does comes from the tests,
+with arguments drawn at random. A finding is printed with what repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import numpy as np
+
+import softce_fast as sf
+import subprocesses
+import test_fork
+import test_limits
+import test_stacks
+import test_threads
+from softce_fast import _dispatch
+
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+
+
+class Trial(NamedTuple):
+    """What a process is to do, and in what surroundings."""
+
+    function: Callable[..., object]
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = {}
+
+
+Kind = Callable[[random.Random], Trial]
+
+# ---- what a trial does, where no test does it ---------------------------------------------------
+
+
+def every_call(repetitions: str) -> None:
+    """Compare every call with what one thread gives."""
+    cases = test_limits.calls(test_limits.logits())
+    expected = test_limits.serial_bits(cases)
+    for _ in range(int(repetitions)):
+        for name, (call, _) in cases.items():
+            assert test_limits.bits(call()) == expected[name], name
+
+
+def many_threads(count: str) -> None:
+    """Call from so many Python threads at once, each with a number of threads of its own."""
+    import threading
+
+    x = test_limits.logits()
+    with sf.num_threads(1):
+        expected = sf.softmax(x).tobytes()
+    start, problems = threading.Barrier(int(count)), []
+
+    def caller(index: int) -> None:
+        try:
+            start.wait()
+            for repetition in range(5):
+                with sf.num_threads(1 + (index + repetition) % 5):
+                    assert sf.softmax(x).tobytes() == expected
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=caller, args=(index,)) for index in range(int(count))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems
+
+
+def median_times(cases: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median time of a call of each case."""
+    result = {}
+    for name, call in cases.items():
+        times = []
+        for _ in range(15):
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+        result[name] = statistics.median(times)
+    return result
+
+
+def beside_busy_processes(count: str) -> None:
+    """Compare the times of calls beside busy processes with those on the machine as it is."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2000, 1000)).astype(np.float32)
+    images = rng.normal(size=(8, 100, 2500)).astype(np.float32)
+    mask = rows < 1
+    cases: dict[str, Callable[[], object]] = {
+        "rows": lambda: sf.softmax(rows),
+        "small rows": lambda: sf.softmax(rows[:150]),
+        "middle axis": lambda: sf.softmax(images, 1),
+        "masked": lambda: sf.softmax(rows, where=mask),
+        "wider": lambda: sf.softmax(rows, dtype=np.float64),
+        "gradient": lambda: sf.cross_entropy_with_grad(rows, np.zeros(2000, int)),
+    }
+    allowed = 3 if count == "1" else 5
+    slow: dict[str, float] = {}
+    for _ in range(3):  # a finding is what is found three times: others use the machine, too
+        quiet = median_times(cases)
+        neighbours = [
+            subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(int(count))
+        ]
+        try:
+            busy = median_times(cases)
+        finally:
+            for neighbour in neighbours:
+                neighbour.kill()
+                neighbour.wait()
+        slow = {name: busy[name] / quiet[name] for name in cases}
+        slow = {name: ratio for name, ratio in slow.items() if ratio > allowed}
+        cases = {name: cases[name] for name in slow}
+        if not slow:
+            return
+    raise AssertionError(f"times longer beside {count} busy processes: {slow}")
+
+
+# ---- kinds of trials ----------------------------------------------------------------------------
+
+PRELOADED: dict[str, str] = {}  # with the library in which threads and memory run out
+
+
+def address_space(rng: random.Random) -> Trial:
+    megabytes, threads = int(2 ** rng.uniform(0, 10)), int(2 ** rng.uniform(1, 7))
+    stack = {"OMP_STACKSIZE": rng.choice(["64k", "1M", "64M", "1G"])} if rng.random() < 0.5 else {}
+    return Trial(test_limits.address_space, (str(megabytes), str(threads)), stack)
+
+
+def processes(rng: random.Random) -> Trial:
+    return Trial(test_limits.number_of_processes, (str(rng.randint(1, 12)),))
+
+
+def threads_run_out(rng: random.Random) -> Trial:
+    callers = str(rng.randint(1, 6))
+    return Trial(test_limits.threads_run_out, (callers,), PRELOADED | PASSIVE)
+
+
+def allocations(rng: random.Random) -> Trial:
+    environment = {"PYTHONMALLOC": rng.choice(["pymalloc", "malloc"])}
+    return Trial(test_limits.allocations_fail, ("",), PRELOADED | PASSIVE | environment)
+
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "OMP_NUM_THREADS": ("1", "2", "3", "64", "2,2", "0", "-1", "many", "99999999999"),
+    "OMP_THREAD_LIMIT": ("1", "2", "3", "1000", "0"),
+    "OMP_DYNAMIC": ("true", "false", "perhaps"),
+    "OMP_NESTED": ("true", "false"),
+    "OMP_MAX_ACTIVE_LEVELS": ("0", "1", "4"),
+    "OMP_WAIT_POLICY": ("active", "passive"),
+    "OMP_PROC_BIND": ("true", "false", "close", "spread", "master", "close,spread"),
+    "OMP_PLACES": ("threads", "cores", "sockets", "{0}", "{0},{1}", "{0:2}", "{7}", "nowhere"),
+    "OMP_STACKSIZE": ("1", "16k", "17k", "64k", "1G", "100000G", "much"),
+    "OMP_SCHEDULE": ("dynamic,1", "guided", "static,7"),
+    "OMP_CANCELLATION": ("true",),
+    "OMP_DISPLAY_ENV": ("true", "verbose"),
+    "OMP_TOOL": ("disabled",),
+    "OMP_TARGET_OFFLOAD": ("mandatory", "disabled"),
+    "GOMP_CPU_AFFINITY": ("0", "0-1", "1 0", "0-100"),
+    "GOMP_SPINCOUNT": ("0", "1", "infinity"),
+    "GOMP_STACKSIZE": ("16", "100000"),
+    "KMP_AFFINITY": ("disabled", "compact"),
+    "KMP_BLOCKTIME": ("0", "infinite"),
+    "KMP_INIT_AT_FORK": ("true", "false"),
+    "KMP_STACKSIZE": ("16k", "1m"),
+    "MALLOC_ARENA_MAX": ("1",),
+    "MALLOC_PERTURB_": ("165",),
+    "MALLOC_TOP_PAD_": ("0",),
+    "PYTHONMALLOC": ("malloc", "debug"),
+    "PYTHONOPTIMIZE": ("2",),
+    "PYTHONDEVMODE": ("1",),
+    "GLIBC_TUNABLES": ("glibc.pthread.rseq=0", "glibc.malloc.tcache_count=0"),
+    "SOFTCE_FAST_ISA": (*_dispatch.available(), ""),
+}
+
+
+def environment(rng: random.Random) -> Trial:
+    names = rng.sample(sorted(VALUES), rng.randint(1, 6))
+    chosen = {name: rng.choice(VALUES[name]) for name in names}
+    if chosen.get("PYTHONOPTIMIZE"):
+        del chosen["PYTHONOPTIMIZE"]  # it would take the assertions out
+    return Trial(every_call, ("2",), chosen)
+
+
+def stacks(rng: random.Random) -> Trial:
+    size = {"OMP_STACKSIZE": f"{rng.randint(16, 100)}k"}
+    return Trial(test_stacks.calls_on_small_stacks, (), PASSIVE | size)
+
+
+FORKS: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
+    (test_fork.during_call, ("40",)),
+    (test_fork.during_the_first_call, ()),
+    (test_fork.while_others_call_for_the_first_time, ()),
+    (test_fork.during_a_long_call, ()),
+    (test_fork.from_another_thread, ()),
+    (test_fork.grandchild, ()),
+    (test_fork.pool, ("fork",)),
+    (test_fork.pool, ("forkserver",)),
+)
+
+
+def forks(rng: random.Random) -> Trial:
+    return Trial(*rng.choice(FORKS))
+
+
+def forks_while_threads_start(_: random.Random) -> Trial:
+    return Trial(test_limits.fork_while_threads_start, (), PRELOADED)
+
+
+def threads(rng: random.Random) -> Trial:
+    policy = {"OMP_WAIT_POLICY": rng.choice(["active", "passive"])}
+    if rng.random() < 0.2:
+        return Trial(test_threads.many_callers, ("1",), policy)
+    return Trial(many_threads, (str(rng.choice([8, 32, 64])),), policy)
+
+
+def neighbours(rng: random.Random) -> Trial:
+    return Trial(beside_busy_processes, (rng.choice(["1", "2"]),))
+
+
+KINDS: tuple[Kind, ...] = (
+    address_space, processes, threads_run_out, allocations, environment, stacks, forks,
+    forks_while_threads_start, threads, neighbours,
+)  # fmt: skip
+
+
+# ---- the campaign -------------------------------------------------------------------------------
+
+
+def finding(trial: Trial) -> str:
+    """Run a trial; return what was found, nothing if all was well."""
+    module = trial.function.__module__.rpartition(".")[2]
+    module = "attack" if module == "__main__" else module
+    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+    code += f"import {module}; {module}.{trial.function.__name__}(*sys.argv[1:])"
+    try:
+        subprocesses.run_python(
+            code, *trial.arguments, timeout=180, environment=dict(trial.environment)
+        )
+    except AssertionError as error:
+        lines = str(error).strip().splitlines()
+        return f"{lines[0]}: {lines[-1]}"
+    return ""
+
+
+def main() -> int:
+    """Run trials of all kinds, or of those asked for, in turn; return 1 if something was found."""
+    names = {kind.__name__: kind for kind in KINDS}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(names))
+    parser.add_argument("--seconds", type=float, default=7200)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    arguments = parser.parse_args()
+    for name in arguments.kinds:
+        if name not in names:
+            parser.error(f"no kind is called {name!r}")
+    kinds = [names[name] for name in arguments.kinds or names]
+    if os.name != "posix" or os.geteuid() != 0:
+        kinds = [kind for kind in kinds if kind is not processes]  # root alone can become nobody
+    rng = random.Random(arguments.seed)
+    trials: dict[str, list[Any]] = {kind.__name__: [0, 0, 0.0] for kind in kinds}
+    print(f"seed {arguments.seed}", flush=True)
+    end = time.monotonic() + arguments.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        PRELOADED["LD_PRELOAD"] = str(test_limits.build_limits(Path(folder)))
+        while time.monotonic() < end:
+            for kind in kinds:
+                trial = kind(rng)
+                started = time.monotonic()
+                found = finding(trial)
+                row = trials[kind.__name__]
+                row[0] += 1
+                row[1] += bool(found)
+                row[2] += time.monotonic() - started
+                if found:
+                    what = f"{trial.function.__name__}{trial.arguments} {dict(trial.environment)}"
+                    print(f"FOUND by {kind.__name__}: {what}: {found}", flush=True)
+    print("| kind of trial | trials | findings | seconds |\n| --- | ---: | ---: | ---: |")
+    for name, (count, found_count, seconds) in trials.items():
+        print(f"| {name.replace('_', ' ')} | {count} | {found_count} | {seconds:.0f} |")
+    return int(any(row[1] for row in trials.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,353 @@
+"""Plant small mistakes, one at a time, in a copy of the project: the tests must notice each.
+
+    python tools/mutants.py [--list] [NAME ...]
+
+MUTANTS is the table: where, what stands there, what is put in its place, and the tests that are to
+fail then. A mistake in the sources of compiled modules has the copy built again, for this CPU
+alone. A name, or a part of one, chooses mistakes; a file's path chooses those in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRATCH = ROOT / "build" / "mutants"
+COPIED = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "softce_fast", "tests", "tools")
+NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.egg-info")
+COMPILED = (".pyx", ".pxi", ".pxd", ".h")
+SECONDS = 300  # a mistake that makes the tests hang is noticed, too
+
+
+class Mutant(NamedTuple):
+    """A small mistake."""
+
+    name: str
+    path: str
+    old: str  # stands there exactly once
+    new: str
+    tests: str  # pytest's arguments
+
+
+PACKAGE, KERNELS = "softce_fast", "softce_fast/_kernels"
+
+MUTANTS = (
+    Mutant(
+        "the number of the body that was opened last is taken away", f"{PACKAGE}/_threads.py",
+        "tuple(other for other in _asked.get() if other is not own)", "_asked.get()[:-1]",
+        "tests/test_threads.py -k generators",
+    ),
+    Mutant(
+        "num_threads leaves its number", f"{PACKAGE}/_threads.py",
+        "if other is not own)", "if other)",
+        "tests/test_threads.py -k nests",
+    ),
+    Mutant(
+        "num_threads comes after set_num_threads", f"{PACKAGE}/_threads.py",
+        "    if asked:\n", "    if asked and not _requested:\n",
+        "tests/test_threads.py -k asked_for",
+    ),
+    Mutant(
+        "a number asked for looks as if nobody had", f"{PACKAGE}/_threads.py",
+        "return asked[-1][0]", "return -asked[-1][0]",
+        "tests/test_threads.py -k anybody_asked",
+    ),
+    Mutant(
+        "a forked child keeps its parent's quota", f"{PACKAGE}/_threads.py",
+        "    global _quota\n    _quota = None\n", "    global _quota\n",
+        "tests/test_threads.py -k own_quota",
+    ),
+    Mutant(
+        "quotas of the groups above are not read", f"{PACKAGE}/_threads.py",
+        "for folder in (group, *group.parents):", "for folder in (group,):",
+        "tests/test_threads.py -k group_quota",
+    ),
+    Mutant(
+        "the probe's OpenMP is not paused before a fork", f"{PACKAGE}/_threads.py",
+        "    probe.pause()\n", "",
+        "tests/test_limits.py -k child",
+    ),
+    Mutant(
+        "a kernel module's OpenMP is not paused before a fork", f"{PACKAGE}/_threads.py",
+        "        kernels.pause()\n", "        pass\n",
+        "tests/test_fork.py -k every_module",
+    ),
+    Mutant(
+        "LLVM's OpenMP is told not to renew itself", f"{PACKAGE}/_threads.py",
+        'os.environ["KMP_INIT_AT_FORK"] = renewal', "pass",
+        "tests/test_fork.py -k renewing",
+    ),
+    Mutant(
+        "a stack size without a unit is in bytes", f"{PACKAGE}/_threads.py",
+        '("OMP_STACKSIZE", "k")', '("OMP_STACKSIZE", "b")',
+        "tests/test_limits.py -k stack_size",
+    ),
+    Mutant(
+        "a fork does not wait for imports", f"{PACKAGE}/_dispatch.py",
+        "        with _importing:\n", "        if True:\n",
+        "tests/test_fork.py -k first_calls",
+    ),
+    Mutant(
+        "the worst build first", f"{PACKAGE}/_dispatch.py",
+        "return usable[0]", "return usable[-1]",
+        "tests/test_config.py -k best_of_all",
+    ),
+    Mutant(
+        "an unsupported build is taken all the same", f"{PACKAGE}/_dispatch.py",
+        "if request in usable:", "if request in probe.variants():",
+        "tests/test_config.py -k cannot_run",
+    ),
+    Mutant(
+        "any number of blocks is kept", f"{PACKAGE}/_memory.py",
+        "deque(maxlen=MOST_BLOCKS)", "deque()",
+        "tests/test_fresh_outputs.py",
+    ),
+    Mutant(
+        "one block more is kept", f"{PACKAGE}/_memory.py",
+        "deque(maxlen=MOST_BLOCKS)", "deque(maxlen=MOST_BLOCKS + 1)",
+        "tests/test_fresh_outputs.py",
+    ),
+    Mutant(
+        "a larger block serves a smaller result", f"{PACKAGE}/_memory.py",
+        "if len(block) == size:", "if len(block) >= size:",
+        "tests/test_fresh_outputs.py",
+    ),
+    Mutant(
+        "a refused MADV_FREE is an error in a destructor", f"{PACKAGE}/_memory.py",
+        "except OSError:\n            self.advice", "except KeyError:\n            self.advice",
+        "tests/test_fresh_outputs.py",
+    ),
+    Mutant(
+        "blocks go to a forked child", f"{PACKAGE}/_memory.py",
+        "after_in_child=_store.blocks.clear", "after_in_child=_store.blocks.copy",
+        "tests/test_fresh_outputs.py -k forked",
+    ),
+    Mutant(
+        "axes in the order that they were named in", f"{PACKAGE}/_checks.py",
+        "axes = sorted(normalize_axis(item, ndim) for item in axis)",
+        "axes = [normalize_axis(item, ndim) for item in axis]",
+        "tests/test_softmax.py",
+    ),
+    Mutant(
+        "an axis may be named twice", f"{PACKAGE}/_checks.py",
+        "if len(set(axes)) != len(axes):", "if False:",
+        "tests/test_errors.py tests/test_softmax.py",
+    ),
+    Mutant(
+        "any number of threads", f"{PACKAGE}/_checks.py",
+        "return min(value, MOST_THREADS)", "return value",
+        "tests/test_threads.py -k too_many",
+    ),
+    Mutant(
+        "a subclass's word is taken for its shape", f"{PACKAGE}/_checks.py",
+        "    out = np.asarray(out)  # what is there, whatever a subclass says\n", "",
+        "tests/test_subclasses.py",
+    ),
+    Mutant(
+        "a subclass's own views are written to", f"{PACKAGE}/_layout.py",
+        "return array if type(array) is np.ndarray else np.asarray(array)", "return array",
+        "tests/test_subclasses.py",
+    ),
+    Mutant(
+        "arrays whose overlap is hard to tell have none", f"{PACKAGE}/_layout.py",
+        "    except np.exceptions.TooHardError:\n        return True\n",
+        "    except np.exceptions.TooHardError:\n        return False\n",
+        "tests/test_softmax.py tests/test_losses.py -k overlap",
+    ),
+    Mutant(
+        "a build that does not ask for F16C", "setup.py",
+        '("avx2", "fma", "f16c")),\n)', '("avx2", "fma")),\n)',
+        "tests/test_packaging.py -k builds_need",
+    ),
+    Mutant(
+        "a build that may use what it does not ask for", "setup.py",
+        '("-mavx2", "-mfma", "-mf16c"),', '("-mavx2", "-mfma", "-mf16c", "-mbmi2"),',
+        "tests/test_packaging.py -k builds_need",
+    ),
+    Mutant(
+        "AVX2 before AVX-512", "setup.py",
+        "return (*X86_VARIANTS, BASELINE)", "return (*X86_VARIANTS[::-1], BASELINE)",
+        "tests/test_packaging.py -k builds_need",
+    ),
+    Mutant(
+        "multiply-adds fused where the compiler likes", "setup.py",
+        '*("-O3", "-ffp-contract=off",', '*("-O3",',
+        "tests/test_packaging.py -k meaning",
+    ),
+    Mutant(
+        "features of another register", f"{KERNELS}/cpu.h",
+        "seventh = cpu_leaf(7).b", "seventh = cpu_leaf(7).c",
+        "tests/test_packaging.py -k features",
+    ),
+    Mutant(
+        "one CPU where OpenMP has bound the thread", f"{KERNELS}/probe.h",
+        "return spread > 0 ? spread : CPU_COUNT(&cpus);", "return CPU_COUNT(&cpus);",
+        "tests/test_threads.py -k bound",
+    ),
+    Mutant(
+        "all places, whoever has bound the thread", f"{KERNELS}/probe.h",
+        "if (k == own && !CPU_EQUAL(&place, allowed)) return 0;", "",
+        "tests/test_threads.py -k bound",
+    ),
+    Mutant(
+        "threads are not proven", f"{KERNELS}/team.h",
+        "    if (kept == 0) kept = 1;\n", "    return wanted;\n",
+        "tests/test_limits.py",
+    ),
+    Mutant(
+        "a child trusts in its parent's proof", f"{KERNELS}/probe.pyx",
+        "        teams_forget()\n", "",
+        "tests/test_limits.py -k child",
+    ),
+    Mutant(
+        "others that start threads are not waited for", f"{KERNELS}/team.h",
+        "    pthread_mutex_lock(&starting);\n    runtime_add", "    runtime_add",
+        "tests/test_limits.py -k run_out",
+    ),
+    Mutant(
+        "a child waits for a thread that is not in it", f"{KERNELS}/team.h",
+        "(void)pthread_atfork(starting_lock, starting_unlock, starting_unlock);", "(void)0;",
+        "tests/test_limits.py -k while_threads_start",
+    ),
+    Mutant(
+        "stacks of any size", f"{KERNELS}/team.h",
+        "    if (stack_size > 0 && stack_size < SMALLEST_STACK) return 1;\n", "",
+        "tests/test_stacks.py -k small",
+    ),
+    Mutant(
+        "the last task of each share is left out", f"{KERNELS}/share.pxi",
+        "shares[k].stop = tasks * (k + 1) // count",
+        "shares[k].stop = tasks * (k + 1) // count - 1",
+        "tests/test_threads.py -k many_python_threads_at_once",
+    ),
+    Mutant(
+        "a task too many", f"{KERNELS}/share.pxi",
+        "while task < share.stop:", "while task <= share.stop:",
+        "tests/test_memory.py -k 'long_rows_at_a_guard_page and float32'",
+    ),
+    Mutant(
+        "a counter that two threads may read at once", f"{KERNELS}/share.h",
+        "return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);",
+        "return (*(volatile ptrdiff_t *)counter)++;",
+        "tests/test_threads.py -k many_python_threads_at_once",
+    ),
+    Mutant(
+        "threads asked for are waited for as others", f"{KERNELS}/share.pxi",
+        "if n_threads > 0 or count == 1:", "if count == 1:",
+        "tests/test_threads.py -k used_at_once",
+    ),
+)  # fmt: skip
+
+
+def prepare() -> Path:
+    """Copy the project, with the modules that were built in place."""
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+    SCRATCH.mkdir(parents=True)
+    for item in COPIED:
+        source = ROOT / item
+        if source.is_dir():
+            shutil.copytree(source, SCRATCH / item, ignore=NOT_COPIED)
+        else:
+            shutil.copy2(source, SCRATCH / item)
+    return SCRATCH
+
+
+def build(folder: Path) -> bool:
+    """Build the modules in place, for this CPU alone; tell whether that worked."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    environment = os.environ | {"SOFTCE_FAST_BUILD": "native"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def passes(folder: Path, tests: str) -> bool:
+    """Run tests in the copy; tell whether they pass, in time."""
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "xfail_strict=false"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", *options, *shlex.split(tests)]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.communicate()
+        return False
+    if process.returncode not in (0, 1):
+        raise SystemExit(f"mutants: {tests!r} chooses no tests that run:\n{output}")
+    return process.returncode == 0
+
+
+def plant(folder: Path, mutant: Mutant) -> bool:
+    """Plant a mistake, run its tests, take it out; tell whether it was noticed."""
+    path = folder / mutant.path
+    original = path.read_text()
+    count = original.count(mutant.old)
+    if count != 1:
+        raise SystemExit(f"mutants: {mutant.name!r}: {mutant.path} has it {count} times, not once")
+    path.write_text(original.replace(mutant.old, mutant.new))
+    try:
+        if needs_build(mutant) and not build(folder):
+            return True
+        return not passes(folder, mutant.tests)
+    finally:
+        path.write_text(original)
+        for module in (ROOT / KERNELS).glob("*.so"):
+            shutil.copy2(module, folder / KERNELS)
+
+
+def needs_build(mutant: Mutant) -> bool:
+    """Tell whether a mistake is in compiled modules. A test compiles cpu.h itself."""
+    return Path(mutant.path).suffix in COMPILED and Path(mutant.path).name != "cpu.h"
+
+
+def chosen(names: list[str]) -> list[Mutant]:
+    """Return the mistakes asked for, those in compiled sources last."""
+    found = [m for m in MUTANTS if not names or any(n in m.name or n == m.path for n in names)]
+    return sorted(found, key=needs_build)
+
+
+def main() -> int:
+    """Plant what is asked for; return 1 if something went unnoticed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="part of a name, or a path")
+    parser.add_argument("--list", action="store_true", help="what there is to plant")
+    arguments = parser.parse_args()
+    mutants = chosen(arguments.names)
+    if arguments.list or not mutants:
+        for mutant in mutants:
+            print(f"{mutant.path}: {mutant.name}")
+        return not mutants
+    folder = prepare()
+    sound: set[str] = set()
+    unnoticed = []
+    for mutant in mutants:
+        started = time.monotonic()
+        if mutant.tests not in sound and not passes(folder, mutant.tests):
+            raise SystemExit(f"mutants: {mutant.tests!r} fails where nothing is planted")
+        sound.add(mutant.tests)
+        noticed = plant(folder, mutant)
+        if not noticed:
+            unnoticed.append(mutant)
+        seconds = time.monotonic() - started
+        print(f"{'noticed' if noticed else 'UNNOTICED'}, {seconds:.0f} s: {mutant.path}: "
+              f"{mutant.name}", flush=True)  # fmt: skip
+    print(f"{len(mutants)} planted, {len(unnoticed)} unnoticed")
+    return bool(unnoticed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
