@@ -406,7 +406,8 @@ def _exponent(weight: Array | None) -> int:
     """Return the binary exponent in the middle of those of the weights; 0 if there are none."""
     if weight is None:
         return 0
-    size = np.abs(weight).astype(np.float64, copy=False)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        size = np.abs(weight).astype(np.float64, copy=False)
     counts = (size > 0) & (size < np.inf)
     least = size.min(where=counts, initial=np.inf)
     if least == np.inf:
