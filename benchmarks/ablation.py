@@ -25,7 +25,7 @@ from softce_fast._kernels import execute
 from timing import Call
 
 Fields = dict[str, Any]
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 
 BUILDS = ("avx512", "avx2")
 DTYPES = ("float32", "float64", "float16")
@@ -85,7 +85,7 @@ def ways(call: Call) -> dict[str, Call]:
     """The call as planned, and without each mechanism that its plan uses."""
     plan = planned(call)
     assert plan is not None
-    found = {PLANNED: partial(forced, call, {"threads": plan["threads"]})}
+    found: dict[str, Call] = {PLANNED: partial(forced, call, {"threads": plan["threads"]})}
     for name, mechanism in MECHANISMS.items():
         if mechanism.used.items() <= plan.items():
             for fields in mechanism.without:
@@ -99,7 +99,7 @@ def ways(call: Call) -> dict[str, Call]:
 def forcing_seconds(rounds: int) -> float:
     """How much longer a call takes because its plan is forced."""
     call = peers.call(softce_fast, Problem.of(Case("softmax_out", (1, 10), "float32")))
-    calls = {"plain": call, "forced": partial(forced, call, {"threads": 1})}
+    calls: dict[str, Call] = {"plain": call, "forced": partial(forced, call, {"threads": 1})}
     seconds = timing.medians(timing.alternate(calls, rounds))
     return seconds["forced"] - seconds["plain"]
 
