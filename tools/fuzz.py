@@ -290,6 +290,8 @@ def backward_case(random: Random, name: str) -> Case:
     case.arguments = [gradient, output]
     if shape and pick(random, 0.5):
         case.options["axis"] = int(random.integers(-len(shape), len(shape)))
+    if pick(random, 0.2):
+        case.options["temperature"] = float(random.choice(TEMPERATURES))
     if pick(random, 0.4):
         kinds = _checks.result_dtype(gradient.dtype), _checks.result_dtype(output.dtype)
         add_output(random, case, "out", gradient, _checks.promote(*kinds))
@@ -631,7 +633,8 @@ def compare(case: Case, result: Any, expected: Any, label: str, size: float) -> 
             gradient = np.abs(np.asarray(case.arguments[0]).astype(np.longdouble))
             row_sum = gradient.sum() if gradient.size else 0
             scale = (np.abs(want) + 1 + gradient) * (1 + row_sum)
-        if is_array_of_probabilities and case.options.get("temperature", 1.0) != 1.0:
+            scale = scale / min(1.0, float(case.options.get("temperature", 1.0)))
+        elif is_array_of_probabilities and case.options.get("temperature", 1.0) != 1.0:
             scale = scale * size
         tolerance = unit * scale + float(limits.tiny)
         close = np.abs(values - want) <= tolerance
