@@ -42,13 +42,15 @@ cdef inline bint has_row_state(Operation operation) noexcept nogil:
     return operation <= DENSE_CROSS_ENTROPY
 
 
+cdef inline bint can_go_across(Operation operation) noexcept nogil:
+    return has_row_state(operation) or is_pair(operation)
+
+
 cdef inline Py_ssize_t chunk_classes(Operation operation) noexcept nogil:
     """How many classes a chunk of a row has."""
     if operation == LABEL_LOSS:
         return PY_SSIZE_T_MAX
-    if has_row_state(operation) or operation == BINARY_LOSS:
-        return CHUNK
-    return PAIR_CHUNK
+    return CHUNK
 
 
 cdef inline Py_ssize_t batch_bytes(const Problem *problem, Role role) noexcept nogil:
@@ -73,7 +75,7 @@ cdef inline bint can_stream(const Problem *problem) noexcept nogil:
     """Whether OUTPUT has runs of memory that can be written past the caches."""
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     return (
-        has_row_state(problem.operation) and output.data != NULL and not output.swapped
+        can_go_across(problem.operation) and output.data != NULL and not output.swapped
         and output.data != problem.arrays[<int>INPUT].data and is_aligned(&problem.layout, output)
         and (has_neighbour_classes(problem, OUTPUT) or has_neighbour_rows(problem, OUTPUT)))
 
@@ -118,7 +120,7 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef bint neighbours = has_neighbour_classes(problem, INPUT)
     cdef Py_ssize_t most = ACROSS_CLASSES
-    if problem.plan.by_chunks or not has_row_state(problem.operation):
+    if problem.plan.by_chunks or not can_go_across(problem.operation):
         return ALONG
     if not neighbours or input.row_stride == 0 or (output.data != NULL and not (
         has_neighbour_classes(problem, OUTPUT)
@@ -148,7 +150,9 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
         return 1
     if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
-    if emits_logarithms(problem.operation) or is_dense(problem.operation):
+    if is_pair(problem.operation) or emits_logarithms(problem.operation) or is_dense(
+        problem.operation
+    ):
         # What is added up lies behind the logits; and behind probabilities.
         bytes_ *= 3 if has(problem, SECOND) else 2
     return max(1, min(
@@ -163,7 +167,7 @@ cdef inline Py_ssize_t rows_per_task_for(const Problem *problem, int lanes) noex
     cdef Py_ssize_t least = lanes
     if problem.operation == LABEL_LOSS:
         return LABELS_PER_TASK
-    if not has_row_state(problem.operation):
+    if not can_go_across(problem.operation):
         return max(1, rows)
     if problem.plan.passes == ACROSS:
         least *= problem.plan.batch
@@ -305,7 +309,7 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
         name
         for name, holds in (
             ("passes", plan.passes == ACROSS and (
-                plan.by_chunks or not has_row_state(problem.operation))),
+                plan.by_chunks or not can_go_across(problem.operation))),
             ("by_chunks", plan.by_chunks and plan.chunks == 1),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),

@@ -63,9 +63,8 @@ cdef enum Role:
 
 
 cdef enum:
-    CHUNK = 4096         # classes that stay in the first-level cache from one step to the next
-    PAIR_CHUNK = 1024    # the same of pairs of arrays,
-    PAIR_PARTS = 3       # and numbers that are summed of each
+    CHUNK = 4096       # classes that stay in the first-level cache from one step to the next
+    PAIR_PARTS = 3     # numbers that are summed of a chunk of two arrays
 
 
 cdef struct Array:
@@ -213,6 +212,11 @@ cdef inline bint leaves_out_label(Operation operation) noexcept nogil:
 cdef inline bint is_dense(Operation operation) noexcept nogil:
     """Whether the target has a coefficient for every class."""
     return operation == DENSE_CROSS_ENTROPY
+
+
+cdef inline bint is_pair(Operation operation) noexcept nogil:
+    """Whether sums over two arrays are all that is needed of a row."""
+    return SOFTMAX_BACKWARD <= operation <= CURVATURE
 
 
 cdef inline bint emits_logarithms(Operation operation) noexcept nogil:

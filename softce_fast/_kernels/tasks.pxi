@@ -133,8 +133,6 @@ cdef size_t scratch_size(const Problem *problem) noexcept nogil:
         return binary_scratch_size(problem)
     if problem.operation == LABEL_LOSS:
         return label_scratch_size(problem)
-    if problem.operation >= SOFTMAX_BACKWARD:
-        return pair_scratch_size(problem)
     return scratch_place(problem, NULL, &scratch)
 
 

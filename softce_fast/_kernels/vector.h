@@ -870,6 +870,59 @@ INLINE real vector_reduce_maximum(vector v) {
 #endif
 }
 
+/* ---- eight doubles --------------------------------------------------------------------------
+ * For sums and products that are to be made in double, whatever is computed in. */
+
+typedef double eight_doubles __attribute__((vector_size(64)));
+typedef int64_t eight_bits __attribute__((vector_size(64)));
+typedef real eight_reals __attribute__((vector_size(8 * sizeof(real))));
+typedef struct { eight_doubles d; } octet;
+
+INLINE octet octet_set(double x) {
+    return (octet){x - (eight_doubles){0}};
+}
+
+INLINE octet octet_load(const double *p) {
+    octet v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE octet octet_from_reals(const real *p) {
+    eight_reals v;
+    memcpy(&v, p, sizeof v);
+    return (octet){__builtin_convertvector(v, eight_doubles)};
+}
+
+INLINE void octet_store(double *p, octet v) {
+    memcpy(p, &v, sizeof v);
+}
+
+INLINE octet octet_multiply(octet a, octet b) {
+    return (octet){a.d * b.d};
+}
+
+/* a*b, but 0 where a is, whatever b is. */
+INLINE octet octet_product_or_zero(octet a, octet b) {
+    const eight_doubles product = a.d * b.d;
+    return (octet){(eight_doubles)((eight_bits)product & (a.d != 0))};
+}
+
+/* Add x to `sum`, and what that loses to `rest` (two-sum). */
+INLINE void octet_add(octet *sum, octet *rest, octet x) {
+    const eight_doubles total = sum->d + x.d, kept = total - sum->d;
+    rest->d += (sum->d - (total - kept)) + (x.d - kept);
+    sum->d = total;
+}
+
+/* The same of a number that has lost something, too. What an infinite sum lost is 0. */
+INLINE void octet_merge(octet *sum, octet *rest, octet x, octet x_rest) {
+    const eight_doubles total = sum->d + x.d, kept = total - sum->d;
+    const eight_doubles lost = (rest->d + x_rest.d) + ((sum->d - (total - kept)) + (x.d - kept));
+    rest->d = (eight_doubles)((eight_bits)lost & (lost == lost));
+    sum->d = total;
+}
+
 /* ---- the floating-point environment of a thread ----------------------------------------------
  * Results below the smallest normal number become 0 in hardware while a kernel runs, so that they are
  * never slow. Leaving restores the thread's own mode. */

@@ -57,6 +57,17 @@ cdef extern from "vector.h" nogil:
     void rows_from_columns(vector *rows, const vector *columns, Py_ssize_t n)
     void vectors_halve(const vector *pair, Py_ssize_t width, vector *even, vector *odd)
 
+    ctypedef struct octet:    # eight doubles
+        pass
+    octet octet_set(double x)
+    octet octet_load(const double *p)
+    octet octet_from_reals(const real *p)
+    void octet_store(double *p, octet v)
+    octet octet_multiply(octet a, octet b)
+    octet octet_product_or_zero(octet a, octet b)        # 0 where a is, whatever b is
+    void octet_add(octet *sum, octet *rest, octet x)     # and what that loses, to `rest`
+    void octet_merge(octet *sum, octet *rest, octet x, octet x_rest)
+
     environment environment_enter()    # subnormal numbers are 0
     environment environment_plain()
     void environment_leave(environment before)

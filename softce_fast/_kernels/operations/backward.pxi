@@ -41,12 +41,15 @@ cdef inline void backward_add(
     total[0] = double_double_add(total[0], a)
 
 
-cdef inline PairSum backward_sum(
-    Operation operation, const real *a, const real *b, Py_ssize_t n
-) noexcept nogil:
+cdef inline PairSum backward_sum(Operation operation, const PairChunk *chunk) noexcept nogil:
     cdef vector left_out = vector_set(0.0)
     cdef DoubleDouble total = double_double_from(left_out)
-    cdef Py_ssize_t i = 0
+    cdef const real *a = chunk.input
+    cdef const real *b = chunk.second
+    cdef Py_ssize_t i = 0, n = chunk.n, k
+    cdef PairSum result
+    cdef real[16] lane
+    cdef real rest
     while i + LANES <= n:
         backward_add(operation, vector_load(a + i), vector_load(b + i), &total, &left_out)
         i += LANES
@@ -54,33 +57,105 @@ cdef inline PairSum backward_sum(
         backward_add(
             operation, zero_past_end(row_vector(a, i, n), i, n),
             zero_past_end(row_vector(b, i, n), i, n), &total, &left_out)
-    return pair_sum_from(total, left_out)
+    result.left_out = 0
+    if operation == LOG_SOFTMAX_BACKWARD:
+        result.left_out = vector_reduce_compensated(left_out, vector_set(0.0), &rest)
+    result.sum = vector_reduce_compensated(total.high, total.low, &rest)
+    result.rest = rest
+    if rest != rest:
+        # What an infinite sum lost is no number.
+        vector_store(lane, double_double_rounded(total))
+        result.rest = 0
+        result.sum = 0
+        for k in range(LANES):
+            result.sum += lane[k]
+    return result
+
+
+cdef inline void backward_tile_sum(
+    Operation operation, const PairChunk *chunk, PairSum *sums
+) noexcept nogil:
+    """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
+    cdef DoubleDouble[16] lane
+    cdef DoubleDouble[16] left_out
+    cdef Py_ssize_t c, k
+    for k in range(LANES):
+        lane[k] = double_double_from(vector_set(0.0))
+        left_out[k] = lane[k]
+    for c in range(chunk.n):
+        k = c % LANES
+        backward_add(
+            operation, vector_load(chunk.input + c * LANES),
+            vector_load(chunk.second + c * LANES), &lane[k], &left_out[k].high)
+    if operation == LOG_SOFTMAX_BACKWARD:
+        left_out[0] = lanes_merge(left_out)
+    tile_sums_put(lane, left_out[0].high, sums)
+
+
+cdef inline void tile_sums_put(
+    DoubleDouble *lane, vector left_out, PairSum *sums
+) noexcept nogil:
+    """Add the lanes' sums up, which are used up, for each row of a tile."""
+    cdef DoubleDouble[16] merged
+    cdef DoubleDouble total
+    cdef real[16] number
+    cdef real[16] rest
+    cdef real[16] own
+    cdef Py_ssize_t k, row
+    for k in range(LANES):
+        merged[k] = lane[k]
+    total = lanes_merge(merged)
+    vector_store(number, total.high)
+    vector_store(rest, total.low)
+    vector_store(own, left_out)
+    for row in range(LANES):
+        sums[row].sum = number[row]
+        sums[row].rest = rest[row]
+        sums[row].left_out = own[row]
+    if vector_mask_bits(vector_equal(total.low, total.low)) == (1 << LANES) - 1:
+        return
+    # What an infinite sum lost is no number.
+    for row in range(LANES):
+        if rest[row] != rest[row]:
+            sums[row].rest = 0
+            sums[row].sum = 0
+            for k in range(LANES):
+                vector_store(number, double_double_rounded(lane[k]))
+                sums[row].sum += number[row]
 
 
 # A function each, which has its registers to itself.
 
 
-cdef PairSum softmax_backward_sum(
-    const real *gradient, const real *output, Py_ssize_t n
-) noexcept nogil:
-    return backward_sum(SOFTMAX_BACKWARD, gradient, output, n)
+cdef PairSum softmax_backward_sum(const PairChunk *chunk) noexcept nogil:
+    return backward_sum(SOFTMAX_BACKWARD, chunk)
 
 
-cdef PairSum log_softmax_backward_sum(
-    const real *gradient, const real *output, Py_ssize_t n
-) noexcept nogil:
-    return backward_sum(LOG_SOFTMAX_BACKWARD, gradient, output, n)
+cdef PairSum log_softmax_backward_sum(const PairChunk *chunk) noexcept nogil:
+    return backward_sum(LOG_SOFTMAX_BACKWARD, chunk)
 
 
-cdef PairSum curvature_sum(const real *probabilities, Py_ssize_t n) noexcept nogil:
-    return backward_sum(CURVATURE, probabilities, probabilities, n)
+cdef PairSum curvature_sum(const PairChunk *chunk) noexcept nogil:
+    return backward_sum(CURVATURE, chunk)
+
+
+cdef void softmax_backward_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
+    backward_tile_sum(SOFTMAX_BACKWARD, chunk, sums)
+
+
+cdef void log_softmax_backward_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
+    backward_tile_sum(LOG_SOFTMAX_BACKWARD, chunk, sums)
+
+
+cdef void curvature_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
+    backward_tile_sum(CURVATURE, chunk, sums)
 
 
 # ---- gradients -----------------------------------------------------------------------------------
 
 
-cdef struct BackwardRow:
-    # What the gradient of a row is made of, besides the two arrays.
+cdef struct BackwardSums:
+    # What the gradients of rows are made of, besides the two arrays.
     DoubleDouble total      # the sum over all classes,
     DoubleDouble others     # that without what is left out,
     vector left_out         # and that
@@ -89,138 +164,242 @@ cdef struct BackwardRow:
     bint tempered           # and not 1
 
 
-cdef inline BackwardRow backward_row(
-    const Problem *problem, const PairSum *total
-) noexcept nogil:
-    cdef double temperature = problem.options.temperature
-    cdef double inverse = 1 / temperature
-    cdef BackwardRow row
+cdef inline PairSum whole_sum(const PairSum *sums) noexcept nogil:
+    """With what is left out."""
     cdef PairSum own
-    own.sum = total.left_out
+    own.sum = sums.left_out
     own.rest = 0
     own.left_out = 0
-    own = pair_sum_merge(total[0], own)
-    row.total = double_double_set(own.sum, own.rest)
-    row.others = double_double_set(total.sum, total.rest)
-    row.left_out = vector_set(<real>total.left_out)
-    row.inverse = double_double_set(inverse, inverse * (
-        (1 - inverse * temperature) - product_error(inverse, temperature)))
-    row.hot = temperature > 1
-    row.tempered = temperature != 1
-    return row
+    return pair_sum_merge(sums[0], own)
 
 
-cdef inline vector cooled(vector v, const BackwardRow *row) noexcept nogil:
+cdef inline void temperature_put(BackwardSums *sums, double temperature) noexcept nogil:
+    cdef double inverse
+    sums.hot = temperature > 1
+    sums.tempered = temperature != 1
+    if sums.tempered:
+        inverse = 1 / temperature
+        sums.inverse = double_double_set(inverse, inverse * (
+            (1 - inverse * temperature) - product_error(inverse, temperature)))
+
+
+cdef inline BackwardSums backward_sums(
+    const Problem *problem, const PairSum *of_row
+) noexcept nogil:
+    """Those of one row, in each lane."""
+    cdef PairSum whole = whole_sum(of_row)
+    cdef BackwardSums sums
+    sums.total = double_double_set(whole.sum, whole.rest)
+    sums.others = double_double_set(of_row.sum, of_row.rest)
+    sums.left_out = vector_set(<real>of_row.left_out)
+    temperature_put(&sums, problem.options.temperature)
+    return sums
+
+
+cdef inline BackwardSums backward_tile_sums(
+    const Group *group, const Problem *problem
+) noexcept nogil:
+    """Those of a tile, a row in each lane."""
+    cdef BackwardSums sums
+    cdef PairSum[16] whole
+    cdef real[16] left_out
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        whole[k] = whole_sum(group.sums + k)
+        left_out[k] = <real>group.sums[k].left_out
+    sums.total = double_doubles_set(whole)
+    sums.others = double_doubles_set(group.sums)
+    sums.left_out = vector_load(left_out)
+    temperature_put(&sums, problem.options.temperature)
+    return sums
+
+
+cdef inline vector cooled(vector v, const BackwardSums *sums) noexcept nogil:
     """v / temperature."""
-    return vector_fma(v, row.inverse.high, vector_multiply(v, row.inverse.low))
+    return vector_fma(v, sums.inverse.high, vector_multiply(v, sums.inverse.low))
 
 
-cdef inline vector softmax_gradient(vector g, vector s, const BackwardRow *row) noexcept nogil:
+cdef inline vector softmax_gradient(vector g, vector s, const BackwardSums *sums) noexcept nogil:
     """Neither factor leaves the range unless the result does."""
     cdef mask tiny = vector_equal(s, vector_set(0.0))
     cdef vector unit = vector_set(1.0)
-    g = vector_subtract(vector_subtract(g, row.total.high), row.total.low)
+    g = vector_subtract(vector_subtract(g, sums.total.high), sums.total.low)
     if any_lane(tiny):
         s = vector_select(tiny, subnormal_part(s), s)
         unit = vector_select(tiny, vector_set(SMALLEST_NORMAL), unit)
-    if row.tempered and row.hot:
-        g = cooled(g, row)
-    elif row.tempered:
-        s = cooled(s, row)
+    if sums.tempered and sums.hot:
+        g = cooled(g, sums)
+    elif sums.tempered:
+        s = cooled(s, sums)
     return vector_multiply(vector_multiply(s, g), unit)
 
 
 cdef inline vector log_softmax_gradient(
-    vector g, vector y, const BackwardRow *row, const Scale *scale
+    vector g, vector y, const BackwardSums *sums, const Scale *scale
 ) noexcept nogil:
     cdef mask likely = is_likely(y)
     cdef vector others, missing, unit
     cdef vector e = exponential_apart(y, &unit, scale)
-    cdef vector result = vector_fnma(e, vector_multiply(row.total.high, unit), g)
+    cdef vector result = vector_fnma(e, vector_multiply(sums.total.high, unit), g)
     if any_lane(likely):
         # g (1 - p) - p (the sum of the others)
         others = vector_add(
-            vector_add(row.others.high, vector_subtract(row.left_out, g)), row.others.low)
+            vector_add(sums.others.high, vector_subtract(sums.left_out, g)), sums.others.low)
         missing = exponential_minus_one(y, scale)
         others = vector_multiply(vector_add(missing, vector_set(1.0)), others)
         result = vector_select(
             likely, vector_subtract(vector_set(0.0), vector_fma(missing, g, others)), result)
-    return cooled(result, row) if row.tempered else result
+    return cooled(result, sums) if sums.tempered else result
 
 
 cdef void softmax_backward_emit(
-    const Problem *problem, const real *gradient, const real *output, const PairSum *total,
-    Py_ssize_t n, real *to,
+    const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk, real *to
 ) noexcept nogil:
-    cdef BackwardRow row = backward_row(problem, total)
-    cdef Py_ssize_t i = 0
+    cdef BackwardSums sums = backward_sums(problem, group.sums + k)
+    cdef Py_ssize_t i = 0, n = chunk.n
     while i + LANES <= n:
         vector_store(to + i, softmax_gradient(
-            vector_load(gradient + i), vector_load(output + i), &row))
+            vector_load(chunk.input + i), vector_load(chunk.second + i), &sums))
         i += LANES
     if i < n:
         vector_store_first(to + i, softmax_gradient(
-            row_vector(gradient, i, n), row_vector(output, i, n), &row), n - i)
+            row_vector(chunk.input, i, n), row_vector(chunk.second, i, n), &sums), n - i)
 
 
 cdef void log_softmax_backward_emit(
-    const Problem *problem, const real *gradient, const real *output, const PairSum *total,
-    Py_ssize_t n, const Scale *scale_, real *to,
+    const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk,
+    const Scale *scale_, real *to,
 ) noexcept nogil:
     cdef Scale scale = scale_with(scale_, PLAIN)
-    cdef BackwardRow row = backward_row(problem, total)
-    cdef Py_ssize_t i = 0
+    cdef BackwardSums sums = backward_sums(problem, group.sums + k)
+    cdef Py_ssize_t i = 0, n = chunk.n
     while i + LANES <= n:
         vector_store(to + i, log_softmax_gradient(
-            vector_load(gradient + i), vector_load(output + i), &row, &scale))
+            vector_load(chunk.input + i), vector_load(chunk.second + i), &sums, &scale))
         i += LANES
     if i < n:
         vector_store_first(to + i, log_softmax_gradient(
-            row_vector(gradient, i, n), row_vector(output, i, n), &row, &scale), n - i)
+            row_vector(chunk.input, i, n), row_vector(chunk.second, i, n), &sums, &scale), n - i)
+
+
+cdef void softmax_backward_tile_emit(
+    const Group *group, const Problem *problem, const PairChunk *chunk, real *to
+) noexcept nogil:
+    cdef BackwardSums sums = backward_tile_sums(group, problem)
+    cdef Py_ssize_t i
+    for i in range(chunk.n):
+        vector_store(to + i * LANES, softmax_gradient(
+            vector_load(chunk.input + i * LANES), vector_load(chunk.second + i * LANES), &sums))
+
+
+cdef void log_softmax_backward_tile_emit(
+    const Group *group, const Problem *problem, const PairChunk *chunk, const Scale *scale_,
+    real *to,
+) noexcept nogil:
+    cdef Scale scale = scale_with(scale_, PLAIN)
+    cdef BackwardSums sums = backward_tile_sums(group, problem)
+    cdef Py_ssize_t i
+    for i in range(chunk.n):
+        vector_store(to + i * LANES, log_softmax_gradient(
+            vector_load(chunk.input + i * LANES), vector_load(chunk.second + i * LANES), &sums,
+            &scale))
 
 
 # ---- curvature -----------------------------------------------------------------------------------
 
 
-cdef struct CurvatureRow:
-    vector others      # the sum of all probabilities but the one above 1/2
-    vector factor      # the row's factor: a number of size 1 to 2,
+cdef struct CurvatureFactors:
+    # What the curvature of rows is made of, besides the probabilities.
+    vector others      # the sum of all but the one above 1/2
+    vector factor      # a row's factor, a number of size 1 to 2,
     vector[2] power    # times two powers of two, which may be beyond the range together
     vector floor
+    vector given       # rows where this is 0 get 0
 
 
-cdef inline CurvatureRow curvature_row(
-    const Group *group, const Problem *problem, Py_ssize_t k, const PairSum *total
+cdef struct CurvatureLanes:
+    # The same, row by row.
+    real[16] others
+    real[16] factor
+    real[16] power[2]
+    real[16] given
+
+
+cdef inline void curvature_row(
+    const Group *group, Py_ssize_t k, CurvatureLanes *lanes, Py_ssize_t to
 ) noexcept nogil:
-    cdef CurvatureRow row
-    cdef int power, most = EXPONENT_BIAS - 2
-    cdef int first
-    row.others = vector_set(<real>(total.sum + total.rest))
-    row.factor = vector_set(<real>power_split(
-        group.weights.sample[k] if group.weights.given else 1, &power))
+    cdef int most = EXPONENT_BIAS - 2
+    cdef int power, first
+    lanes.others[to] = <real>(group.sums[k].sum + group.sums[k].rest)
+    lanes.factor[to] = <real>power_split(
+        group.weights.sample[k] if group.weights.given else 1, &power)
     first = max(-most, min(most, power))
-    row.power[0] = vector_set(<real>power_apply(1, first))
-    row.power[1] = vector_set(<real>power_apply(1, max(-most, min(most, power - first))))
-    row.floor = vector_set(<real>problem.options.floor)
-    return row
+    lanes.power[0][to] = <real>power_apply(1, first)
+    lanes.power[1][to] = <real>power_apply(1, max(-most, min(most, power - first)))
+    lanes.given[to] = not group.ignored >> k & 1
 
 
-cdef inline vector curvature(vector p, const CurvatureRow *row) noexcept nogil:
+cdef inline CurvatureFactors curvature_factors(
+    const Group *group, const Problem *problem, Py_ssize_t k
+) noexcept nogil:
+    """Those of row k, in each lane."""
+    cdef CurvatureLanes lanes
+    cdef CurvatureFactors factors
+    curvature_row(group, k, &lanes, 0)
+    factors.others = vector_set(lanes.others[0])
+    factors.factor = vector_set(lanes.factor[0])
+    factors.power[0] = vector_set(lanes.power[0][0])
+    factors.power[1] = vector_set(lanes.power[1][0])
+    factors.given = vector_set(lanes.given[0])
+    factors.floor = vector_set(<real>problem.options.floor)
+    return factors
+
+
+cdef inline CurvatureFactors curvature_tile_factors(
+    const Group *group, const Problem *problem
+) noexcept nogil:
+    """Those of a tile, a row in each lane."""
+    cdef CurvatureLanes lanes
+    cdef CurvatureFactors factors
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        curvature_row(group, k, &lanes, k)
+    factors.others = vector_load(lanes.others)
+    factors.factor = vector_load(lanes.factor)
+    factors.power[0] = vector_load(lanes.power[0])
+    factors.power[1] = vector_load(lanes.power[1])
+    factors.given = vector_load(lanes.given)
+    factors.floor = vector_set(<real>problem.options.floor)
+    return factors
+
+
+cdef inline vector curvature(vector p, const CurvatureFactors *factors) noexcept nogil:
+    cdef vector zero = vector_set(0.0)
     cdef vector rest = vector_select(
-        vector_greater(p, vector_set(0.5)), row.others, vector_subtract(vector_set(1.0), p))
-    cdef vector product = vector_multiply(p, vector_multiply(rest, row.factor))
-    return vector_maximum(row.floor, vector_multiply(
-        vector_multiply(product, row.power[0]), row.power[1]))
+        vector_greater(p, vector_set(0.5)), factors.others, vector_subtract(vector_set(1.0), p))
+    cdef vector product = vector_multiply(p, vector_multiply(rest, factors.factor))
+    product = vector_multiply(vector_multiply(product, factors.power[0]), factors.power[1])
+    return vector_select(
+        vector_equal(factors.given, zero), zero, vector_maximum(factors.floor, product))
 
 
 cdef void curvature_emit(
-    const Group *group, const Problem *problem, const real *probabilities, Py_ssize_t k,
-    const PairSum *total, Py_ssize_t n, real *to,
+    const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk, real *to
 ) noexcept nogil:
-    cdef CurvatureRow row = curvature_row(group, problem, k, total)
-    cdef Py_ssize_t i = 0
+    cdef CurvatureFactors factors = curvature_factors(group, problem, k)
+    cdef Py_ssize_t i = 0, n = chunk.n
     while i + LANES <= n:
-        vector_store(to + i, curvature(vector_load(probabilities + i), &row))
+        vector_store(to + i, curvature(vector_load(chunk.input + i), &factors))
         i += LANES
     if i < n:
-        vector_store_first(to + i, curvature(row_vector(probabilities, i, n), &row), n - i)
+        vector_store_first(to + i, curvature(row_vector(chunk.input, i, n), &factors), n - i)
+
+
+cdef void curvature_tile_emit(
+    const Group *group, const Problem *problem, const PairChunk *chunk, real *to
+) noexcept nogil:
+    cdef CurvatureFactors factors = curvature_tile_factors(group, problem)
+    cdef Py_ssize_t i
+    for i in range(chunk.n):
+        vector_store(
+            to + i * LANES, curvature(vector_load(chunk.input + i * LANES), &factors))

@@ -7,7 +7,7 @@
 # unless the result does, however small exp(-|x|) is.
 #
 # Uses panel.pxi, state.pxi (chunk_length()), along.pxi (row_vector(), row_store()), likelihood.pxi
-# (LaneSums), numbers.pxd.
+# (octets), numbers.pxd.
 
 # ---- numbers of any size -------------------------------------------------------------------------
 
@@ -20,6 +20,7 @@ cdef struct Wide:
 
 cdef enum:
     EXPONENT_OF_ZERO = -1048576    # below any other
+    ELEMENTS_AT_ONCE = 1024        # whose arrays the first-level cache holds
     NEAR_IS_SMALL = -60            # log(1 + x) of an x of that exponent is x
 
 
@@ -265,6 +266,11 @@ cdef void binary_of_probabilities(const BinaryElements *at) noexcept nogil:
 # ---- tasks ---------------------------------------------------------------------------------------
 
 
+cdef struct OctetSum:
+    octet total
+    octet rest
+
+
 cdef struct BinaryScratch:
     # Elements of each array that are copied.
     real *x
@@ -279,7 +285,7 @@ cdef struct BinaryScratch:
 cdef size_t binary_scratch_place(
     const Problem *problem, char *memory, BinaryScratch *scratch
 ) noexcept nogil:
-    cdef size_t size = min(<Py_ssize_t>PAIR_CHUNK, problem.layout.classes) * sizeof(real)
+    cdef size_t size = min(<Py_ssize_t>ELEMENTS_AT_ONCE, problem.layout.classes) * sizeof(real)
     cdef char *start = memory
     scratch.x = <real *>part_take(&memory, size)
     scratch.yes = <real *>part_take(&memory, size)
@@ -331,9 +337,9 @@ cdef inline void binary_write(
 
 cdef void binary_elements(
     const Problem *problem, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n,
-    const BinaryScratch *scratch, const Scale *scale, LaneSums *lanes,
+    const BinaryScratch *scratch, const Scale *scale, OctetSum *lanes,
 ) noexcept nogil:
-    """Compute the losses of n elements of a row, at most PAIR_CHUNK."""
+    """Compute the losses of n elements of a row, at most ELEMENTS_AT_ONCE."""
     cdef BinaryElements at
     at.n = n
     at.gradient_scale = double_double_set(problem.options.gradient_scale, 0)
@@ -358,13 +364,11 @@ cdef void binary_elements(
     binary_write(problem, OUTPUT, row, start, n, at.gradient, scratch.raw)
 
 
-cdef inline void numbers_add(LaneSums *lanes, const real *x, Py_ssize_t n) noexcept nogil:
-    cdef double[8] number
-    cdef Py_ssize_t i, k
-    for i in range(0, n, 8):
-        for k in range(8):
-            number[k] = x[i + k] if i + k < n else 0
-        lanes_add(lanes, number)
+cdef void numbers_add(OctetSum *lanes, const real *x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i < n:
+        octet_add(&lanes.total, &lanes.rest, reals_from(x, i, n))
+        i += 8
 
 
 cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
@@ -374,12 +378,13 @@ cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexce
     cdef Py_ssize_t last = min(row + problem.plan.rows_per_task, problem.layout.rows)
     cdef Py_ssize_t start = 0, stop = problem.layout.classes, i
     cdef BinaryScratch scratch
-    cdef LaneSums lanes
+    cdef OctetSum lanes
     cdef PairSum total
     cdef Scale scale = scale_for(1.0, False)
     cdef environment before = 0
     binary_scratch_place(problem, memory, &scratch)
-    lanes_open(&lanes)
+    lanes.total = octet_set(0)
+    lanes.rest = lanes.total
     if problem.plan.by_chunks:
         row = task // problem.plan.chunks
         last = row + 1
@@ -392,11 +397,11 @@ cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexce
         i = start
         while i < stop:
             binary_elements(
-                problem, row, i, min(<Py_ssize_t>PAIR_CHUNK, stop - i), &scratch, &scale, &lanes)
-            i += PAIR_CHUNK
+                problem, row, i, min(<Py_ssize_t>ELEMENTS_AT_ONCE, stop - i), &scratch, &scale, &lanes)
+            i += ELEMENTS_AT_ONCE
         row += 1
     if problem.options.from_logits:
         environment_leave(before)
     if problem.task_sums != NULL:
-        total = lanes_total(&lanes)
+        total = octet_total(lanes.total, lanes.rest)
         problem.task_sums[task] = total.sum + total.rest

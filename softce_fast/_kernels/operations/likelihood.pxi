@@ -16,107 +16,153 @@ cdef enum:
 # ---- class probabilities -------------------------------------------------------------------------
 
 
-cdef struct LaneSums:
-    # Eight sums, and what each lost.
-    double[8] sum
-    double[8] rest
-
-
-cdef inline void lanes_open(LaneSums *lanes) noexcept nogil:
+cdef inline PairSum lanes_total(PairSum *lane) noexcept nogil:
+    """The sum of eight: halves onto each other."""
     cdef Py_ssize_t k
-    for k in range(8):
-        lanes.sum[k] = 0
-        lanes.rest[k] = 0
+    for k in range(4):
+        lane[k] = pair_sum_merge(lane[k], lane[k + 4])
+    for k in range(2):
+        lane[k] = pair_sum_merge(lane[k], lane[k + 2])
+    return pair_sum_merge(lane[0], lane[1])
 
 
-cdef inline void lanes_add(LaneSums *lanes, const double *x) noexcept nogil:
+cdef inline PairSum octet_total(octet total, octet rest) noexcept nogil:
+    cdef double[8] number
+    cdef double[8] lost
+    cdef PairSum[8] lane
     cdef Py_ssize_t k
-    cdef double total, kept
+    octet_store(number, total)
+    octet_store(lost, rest)
     for k in range(8):
-        total = lanes.sum[k] + x[k]
-        kept = total - lanes.sum[k]
-        lanes.rest[k] += (lanes.sum[k] - (total - kept)) + (x[k] - kept)
-        lanes.sum[k] = total
+        lane[k].sum = number[k]
+        lane[k].rest = lost[k]
+        lane[k].left_out = 0
+    return lanes_total(lane)
 
 
-cdef inline PairSum lanes_total(const LaneSums *lanes) noexcept nogil:
-    cdef PairSum total, lane
+cdef inline octet reals_from(const real *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """Eight numbers from i on; 0 past the end."""
+    cdef real[8] number
     cdef Py_ssize_t k
-    total.sum = 0
-    total.rest = 0
-    total.left_out = 0
-    lane.left_out = 0
+    if i + 8 <= n:
+        return octet_from_reals(x + i)
     for k in range(8):
-        lane.sum = lanes.sum[k]
-        lane.rest = lanes.rest[k]
-        total = pair_sum_merge(total, lane)
-    return total
+        number[k] = x[i + k] if i + k < n else <real>0
+    return octet_from_reals(number)
 
 
-cdef inline double product_of(double coefficient, double logarithm) noexcept nogil:
-    return 0 if coefficient == 0 else coefficient * logarithm
+cdef inline octet doubles_from(const double *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    cdef double[8] number
+    cdef Py_ssize_t k
+    if i + 8 <= n:
+        return octet_load(x + i)
+    for k in range(8):
+        number[k] = x[i + k] if i + k < n else 0
+    return octet_load(number)
 
 
-cdef void logarithms_of(const real *x, Py_ssize_t n, real *to) noexcept nogil:
-    cdef vector zero = vector_set(0.0)
-    cdef Py_ssize_t i
-    i = 0
-    while i < n:
-        row_store(to + i, plain_logarithm(row_vector(x, i, n), zero), n - i)
-        i += LANES
+cdef inline octet likelihood_term(
+    octet target, octet class_weight, octet row_weight, octet logarithm
+) noexcept nogil:
+    return octet_product_or_zero(
+        octet_multiply(target, octet_multiply(class_weight, row_weight)), logarithm)
 
 
 cdef inline PairSum weighted_sum(
-    const real *target, const real *logarithms, const double *class_weight, double weight,
-    Py_ssize_t n,
+    const PairChunk *chunk, const real *logarithms, const double *class_weight, double weight
 ) noexcept nogil:
     """The sum of target * class_weight * weight * logarithm. class_weight: a constant, if NULL."""
-    cdef LaneSums lanes
-    cdef double[8] term
-    cdef Py_ssize_t i = 0, k
-    lanes_open(&lanes)
-    while i + 8 <= n:
-        for k in range(8):
-            term[k] = product_of(
-                target[i + k] * (
-                    weight if class_weight == NULL else class_weight[i + k] * weight),
-                logarithms[i + k])
-        lanes_add(&lanes, term)
+    cdef octet of_row = octet_set(weight)
+    cdef octet of_class = octet_set(1)
+    cdef octet total = octet_set(0)
+    cdef octet rest = total
+    cdef Py_ssize_t i = 0
+    while i < chunk.n:
+        if class_weight != NULL:
+            of_class = doubles_from(class_weight, i, chunk.n)
+        octet_add(&total, &rest, likelihood_term(
+            reals_from(chunk.second, i, chunk.n), of_class, of_row,
+            reals_from(logarithms, i, chunk.n)))
         i += 8
-    if i < n:
-        for k in range(8):
-            term[k] = 0
-        for k in range(n - i):
-            term[k] = product_of(
-                target[i + k] * (
-                    weight if class_weight == NULL else class_weight[i + k] * weight),
-                logarithms[i + k])
-        lanes_add(&lanes, term)
-    return lanes_total(&lanes)
+    return octet_total(total, rest)
 
 
 cdef PairSum likelihood_sum(
-    const Group *group, const Problem *problem, const PairRows *rows, Py_ssize_t k,
-    Py_ssize_t start, Py_ssize_t n, const Scratch *scratch,
+    const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk, real *memory
 ) noexcept nogil:
-    """The sum of the coefficients of row k, n classes from `start` on, times the logarithms."""
-    cdef const real *logarithms = rows.input[k]
+    """The sum of the coefficients of row k times the logarithms; `memory` has room for these."""
+    cdef const real *logarithms = chunk.input
     cdef double weight = group.weights.sample[k] if group.weights.given else 1
+    cdef Py_ssize_t i = 0
     if not problem.options.logarithms:
-        logarithms_of(logarithms, n, scratch.kept)
-        logarithms = scratch.kept
+        while i < chunk.n:
+            row_store(
+                memory + i, plain_logarithm(row_vector(chunk.input, i, chunk.n), vector_set(0.0)),
+                chunk.n - i)
+            i += LANES
+        logarithms = memory
     if problem.options.class_weight == NULL:
-        return weighted_sum(rows.second[k], logarithms, NULL, weight, n)
+        return weighted_sum(chunk, logarithms, NULL, weight)
     return weighted_sum(
-        rows.second[k], logarithms, problem.options.class_weight + start, weight, n)
+        chunk, logarithms, problem.options.class_weight + chunk.start, weight)
 
 
-cdef inline double likelihood_loss(
-    const Group *group, const PairSum *total, Py_ssize_t k
+cdef void likelihood_tile_sum(
+    const Group *group, const Problem *problem, const PairChunk *chunk, PairSum *sums
 ) noexcept nogil:
+    """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
+    cdef octet[16] total    # eight sums of all rows, or of the first half of them, then of the others
+    cdef octet[16] rest
+    cdef octet[2] of_row
+    cdef octet of_class = octet_set(1)
+    cdef real[16] logarithm
+    cdef vector v
+    cdef Py_ssize_t c, k, half
+    for half in range(LANES // 8):
+        of_row[half] = octet_set(1)
+        if group.weights.given:
+            of_row[half] = octet_load(group.weights.sample + 8 * half)
+    for k in range(LANES):
+        total[k] = octet_set(0)
+        rest[k] = octet_set(0)
+    for c in range(chunk.n):
+        v = vector_load(chunk.input + c * LANES)
+        if not problem.options.logarithms:
+            v = plain_logarithm(v, vector_set(0.0))
+        vector_store(logarithm, v)
+        if problem.options.class_weight != NULL:
+            of_class = octet_set(problem.options.class_weight[chunk.start + c])
+        for half in range(LANES // 8):
+            k = 8 * half + c % 8
+            octet_add(&total[k], &rest[k], likelihood_term(
+                octet_from_reals(chunk.second + c * LANES + 8 * half), of_class, of_row[half],
+                octet_from_reals(logarithm + 8 * half)))
+    for half in range(LANES // 8):
+        octets_total(total + 8 * half, rest + 8 * half, sums + 8 * half)
+
+
+cdef inline void octets_total(octet *total, octet *rest, PairSum *sums) noexcept nogil:
+    """lanes_total() of each of eight rows."""
+    cdef double[8] number
+    cdef double[8] lost
+    cdef Py_ssize_t k
+    for k in range(4):
+        octet_merge(&total[k], &rest[k], total[k + 4], rest[k + 4])
+    for k in range(2):
+        octet_merge(&total[k], &rest[k], total[k + 2], rest[k + 2])
+    octet_merge(&total[0], &rest[0], total[1], rest[1])
+    octet_store(number, total[0])
+    octet_store(lost, rest[0])
+    for k in range(8):
+        sums[k].sum = number[k]
+        sums[k].rest = lost[k]
+        sums[k].left_out = 0
+
+
+cdef inline double likelihood_loss(const Group *group, Py_ssize_t k) noexcept nogil:
     if group.ignored >> k & 1:
         return 0
-    return 0 - (total.sum + total.rest)
+    return 0 - (group.sums[k].sum + group.sums[k].rest)
 
 
 # ---- class indices -------------------------------------------------------------------------------

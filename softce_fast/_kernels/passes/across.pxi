@@ -564,22 +564,25 @@ cdef inline void tile_output_open(
     const RowState *state, const real *tile,
 ) noexcept nogil:
     """Describe the output of one chunk of a tile."""
+    output.values = tile
+    output.dense = is_dense(problem.operation)
+    output.by_label = has(problem, LABELS)
     output.kind = FROM_KEPT
+    if is_pair(problem.operation):
+        output.kind = FINISHED
+        return
     if emits_logarithms(problem.operation):
         output.kind = LOGARITHMS
     elif problem.plan.chunks > 1:
         output.kind = FROM_LOGITS
-    output.values = tile
     output.factor = chunk_factor(group, problem, state, &output.reference)
     output.unscale = group.recipe.unscale
     output.minus = group.recipe.minus
-    output.dense = is_dense(problem.operation)
     if output.dense:
         output.coefficients = tile_coefficients_of(problem, chunk, tile)
         output.coefficient_factor = group.recipe.coefficient_factor
         output.top = classes_in_chunk(group.recipe.top, chunk)
         output.at_top = group.recipe.at_top
-    output.by_label = has(problem, LABELS)
     if output.by_label:
         output.label = classes_in_chunk(group.labels, chunk)
         output.at_label = group.recipe.at_label
@@ -591,6 +594,8 @@ cdef inline vector tile_output(
 ) noexcept nogil:
     """The output for class c."""
     cdef vector v = vector_load(tile.values + c * LANES)
+    if tile.kind == FINISHED:
+        return v
     if tile.kind == LOGARITHMS:
         return vector_subtract(cooled_difference(v, tile.minus, scale), tile.factor.high)
     if tile.kind == FROM_LOGITS:
@@ -675,6 +680,9 @@ cdef inline void tile_lay_kind(
     cdef Scale scale = scale_with(scale_, arithmetic)
     if tile.kind == LOGARITHMS:
         tile.kind = LOGARITHMS
+        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+    elif tile.kind == FINISHED:
+        tile.kind = FINISHED
         tile_lay(&tile, n, &scale, to, row_stride, class_stride)
     elif tile.kind == FROM_LOGITS:
         tile_lay(&tile, n, &scale, to, row_stride, class_stride)
@@ -874,6 +882,13 @@ cdef void tiles_emit(
         tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
         if has(problem, SECOND):
             tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+    tiles_write(groups, problem, tiles, chunk, scratch)
+
+
+cdef inline void tiles_write(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Write what is made of the tiles as they are."""
     if goes_by_class(&problem.layout, &problem.arrays[<int>OUTPUT]):
         tiles_emit_by_class(groups, problem, tiles, chunk, scratch)
     else:

@@ -551,6 +551,7 @@ cdef enum OutputKind:
     FROM_KEPT      # kept exponentials
     FROM_LOGITS    # exponentials, computed again
     LOGARITHMS
+    FINISHED       # output, which is only to be written
 
 
 cdef struct RowOutput:

@@ -54,6 +54,13 @@ cdef struct GroupWeights:
     double[16] sample
 
 
+cdef struct PairSum:
+    # What an operation sums over classes of a row in two arrays.
+    double sum
+    double rest        # what the sum lost
+    double left_out    # the sum of what is left out of it
+
+
 cdef struct Group:
     # Up to LANES rows, a row in each lane.
     Py_ssize_t first
@@ -62,6 +69,7 @@ cdef struct Group:
     int64_t[16] labels
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
+    PairSum[16] sums           # of two arrays
     bint own_is_known          # a tile has come across own_logit
     RowState whole             # all classes
     vector own_logit           # what is left out of the sum,
