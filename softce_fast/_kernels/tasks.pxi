@@ -139,7 +139,8 @@ cdef size_t scratch_size(const Problem *problem) noexcept nogil:
 cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
-    scratch.factors = factors_of_all(problem)
+    if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
+        scratch.factors = factors_of_all(problem)
     writer_open(
         &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.buffer)
 

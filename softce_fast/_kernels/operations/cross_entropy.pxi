@@ -124,6 +124,9 @@ cdef void finish_weighted_loss(
             share += power_apply(numbers.coefficients[k], power)
             rest += power_apply(numbers.spread[k], power)
             group.coefficients[k] = numbers.coefficients[k]
+            if share == 0 and z_loss == 0 and rest == 0:
+                # Nothing is left of the row.
+                group.ignored |= <unsigned int>1 << k
         if z_loss != 0:
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
             rest += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
@@ -197,10 +200,14 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
 cdef RowFactors factors_of_all(const Problem *problem) noexcept nogil:
     """The factors of rows that have a label and no weights."""
     cdef double[5][16] lanes
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        row_factor(&lanes, k, scale_of_gradients(problem), 1, 0, 1)
-    return factors_from(&lanes)
+    cdef RowFactors factors
+    row_factor(&lanes, 0, scale_of_gradients(problem), 1, 0, 1)
+    factors.whole = vector_set(<real>lanes[0][0])
+    factors.target = factors.whole
+    factors.rest = vector_set(0.0)
+    factors.coefficient = vector_set(<real>lanes[3][0])
+    factors.power = vector_set(<real>lanes[4][0])
+    return factors
 
 
 cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept nogil:
