@@ -85,13 +85,15 @@ def ways(call: Call) -> dict[str, Call]:
     """The call as planned, and without each mechanism that its plan uses."""
     plan = planned(call)
     assert plan is not None
-    found: dict[str, Call] = {PLANNED: partial(forced, call, {"threads": plan["threads"]})}
+    # A small call uses more threads where the one before was just now: all are to use as many.
+    threads = {"threads": plan["threads"]}
+    found: dict[str, Call] = {PLANNED: partial(forced, call, threads)}
     for name, mechanism in MECHANISMS.items():
         if mechanism.used.items() <= plan.items():
             for fields in mechanism.without:
-                other = planned(call, fields)
+                other = planned(call, fields | threads)
                 if other not in (None, plan):
-                    found[name] = partial(forced, call, fields)
+                    found[name] = partial(forced, call, fields | threads)
                     break
     return found
 

@@ -431,7 +431,7 @@ cdef inline LogRatio log_ratio(
     return result
 
 
-# ---- exp and log of any number -----------------------------------------------------------------
+# ---- exp and log of any number -------------------------------------------------------------------
 
 
 cdef inline vector exponential_apart(vector x, vector *unit, const Scale *scale) noexcept nogil:

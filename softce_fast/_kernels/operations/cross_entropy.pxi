@@ -135,7 +135,7 @@ cdef void finish_weighted_loss(
         group.result[k] += number_or_zero(weight, rest)
 
 
-# ---- the gradient ------------------------------------------------------------------------------------
+# ---- the gradient --------------------------------------------------------------------------------
 
 
 cdef struct Scaled:

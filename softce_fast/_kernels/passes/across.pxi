@@ -34,7 +34,7 @@ cdef inline bint goes_by_class(const Layout *layout, const Array *array) noexcep
         layout.class_axes > 1 or llabs(step_in_runs(array)) < llabs(array.class_stride))
 
 
-# ---- filling -----------------------------------------------------------------------------------------
+# ---- filling -------------------------------------------------------------------------------------
 
 
 cdef void run_bytes(
@@ -85,16 +85,16 @@ cdef void tiles_fill_by_class(
     cdef real *tile = scratch.kept + (n * LANES if role == SECOND else 0)
     cdef const real *run
     cdef bint masked = included.data != NULL and role == INPUT
-    runs_fill(&scratch.runs, &problem.layout, array, groups[0].first, rows)
+    runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     if masked:
-        runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
     for c in range(n):
         run = run_read(
-            array, &scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
+            array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
             scratch)
         if masked:
             run_bytes(
-                included, &scratch.mask_runs,
+                included, scratch.mask_runs,
                 class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
             if run != scratch.packed:
                 memcpy(scratch.packed, run, rows * sizeof(real))
@@ -195,7 +195,7 @@ cdef void tiles_fill(
             scratch.kept + t * scratch.kept_stride + (n * LANES if role == SECOND else 0), scratch)
 
 
-# ---- absorb ------------------------------------------------------------------------------------------
+# ---- absorb --------------------------------------------------------------------------------------
 
 
 cdef inline vector tile_maximum(const real *tile, Py_ssize_t n) noexcept nogil:
@@ -385,7 +385,7 @@ cdef void tiles_sum(
             scratch.scale.few_digits)
 
 
-# ---- sums --------------------------------------------------------------------------------------------
+# ---- sums ----------------------------------------------------------------------------------------
 
 
 cdef inline DoubleDouble tile_sums(const real *terms, Py_ssize_t n, bint few_digits) noexcept nogil:
@@ -459,7 +459,7 @@ cdef inline vector tile_run_sum(const real *terms, Py_ssize_t c, Py_ssize_t n) n
     return total
 
 
-# ---- dense targets -----------------------------------------------------------------------------------
+# ---- dense targets -------------------------------------------------------------------------------
 
 
 cdef inline Coefficients tile_coefficients_of(
@@ -528,7 +528,7 @@ cdef void tile_spread(
         state.other_coefficients = chunk_coefficients(problem, chunk)
 
 
-# ---- emit --------------------------------------------------------------------------------------------
+# ---- emit ----------------------------------------------------------------------------------------
 
 
 cdef struct TileOutput:
@@ -749,20 +749,20 @@ cdef void tiles_write_by_class(
     cdef real *run = scratch.packed
     cdef bint masked = clears_excluded(problem)
     if masked:
-        runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
     for c in range(chunk_length(problem, chunk)):
         for t in range(tiles):
             vector_store(
                 run + t * LANES, vector_load(scratch.kept + t * scratch.kept_stride + c * LANES))
         if masked:
             run_bytes(
-                included, &scratch.mask_runs,
+                included, scratch.mask_runs,
                 class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
             for i in range(rows):
                 if scratch.raw[i] == 0:
                     run[i] = 0
         run_write(
-            array, &scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
+            array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
             scratch)
 
 
@@ -807,7 +807,7 @@ cdef void tiles_emit_by_class(
     cdef real *tile
     cdef char *to
     cdef bint straight
-    runs_fill(&scratch.runs, &problem.layout, array, groups[0].first, rows)
+    runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     straight = (
         goes_straight(problem) and scratch.runs.count == 1 and rows % LANES == 0
         and step_in_runs(array) == sizeof(real))

@@ -322,7 +322,7 @@ cdef inline void state_merge(
         gap, state.spread))
 
 
-# ---- the memory of a thread --------------------------------------------------------------------------
+# ---- the memory of a thread ----------------------------------------------------------------------
 
 
 cdef enum:
@@ -350,5 +350,5 @@ cdef struct Scratch:
     double *results            # of the rows of a task
     Group *groups              # of a batch
     Writer writer
-    Runs runs                  # of the rows of a batch in an array,
-    Runs mask_runs             # and in the mask
+    Runs *runs                 # of the rows of a batch in an array,
+    Runs *mask_runs            # and in the mask

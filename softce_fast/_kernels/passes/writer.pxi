@@ -118,7 +118,7 @@ cdef inline void write_run(Writer *writer, const real *x, Py_ssize_t n, char *to
     writer_take(writer, n)
 
 
-# ---- rows that are written vector by vector ----------------------------------------------------------
+# ---- rows that are written vector by vector ------------------------------------------------------
 
 
 cdef inline void joints_write(Joints *joints, Py_ssize_t waiting) noexcept nogil:
