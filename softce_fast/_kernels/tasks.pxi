@@ -91,7 +91,7 @@ cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
 cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
     """Whether rows of an array are closer to each other than its classes."""
     cdef int role
-    for role in (<int>INPUT, <int>SECOND, <int>OUTPUT):
+    for role in range(<int>LABELS):
         if problem.arrays[role].data != NULL and goes_by_class(
             &problem.layout, &problem.arrays[role]
         ):
