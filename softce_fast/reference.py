@@ -735,8 +735,8 @@ def binary_loss(
     with np.errstate(all="ignore"):
         yes = target if pos_weight is None else target * pos_weight
         no = 1 - target
+        small = np.exp(-np.abs(values))
         if call.from_logits:
-            small = np.exp(-np.abs(values))
             softplus = np.log1p(small)
             elements = _product(yes, softplus + np.maximum(-values, 0))
             elements = elements + _product(no, softplus + np.maximum(values, 0))

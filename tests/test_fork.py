@@ -354,9 +354,9 @@ def while_others_call_for_the_first_time() -> None:
 
 def every_module_is_told() -> None:
     """Each is bound to a copy of OpenMP of its own where others brought theirs in between."""
-    told = []
+    told: list[str] = []
     for module in (execute, probe):
-        module.pause = partial(told.append, module.__name__)
+        module.pause = partial(told.append, module.__name__)  # type: ignore[attr-defined]
     in_child(lambda: None)
     assert told == [probe.__name__, execute.__name__]
 

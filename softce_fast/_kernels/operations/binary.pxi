@@ -397,7 +397,8 @@ cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexce
         i = start
         while i < stop:
             binary_elements(
-                problem, row, i, min(<Py_ssize_t>ELEMENTS_AT_ONCE, stop - i), &scratch, &scale, &lanes)
+                problem, row, i, min(<Py_ssize_t>ELEMENTS_AT_ONCE, stop - i), &scratch, &scale,
+                &lanes)
             i += ELEMENTS_AT_ONCE
         row += 1
     if problem.options.from_logits:

@@ -3,9 +3,9 @@
 # With coefficients a_c that sum to K, and z = z_loss * logsumexp:
 #     loss = sum_c a_c (logsumexp - x_c / T) + z * logsumexp, times the row's weight;
 #     gradient_c = (p_c (K + 2 z) - a_c) / T, times the row's weight and share in the reduced loss.
-# A label is a coefficient of 1 (or its class weight); dense targets have one for every class. Weights
-# are float64 numbers whose powers of two are taken out, so that none leaves the range of what is
-# computed in; coefficients come times 2**-coefficient_power.
+# A label is a coefficient of 1 (or its class weight); dense targets have one for every class.
+# Weights are float64 numbers whose powers of two are taken out, so that none leaves the range of
+# what is computed in; coefficients come times 2**-coefficient_power.
 #
 # Uses state.pxi, softmax.pxi, numbers.pxd.
 

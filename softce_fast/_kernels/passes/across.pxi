@@ -1,10 +1,10 @@
 # The pass across rows: a row in each lane, LANES rows side by side.
 #
 # A tile holds class c of its rows at tile[c * LANES]; some tiles, a batch, go through each step
-# together, so that no tile waits for another. How the rows lie in memory matters only when tiles are
-# filled and emptied: class by class where rows are neighbours (in runs as long as the batch is wide),
-# else row by row. The arithmetic between is that of along.pxi, operation by operation and in the
-# same order, so that a row comes out the same, bit for bit.
+# together, so that no tile waits for another. How the rows lie in memory matters only when tiles
+# are filled and emptied: class by class where rows are neighbours (in runs as long as the batch is
+# wide), else row by row. The arithmetic between is that of along.pxi, operation by operation and in
+# the same order, so that a row comes out the same, bit for bit.
 #
 # Uses state.pxi, along.pxi, panel.pxi, writer.pxi, numbers.pxd.
 
@@ -302,7 +302,7 @@ cdef inline vector classes_in_chunk(const int64_t *classes, Py_ssize_t chunk) no
 cdef inline RowState *chunk_state(
     Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
-    """The state of a chunk of a group of the batch: that of the whole rows if it is the only one."""
+    """The state of a chunk of a group of the batch: of the whole rows if it is the only one."""
     if problem.plan.chunks == 1:
         return &group.whole
     return scratch.states + tile * problem.plan.chunks + chunk

@@ -1,7 +1,7 @@
 # The pass along rows: one row at a time, the lanes of a vector on neighbouring classes.
 #
-# A row is worked on in chunks of CHUNK classes, which stay in the first-level cache from one step to
-# the next. Rows that are not plain are copied there first (panel.pxi).
+# A row is worked on in chunks of CHUNK classes, which stay in the first-level cache from one step
+# to the next. Rows that are not plain are copied there first (panel.pxi).
 #
 # Uses state.pxi, panel.pxi, writer.pxi, numbers.pxd.
 

@@ -338,7 +338,7 @@ cdef struct Runs:
 
 cdef struct Scratch:
     Scale scale
-    RowFactors factors         # of rows that have no weights, of a target without a coefficient each
+    RowFactors factors         # of rows with a label and no weights
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next

@@ -2,7 +2,7 @@
 #
 # They are put together in a buffer, whole cache lines of it, and leave it later: read back at once
 # they would wait for all stores before them, those to memory included. Rows of what is computed in
-# are written past the caches vector by vector; only the lines in which two rows meet are put together.
+# are written past the caches vector by vector; only lines in which two rows meet are put together.
 #
 # Uses panel.pxi (conversion), vector.pxd.
 
@@ -64,7 +64,7 @@ cdef inline void writer_step(Writer *writer) noexcept nogil:
 
 
 cdef void writer_advance(Writer *writer, bint flush) noexcept nogil:
-    """Write the whole lines that wait, and move the rest to the front; if `flush`, write that, too."""
+    """Write the lines that wait, and move the rest to the front; if `flush`, write that, too."""
     if writer.next < writer.whole:
         elements_stream(
             writer.at + writer.next * writer.size, writer.buffer + writer.next,
