@@ -137,7 +137,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.kept = <real *>part_take(&memory, kept * sizeof(real))
     scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
     scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
-    scratch.writer.buffer = <real *>part_take(&memory, buffer * sizeof(real))
+    scratch.writer.lines.buffer = <real *>part_take(&memory, buffer * sizeof(real))
     scratch.target = <real *>part_take(&memory, padded * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
     runs_take(scratch, &memory, across and any_by_class(problem))
@@ -159,7 +159,7 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
     if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
         scratch.factors = factors_of_all(problem)
     writer_open(
-        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.buffer)
+        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.lines.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:

@@ -908,8 +908,12 @@ INLINE octet octet_product_or_zero(octet a, octet b) {
     return (octet){(eight_doubles)((eight_bits)product & (a.d != 0))};
 }
 
-/* Add x to `sum`, and what that loses to `rest` (two-sum). */
+/* Add x to `sum`, and what that loses to `rest` (two-sum): nothing that matters to a float. */
 INLINE void octet_add(octet *sum, octet *rest, octet x) {
+    if (sizeof(real) == sizeof(float)) {
+        sum->d += x.d;
+        return;
+    }
     const eight_doubles total = sum->d + x.d, kept = total - sum->d;
     rest->d += (sum->d - (total - kept)) + (x.d - kept);
     sum->d = total;

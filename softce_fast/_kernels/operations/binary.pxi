@@ -3,11 +3,25 @@
 #     w (v t log(1 + exp(-x)) + (1 - t) log(1 + exp(x))),    of probabilities q
 #     w (-t log q - (1 - t) log(1 - q))
 #
-# With weights each factor is split into a fraction and a power of two: no product leaves the range
-# unless the result does, however small exp(-|x|) is.
+# Where products with weights could leave the range though the result does not, each factor is split
+# into a fraction and a power of two. The operations are the same, and so are their bits.
 #
 # Uses panel.pxi, state.pxi (chunk_length()), along.pxi (row_vector(), row_store()), likelihood.pxi
 # (octets), numbers.pxd.
+
+cdef extern from *:
+    """
+    /* Within these bounds products with two weights, and what they lose, stay in the range. */
+    #define MOST_WEIGHT ((real)(sizeof(real) == 4 ? 0x1p16 : 0x1p100))
+    #define LEAST_TARGET ((real)(sizeof(real) == 4 ? 0x1p-25 : 0x1p-60))
+    #define MOST_LOGIT ((real)(sizeof(real) == 4 ? 30 : 300))
+    #define LEAST_PROBABILITY ((real)(sizeof(real) == 4 ? 0x1p-40 : 0x1p-400))
+    """
+    const real MOST_WEIGHT
+    const real LEAST_TARGET
+    const real MOST_LOGIT
+    const real LEAST_PROBABILITY
+
 
 # ---- numbers of any size -------------------------------------------------------------------------
 
@@ -151,28 +165,76 @@ cdef inline vector signed_product(mask positive, vector x, DoubleDouble factor) 
     return vector_fma(x, factor.high, vector_multiply(x, factor.low))
 
 
+cdef inline vector sum_of_terms(vector a, vector x, vector b, vector y) noexcept nogil:
+    """a x + b y, where a coefficient of 0, a or b, takes its term out."""
+    cdef vector zero = vector_set(0.0)
+    return vector_fma(
+        a, vector_select(vector_equal(a, zero), zero, x), product_or_zero(b, y))
+
+
+cdef inline vector weight_or_one(const real *weight, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    return vector_set(1.0) if weight == NULL else row_vector(weight, i, n)
+
+
+cdef inline vector weighted_by(
+    const real *weight, Py_ssize_t i, Py_ssize_t n, vector v
+) noexcept nogil:
+    return v if weight == NULL else product_or_zero(row_vector(weight, i, n), v)
+
+
+cdef inline vector outside(vector x, real least, real most) noexcept nogil:
+    """1 where x is neither 0 nor of a size within these bounds, else 0."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector one = vector_set(1.0)
+    cdef vector size = vector_absolute(x)
+    return vector_select(vector_equal(x, zero), zero, vector_select(
+        vector_greater(size, vector_set(most)), one, vector_select(
+            vector_greater(vector_set(least), size), one, zero)))
+
+
+cdef inline bint are_extreme(
+    const BinaryElements *at, Py_ssize_t i, real least_x, real most_x
+) noexcept nogil:
+    """Whether products with weights could leave the range."""
+    cdef vector any_ = vector_add(
+        outside(row_vector(at.x, i, at.n), least_x, most_x),
+        outside(row_vector(at.yes, i, at.n), LEAST_TARGET, MOST_WEIGHT))
+    any_ = vector_add(any_, vector_add(
+        outside(weight_or_one(at.weight, i, at.n), 1 / MOST_WEIGHT, MOST_WEIGHT),
+        outside(weight_or_one(at.pos_weight, i, at.n), 1 / MOST_WEIGHT, MOST_WEIGHT)))
+    return any_lane(vector_greater(zero_past_end(any_, i, at.n), vector_set(0.0)))
+
+
 cdef inline void logit_losses(
     const BinaryElements *at, Py_ssize_t i, const Scale *scale, vector *loss, vector *gradient
 ) noexcept nogil:
-    """The losses of LANES elements from i on, without weights, and their gradients."""
+    """The losses of LANES elements from i on, and their gradients."""
+    cdef vector zero = vector_set(0.0)
     cdef vector x = row_vector(at.x, i, at.n)
-    cdef vector yes = row_vector(at.yes, i, at.n)
-    cdef vector no = vector_subtract(vector_set(1.0), yes)
+    cdef vector t = row_vector(at.yes, i, at.n)
+    cdef vector yes = vector_multiply(t, weight_or_one(at.pos_weight, i, at.n))
+    cdef vector no = vector_subtract(vector_set(1.0), t)
     cdef Odds odds = odds_of(x, scale)
     cdef vector of_far = vector_select(odds.positive, no, yes)
     cdef vector of_near = vector_select(odds.positive, yes, no)
-    loss[0] = vector_add(
-        product_or_zero(of_far, odds.far), product_or_zero(of_near, odds.near))
-    if at.gradient != NULL:
-        # The sigmoid of -|x| is that of |x| times exp(-|x|).
-        gradient[0] = signed_product(
-            odds.positive, vector_fnma(of_near, wide_value(odds.small), of_far),
-            sigmoid_of_size(&odds, at.gradient_scale))
-
-
-cdef inline Wide wide_weight(const real *weight, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """1 where there is none."""
-    return wide(vector_set(1.0) if weight == NULL else row_vector(weight, i, n))
+    cdef vector total, weight
+    cdef DoubleDouble factor
+    loss[0] = weighted_by(
+        at.weight, i, at.n, sum_of_terms(of_far, odds.far, of_near, odds.near))
+    if at.gradient == NULL:
+        return
+    # The sigmoid of -|x| is that of |x| times exp(-|x|).
+    total = sum_of_terms(
+        vector_subtract(zero, of_near), wide_value(odds.small), of_far, vector_set(1.0))
+    factor = sigmoid_of_size(&odds, at.gradient_scale)
+    if at.weight != NULL:
+        weight = row_vector(at.weight, i, at.n)
+        factor = double_double_multiply(factor, weight)
+        total = vector_select(vector_equal(weight, zero), zero, total)
+    gradient[0] = signed_product(odds.positive, total, factor)
+    if at.weight != NULL or at.pos_weight != NULL:
+        # Else the coefficients are not both 0.
+        gradient[0] = vector_select(vector_equal(total, zero), zero, gradient[0])
 
 
 cdef inline Wide wide_select(mask m, Wide a, Wide b) noexcept nogil:
@@ -181,27 +243,30 @@ cdef inline Wide wide_select(mask m, Wide a, Wide b) noexcept nogil:
     return a
 
 
-cdef inline void weighted_logit_losses(
+cdef void extreme_logit_losses(
     const BinaryElements *at, Py_ssize_t i, const Scale *scale, vector *loss, vector *gradient
 ) noexcept nogil:
-    """The same with weights of any size."""
+    """The same where products could leave the range."""
     cdef vector zero = vector_set(0.0)
     cdef vector t = row_vector(at.yes, i, at.n)
     cdef Odds odds = odds_of(row_vector(at.x, i, at.n), scale)
-    cdef Wide weight = wide_weight(at.weight, i, at.n)
-    cdef Wide yes = wide_product(wide(t), wide_weight(at.pos_weight, i, at.n))
+    cdef Wide one = wide(vector_set(1.0))
+    cdef Wide weight = wide(weight_or_one(at.weight, i, at.n))
+    cdef Wide yes = wide_product(wide(t), wide(weight_or_one(at.pos_weight, i, at.n)))
     cdef Wide no = wide(vector_subtract(vector_set(1.0), t))
     cdef Wide of_far = wide_select(odds.positive, no, yes)
     cdef Wide of_near = wide_select(odds.positive, yes, no)
     cdef Wide near = wide_select(
-        vector_greater(vector_set(NEAR_IS_SMALL), odds.small.exponent), odds.small, wide(odds.near))
+        vector_greater(vector_set(NEAR_IS_SMALL), odds.small.exponent), odds.small,
+        wide(odds.near))
     cdef Wide total
     loss[0] = wide_value(wide_product(weight, wide_sum(of_far, wide(odds.far), of_near, near)))
     if at.gradient == NULL:
         return
     of_near.fraction = vector_subtract(zero, of_near.fraction)
-    total = wide_sum(of_far, wide_weight(NULL, i, at.n), of_near, odds.small)
-    weight.fraction = vector_select(vector_equal(total.fraction, zero), zero, weight.fraction)
+    total = wide_sum(of_near, odds.small, of_far, one)
+    weight.fraction = vector_select(
+        vector_equal(total.fraction, zero), zero, weight.fraction)
     total.fraction = signed_product(
         odds.positive, total.fraction, double_double_multiply(
             sigmoid_of_size(&odds, at.gradient_scale), weight.fraction))
@@ -211,7 +276,7 @@ cdef inline void weighted_logit_losses(
 
 
 cdef inline vector probability_losses(
-    const BinaryElements *at, Py_ssize_t i
+    const BinaryElements *at, Py_ssize_t i, bint extreme
 ) noexcept nogil:
     cdef vector zero = vector_set(0.0)
     cdef vector x = row_vector(at.x, i, at.n)
@@ -219,48 +284,74 @@ cdef inline vector probability_losses(
     cdef vector no = vector_subtract(vector_set(1.0), yes)
     cdef vector of_yes = vector_subtract(zero, plain_logarithm(x, zero))
     cdef vector of_no = vector_subtract(zero, logarithm_of_one_plus(vector_subtract(zero, x)))
-    if at.weight == NULL:
-        return vector_add(product_or_zero(yes, of_yes), product_or_zero(no, of_no))
-    return wide_value(wide_product(
-        wide_weight(at.weight, i, at.n),
-        wide_sum(wide(yes), wide(of_yes), wide(no), wide(of_no))))
+    if extreme:
+        return wide_value(wide_product(
+            wide(row_vector(at.weight, i, at.n)),
+            wide_sum(wide(yes), wide(of_yes), wide(no), wide(of_no))))
+    return weighted_by(at.weight, i, at.n, sum_of_terms(yes, of_yes, no, of_no))
+
+
+cdef void extreme_probability_losses(
+    const BinaryElements *at, Py_ssize_t i, vector *loss
+) noexcept nogil:
+    loss[0] = probability_losses(at, i, True)
+
+
+cdef inline void binary_logits(
+    const BinaryElements *given, bint weighted, const Scale *scale_
+) noexcept nogil:
+    """All losses, and gradients; `weighted` is a constant."""
+    cdef Scale scale = scale_with(scale_, PLAIN)
+    cdef BinaryElements at = given[0]
+    cdef vector loss
+    cdef vector gradient = vector_set(0.0)
+    cdef Py_ssize_t i = 0
+    if not weighted:
+        at.weight = NULL
+        at.pos_weight = NULL
+    while i < at.n:
+        if weighted and are_extreme(&at, i, 0, MOST_LOGIT):
+            extreme_logit_losses(given, i, &scale, &loss, &gradient)
+        else:
+            logit_losses(&at, i, &scale, &loss, &gradient)
+        row_store(at.losses + i, loss, at.n - i)
+        if at.gradient != NULL:
+            row_store(at.gradient + i, gradient, at.n - i)
+        i += LANES
+
+
+cdef inline void binary_probabilities(const BinaryElements *given, bint weighted) noexcept nogil:
+    cdef BinaryElements at = given[0]
+    cdef vector loss
+    cdef Py_ssize_t i = 0
+    if not weighted:
+        at.weight = NULL
+    while i < at.n:
+        if weighted and are_extreme(&at, i, LEAST_PROBABILITY, 1):
+            extreme_probability_losses(given, i, &loss)
+        else:
+            loss = probability_losses(&at, i, False)
+        row_store(at.losses + i, loss, at.n - i)
+        i += LANES
 
 
 # A function each, which has its registers to itself.
 
 
-cdef void binary_of_logits(const BinaryElements *at, const Scale *scale_) noexcept nogil:
-    cdef Scale scale = scale_with(scale_, PLAIN)
-    cdef vector loss, gradient
-    cdef Py_ssize_t i
-    i = 0
-    while i < at.n:
-        logit_losses(at, i, &scale, &loss, &gradient)
-        row_store(at.losses + i, loss, at.n - i)
-        if at.gradient != NULL:
-            row_store(at.gradient + i, gradient, at.n - i)
-        i += LANES
+cdef void binary_of_logits(const BinaryElements *at, const Scale *scale) noexcept nogil:
+    binary_logits(at, False, scale)
 
 
-cdef void binary_of_logits_weighted(const BinaryElements *at, const Scale *scale_) noexcept nogil:
-    cdef Scale scale = scale_with(scale_, PLAIN)
-    cdef vector loss, gradient
-    cdef Py_ssize_t i
-    i = 0
-    while i < at.n:
-        weighted_logit_losses(at, i, &scale, &loss, &gradient)
-        row_store(at.losses + i, loss, at.n - i)
-        if at.gradient != NULL:
-            row_store(at.gradient + i, gradient, at.n - i)
-        i += LANES
+cdef void binary_of_logits_weighted(const BinaryElements *at, const Scale *scale) noexcept nogil:
+    binary_logits(at, True, scale)
 
 
 cdef void binary_of_probabilities(const BinaryElements *at) noexcept nogil:
-    cdef Py_ssize_t i
-    i = 0
-    while i < at.n:
-        row_store(at.losses + i, probability_losses(at, i), at.n - i)
-        i += LANES
+    binary_probabilities(at, False)
+
+
+cdef void binary_of_probabilities_weighted(const BinaryElements *at) noexcept nogil:
+    binary_probabilities(at, True)
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
@@ -285,7 +376,8 @@ cdef struct BinaryScratch:
 cdef size_t binary_scratch_place(
     const Problem *problem, char *memory, BinaryScratch *scratch
 ) noexcept nogil:
-    cdef size_t size = min(<Py_ssize_t>ELEMENTS_AT_ONCE, problem.layout.classes) * sizeof(real)
+    cdef size_t size = min(
+        <Py_ssize_t>ELEMENTS_AT_ONCE, problem.layout.rows * problem.layout.classes) * sizeof(real)
     cdef char *start = memory
     scratch.x = <real *>part_take(&memory, size)
     scratch.yes = <real *>part_take(&memory, size)
@@ -302,73 +394,122 @@ cdef size_t binary_scratch_size(const Problem *problem) noexcept nogil:
     return binary_scratch_place(problem, NULL, &scratch)
 
 
-cdef inline const real *binary_read(
-    const Problem *problem, Role role, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n,
-    real *buffer, char *raw,
+cdef struct BinaryRows:
+    # Elements that are worked on together: n of one row, from `start` on, or all n of some rows.
+    Py_ssize_t first
+    Py_ssize_t rows
+    Py_ssize_t start
+    Py_ssize_t n
+
+
+cdef inline bint lie_together(
+    const Problem *problem, Role role, const BinaryRows *at
 ) noexcept nogil:
+    """Whether they can be read, or written, where they are."""
     cdef const Array *array = &problem.arrays[<int>role]
+    return is_plain(&problem.layout, array) and (
+        at.rows == 1 or array.row_stride == at.n * array.size)
+
+
+cdef inline bint is_repeated(const Layout *layout, const Array *array) noexcept nogil:
+    """Whether all rows of an array are one."""
+    cdef int axis
+    for axis in range(layout.row_axes):
+        if array.strides[axis] != 0:
+            return False
+    return True
+
+
+cdef const real *binary_read(
+    const Problem *problem, Role role, const BinaryRows *at, real *buffer, char *raw
+) noexcept nogil:
+    """The elements of an array: themselves, or a copy; NULL if there is no array."""
+    cdef const Layout *layout = &problem.layout
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef Py_ssize_t row = 0, done
     if array.data == NULL:
         return NULL
-    return row_read(
-        &problem.layout, array, row_offset(&problem.layout, array, row), start, n, buffer, raw)
+    if lie_together(problem, role, at):
+        return <const real *>(array.data + row_offset(layout, array, at.first)) + at.start
+    while row < at.rows:
+        if row > 0 and is_repeated(layout, array):
+            done = min(row, at.rows - row)
+            memcpy(buffer + row * at.n, buffer, done * at.n * sizeof(real))
+            row += done
+            continue
+        row_gather(
+            layout, array, row_offset(layout, array, at.first + row), at.start, at.n,
+            buffer + row * at.n, raw)
+        row += 1
+    return buffer
 
 
 cdef inline real *binary_place(
-    const Problem *problem, Role role, Py_ssize_t row, Py_ssize_t start, real *buffer
+    const Problem *problem, Role role, const BinaryRows *at, real *buffer
 ) noexcept nogil:
-    """Where results can be written to: where they belong, if that is plain."""
+    """Where results can be written to: where they belong, if they lie together there."""
     cdef const Array *array = &problem.arrays[<int>role]
-    if array.data == NULL or not is_plain(&problem.layout, array):
+    if array.data == NULL or not lie_together(problem, role, at):
         return buffer
-    return <real *>(array.data + row_offset(&problem.layout, array, row)) + start
+    return <real *>(array.data + row_offset(&problem.layout, array, at.first)) + at.start
 
 
-cdef inline void binary_write(
-    const Problem *problem, Role role, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n,
-    const real *results, char *raw,
+cdef void binary_write(
+    const Problem *problem, Role role, const BinaryRows *at, const real *results, char *raw
 ) noexcept nogil:
     """Write results that are not yet where they belong."""
     cdef const Array *array = &problem.arrays[<int>role]
-    if array.data != NULL and not is_plain(&problem.layout, array):
+    cdef Py_ssize_t row
+    if array.data == NULL or lie_together(problem, role, at):
+        return
+    for row in range(at.rows):
         row_scatter(
-            &problem.layout, array, row_offset(&problem.layout, array, row), start, n, results,
-            raw)
+            &problem.layout, array, row_offset(&problem.layout, array, at.first + row), at.start,
+            at.n, results + row * at.n, raw)
 
 
 cdef void binary_elements(
-    const Problem *problem, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n,
-    const BinaryScratch *scratch, const Scale *scale, OctetSum *lanes,
+    const Problem *problem, const BinaryRows *rows, const BinaryScratch *scratch,
+    const Scale *scale, OctetSum *sums,
 ) noexcept nogil:
-    """Compute the losses of n elements of a row, at most ELEMENTS_AT_ONCE."""
+    """Compute the losses of some elements, at most ELEMENTS_AT_ONCE."""
     cdef BinaryElements at
-    at.n = n
+    at.n = rows.rows * rows.n
     at.gradient_scale = double_double_set(problem.options.gradient_scale, 0)
-    at.x = binary_read(problem, INPUT, row, start, n, scratch.x, scratch.raw)
-    at.yes = binary_read(problem, SECOND, row, start, n, scratch.yes, scratch.raw)
-    at.weight = binary_read(problem, WEIGHT, row, start, n, scratch.weight, scratch.raw)
-    at.pos_weight = binary_read(
-        problem, POS_WEIGHT, row, start, n, scratch.pos_weight, scratch.raw)
-    at.losses = binary_place(problem, RESULT, row, start, scratch.losses)
+    at.x = binary_read(problem, INPUT, rows, scratch.x, scratch.raw)
+    at.yes = binary_read(problem, SECOND, rows, scratch.yes, scratch.raw)
+    at.weight = binary_read(problem, WEIGHT, rows, scratch.weight, scratch.raw)
+    at.pos_weight = binary_read(problem, POS_WEIGHT, rows, scratch.pos_weight, scratch.raw)
+    at.losses = binary_place(problem, RESULT, rows, scratch.losses)
     at.gradient = NULL
     if has(problem, OUTPUT):
-        at.gradient = binary_place(problem, OUTPUT, row, start, scratch.gradient)
-    if not problem.options.from_logits:
+        at.gradient = binary_place(problem, OUTPUT, rows, scratch.gradient)
+    if not problem.options.from_logits and at.weight == NULL:
         binary_of_probabilities(&at)
+    elif not problem.options.from_logits:
+        binary_of_probabilities_weighted(&at)
     elif at.weight == NULL and at.pos_weight == NULL:
         binary_of_logits(&at, scale)
     else:
         binary_of_logits_weighted(&at, scale)
     if problem.task_sums != NULL:
-        numbers_add(lanes, at.losses, n)
-    binary_write(problem, RESULT, row, start, n, at.losses, scratch.raw)
-    binary_write(problem, OUTPUT, row, start, n, at.gradient, scratch.raw)
+        numbers_add(sums, at.losses, at.n)
+    binary_write(problem, RESULT, rows, at.losses, scratch.raw)
+    binary_write(problem, OUTPUT, rows, at.gradient, scratch.raw)
 
 
-cdef void numbers_add(OctetSum *lanes, const real *x, Py_ssize_t n) noexcept nogil:
+cdef void numbers_add(OctetSum *sums, const real *x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i = 0
     while i < n:
-        octet_add(&lanes.total, &lanes.rest, reals_from(x, i, n))
+        octet_add(&sums.total, &sums.rest, reals_from(x, i, n))
         i += 8
+
+
+cdef inline environment binary_environment(const Problem *problem) noexcept nogil:
+    """Products below the smallest normal number are 0, unless a weight could bring them back."""
+    if problem.options.from_logits and not has(problem, WEIGHT) and not has(problem, POS_WEIGHT):
+        return environment_enter()
+    return environment_plain()
 
 
 cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
@@ -376,33 +517,32 @@ cdef void binary_task(const void *context, Py_ssize_t task, char *memory) noexce
     cdef const Problem *problem = <const Problem *>context
     cdef Py_ssize_t row = task * problem.plan.rows_per_task
     cdef Py_ssize_t last = min(row + problem.plan.rows_per_task, problem.layout.rows)
-    cdef Py_ssize_t start = 0, stop = problem.layout.classes, i
+    cdef Py_ssize_t start = 0, stop = problem.layout.classes
+    cdef Py_ssize_t rows_at_once = max(<Py_ssize_t>1, ELEMENTS_AT_ONCE // stop)
+    cdef BinaryRows rows
     cdef BinaryScratch scratch
-    cdef OctetSum lanes
+    cdef OctetSum sums
     cdef PairSum total
     cdef Scale scale = scale_for(1.0, False)
-    cdef environment before = 0
+    cdef environment before = binary_environment(problem)
     binary_scratch_place(problem, memory, &scratch)
-    lanes.total = octet_set(0)
-    lanes.rest = lanes.total
+    sums.total = octet_set(0)
+    sums.rest = sums.total
     if problem.plan.by_chunks:
         row = task // problem.plan.chunks
         last = row + 1
         start = task % problem.plan.chunks * CHUNK
         stop = start + chunk_length(problem, task % problem.plan.chunks)
-    # A logarithm is to see the smallest probabilities.
-    if problem.options.from_logits:
-        before = environment_enter()
     while row < last:
-        i = start
-        while i < stop:
-            binary_elements(
-                problem, row, i, min(<Py_ssize_t>ELEMENTS_AT_ONCE, stop - i), &scratch, &scale,
-                &lanes)
-            i += ELEMENTS_AT_ONCE
-        row += 1
-    if problem.options.from_logits:
-        environment_leave(before)
+        rows.first = row
+        rows.rows = min(rows_at_once, last - row)
+        rows.start = start
+        while rows.start < stop:
+            rows.n = min(<Py_ssize_t>ELEMENTS_AT_ONCE, stop - rows.start)
+            binary_elements(problem, &rows, &scratch, &scale, &sums)
+            rows.start += rows.n
+        row += rows.rows
+    environment_leave(before)
     if problem.task_sums != NULL:
-        total = octet_total(lanes.total, lanes.rest)
+        total = octet_total(sums.total, sums.rest)
         problem.task_sums[task] = total.sum + total.rest

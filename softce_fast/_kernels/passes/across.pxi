@@ -230,7 +230,7 @@ cdef struct TileTerms:
     vector pivot_logit        # the logit of that class
     const char *ahead         # meanwhile, for each class, a cache line is fetched,
     Py_ssize_t ahead_stride   # from one to the next,
-    Writer *writer            # and a line of the batch before is written
+    Lines *lines              # and a line of the batch before is written
 
 
 cdef inline void tile_exponentials(
@@ -241,7 +241,7 @@ cdef inline void tile_exponentials(
     cdef Scale local = scale_with(scale_, arithmetic)
     # A copy, which no store in the loop can change.
     cdef TileTerms tile = tile_[0]
-    cdef Writer *writer = tile_.writer
+    cdef Lines lines = tile_.lines[0]
     cdef vector x, e
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
@@ -250,7 +250,7 @@ cdef inline void tile_exponentials(
     cdef Py_ssize_t c
     for c in range(n):
         prefetch(tile.ahead + c * tile.ahead_stride)
-        writer_step(writer)
+        line_step(&lines)
         x = vector_load(tile.logits + c * LANES)
         e = exponential(x, reference, &local)
         if not use_pivot or tile.exponentials != NULL:
@@ -261,6 +261,7 @@ cdef inline void tile_exponentials(
             tile.pivot_logit = vector_select(here, x, tile.pivot_logit)
             number = vector_add(number, one)
     tile_.pivot_logit = tile.pivot_logit
+    tile_.lines[0] = lines
 
 
 cdef inline void tile_absorb(
@@ -347,7 +348,7 @@ cdef void tiles_exponentials(
     if goes_by_class(&problem.layout, array):
         terms.ahead_stride = array.class_stride
     terms.pivot_logit = vector_set(0.0)
-    terms.writer = &scratch.writer
+    terms.lines = &scratch.writer.lines
     for t in range(tiles):
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
@@ -554,6 +555,8 @@ cdef inline vector rows_active(const Group *group) noexcept nogil:
     """0 where a row is taken out, else 1."""
     cdef real[16] active
     cdef Py_ssize_t k
+    if group.ignored == 0:
+        return vector_set(1.0)
     for k in range(LANES):
         active[k] = not group.ignored >> k & 1
     return vector_load(active)
