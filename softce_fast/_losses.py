@@ -387,7 +387,7 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
             sample_weight=(
                 None
                 if call.sample_weight is None
-                else np.ldexp(call.sample_weight.astype(np.float64), -sample_power)
+                else np.asarray(np.ldexp(call.sample_weight.astype(np.float64), -sample_power))
             ),
             z_loss=math.ldexp(call.z_loss, -class_power),
         )

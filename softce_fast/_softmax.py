@@ -222,7 +222,7 @@ def logsumexp(
     if call.b is not None:
         result, sign = _weighted(call)
         if not return_sign:
-            result[sign < 0] = np.nan
+            result[sign == -1] = np.nan
     else:
         result = np.empty(row_shape, call.dtype)
         execute.logsumexp(call.x, result, call.where, call.axes, threads_for)
