@@ -7,6 +7,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 JOBS ?= 2
 BENCH_ARGS ?=
+ABLATION_ARGS ?=
 RUNS ?=
 COMPARE_ARGS ?=
 WHEEL_ARGS ?=
@@ -37,13 +38,18 @@ BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCE
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help build test coverage test-oldest bench history compare lint wheel sdist-check aarch64 clean
+.PHONY: help build check test coverage test-oldest bench ablation history compare lint wheel
+.PHONY: sdist-check aarch64 clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) CC, CFLAGS, LDFLAGS, JOBS, PYTEST_ARGS, ..."
 
 build: $(STAMPS)/built ## build the kernels in place, into the virtual environment
+
+check: $(STAMPS)/native $(STAMPS)/group-test ## the quick tests, on the build for this CPU alone
+	$(PY) -m pytest -m "not slow" --numprocesses $(JOBS) $(PYTEST_ARGS) \
+	    $$(sed -n '/^check = /,/^]/s/^    "\(.*\)",$$/\1/p' pyproject.toml)
 
 test: $(STAMPS)/built $(STAMPS)/group-test $(STAMPS)/torch $(STAMPS)/adapters ## build, then run all tests
 	$(PY) -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
@@ -62,6 +68,10 @@ bench: $(STAMPS)/native $(STAMPS)/group-bench ## train on real images; softce_fa
 	$(PY) -m pytest benchmarks/test_speed.py --quiet $(HISTORY) --benchmark-autosave \
 	    --benchmark-quiet --benchmark-json=$(RESULTS)/pytest-benchmark.json $(BENCH_ARGS)
 	$(PY) benchmarks/report.py speed $(RESULTS)/pytest-benchmark.json
+
+ablation: $(STAMPS)/built $(STAMPS)/group-bench ## what each mechanism gains, into docs/design.md
+	$(PY) benchmarks/ablation.py --json benchmarks/results/ablation.json $(ABLATION_ARGS)
+	$(PY) benchmarks/report.py readme docs/design.md
 
 history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, beside one another
 	$(PY) -m pytest_benchmark $(HISTORY:--benchmark-%=--%) compare --sort=name \

@@ -2,7 +2,8 @@
 
 - ``report.py speed pytest.json`` condenses pytest-benchmark's file; table and plots.
 - ``report.py show FILE ...`` gives tables and plots of results files.
-- ``report.py readme README.md`` puts the recorded results between the README's markers.
+- ``report.py readme README.md`` puts the recorded results between the README's markers;
+  ``report.py readme docs/design.md`` does so for the ledger.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,6 +39,7 @@ RESULTS = Path(__file__).with_name("results")
 LOCAL = RESULTS / "local"
 FLOOR = "three products"  # of linear.py: the matrix products that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
+PLANNED = "as planned"  # the same of ablation.py
 REACHED, SHORT, PLAIN = "#2a78b5", "#e07b1a", "#9a9a9a"
 
 Document = dict[str, Any]
@@ -409,6 +412,35 @@ def half_types_rows(document: Document) -> pd.DataFrame:
     )
 
 
+def gain_text(gains: dict[str, float]) -> str:
+    """The geometric mean over shapes, the least and the greatest gain, and where that is."""
+    best = max(gains, key=lambda shape: gains[shape])
+    mean = statistics.geometric_mean(gains.values())
+    return f"{mean:.2f} ({min(gains.values()):.2f} to {gains[best]:.2f}, {best})"
+
+
+def ablation_rows(document: Document) -> pd.DataFrame:
+    """Mechanism, build and dtype by operation: the time without it over the time with it."""
+    title = "time without it over the time with it"
+    gains: dict[tuple[str, ...], dict[str, float]] = {}
+    for cell in document["cells"]:
+        for mechanism, seconds in cell["seconds"].items():
+            if mechanism != PLANNED:
+                key = (mechanism, cell["build"], cell["dtype"], cell["operation"])
+                gains.setdefault(key, {})[cell["shape"]] = seconds / cell["seconds"][PLANNED]
+    cells = [
+        {
+            title: mechanism,
+            "build": build,
+            "dtype": dtype,
+            "operation": OPERATIONS[operation].title,
+            "text": gain_text(found),
+        }
+        for (mechanism, build, dtype, operation), found in sorted(gains.items())
+    ]
+    return crossed(cells, [title, "build", "dtype"], "operation", "text")
+
+
 def options_rows(document: Document) -> pd.DataFrame:
     """Option by shape: time, and the plain call's times that."""
     title = "float32: cross_entropy_with_grad, grad_out=: time, and times that without options"
@@ -483,16 +515,20 @@ KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], lis
     "options": (plain(options_rows, 1), no_plots),
     "waiting": (plain(waiting_rows), no_plots),
     "linear": (plain(linear_rows), no_plots),
+    "ablation": (for_readme(ablation_rows, 3), no_plots),
 }
-# What stands in the README, in its order: the section, the file, the text.
-SECTIONS: tuple[tuple[str, str, Callable[[Document], str]], ...] = (
-    ("speed", "speed.json", reference_markdown),
-    ("speed", "compare.json", targets_markdown),
-    ("speed", "scaling-threads.json", for_readme(threads_rows)),
-    ("speed", "options.json", for_readme(options_rows, 1)),
-    ("speed", "waiting.json", for_readme(waiting_rows)),
-    ("accuracy", "accuracy.json", for_readme(accuracy_rows, 2, "Against long double. ")),
-)
+# What stands in a page, in its order: the section, the file, the text.
+SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
+    "README.md": (
+        ("speed", "speed.json", reference_markdown),
+        ("speed", "compare.json", targets_markdown),
+        ("speed", "scaling-threads.json", for_readme(threads_rows)),
+        ("speed", "options.json", for_readme(options_rows, 1)),
+        ("speed", "waiting.json", for_readme(waiting_rows)),
+        ("accuracy", "accuracy.json", for_readme(accuracy_rows, 2, "Against long double. ")),
+    ),
+    "design.md": (("ablation", "ablation.json", for_readme(ablation_rows, 3)),),
+}
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -539,9 +575,9 @@ def between_markers(text: str, name: str, content: str) -> str:
 
 
 def update_readme(path: Path, results: Path) -> list[str]:
-    """Puts the recorded results into the README; returns the names of the sections written."""
+    """Puts the recorded results into a page; returns the names of the sections written."""
     text = path.read_text()
-    recorded = [section for section in SECTIONS if (results / section[1]).exists()]
+    recorded = [section for section in SECTIONS[path.name] if (results / section[1]).exists()]
     sections = {}
     for section, entries in itertools.groupby(recorded, key=lambda entry: entry[0]):
         blocks = [render(json.loads((results / file).read_text())) for _, file, render in entries]

@@ -387,7 +387,7 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
             sample_weight=(
                 None
                 if call.sample_weight is None
-                else np.ldexp(call.sample_weight.astype(np.float64), -sample_power)
+                else np.asarray(np.ldexp(call.sample_weight.astype(np.float64), -sample_power))
             ),
             z_loss=math.ldexp(call.z_loss, -class_power),
         )
@@ -406,7 +406,8 @@ def _exponent(weight: Array | None) -> int:
     """Return the binary exponent in the middle of those of the weights; 0 if there are none."""
     if weight is None:
         return 0
-    size = np.abs(weight).astype(np.float64, copy=False)
+    with np.errstate(invalid="ignore"):  # a NaN of any payload
+        size = np.abs(weight).astype(np.float64, copy=False)
     counts = (size > 0) & (size < np.inf)
     least = size.min(where=counts, initial=np.inf)
     if least == np.inf:

@@ -196,7 +196,7 @@ def logsumexp(
     -----
     .. math:: \log \sum_j b_j \exp(x_j)
 
-    Calls with `b` or `return_sign` are served by plain NumPy.
+    Calls with `b` are served by plain NumPy, block by block.
 
     Examples
     --------
@@ -213,15 +213,37 @@ def logsumexp(
         if result is not None:
             return result
     call = _checks.check_logsumexp(x, axis, b, where, keepdims, dtype, out)
-    if b is not None or return_sign or _arrays.left_to_numpy(call.x, call.dtype):
+    if _arrays.left_to_numpy(call.x, call.dtype):
         return reference.logsumexp(
             call.x, call.axes, b=call.b, where=call.where, keepdims=keepdims,
             return_sign=return_sign, dtype=call.dtype, out=out,
         )  # fmt: skip
     row_shape = tuple(n for i, n in enumerate(call.x.shape) if i not in call.axes)
-    result = np.empty(row_shape, call.dtype)
-    execute.logsumexp(call.x, result, call.where, call.axes, threads_for)
-    return _arrays.deliver(result.reshape(call.shape), call.dtype, out)
+    if call.b is not None:
+        result, sign = _weighted(call)
+        if not return_sign:
+            result[sign == -1] = np.nan
+    else:
+        result = np.empty(row_shape, call.dtype)
+        execute.logsumexp(call.x, result, call.where, call.axes, threads_for)
+        sign = np.where(np.isnan(result), result, result > -np.inf)
+    total = _arrays.deliver(result.reshape(call.shape), call.dtype, out)
+    if not return_sign:
+        return total
+    return total, _arrays.deliver(sign.reshape(call.shape), call.dtype)
+
+
+def _weighted(call: _checks.LogsumexpArguments) -> tuple[Array, Array]:
+    """Return the logsumexp with `b`, and its sign, by plain NumPy."""
+    assert call.b is not None
+    shape = tuple(1 if i in call.axes else n for i, n in enumerate(call.x.shape))
+    result, sign = np.empty(shape, call.dtype), np.empty(shape, call.dtype)
+    for block in _arrays.row_blocks(call.x.shape, call.axes):
+        result[block], sign[block] = reference.logsumexp(
+            call.x[block], call.axes, b=call.b[block], keepdims=True, return_sign=True,
+            where=None if call.where is None else call.where[block], dtype=call.dtype,
+        )  # fmt: skip
+    return result, sign
 
 
 def softmax_backward(

@@ -240,6 +240,18 @@ class _Task(NamedTuple):
         """Number of classes."""
         return self.call.classes
 
+    def taken_out(self) -> Array:
+        """Return which rows get 0, whatever they hold."""
+        taken = np.zeros(self.values.shape[:-1], np.bool_)
+        if self.ignored is not None:
+            taken |= self.ignored
+            if self.weight is not None and not (self.call.label_smoothing or self.call.z_loss):
+                # Nothing is left of a row whose label has a weight of 0.
+                taken |= _label_weight(self) == 0
+        if self.sample_weight is not None:
+            taken |= self.sample_weight == 0
+        return taken
+
 
 def _task(call: LossArguments) -> _Task:
     """Return arguments in the dtype to compute in, once the labels are checked as well."""
@@ -253,10 +265,12 @@ def _task(call: LossArguments) -> _Task:
         None if array is None else np.moveaxis(array.astype(compute, copy=False), call.axis, -1)
         for array in (call.values, call.probabilities)
     )
-    weight, sample_weight = (
-        None if array is None else array.astype(compute, copy=False)
-        for array in (call.weight, call.sample_weight)
-    )
+    weight, sample_weight = call.weight, call.sample_weight
+    if weight is not None:
+        weight = weight.astype(compute, copy=False)
+    if sample_weight is not None:
+        # Not to anything narrower, in which small ones would be a mean of nothing.
+        sample_weight = sample_weight.astype(np.promote_types(compute, np.float64), copy=False)
     assert values is not None
     return _Task(values, labels, ignored, probabilities, weight, sample_weight, call)
 
@@ -299,8 +313,7 @@ def _reduce(rows: Array, task: _Task) -> Array:
     """Return the losses of the rows, weighted by sample_weight, summed or averaged if wanted."""
     if task.sample_weight is not None:
         rows = _product(task.sample_weight, rows)
-    if task.ignored is not None:
-        rows = np.where(task.ignored, 0, rows)
+    rows = np.where(task.taken_out(), 0, rows)
     if task.call.reduction == "none":
         return rows
     total = rows.sum(dtype=np.promote_types(rows.dtype, np.float64))
@@ -419,10 +432,7 @@ def loss_and_gradient(
                 grad[...] = 0
             elif divisor != 1:
                 grad /= grad.dtype.type(divisor)
-        if task.ignored is not None:
-            grad[task.ignored] = 0
-        if task.sample_weight is not None:
-            grad[task.sample_weight == 0] = 0
+        grad[task.taken_out()] = 0
         grad = np.moveaxis(grad, -1, call.axis)
         return deliver(loss, call.dtype), deliver(grad, call.dtype, grad_out)
 
@@ -536,9 +546,7 @@ def loss_gradient_and_hessian(
         hessian = _product(factors, probs * missing)
         if floor is not None:
             hessian = np.where(factors != 0, np.maximum(hessian, floor), hessian)
-        for rows in (task.ignored, None if task.sample_weight is None else task.sample_weight == 0):
-            if rows is not None:
-                hessian[rows] = 0
+        hessian[task.taken_out()] = 0
         hessian = np.moveaxis(hessian, -1, call.axis)
         loss, grad = loss_and_gradient(call, True, grad_out)
         return loss, grad, deliver(hessian, call.dtype, hessian_out)
@@ -727,8 +735,8 @@ def binary_loss(
     with np.errstate(all="ignore"):
         yes = target if pos_weight is None else target * pos_weight
         no = 1 - target
+        small = np.exp(-np.abs(values))
         if call.from_logits:
-            small = np.exp(-np.abs(values))
             softplus = np.log1p(small)
             elements = _product(yes, softplus + np.maximum(-values, 0))
             elements = elements + _product(no, softplus + np.maximum(values, 0))

@@ -17,6 +17,7 @@ for needed in ("matplotlib", "pandas", "tabulate", "tqdm"):
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import ablation
 import compare
 import peers
 import report
@@ -247,6 +248,44 @@ def test_half_types_report() -> None:
     cell = {"operation": "softmax_out", "shape": "10x3", "seconds": seconds}
     rows = report.half_types_rows({**HEAD, "cells": [cell]})
     assert rows.to_numpy().tolist() == [["softmax, out=", "10x3", "1.500", "0.750"]]
+
+
+def test_mechanisms_are_taken_out_where_they_are_in_use() -> None:
+    def names(operation: str, shape: tuple[int, int], dtype: str = "float32") -> set[str]:
+        case = Case(operation, shape, dtype)
+        return set(ablation.ways(peers.call(ablation.softce_fast, Problem.of(case)))) - {
+            report.PLANNED
+        }
+
+    rows = {"several rows at once", "read in place"}
+    assert names("softmax_out", (32, 1000)) == rows | {"exponentials kept", "kept in the output"}
+    assert names("cross_entropy", (32, 1000)) == rows
+    across = {"across", "batches of tiles", "read in place", "rest along"}
+    assert names("cross_entropy", (100, 100)) == across
+    assert "few digits" in names("softmax_out", (100, 100), "float16")
+    large = names("softmax_out", (2**20, 8))
+    assert large == across - {"rest along"} | {"stores past the caches", "fetching ahead"}
+
+
+def test_ablation_report() -> None:
+    cells = [
+        {"build": "avx2", "dtype": "float32", "operation": operation, "shape": shape,
+         "seconds": {"as planned": 2.0, "across": seconds}}
+        for operation, shape, seconds in (
+            ("softmax_out", "10x3", 3.0), ("softmax_out", "5x7", 12.0),
+            ("cross_entropy", "5x7", 1.0),
+        )
+    ]  # fmt: skip
+    rows = report.ablation_rows({**HEAD, "cells": cells}).to_dict("records")
+    assert rows == [
+        {
+            "time without it over the time with it": "across",
+            "build": "avx2",
+            "dtype": "float32",
+            "softmax, out=": "3.00 (1.50 to 6.00, 5x7)",
+            "cross_entropy": "0.50 (0.50 to 0.50, 5x7)",
+        }
+    ]
 
 
 def test_options_report() -> None:

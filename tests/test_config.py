@@ -188,7 +188,7 @@ def test_only_the_modules_needed_are_loaded() -> None:
         "sf.softmax(np.ones((2, 3), np.float32))\n"
         "print(sorted(name for name in sys.modules if '_kernels.' in name))"
     )
-    needed = ["probe", "shared", f"{_dispatch.isa}_float32"]
+    needed = ["execute", "probe", *(f"{_dispatch.isa}_{real}" for real in ("float32", "float64"))]
     expected = [f"softce_fast._kernels.{name}" for name in needed]
     result = run_python(code, environment={VARIABLE: _dispatch.isa})
     assert result.stdout.strip() == str(sorted(expected))

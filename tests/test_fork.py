@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 import softce_fast as sf
-from softce_fast import _dispatch
-from softce_fast._kernels import probe
+from softce_fast._kernels import execute, probe
 from subprocesses import run_function, run_python, thread_count
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -328,26 +327,6 @@ def subprocess_works() -> None:
     assert computed_bits() == expected
 
 
-def during_the_first_call() -> None:
-    """Fork while another thread imports the kernels of a dtype, which the child needs, too."""
-    importing = threading.Event()
-
-    class SlowFinder:
-        """Is asked first for every module; takes its time for the kernels."""
-
-        def find_spec(self, name: str, *_: object) -> None:
-            if name.endswith("_float32") and threading.current_thread() is thread:
-                importing.set()
-                time.sleep(0.3)
-
-    sys.meta_path.insert(0, SlowFinder())  # type: ignore[arg-type]
-    thread = threading.Thread(target=sf.softmax, args=(np.zeros(3, np.float32),))
-    thread.start()
-    assert importing.wait(10)
-    in_child(lambda: np.testing.assert_allclose(sf.softmax(np.zeros(2, np.float32)), 0.5))
-    thread.join()
-
-
 def while_others_call_for_the_first_time() -> None:
     """Fork at any moment of the first calls of many threads, each for a dtype of its own."""
     names = ("float16", "float32", "float64")
@@ -375,31 +354,20 @@ def while_others_call_for_the_first_time() -> None:
 
 def every_module_is_told() -> None:
     """Each is bound to a copy of OpenMP of its own where others brought theirs in between."""
-    told = []
-
-    class Module:
-        def pause(self) -> None:
-            told.append(os.getpid())
-
-    for name in ("float32", "float64"):
-        _dispatch.loaded_kernels[np.dtype(name)] = Module()  # type: ignore[assignment]
-    parent = os.getpid()
+    told: list[str] = []
+    for module in (execute, probe):
+        module.pause = partial(told.append, module.__name__)  # type: ignore[attr-defined]
     in_child(lambda: None)
-    assert told == [parent, parent]
+    assert told == [probe.__name__, execute.__name__]
 
 
 def test_every_module_is_told_of_a_fork():
     run_function(every_module_is_told)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [during_the_first_call, while_others_call_for_the_first_time],
-    ids=lambda case: case.__name__,
-)
-def test_fork_during_first_calls(case):
+def test_fork_during_first_calls():
     for _ in range(3):
-        run_function(case)
+        run_function(while_others_call_for_the_first_time)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,30 @@ def test_scale_and_floor() -> None:
     np.testing.assert_allclose(found[counts], np.maximum(2 * plain[counts], 1e-3), 1e-15)
 
 
+def test_ignored_rows_and_another_dtype() -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    found = sf.cross_entropy_with_grad_and_hessian(
+        logits.T, np.array([0, 2, 7, 7]), axis=0, ignore_index=7, dtype=np.float64
+    )
+    expected = sf.cross_entropy_with_grad_and_hessian(
+        logits[:2].astype(np.float64), np.array([0, 2])
+    )
+    assert found[0].dtype == np.float64
+    assert_same_bits(found[0], expected[0])
+    for ours, right in zip(found[1:], expected[1:], strict=True):
+        assert ours.dtype == np.float64
+        assert_same_bits(ours.T[:2], right)
+        np.testing.assert_array_equal(ours.T[2:], 0)
+
+
+@pytest.mark.parametrize(("empty", "loss"), [("nan", np.nan), ("zero", 0.0)])
+def test_no_row_counts(empty: str, loss: float) -> None:
+    target = np.full(2, -100)
+    found = sf.cross_entropy_with_grad_and_hessian(np.ones((2, 3)), target, empty=empty)
+    np.testing.assert_array_equal(found[0], loss)
+    np.testing.assert_array_equal(found[2], 0)
+
+
 @pytest.mark.parametrize("name", ["float16", "longdouble"])
 def test_other_dtypes(name: str) -> None:
     logits, target, *_ = batch(name, 10, "labels")

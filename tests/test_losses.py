@@ -494,6 +494,11 @@ def test_weights_of_any_size(
         assert_near_in_range(loss, right_loss, full_dtype)
 
 
+def test_an_extreme_weight_of_a_single_row() -> None:
+    loss = sf.cross_entropy(np.zeros(2), 0, sample_weight=np.array(1e49), reduction="sum")
+    np.testing.assert_allclose(loss, 1e49 * np.log(2), 1e-15)
+
+
 def test_an_extreme_weight_changes_no_bits_of_other_rows(full_dtype: np.dtype) -> None:
     x, labels = normal((40, 200), full_dtype), labels_for((40, 200), 1)
     ordinary = positive((40,), full_dtype)

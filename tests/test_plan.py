@@ -61,7 +61,7 @@ def loss_plan(
             logits, labels, options.get("probabilities"), None, options.get("losses"), gradient,
             logits.ndim - 1, options.get("class_weight"), options.get("sample_weight"),
             options.get("label_smoothing", 0.0), options.get("z_loss", 0.0), 1.0, True, None,
-            -100, lambda _: threads, options.get("dtype"),
+            -100, 0, lambda _: threads, options.get("dtype"),
         )
     )  # fmt: skip
 
@@ -395,7 +395,7 @@ def test_tasks() -> None:
         assert softmax_plan(zeros(100, 9000), threads=threads)["rows_per_task"] == 3
     x = zeros(Threshold.LABELS_PER_TASK + 1, 3)
     labels = np.zeros(len(x), np.int64)
-    arguments = x, labels, None, None, 1, None, None, -100, True, one_thread
+    arguments = x, labels, None, None, 1, None, None, -100, True, 0, one_thread
     assert plan_of(lambda: execute.negative_log(*arguments))["tasks"] == 2
 
 
@@ -513,7 +513,8 @@ def test_any_plan_gives_the_same_bits(
         for k, (target, smoothing) in enumerate(((labels, 0.0), (labels, 0.1), (None, 0.0))):
             execute.cross_entropy(
                 x, target, probabilities if target is None else None, None, rows[k],
-                outputs[2 + k], 1, None, None, smoothing, 0.0, 1.0, False, None, -100, one_thread,
+                outputs[2 + k], 1, None, None, smoothing, 0.0, 1.0, False, None, -100, 0,
+                one_thread,
             )  # fmt: skip
         return outputs + rows[:3]
 

@@ -207,7 +207,6 @@ def stacks(rng: random.Random) -> Trial:
 
 FORKS: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
     (test_fork.during_call, ("40",)),
-    (test_fork.during_the_first_call, ()),
     (test_fork.while_others_call_for_the_first_time, ()),
     (test_fork.during_a_long_call, ()),
     (test_fork.from_another_thread, ()),

@@ -1,4 +1,4 @@
-"""Derive the polynomial coefficients of ``softce_fast/_kernels/elementary.pxi``.
+"""Derive the polynomial coefficients of ``softce_fast/_kernels/numbers.pxd``.
 
 Fits in 60 digits, close to the best polynomial of their degree:
 

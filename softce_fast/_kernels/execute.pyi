@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from enum import IntFlag
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ _ThreadsFor = Callable[[int], int]
 
 OPERATIONS: tuple[str, ...]
 PASSES: tuple[str, ...]
-
-class Threshold(IntFlag): ...
+Threshold: Any  # an enumeration; plan.pxi has its members
 
 def use(float32_table: object, float64_table: object) -> None: ...
 def softmax(

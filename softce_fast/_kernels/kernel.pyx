@@ -4,17 +4,17 @@
 # nothing that Python calls; execute.pyx takes its table.
 #
 # A call goes through these files from the bottom up:
-#   problem.pxd             what execute.pyx says of a call: arrays, options, plan; traits of operations
+#   problem.pxd             a call: arrays, options, plan; traits of operations
 #   tasks.pxi               absorb, finish, emit: the steps that one thread does
-#   operations/             what an operation makes of a row's state; sums of two arrays; binary losses
+#   operations/             what is made of a row's state; sums of two arrays; binary losses
 #   passes/along, across    the two ways of walking through rows
 #   passes/state            what is known of rows meanwhile
 #   passes/panel, writer    where elements come from, and where they go
 #   numbers.pxd             double-double numbers, exp and log
 #   vector.h, element.h     instruction sets; conversions
 #
-# What is `cdef inline` is inlined wherever it is called; the rest, by GCC, nowhere (see setup.py). So
-# each pass is a function with all its loops, and no two compete for registers.
+# What is `cdef inline` is inlined wherever it is called; the rest, by GCC, nowhere (see setup.py).
+# So each pass is a function with all its loops, and no two compete for registers.
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport fabs
 from libc.stdint cimport int64_t

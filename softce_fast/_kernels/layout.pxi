@@ -84,7 +84,9 @@ cdef inline bint is_half_kind(int kind) noexcept nogil:
     return kind == KIND_FLOAT16 or kind == KIND_BFLOAT16
 
 
-cdef void call_open(Call *call, Operation operation, ndarray x, unsigned long long class_axes) noexcept:
+cdef void call_open(
+    Call *call, Operation operation, ndarray x, unsigned long long class_axes
+) noexcept:
     """Begin a call on arrays of the shape of x; bit k of `class_axes`: axis k belongs to a row."""
     cdef int axis, place = 0
     memset(&call.problem, 0, sizeof(Problem))

@@ -140,7 +140,9 @@ cdef inline DoubleDouble double_double_quotient(vector a, DoubleDouble b) noexce
     return result
 
 
-cdef inline DoubleDouble double_double_select(mask m, DoubleDouble a, DoubleDouble b) noexcept nogil:
+cdef inline DoubleDouble double_double_select(
+    mask m, DoubleDouble a, DoubleDouble b
+) noexcept nogil:
     cdef DoubleDouble result
     result.high = vector_select(m, a.high, b.high)
     result.low = vector_select(m, a.low, b.low)
@@ -274,7 +276,9 @@ cdef inline vector exponential(vector x, Reference reference, const Scale *scale
     return vector_fma(vector_multiply(s.power, s.r), s.p, s.power)
 
 
-cdef inline DoubleDouble exponential_pair(vector x, Reference reference, const Scale *scale) noexcept nogil:
+cdef inline DoubleDouble exponential_pair(
+    vector x, Reference reference, const Scale *scale
+) noexcept nogil:
     """exponential(), with what its last addition lost."""
     cdef Split s = exponential_split(x, reference, scale)
     cdef vector change = vector_multiply(s.power, s.r)
@@ -368,7 +372,9 @@ cdef inline vector logarithm(vector v, vector correction, vector exponent) noexc
         vector_equal(v, vector_set(0.0)), vector_set(NEGATIVE_INFINITY), small)
 
 
-cdef inline vector log_total(DoubleDouble total, Reference reference, const Scale *scale) noexcept nogil:
+cdef inline vector log_total(
+    DoubleDouble total, Reference reference, const Scale *scale
+) noexcept nogil:
     """log(total * exp(reference))."""
     cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
     cdef vector exponent = vector_add(reference.exponent, vector_set(HEADROOM))
@@ -431,7 +437,7 @@ cdef inline LogRatio log_ratio(
     return result
 
 
-# ---- exp and log of any number -----------------------------------------------------------------
+# ---- exp and log of any number -------------------------------------------------------------------
 
 
 cdef inline vector exponential_apart(vector x, vector *unit, const Scale *scale) noexcept nogil:

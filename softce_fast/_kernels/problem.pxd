@@ -225,7 +225,7 @@ cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
 
 
 cdef inline bint clears_excluded(const Problem *problem) noexcept nogil:
-    """Whether the output has a mask of its own: what it leaves out gets 0, whatever the row holds."""
+    """Whether what a mask leaves out gets 0 in the output, whatever the row holds."""
     return problem.arrays[<int>MASK].data != NULL and (
         problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY)
 

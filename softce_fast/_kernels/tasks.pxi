@@ -67,7 +67,7 @@ cdef inline void group_results(
                 group.result[k], array.kind, array.swapped)
 
 
-# ---- memory ------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 cdef inline size_t round_up(size_t size) noexcept nogil:
@@ -86,6 +86,22 @@ cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
     if has(problem, SECOND):
         return 3
     return 2 if emits_logarithms(problem.operation) or is_dense(problem.operation) else 1
+
+
+cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
+    """Whether rows of an array are closer to each other than its classes."""
+    cdef int role
+    for role in range(<int>LABELS):
+        if problem.arrays[role].data != NULL and goes_by_class(
+            &problem.layout, &problem.arrays[role]
+        ):
+            return True
+    return False
+
+
+cdef inline void runs_take(Scratch *scratch, char **memory, bint wanted) noexcept nogil:
+    scratch.runs = <Runs *>part_take(memory, sizeof(Runs) if wanted else 0)
+    scratch.mask_runs = <Runs *>part_take(memory, sizeof(Runs) if wanted else 0)
 
 
 cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
@@ -121,9 +137,10 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.kept = <real *>part_take(&memory, kept * sizeof(real))
     scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
     scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
-    scratch.writer.buffer = <real *>part_take(&memory, buffer * sizeof(real))
+    scratch.writer.lines.buffer = <real *>part_take(&memory, buffer * sizeof(real))
     scratch.target = <real *>part_take(&memory, padded * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
+    runs_take(scratch, &memory, across and any_by_class(problem))
     return memory - start
 
 
@@ -139,9 +156,10 @@ cdef size_t scratch_size(const Problem *problem) noexcept nogil:
 cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
-    scratch.factors = factors_of_all(problem)
+    if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
+        scratch.factors = factors_of_all(problem)
     writer_open(
-        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.buffer)
+        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.lines.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:
@@ -149,7 +167,7 @@ cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcep
         writer_close(&scratch.writer)
 
 
-# ---- tasks of rows -----------------------------------------------------------------------------------
+# ---- tasks of rows -------------------------------------------------------------------------------
 
 
 cdef void rows_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
@@ -262,7 +280,7 @@ cdef double sum_of(const double *x, Py_ssize_t n) noexcept nogil:
     return total
 
 
-# ---- few long rows: a task is one chunk of one row ---------------------------------------------------
+# ---- few long rows: a task is one chunk of one row -----------------------------------------------
 
 
 cdef size_t states_size(const Problem *problem) noexcept nogil:

@@ -160,11 +160,16 @@ static void teams_forget(void) {
 static void starting_lock(void) { pthread_mutex_lock(&starting); }
 static void starting_unlock(void) { pthread_mutex_unlock(&starting); }
 
-/* Say how large the stacks of OpenMP's threads are; to be called once. */
-static void teams_prepare(size_t size) {
-    stack_size = size;
+static void forks_prepare(void) {
     /* A child must not wait for a thread that is not in it. */
     (void)pthread_atfork(starting_lock, starting_unlock, starting_unlock);
+}
+
+/* Say how large the stacks of OpenMP's threads are. A module may be imported more than once. */
+static void teams_prepare(size_t size) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    stack_size = size;
+    (void)pthread_once(&once, forks_prepare);
 }
 #else
 static int team_open(const void *address, int wanted) {

@@ -3,9 +3,9 @@
 # With coefficients a_c that sum to K, and z = z_loss * logsumexp:
 #     loss = sum_c a_c (logsumexp - x_c / T) + z * logsumexp, times the row's weight;
 #     gradient_c = (p_c (K + 2 z) - a_c) / T, times the row's weight and share in the reduced loss.
-# A label is a coefficient of 1 (or its class weight); dense targets have one for every class. Weights
-# are float64 numbers whose powers of two are taken out, so that none leaves the range of what is
-# computed in; coefficients come times 2**-coefficient_power.
+# A label is a coefficient of 1 (or its class weight); dense targets have one for every class.
+# Weights are float64 numbers whose powers of two are taken out, so that none leaves the range of
+# what is computed in; coefficients come times 2**-coefficient_power.
 #
 # Uses state.pxi, softmax.pxi, numbers.pxd.
 
@@ -44,7 +44,8 @@ cdef inline double number_or_zero(double coefficient, double x) noexcept nogil:
 
 cdef struct RowNumbers:
     # Of each row of a group, in float64.
-    double[16] log_share     # log(total / own)
+    double[16] log_share     # log(total / own), times 2**HEADROOM where it is tiny,
+    double[16] lowering      # and what takes that back
     double[16] logsumexp     # where it is asked for
     double[16] coefficients  # the sum of them,
     double[16] spread        # and that of coefficient * (maximum - x) / T, both without the label's
@@ -58,16 +59,13 @@ cdef void row_numbers(
     cdef double inverse = 1 / problem.options.temperature
     cdef double[16] own_logit
     cdef double[16] logit
-    cdef double[16] scale
     cdef unsigned int confident
     cdef Py_ssize_t k
     cdef LogRatio ratio = log_ratio(
         whole.others, group.own, group.own_logit, whole.reference, &scratch.scale)
     numbers_store(numbers.log_share, ratio.value)
-    numbers_store(scale, vector_select(
+    numbers_store(numbers.lowering, vector_select(
         ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
-    for k in range(LANES):
-        numbers.log_share[k] *= scale[k]
     numbers_store(own_logit, group.own_logit)
     if problem.options.z_loss != 0:
         # Near 0 the logsumexp has the digits of what the others add to the largest.
@@ -76,7 +74,8 @@ cdef void row_numbers(
         confident = vector_mask_bits(vector_greater(group.own.high, whole.others.high))
         for k in range(LANES):
             if confident >> k & 1:
-                numbers.logsumexp[k] = own_logit[k] * inverse + numbers.log_share[k]
+                numbers.logsumexp[k] = (
+                    own_logit[k] * inverse + numbers.log_share[k] * numbers.lowering[k])
     if not is_dense(problem.operation):
         return
     dense_numbers(numbers, group)
@@ -108,32 +107,35 @@ cdef void finish_weighted_loss(
     cdef int power = problem.options.coefficient_power
     cdef double z_loss = problem.options.z_loss
     cdef Py_ssize_t k
-    cdef double loss
+    cdef double share, rest, weight
     cdef RowNumbers numbers
     row_numbers(&numbers, group, problem, scratch)
     for k in range(LANES):
+        # The sum of the coefficients, which log_share is multiplied by, and all that is added.
+        share = group.weights.label[k] if group.weights.given else 1
+        rest = 0
+        weight = group.weights.sample[k] if group.weights.given else 1
         if is_dense(problem.operation):
-            loss = number_or_zero(
-                numbers.coefficients[k], numbers.log_share[k]) + numbers.spread[k]
-            loss = power_apply(loss, power)
             if has(problem, LABELS):
                 # What the label is given on top of its share in the smoothing.
-                loss += number_or_zero(
-                    group.weights.label[k], numbers.gap[k] + numbers.log_share[k])
-        elif group.weights.given:
-            loss = number_or_zero(group.weights.label[k], numbers.log_share[k])
-        else:
-            loss = numbers.log_share[k]
+                rest = number_or_zero(share, numbers.gap[k])
+            else:
+                share = 0
+            share += power_apply(numbers.coefficients[k], power)
+            rest += power_apply(numbers.spread[k], power)
+            group.coefficients[k] = numbers.coefficients[k]
+            if share == 0 and z_loss == 0 and rest == 0:
+                # Nothing is left of the row.
+                group.ignored |= <unsigned int>1 << k
         if z_loss != 0:
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
-            loss += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
-        if group.weights.given:
-            loss = number_or_zero(group.weights.sample[k], loss)
-        group.result[k] = loss
-        group.coefficients[k] = numbers.coefficients[k]
+            rest += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
+        group.result[k] = number_or_zero(
+            weight, number_or_zero(share, numbers.log_share[k])) * numbers.lowering[k]
+        group.result[k] += number_or_zero(weight, rest)
 
 
-# ---- the gradient ------------------------------------------------------------------------------------
+# ---- the gradient --------------------------------------------------------------------------------
 
 
 cdef struct Scaled:
@@ -198,10 +200,14 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
 cdef RowFactors factors_of_all(const Problem *problem) noexcept nogil:
     """The factors of rows that have a label and no weights."""
     cdef double[5][16] lanes
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        row_factor(&lanes, k, scale_of_gradients(problem), 1, 0, 1)
-    return factors_from(&lanes)
+    cdef RowFactors factors
+    row_factor(&lanes, 0, scale_of_gradients(problem), 1, 0, 1)
+    factors.whole = vector_set(<real>lanes[0][0])
+    factors.target = factors.whole
+    factors.rest = vector_set(0.0)
+    factors.coefficient = vector_set(<real>lanes[3][0])
+    factors.power = vector_set(<real>lanes[4][0])
+    return factors
 
 
 cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept nogil:

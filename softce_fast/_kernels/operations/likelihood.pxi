@@ -94,7 +94,7 @@ cdef void likelihood_tile_sum(
     const Group *group, const Problem *problem, const PairChunk *chunk, PairSum *sums
 ) noexcept nogil:
     """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
-    cdef octet[16] total    # eight sums of all rows, or of the first half of them, then of the others
+    cdef octet[16] total    # eight sums of all rows, or of half of them, then of the others
     cdef octet[16] rest
     cdef octet[2] of_row
     cdef octet of_class = octet_set(1)

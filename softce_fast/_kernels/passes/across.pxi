@@ -1,10 +1,10 @@
 # The pass across rows: a row in each lane, LANES rows side by side.
 #
 # A tile holds class c of its rows at tile[c * LANES]; some tiles, a batch, go through each step
-# together, so that no tile waits for another. How the rows lie in memory matters only when tiles are
-# filled and emptied: class by class where rows are neighbours (in runs as long as the batch is wide),
-# else row by row. The arithmetic between is that of along.pxi, operation by operation and in the
-# same order, so that a row comes out the same, bit for bit.
+# together, so that no tile waits for another. How the rows lie in memory matters only when tiles
+# are filled and emptied: class by class where rows are neighbours (in runs as long as the batch is
+# wide), else row by row. The arithmetic between is that of along.pxi, operation by operation and in
+# the same order, so that a row comes out the same, bit for bit.
 #
 # Uses state.pxi, along.pxi, panel.pxi, writer.pxi, numbers.pxd.
 
@@ -34,7 +34,7 @@ cdef inline bint goes_by_class(const Layout *layout, const Array *array) noexcep
         layout.class_axes > 1 or llabs(step_in_runs(array)) < llabs(array.class_stride))
 
 
-# ---- filling -----------------------------------------------------------------------------------------
+# ---- filling -------------------------------------------------------------------------------------
 
 
 cdef void run_bytes(
@@ -85,16 +85,16 @@ cdef void tiles_fill_by_class(
     cdef real *tile = scratch.kept + (n * LANES if role == SECOND else 0)
     cdef const real *run
     cdef bint masked = included.data != NULL and role == INPUT
-    runs_fill(&scratch.runs, &problem.layout, array, groups[0].first, rows)
+    runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     if masked:
-        runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
     for c in range(n):
         run = run_read(
-            array, &scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
+            array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
             scratch)
         if masked:
             run_bytes(
-                included, &scratch.mask_runs,
+                included, scratch.mask_runs,
                 class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
             if run != scratch.packed:
                 memcpy(scratch.packed, run, rows * sizeof(real))
@@ -195,7 +195,7 @@ cdef void tiles_fill(
             scratch.kept + t * scratch.kept_stride + (n * LANES if role == SECOND else 0), scratch)
 
 
-# ---- absorb ------------------------------------------------------------------------------------------
+# ---- absorb --------------------------------------------------------------------------------------
 
 
 cdef inline vector tile_maximum(const real *tile, Py_ssize_t n) noexcept nogil:
@@ -230,7 +230,7 @@ cdef struct TileTerms:
     vector pivot_logit        # the logit of that class
     const char *ahead         # meanwhile, for each class, a cache line is fetched,
     Py_ssize_t ahead_stride   # from one to the next,
-    Writer *writer            # and a line of the batch before is written
+    Lines *lines              # and a line of the batch before is written
 
 
 cdef inline void tile_exponentials(
@@ -241,7 +241,7 @@ cdef inline void tile_exponentials(
     cdef Scale local = scale_with(scale_, arithmetic)
     # A copy, which no store in the loop can change.
     cdef TileTerms tile = tile_[0]
-    cdef Writer *writer = tile_.writer
+    cdef Lines lines = tile_.lines[0]
     cdef vector x, e
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
@@ -250,7 +250,7 @@ cdef inline void tile_exponentials(
     cdef Py_ssize_t c
     for c in range(n):
         prefetch(tile.ahead + c * tile.ahead_stride)
-        writer_step(writer)
+        line_step(&lines)
         x = vector_load(tile.logits + c * LANES)
         e = exponential(x, reference, &local)
         if not use_pivot or tile.exponentials != NULL:
@@ -261,6 +261,7 @@ cdef inline void tile_exponentials(
             tile.pivot_logit = vector_select(here, x, tile.pivot_logit)
             number = vector_add(number, one)
     tile_.pivot_logit = tile.pivot_logit
+    tile_.lines[0] = lines
 
 
 cdef inline void tile_absorb(
@@ -302,7 +303,7 @@ cdef inline vector classes_in_chunk(const int64_t *classes, Py_ssize_t chunk) no
 cdef inline RowState *chunk_state(
     Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
-    """The state of a chunk of a group of the batch: that of the whole rows if it is the only one."""
+    """The state of a chunk of a group of the batch: of the whole rows if it is the only one."""
     if problem.plan.chunks == 1:
         return &group.whole
     return scratch.states + tile * problem.plan.chunks + chunk
@@ -347,7 +348,7 @@ cdef void tiles_exponentials(
     if goes_by_class(&problem.layout, array):
         terms.ahead_stride = array.class_stride
     terms.pivot_logit = vector_set(0.0)
-    terms.writer = &scratch.writer
+    terms.lines = &scratch.writer.lines
     for t in range(tiles):
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
@@ -385,7 +386,7 @@ cdef void tiles_sum(
             scratch.scale.few_digits)
 
 
-# ---- sums --------------------------------------------------------------------------------------------
+# ---- sums ----------------------------------------------------------------------------------------
 
 
 cdef inline DoubleDouble tile_sums(const real *terms, Py_ssize_t n, bint few_digits) noexcept nogil:
@@ -459,7 +460,7 @@ cdef inline vector tile_run_sum(const real *terms, Py_ssize_t c, Py_ssize_t n) n
     return total
 
 
-# ---- dense targets -----------------------------------------------------------------------------------
+# ---- dense targets -------------------------------------------------------------------------------
 
 
 cdef inline Coefficients tile_coefficients_of(
@@ -528,7 +529,7 @@ cdef void tile_spread(
         state.other_coefficients = chunk_coefficients(problem, chunk)
 
 
-# ---- emit --------------------------------------------------------------------------------------------
+# ---- emit ----------------------------------------------------------------------------------------
 
 
 cdef struct TileOutput:
@@ -554,6 +555,8 @@ cdef inline vector rows_active(const Group *group) noexcept nogil:
     """0 where a row is taken out, else 1."""
     cdef real[16] active
     cdef Py_ssize_t k
+    if group.ignored == 0:
+        return vector_set(1.0)
     for k in range(LANES):
         active[k] = not group.ignored >> k & 1
     return vector_load(active)
@@ -749,20 +752,20 @@ cdef void tiles_write_by_class(
     cdef real *run = scratch.packed
     cdef bint masked = clears_excluded(problem)
     if masked:
-        runs_fill(&scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
     for c in range(chunk_length(problem, chunk)):
         for t in range(tiles):
             vector_store(
                 run + t * LANES, vector_load(scratch.kept + t * scratch.kept_stride + c * LANES))
         if masked:
             run_bytes(
-                included, &scratch.mask_runs,
+                included, scratch.mask_runs,
                 class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
             for i in range(rows):
                 if scratch.raw[i] == 0:
                     run[i] = 0
         run_write(
-            array, &scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
+            array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
             scratch)
 
 
@@ -807,7 +810,7 @@ cdef void tiles_emit_by_class(
     cdef real *tile
     cdef char *to
     cdef bint straight
-    runs_fill(&scratch.runs, &problem.layout, array, groups[0].first, rows)
+    runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     straight = (
         goes_straight(problem) and scratch.runs.count == 1 and rows % LANES == 0
         and step_in_runs(array) == sizeof(real))

@@ -1,7 +1,7 @@
 # The pass along rows: one row at a time, the lanes of a vector on neighbouring classes.
 #
-# A row is worked on in chunks of CHUNK classes, which stay in the first-level cache from one step to
-# the next. Rows that are not plain are copied there first (panel.pxi).
+# A row is worked on in chunks of CHUNK classes, which stay in the first-level cache from one step
+# to the next. Rows that are not plain are copied there first (panel.pxi).
 #
 # Uses state.pxi, panel.pxi, writer.pxi, numbers.pxd.
 
@@ -11,7 +11,7 @@ cdef enum:
     RUN = 4
 
 
-# ---- one chunk of a row ----------------------------------------------------------------------------
+# ---- one chunk of a row --------------------------------------------------------------------------
 
 
 cdef inline vector row_maxima(const real *x, Py_ssize_t n) noexcept nogil:
@@ -183,7 +183,7 @@ cdef inline DoubleDouble row_absorb(
     return exponentials_plain(stretch, reference, scale)
 
 
-# ---- sums of many rows -----------------------------------------------------------------------------
+# ---- sums of many rows ---------------------------------------------------------------------------
 
 
 cdef inline DoubleDouble lanes_merge(DoubleDouble *lane) noexcept nogil:
@@ -265,7 +265,7 @@ cdef DoubleDouble rows_reduce(
     return result
 
 
-# ---- dense targets -----------------------------------------------------------------------------------
+# ---- dense targets -------------------------------------------------------------------------------
 
 
 cdef struct Coefficients:
@@ -395,7 +395,7 @@ cdef inline Coefficients coefficients_of(
     return coefficients
 
 
-# ---- absorb ------------------------------------------------------------------------------------------
+# ---- absorb --------------------------------------------------------------------------------------
 
 
 cdef inline real *row_kept(
@@ -544,7 +544,7 @@ cdef inline DoubleDouble chunk_coefficients(
     return result
 
 
-# ---- emit --------------------------------------------------------------------------------------------
+# ---- emit ----------------------------------------------------------------------------------------
 
 
 cdef enum OutputKind:

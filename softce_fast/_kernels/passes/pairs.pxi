@@ -1,9 +1,9 @@
-# The passes over two arrays: a sum over the classes of each row, then, if there is an output, what is
-# made of both arrays and that sum.
+# The passes over two arrays: a sum over the classes of each row, then, if there is an output, what
+# is made of both arrays and that sum.
 #
-# They know an operation by pair_sum() and pair_emit(), for one chunk of a row, and by tile_pair_sum()
-# and tile_pair_emit(), for one of a tile, which do the same in the same order. Along, a row goes
-# through all steps before the next; few long ones are shared out by chunks.
+# They know an operation by pair_sum() and pair_emit(), for one chunk of a row, and by
+# tile_pair_sum() and tile_pair_emit(), for one of a tile, which do the same in the same order.
+# Along, a row goes through all steps before the next; few long ones are shared out by chunks.
 #
 # Uses panel.pxi, writer.pxi, state.pxi, across.pxi (tiles), tasks.pxi (results, memory). The
 # operations are in operations/backward.pxi and operations/likelihood.pxi.
@@ -288,7 +288,7 @@ cdef environment pair_open(
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(1.0, False)
     writer_open(
-        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.buffer)
+        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.lines.buffer)
     # A logarithm is to see the smallest probabilities.
     return environment_plain() if problem.operation == PROBABILITY_LOSS else environment_enter()
 

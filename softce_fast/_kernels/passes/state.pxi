@@ -322,7 +322,7 @@ cdef inline void state_merge(
         gap, state.spread))
 
 
-# ---- the memory of a thread --------------------------------------------------------------------------
+# ---- the memory of a thread ----------------------------------------------------------------------
 
 
 cdef enum:
@@ -338,7 +338,7 @@ cdef struct Runs:
 
 cdef struct Scratch:
     Scale scale
-    RowFactors factors         # of rows that have no weights, of a target without a coefficient each
+    RowFactors factors         # of rows with a label and no weights
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
@@ -350,5 +350,5 @@ cdef struct Scratch:
     double *results            # of the rows of a task
     Group *groups              # of a batch
     Writer writer
-    Runs runs                  # of the rows of a batch in an array,
-    Runs mask_runs             # and in the mask
+    Runs *runs                 # of the rows of a batch in an array,
+    Runs *mask_runs            # and in the mask

@@ -2,7 +2,7 @@
 #
 # They are put together in a buffer, whole cache lines of it, and leave it later: read back at once
 # they would wait for all stores before them, those to memory included. Rows of what is computed in
-# are written past the caches vector by vector; only the lines in which two rows meet are put together.
+# are written past the caches vector by vector; only lines in which two rows meet are put together.
 #
 # Uses panel.pxi (conversion), vector.pxd.
 
@@ -20,96 +20,102 @@ cdef struct Joints:
     Py_ssize_t pending       # and numbers of the next one
 
 
-cdef struct Writer:
-    int kind
-    Py_ssize_t size      # of an element
-    bint stream          # past the caches
+cdef struct Lines:
+    # Numbers that are put together.
+    int kind             # of the elements that they become,
+    Py_ssize_t size      # and bytes of one
     real *buffer
-    char *at             # where the first number of the buffer goes,
-    Py_ssize_t begin     # the first that is ours,
-    Py_ssize_t end       # and the end of those that wait
+    char *at             # where the first number of the buffer goes
     Py_ssize_t next      # those from here
     Py_ssize_t whole     # to here are whole lines, which may be written
+
+
+cdef struct Writer:
+    Lines lines
+    bint stream          # past the caches
+    Py_ssize_t begin     # the first number of the buffer that is ours,
+    Py_ssize_t end       # and the end of those that wait
     Joints joints
 
 
 cdef inline void writer_open(
     Writer *writer, const Array *array, bint stream, real *buffer
 ) noexcept nogil:
-    writer.kind = array.kind
-    writer.size = array.size
+    writer.lines.kind = array.kind
+    writer.lines.size = array.size
     writer.stream = stream
-    writer.buffer = buffer
-    writer.at = NULL
+    writer.lines.buffer = buffer
+    writer.lines.at = NULL
     writer.begin = 0
     writer.end = 0
-    writer.next = 0
-    writer.whole = 0
+    writer.lines.next = 0
+    writer.lines.whole = 0
     writer.joints.whole = 0
     writer.joints.written = 0
     writer.joints.pending = 0
 
 
-cdef inline void writer_step(Writer *writer) noexcept nogil:
-    """Write the next whole line of the buffer, if there is one."""
-    if writer.next < writer.whole:
-        if writer.kind == REAL_KIND:
-            vector_stream(
-                <real *>writer.at + writer.next, vector_load(writer.buffer + writer.next))
+cdef inline void line_step(Lines *lines) noexcept nogil:
+    """Write the next whole line, if there is one."""
+    if lines.next < lines.whole:
+        if lines.kind == REAL_KIND:
+            vector_stream(<real *>lines.at + lines.next, vector_load(lines.buffer + lines.next))
         else:
             elements_stream(
-                writer.at + writer.next * writer.size, writer.buffer + writer.next, LANES,
-                writer.kind)
-        writer.next += LANES
+                lines.at + lines.next * lines.size, lines.buffer + lines.next, LANES, lines.kind)
+        lines.next += LANES
 
 
 cdef void writer_advance(Writer *writer, bint flush) noexcept nogil:
-    """Write the whole lines that wait, and move the rest to the front; if `flush`, write that, too."""
-    if writer.next < writer.whole:
+    """Write the lines that wait, and move the rest to the front; if `flush`, write that, too."""
+    cdef Lines *lines = &writer.lines
+    if lines.next < lines.whole:
         elements_stream(
-            writer.at + writer.next * writer.size, writer.buffer + writer.next,
-            writer.whole - writer.next, writer.kind)
-    if writer.whole > 0:
-        vector_store(writer.buffer, vector_load(writer.buffer + writer.whole))
-        writer.at += writer.whole * writer.size
-        writer.end -= writer.whole
+            lines.at + lines.next * lines.size, lines.buffer + lines.next,
+            lines.whole - lines.next, lines.kind)
+    if lines.whole > 0:
+        vector_store(lines.buffer, vector_load(lines.buffer + lines.whole))
+        lines.at += lines.whole * lines.size
+        writer.end -= lines.whole
         writer.begin = 0
-    writer.next = 0
-    writer.whole = 0
+    lines.next = 0
+    lines.whole = 0
     if flush and writer.begin < writer.end:
         elements_store(
-            writer.at + writer.begin * writer.size, writer.buffer + writer.begin,
-            writer.end - writer.begin, writer.kind)
+            lines.at + writer.begin * lines.size, lines.buffer + writer.begin,
+            writer.end - writer.begin, lines.kind)
         writer.end = writer.begin
 
 
 cdef inline real *writer_room(Writer *writer, char *to) noexcept nogil:
     """Where to put numbers that go to neighbouring elements from `to` on."""
-    writer_advance(writer, writer.at + writer.end * writer.size != to)
+    cdef Lines *lines = &writer.lines
+    writer_advance(writer, lines.at + writer.end * lines.size != to)
     if writer.begin < writer.end:
-        return writer.buffer + writer.end
+        return lines.buffer + writer.end
     writer.begin = 0
     if writer.stream:
-        writer.begin = (LANES - max(<Py_ssize_t>0, stream_head(to, writer.size))) % LANES
+        writer.begin = (LANES - max(<Py_ssize_t>0, stream_head(to, lines.size))) % LANES
     writer.end = writer.begin
-    writer.at = to - writer.begin * writer.size
-    return writer.buffer + writer.begin
+    lines.at = to - writer.begin * lines.size
+    return lines.buffer + writer.begin
 
 
 cdef inline void writer_take(Writer *writer, Py_ssize_t n) noexcept nogil:
     """n numbers were put there."""
+    cdef Lines *lines = &writer.lines
     writer.end += n
     if not writer.stream:
-        elements_store(writer.at, writer.buffer, n, writer.kind)
+        elements_store(lines.at, lines.buffer, n, lines.kind)
         writer.end = 0
         return
-    writer.whole = writer.end // LANES * LANES
-    if writer.begin > 0 and writer.whole > 0:
+    lines.whole = writer.end // LANES * LANES
+    if writer.begin > 0 and lines.whole > 0:
         # The start of the first line belongs to others.
         elements_store(
-            writer.at + writer.begin * writer.size, writer.buffer + writer.begin,
-            LANES - writer.begin, writer.kind)
-        writer.next = LANES
+            lines.at + writer.begin * lines.size, lines.buffer + writer.begin,
+            LANES - writer.begin, lines.kind)
+        lines.next = LANES
 
 
 cdef inline void write_run(Writer *writer, const real *x, Py_ssize_t n, char *to) noexcept nogil:
@@ -118,7 +124,7 @@ cdef inline void write_run(Writer *writer, const real *x, Py_ssize_t n, char *to
     writer_take(writer, n)
 
 
-# ---- rows that are written vector by vector ----------------------------------------------------------
+# ---- rows that are written vector by vector ------------------------------------------------------
 
 
 cdef inline void joints_write(Joints *joints, Py_ssize_t waiting) noexcept nogil:

@@ -1,0 +1,143 @@
+"""What each mechanism of the kernels gains: the time without it over the time with it.
+
+A mechanism is taken out by forcing the plan of a call (execute.forcing). Where a plan does not use
+it, or has no other way, the cell is left out. A forced plan takes some microseconds to make: the
+plan as it is, is forced, too, and that time, known from a call that does little else, subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+import machine
+import peers
+import report
+import softce_fast
+import timing
+from report import PLANNED
+from shapes import ITEM_SIZES, MEBIBYTE, Case, Problem
+from softce_fast import _dispatch
+from softce_fast._kernels import execute
+from timing import Call
+
+Fields = dict[str, Any]
+Shape = tuple[int, ...]
+
+BUILDS = ("avx512", "avx2")
+DTYPES = ("float32", "float64", "float16")
+OPERATIONS = ("softmax_out", "cross_entropy", "cross_entropy_with_grad_out")
+CLASSES = (3, 10, 16, 64, 128, 256, 1000, 32_768, 131_072)  # of 64 MB each
+OTHER_SHAPES = ((1, 2**22), (32, 1000), (100, 100))  # the last leaves rows over that fill no group
+
+
+class Mechanism(NamedTuple):
+    """What a plan has where it is in use, and how to do without: the first way that is possible."""
+
+    used: Fields
+    without: tuple[Fields, ...]
+
+
+NOT_KEPT: Fields = {"keep": False, "keep_in_output": False}
+MECHANISMS = {
+    "across": Mechanism({"passes": "across"}, ({"passes": "along"},)),
+    "batches of tiles": Mechanism({"passes": "across"}, ({"batch": 1},)),
+    "rest along": Mechanism({"rest_along": True}, ({"rest_along": False},)),
+    "several rows at once": Mechanism({"passes": "along"}, ({"rows_at_once": 1},)),
+    "long rows shared out by chunks": Mechanism({"by_chunks": True}, ({"by_chunks": False},)),
+    "read in place": Mechanism({"gather": False}, ({"gather": True},)),
+    "few digits": Mechanism({"few_digits": True}, ({"few_digits": False},)),
+    "stores past the caches": Mechanism({"stream": True}, ({"stream": False},)),
+    "exponentials kept": Mechanism({"keep": True}, (NOT_KEPT,)),
+    # Else in memory of the thread's own; chunks have none, and can be written past the caches.
+    "kept in the output": Mechanism(
+        {"keep_in_output": True}, ({"keep_in_output": False}, {**NOT_KEPT, "stream": True})
+    ),
+    "fetching ahead": Mechanism({}, ({"ahead": 0},)),
+}
+
+
+def shapes(dtype: str) -> tuple[Shape, ...]:
+    size = 64 * MEBIBYTE // ITEM_SIZES[dtype]
+    return (*((size // classes, classes) for classes in CLASSES), *OTHER_SHAPES)
+
+
+def planned(call: Call, fields: Fields | None = None) -> Fields | None:
+    """The plan of a call, or that with some fields forced; None if that is not possible."""
+    try:
+        with execute.recording() as plans, execute.forcing(**(fields or {})):
+            call()
+    except ValueError:
+        return None
+    (plan,) = plans
+    return plan
+
+
+def forced(call: Call, fields: Fields) -> None:
+    with execute.forcing(**fields):
+        call()
+
+
+def ways(call: Call) -> dict[str, Call]:
+    """The call as planned, and without each mechanism that its plan uses."""
+    plan = planned(call)
+    assert plan is not None
+    # A small call uses more threads where the one before was just now: all are to use as many.
+    threads = {"threads": plan["threads"]}
+    found: dict[str, Call] = {PLANNED: partial(forced, call, threads)}
+    for name, mechanism in MECHANISMS.items():
+        if mechanism.used.items() <= plan.items():
+            for fields in mechanism.without:
+                other = planned(call, fields | threads)
+                if other not in (None, plan):
+                    found[name] = partial(forced, call, fields | threads)
+                    break
+    return found
+
+
+def forcing_seconds(rounds: int) -> float:
+    """How much longer a call takes because its plan is forced."""
+    call = peers.call(softce_fast, Problem.of(Case("softmax_out", (1, 10), "float32")))
+    calls: dict[str, Call] = {"plain": call, "forced": partial(forced, call, {"threads": 1})}
+    seconds = timing.medians(timing.alternate(calls, rounds))
+    return seconds["forced"] - seconds["plain"]
+
+
+def cells(build: str, dtype: str, shapes: tuple[Shape, ...], rounds: int) -> Iterator[Fields]:
+    """Seconds of each operation on each shape, by mechanism that is left out."""
+    with _dispatch.using(build):
+        forcing = forcing_seconds(rounds)
+        for shape in tqdm(shapes, desc=f"{build} {dtype}", unit="shape"):
+            for operation in OPERATIONS:
+                call = peers.call(softce_fast, Problem.of(Case(operation, shape, dtype)))
+                seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
+                yield {
+                    "build": build,
+                    "dtype": dtype,
+                    "operation": operation,
+                    "shape": "x".join(map(str, shape)),
+                    "seconds": {name: taken - forcing for name, taken in seconds.items()},
+                }
+
+
+def main() -> None:
+    parser = report.parser("ablation", __doc__)
+    parser.add_argument("--shape", action="append", help="as 1000x10, instead of all; repeatable")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeatable")
+    options = parser.parse_args()
+    chosen = tuple(tuple(map(int, text.split("x"))) for text in options.shape or ())
+    found = [
+        cell
+        for build in BUILDS
+        if build in _dispatch.available()
+        for dtype in options.dtype or DTYPES
+        for cell in cells(build, dtype, chosen or shapes(dtype), 3 if options.quick else 15)
+    ]
+    report.finish("ablation", options.json, {**machine.describe(["numpy"]), "cells": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Whoever adds an option learns who does not know it yet: reference, fuzzer, table of errors."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+import test_errors
+
+HERE = Path(__file__).resolve().parent
+TOOLS = HERE.parent / "tools"
+if not TOOLS.exists():
+    pytest.skip("tools/fuzz.py is not here", allow_module_level=True)
+sys.path.insert(0, str(TOOLS))
+
+import fuzz
+
+FLAGS = {"accumulate", "keepdims", "return_sign"}  # anything is true or false
+# Functions put together from others are not in the fuzzer and the table; they have tests alone.
+COMPOSED = {
+    "cross_entropy_with_grad_and_hessian": "test_hessian.py",
+    "linear_cross_entropy": "test_linear.py",
+    "linear_cross_entropy_with_grad": "test_linear.py",
+}
+FUNCTIONS = [
+    name
+    for name in sf.__all__
+    if inspect.isfunction(getattr(sf, name)) and name in sf.reference.__all__
+]
+SINGLE = [name for name in FUNCTIONS if name not in COMPOSED]
+
+
+def options_of(name: str, module: object = sf) -> set[str]:
+    """Return the arguments that have a default."""
+    parameters = inspect.signature(getattr(module, name)).parameters.values()
+    return {item.name for item in parameters if item.default is not item.empty}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_reference_knows_every_option(name: str) -> None:
+    assert options_of(name) <= options_of(name, sf.reference)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_fuzzer_gives_every_option(name: str) -> None:
+    missing = options_of(name)
+    for seed in range(500):
+        if not missing:
+            break
+        missing -= set(fuzz.MAKERS[name](np.random.default_rng(seed), name).options)
+    assert not missing
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_fuzzer_has_wrong_values_of_every_option(name: str) -> None:
+    assert options_of(name) - FLAGS <= set(fuzz.BAD_OPTIONS)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_table_of_errors_has_every_option(name: str) -> None:
+    named = {
+        word
+        for row in test_errors.TABLE
+        for case in row()
+        if case.function == name
+        for word in case.words
+    }
+    if name == "logsumexp":
+        named.add("out")  # test_output_of_logsumexp
+    assert options_of(name) - FLAGS <= named
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_functions_put_together_have_tests_of_every_option(name: str) -> None:
+    """By name: as a keyword, or as a word."""
+    source = (HERE / COMPOSED[name]).read_text(encoding="utf-8")
+    named = {a or b for a, b in re.findall(r'\b(\w+)=|"(\w+)"', source)}
+    assert options_of(name) <= named
