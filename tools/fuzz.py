@@ -799,7 +799,7 @@ def check_units(label: str, values: Array, right: Array, lost: Array, scale: Any
     without = right - lost
     np.minimum(error, truth.ulp_error(values, without, dtype, floor=scale), out=error)
     wide = values.astype(np.longdouble)
-    # An exponential that is nearly too small may be a power of two only: up to 2**0.5 times as much.
+    # An exponential that is nearly too small may be a power of two only: up to 2**0.5 times it.
     more = right + lost * 0.42
     error[(np.minimum(more, without) <= wide) & (wide <= np.maximum(more, without))] = 0
     error[np.abs(right) > 0.99 * largest] = 0

@@ -9,8 +9,8 @@ cpdef enum Threshold:
     ACROSS_ROWS = 4            # fewest rows that go across,
     ACROSS_CLASSES = 120       # and most classes of packed ones; in float64 half of it within
     #                            the caches.
-    PAIR_CLASSES = 56          # The same where it takes little more than to read and write two arrays;
-    #                            in float64 always half of it.
+    PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
+    #                            arrays; in float64 always half of it.
     STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
     BATCH = 4                  # Groups worked on together: of packed rows,
     BATCH_CLASSES = 256        # with so many classes in all at most;

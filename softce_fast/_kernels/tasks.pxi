@@ -159,7 +159,8 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
     if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
         scratch.factors = factors_of_all(problem)
     writer_open(
-        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.lines.buffer)
+        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
+        scratch.writer.lines.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:

@@ -11,8 +11,8 @@
 
 cdef extern from *:
     """
-    /* Within these bounds products with two weights, and what they lose, stay in the range. A target
-     * may be as small as it likes: then the other part of the loss is what counts. */
+    /* Within these bounds products with two weights, and what they lose, stay in the range. A
+     * target may be as small as it likes: then the other part of the loss is what counts. */
     #define MOST_WEIGHT ((real)(sizeof(real) == 4 ? 0x1p16 : 0x1p100))
     #define MOST_LOGIT ((real)(sizeof(real) == 4 ? 30 : 300))
     #define LEAST_PROBABILITY ((real)(sizeof(real) == 4 ? 0x1p-40 : 0x1p-400))

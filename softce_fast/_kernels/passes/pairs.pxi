@@ -288,7 +288,8 @@ cdef environment pair_open(
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(1.0, False)
     writer_open(
-        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream, scratch.writer.lines.buffer)
+        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
+        scratch.writer.lines.buffer)
     # A logarithm is to see the smallest probabilities.
     return environment_plain() if problem.operation == PROBABILITY_LOSS else environment_enter()
 
