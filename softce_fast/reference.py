@@ -375,7 +375,7 @@ def _gradient(task: _Task, parts: _Softmax) -> Array:
         return grad
     best = parts.shifted.argmax(axis=-1)
     best_prob = _pick(grad, best)
-    grad *= parts.coefficient_sum + parts.from_z
+    grad[...] = _product(parts.coefficient_sum + parts.from_z, grad)
     other_coefficients = np.zeros_like(best_prob)
     if parts.spread is not None:
         grad -= parts.spread
@@ -387,8 +387,8 @@ def _gradient(task: _Task, parts: _Softmax) -> Array:
         np.put_along_axis(grad, task.labels[..., None], at_label[..., None], axis=-1)
         other_coefficients += np.where(task.labels == best, 0, parts.label_part)
     complement = (parts.others + (parts.top - 1)) / total
-    confident = other_coefficients - (parts.coefficient_sum * complement)[..., 0]
-    confident += parts.from_z[..., 0] * best_prob
+    confident = other_coefficients - _product(parts.coefficient_sum, complement)[..., 0]
+    confident += _product(parts.from_z[..., 0], best_prob)
     at_best = np.where(best_prob > 0.5, confident, _pick(grad, best))
     np.put_along_axis(grad, best[..., None], at_best[..., None], axis=-1)
     return grad
@@ -405,7 +405,7 @@ def loss_and_gradient(
         log_sum = _log_sum(top, others) if task.classes else np.zeros_like(top)
         label_part, spread, coefficient_sum = _coefficients(task)
 
-        rows = (coefficient_sum * log_sum)[..., 0]
+        rows = _product(coefficient_sum, log_sum)[..., 0]
         if task.labels is not None and label_part is not None:
             rows = rows - _product(label_part, _pick(shifted, task.labels))
         if spread is not None:

@@ -12,20 +12,19 @@ import pytest
 
 Z_LOSS = "z_loss with 4 units of a result that cancels"
 SMALLEST = "sums and entries whose parts lie below the smallest normal number"
-HALF_SCALED = "half types take another way where weights are extreme, which rounds differently"
+PLAIN_SUM = "losses of rows are added up plainly, in float64"
 
 OPEN: tuple[tuple[str, str, str], ...] = (
-    ("test_losses", "z-loss", Z_LOSS),
-    ("test_losses", "float(32|64)-.*(cold|hot)", SMALLEST),
-    ("test_losses_of_half_types", "bfloat16-.*z-loss", Z_LOSS),
-    ("test_reductions", "z-loss", Z_LOSS),
-    ("test_softmax", "bfloat16-0.3", SMALLEST),
-    ("test_sizes", r"(88|100|130|760), 0\]|1e-20|1e-30", SMALLEST),
-    ("test_temperature_at_the_ends_of_the_range", "", SMALLEST),
-    ("test_z_loss_at_the_ends_of_the_range", "", "z_loss at the ends of the range"),
-    ("test_a_factor_of_all_weights_leaves_the_mean", "-(bfloat16|float64)-", HALF_SCALED),
-    ("test_no_weight_moves_the_bits_of_another_row", "-float16-", HALF_SCALED),
-    ("test_logsumexp_is_one_function", "float(32|64)-[CF]", "b and return_sign go by plain NumPy"),
+    ("test_losses", r"(weight|hot|cold)\+z-loss", Z_LOSS),
+    ("test_losses", r"float32-.*cold|float64-.*hot", SMALLEST),
+    ("test_losses_of_half_types", r"bfloat16-weight\+z-loss", Z_LOSS),
+    ("test_reductions", r"float64-sum-.*z-loss", Z_LOSS),
+    ("test_softmax", r"bfloat16-0\.3", SMALLEST),
+    ("test_sizes", r"f4-\[\[130, 0\]\]|f8-\[\[760, 0\]\]|1e-20|1e-30", SMALLEST),
+    ("test_temperature_at_the_ends_of_the_range", r"e\+(38|308)-", SMALLEST),
+    ("test_z_loss_at_the_ends_of_the_range", r"-0\.4-", "z_loss at the ends of the range"),
+    ("test_a_factor_of_all_weights_leaves_the_mean", "float64-probabilities", PLAIN_SUM),
+    ("test_logsumexp_is_one_function", "float(32|64)-[CF]", "b goes by plain NumPy"),
     ("test_long_doubles_have_the_same_bits_in_any_order", "", "NumPy sums in the order of memory"),
     ("test_b_broadcasts_and_promotes_as_in_scipy", "", "b follows x, not SciPy"),
 )

@@ -128,12 +128,12 @@ def vector_registers(path: Path) -> set[str]:
     shutil.which("objdump") is None or platform.machine() != "x86_64" or sys.platform != "linux",
     reason="needs objdump (Debian and Ubuntu: binutils), and code for x86-64",
 )
-@pytest.mark.parametrize("storage", ["float32", "float64", "float16", "bfloat16"])
-def test_each_build_has_the_instructions_of_its_name(storage):
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_each_build_has_the_instructions_of_its_name(real):
     folder = Path(kernels.__file__).parent
     registers = {}
     for name in probe.variants():
-        (path,) = folder.glob(f"{name}_{storage}.*.so")
+        (path,) = folder.glob(f"{name}_{real}.*.so")
         registers[name] = vector_registers(path)
     assert "zmm" in registers.pop("avx512")
     assert registers == {"avx2": {"xmm", "ymm"}, "baseline": {"xmm"}}
