@@ -226,7 +226,13 @@ def logsumexp(
     else:
         result = np.empty(row_shape, call.dtype)
         execute.logsumexp(call.x, result, call.where, call.axes, threads_for)
-        sign = np.where(np.isnan(result), result, result > -np.inf)
+        sign = np.where(np.isnan(result), result, 1)
+        if np.isneginf(result).any():  # a half type may have no room for the result
+            with np.errstate(invalid="ignore"):
+                counts = (
+                    (call.x > -np.inf) if call.where is None else call.where & (call.x > -np.inf)
+                )
+            sign = np.where(np.isneginf(result) & ~counts.any(axis=call.axes), 0, sign)
     total = _arrays.deliver(result.reshape(call.shape), call.dtype, out)
     if not return_sign:
         return total
