@@ -376,8 +376,9 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
     It is taken out of weights that are extreme; a mean is divided by what has lost it, too.
     """
     class_power, sample_power = _exponent(call.weight), _exponent(call.sample_weight)
-    # What z_loss becomes is to stay in range.
-    class_power = max(class_power, math.frexp(call.z_loss)[1] - _FAR if call.z_loss else -_LAST)
+    if call.weight is not None and call.z_loss:
+        # What it becomes is to stay in range.
+        class_power = max(class_power, math.frexp(call.z_loss)[1] - _FAR)
     power = class_power + sample_power
     if max(abs(class_power), abs(sample_power)) < _EXTREME:
         return call, 0
@@ -397,9 +398,8 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
     return call, power
 
 
-# Binary exponents of weights: from which on they count as extreme, how far from the ends of the
-# range they are kept, and the least there is.
-_EXTREME, _FAR, _LAST = 100, 900, 1074
+# Binary exponents of weights: from which on they count as extreme, and the most of what they leave.
+_EXTREME, _FAR = 100, 900
 
 
 def _exponent(weight: Array | None) -> int:

@@ -518,6 +518,12 @@ def test_an_extreme_weight_changes_no_bits_of_other_rows(full_dtype: np.dtype) -
             assert_same_bits(loss_beside[others], loss[others])
 
 
+def test_an_extreme_z_loss_alone_takes_no_power_out_of_anything() -> None:
+    # exp(-800) is 0, so the logsumexp is 0, and with it what z_loss adds.
+    logits = np.array([[0.0, -800.0]])
+    assert sf.cross_entropy(logits, np.array([1]), z_loss=1.5e308, reduction="sum") == 800
+
+
 @pytest.mark.parametrize("temperature", [1e-40, 1e-25, 1e25, 1e60])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_temperatures_beyond_those_of_the_kernels(
