@@ -190,23 +190,6 @@ cdef double sum_of_tasks(const double *sums, Py_ssize_t n) noexcept nogil:
     return total
 
 
-cdef double sum_in_lanes(const double *x, Py_ssize_t n) noexcept nogil:
-    """The sum in an order fixed by n alone: eight lanes, then one after the other."""
-    cdef double[8] lane
-    cdef double total = 0
-    cdef Py_ssize_t i, k
-    for k in range(8):
-        lane[k] = 0
-    for i in range(0, n - 7, 8):
-        for k in range(8):
-            lane[k] += x[i + k]
-    for i in range(n // 8 * 8, n):
-        lane[i % 8] += x[i]
-    for k in range(8):
-        total += lane[k]
-    return total
-
-
 cdef inline Py_ssize_t work_of(const Problem *problem) noexcept nogil:
     """How many numbers a call works on."""
     if problem.operation == LABEL_LOSS:

@@ -84,13 +84,6 @@ cdef inline DoubleDouble sum_add(DoubleDouble a, vector b, bint few_digits) noex
     return double_double_add(a, b)
 
 
-cdef inline DoubleDouble double_double_negative(DoubleDouble a) noexcept nogil:
-    cdef DoubleDouble result
-    result.high = vector_subtract(vector_set(0.0), a.high)
-    result.low = vector_subtract(vector_set(0.0), a.low)
-    return result
-
-
 cdef inline vector double_double_rounded(DoubleDouble a) noexcept nogil:
     """high + low, or high alone where it is infinite: low is then NaN."""
     cdef vector zero = vector_set(0.0)
@@ -454,13 +447,6 @@ cdef inline vector exponential_apart(vector x, vector *unit, const Scale *scale)
     unit[0] = vector_select(large, vector_set(TWO_TO_64), vector_select(
         small, vector_set(1 / TWO_TO_64), vector_set(1.0)))
     return exponential(vector_select(vector_greater(x, limit), limit, x), reference, scale)
-
-
-cdef inline vector plain_exponential(vector x, const Scale *scale) noexcept nogil:
-    """exp(x): infinity where that is too large."""
-    cdef vector unit
-    cdef vector e = exponential_apart(x, &unit, scale)
-    return vector_multiply(e, unit)
 
 
 cdef inline vector exponential_minus_one(vector x, const Scale *scale) noexcept nogil:

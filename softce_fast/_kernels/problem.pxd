@@ -195,6 +195,23 @@ cdef inline Py_ssize_t class_offset(
     return offset
 
 
+cdef inline double sum_in_lanes(const double *x, Py_ssize_t n) noexcept nogil:
+    """The sum in an order fixed by n alone: eight lanes, then one after the other."""
+    cdef inline double[8] lane
+    cdef inline double total = 0
+    cdef Py_ssize_t i, k
+    for k in range(8):
+        lane[k] = 0
+    for i in range(0, n - 7, 8):
+        for k in range(8):
+            lane[k] += x[i + k]
+    for i in range(n // 8 * 8, n):
+        lane[i % 8] += x[i]
+    for k in range(8):
+        total += lane[k]
+    return total
+
+
 # ---- traits of operations ------------------------------------------------------------------------
 
 

@@ -104,13 +104,18 @@ cdef inline void runs_take(Scratch *scratch, char **memory, bint wanted) noexcep
     scratch.mask_runs = <Runs *>part_take(memory, sizeof(Runs) if wanted else 0)
 
 
+cdef inline Py_ssize_t kept_row_stride(const Problem *problem) noexcept nogil:
+    """Numbers from one kept row to the next: whole vectors, and room for what is written."""
+    return (problem.layout.classes + 3 * LANES) // LANES * LANES
+
+
 cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
     """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
     cdef const Plan *plan = &problem.plan
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.layout.classes)
     # Whole vectors are read and written.
     cdef Py_ssize_t padded = (columns + 2 * LANES) // LANES * LANES
-    cdef Py_ssize_t classes = (problem.layout.classes + 3 * LANES) // LANES * LANES
+    cdef Py_ssize_t classes = kept_row_stride(problem)
     cdef bint across = plan.passes == ACROSS
     cdef bint along = not across or plan.rest_along
     cdef size_t results = 0, kept = 0, staged = 0, packed = padded, buffer = padded + 2 * LANES
@@ -191,13 +196,13 @@ cdef void rows_task(const void *context, Py_ssize_t task, char *memory) noexcept
             across -= (stop - first) % LANES
         rows_across(problem, first, across, results, &scratch)
     if across < stop:
-        scratch.kept_stride = (problem.layout.classes + 3 * LANES) // LANES * LANES
+        scratch.kept_stride = kept_row_stride(problem)
         rows_along(
             problem, across, stop, NULL if results == NULL else results + (across - first),
             &scratch)
     scratch_close(problem, &scratch)
     if problem.task_sums != NULL:
-        problem.task_sums[task] = sum_of(results, stop - first)
+        problem.task_sums[task] = sum_in_lanes(results, stop - first)
     environment_leave(before)
 
 
@@ -262,23 +267,6 @@ cdef void rows_across(
         if has(problem, OUTPUT):
             for chunk in range(problem.plan.chunks):
                 tiles_emit(groups, problem, tiles, chunk, scratch)
-
-
-cdef double sum_of(const double *x, Py_ssize_t n) noexcept nogil:
-    """The sum in an order fixed by n alone: eight lanes, then one after the other."""
-    cdef double[8] lane
-    cdef double total = 0
-    cdef Py_ssize_t i, k
-    for k in range(8):
-        lane[k] = 0
-    for i in range(0, n - 7, 8):
-        for k in range(8):
-            lane[k] += x[i + k]
-    for i in range(n // 8 * 8, n):
-        lane[i % 8] += x[i]
-    for k in range(8):
-        total += lane[k]
-    return total
 
 
 # ---- few long rows: a task is one chunk of one row -----------------------------------------------

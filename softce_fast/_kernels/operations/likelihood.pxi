@@ -213,4 +213,4 @@ cdef void label_losses_task(const void *context, Py_ssize_t task, char *memory) 
         group_results(group, problem, results + (row - first))
         row += group.rows
     if problem.task_sums != NULL:
-        problem.task_sums[task] = sum_of(results, stop - first)
+        problem.task_sums[task] = sum_in_lanes(results, stop - first)

@@ -324,7 +324,7 @@ cdef void pair_task(const void *context, Py_ssize_t task, char *memory) noexcept
             problem, across, stop, NULL if results == NULL else results + (across - first),
             &scratch)
     if problem.task_sums != NULL:
-        problem.task_sums[task] = sum_of(results, stop - first)
+        problem.task_sums[task] = sum_in_lanes(results, stop - first)
     pair_close(problem, &scratch, before)
 
 
