@@ -12,19 +12,46 @@
 /* What is computed in, as a kind. */
 enum { REAL_KIND = sizeof(real) == 4 ? KIND_FLOAT32 : KIND_FLOAT64 };
 
-/* ---- float16 -------------------------------------------------------------------------------- */
+/* ---- half types, a register at a time --------------------------------------------------------- */
 
-#if defined(COMPUTE_FLOAT32) && PART_BYTES > 16
-/* The CPU has an instruction for float16, which GCC does not find by itself. */
+#if defined(COMPUTE_FLOAT32)
+typedef uint16_t part_halves __attribute__((vector_size(PART_BYTES / 2)));
+
+INLINE part bfloat16_load(const char *from) {
+    part_halves h;
+    memcpy(&h, from, sizeof h);
+    return (part)(__builtin_convertvector(h, part_words) << 16);
+}
+
+/* kind.h's bfloat16_narrow(). */
+INLINE void bfloat16_store(char *to, part v) {
+    const part_words u = (part_words)v, is_nan = (part_words)(v != v);
+    const part_words rounded = (u + ((u >> 16 & 1) + 0x7fff)) >> 16;
+    const part_halves h = __builtin_convertvector(
+        (rounded & ~is_nan) | ((u >> 16 | 0x40) & is_nan), part_halves);
+    memcpy(to, &h, sizeof h);
+}
+
+/* Float16, where the CPU has an instruction for it. */
 #if PART_BYTES == 64
 #define FLOAT16_LOAD(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define FLOAT16_STORE(p, v) \
     _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
-#else
+#elif PART_BYTES == 32
 #define FLOAT16_LOAD(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define FLOAT16_STORE(p, v) \
     _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 #endif
+
+#define PARTS_LOAD(load) \
+    for (; n >= PART_LANES; n -= PART_LANES, to += PART_LANES, from += 2 * PART_LANES) \
+        part_store(to, load(from));
+#define PARTS_STORE(store) \
+    for (; n >= PART_LANES; n -= PART_LANES, from += PART_LANES, to += 2 * PART_LANES) \
+        store(to, part_load(from));
+#else
+#define PARTS_LOAD(load)
+#define PARTS_STORE(store)
 #endif
 
 /* ---- runs of neighbours ------------------------------------------------------------------------ */
@@ -54,11 +81,12 @@ static __attribute__((noinline, unused)) void elements_load(real *restrict to, c
     case KIND_UINT64: LOAD(uint64_t, )
     case KIND_FLOAT16:
 #if defined(FLOAT16_LOAD)
-        for (; n >= PART_LANES; n -= PART_LANES, to += PART_LANES, from += 2 * PART_LANES)
-            part_store(to, FLOAT16_LOAD(from));
+        PARTS_LOAD(FLOAT16_LOAD)
 #endif
         LOAD(uint16_t, float16_widen)
-    case KIND_BFLOAT16: LOAD(uint16_t, bfloat16_widen)
+    case KIND_BFLOAT16:
+        PARTS_LOAD(bfloat16_load)
+        LOAD(uint16_t, bfloat16_widen)
     case KIND_FLOAT32: LOAD(float, )
     default: LOAD(double, )
     }
@@ -76,11 +104,12 @@ static __attribute__((noinline, unused)) void elements_store(char *to, const rea
     switch (kind) {
     case KIND_FLOAT16:
 #if defined(FLOAT16_LOAD)
-        for (; n >= PART_LANES; n -= PART_LANES, from += PART_LANES, to += 2 * PART_LANES)
-            FLOAT16_STORE(to, part_load(from));
+        PARTS_STORE(FLOAT16_STORE)
 #endif
         STORE(uint16_t, float16_narrow)
-    case KIND_BFLOAT16: STORE(uint16_t, bfloat16_narrow)
+    case KIND_BFLOAT16:
+        PARTS_STORE(bfloat16_store)
+        STORE(uint16_t, bfloat16_narrow)
     case KIND_FLOAT32: STORE(float, )
     default: STORE(double, )
     }
@@ -90,32 +119,29 @@ static __attribute__((noinline, unused)) void elements_store(char *to, const rea
 /* The same past the caches: n is a number of lines, each LANES elements on a boundary of as many. */
 static __attribute__((noinline, unused)) void elements_stream(char *to, const real *restrict from,
                                                               ptrdiff_t n, int kind) {
+    enum { MOST = 16 * LANES };
+    char line[MOST * 8] __attribute__((aligned(64)));
     const ptrdiff_t size = kind_size(kind);
     if (size == sizeof(real)) {
         for (; n > 0; n -= LANES, from += LANES, to += VECTOR_BYTES)
             vector_stream((real *)to, vector_load(from));
         return;
     }
-    for (; n > 0; n -= LANES, from += LANES, to += LANES * size) {
-        char line[LANES * 8] __attribute__((aligned(64)));
-#if defined(__AVX2__) && defined(COMPUTE_FLOAT32)
-        if (kind == KIND_FLOAT16) {
-            for (int i = 0; i < PARTS; i++)
-                FLOAT16_STORE(line + 2 * i * PART_LANES, part_load(from + i * PART_LANES));
-        } else
+    for (; n > 0; n -= MOST, from += MOST, to += MOST * size) {
+        const ptrdiff_t bytes = (n < MOST ? n : MOST) * size;
+        elements_store(line, from, bytes / size, kind);
+#if defined(__AVX__)
+        if (bytes % 32 == 0) {
+            for (ptrdiff_t i = 0; i < bytes; i += 32)
+                _mm256_stream_si256((__m256i *)(to + i), *(const __m256i *)(line + i));
+            continue;
+        }
 #endif
-        if (kind == KIND_BFLOAT16)
-            for (int i = 0; i < LANES; i++) {
-                const uint16_t h = bfloat16_narrow((float)from[i]);
-                memcpy(line + 2 * i, &h, sizeof h);
-            }
-        else
-            elements_store(line, from, LANES, kind);
 #if defined(__SSE2__)
-        for (ptrdiff_t i = 0; i < LANES * size; i += 16)
+        for (ptrdiff_t i = 0; i < bytes; i += 16)
             _mm_stream_si128((__m128i *)(to + i), *(const __m128i *)(line + i));
 #else
-        memcpy(to, line, LANES * size);
+        memcpy(to, line, bytes);
 #endif
     }
 }

@@ -89,22 +89,23 @@ cdef struct Stretch:
     Py_ssize_t n
     Py_ssize_t pivot      # what is left out; outside [0, n) for nothing
     real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
-    Py_ssize_t ahead      # bytes from x to what comes next, which is fetched meanwhile
+    const char *ahead     # what is fetched meanwhile, `size` bytes a class: up to the second cache
+    const char *near      # and, where nothing is kept, up to the first
+    Py_ssize_t size
 
 
 cdef inline DoubleDouble row_exponentials(
     const Stretch *stretch, Reference reference, const Scale *scale_, bint keep,
     Arithmetic arithmetic,
 ) noexcept nogil:
-    """Return the sum of the exponentials, lane by lane; `keep` and `arithmetic` are constants.
-
-    Where nothing is kept, what comes next is fetched up to the first-level cache half way there.
-    """
+    """Return the sum of the exponentials, lane by lane; `keep` and `arithmetic` are constants."""
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
     cdef const real *x = stretch.x
     cdef real *kept = stretch.kept
-    cdef Py_ssize_t n = stretch.n, pivot = stretch.pivot, ahead = stretch.ahead
+    cdef Py_ssize_t n = stretch.n, pivot = stretch.pivot, size = stretch.size
+    cdef const char *ahead = stretch.ahead
+    cdef const char *near = stretch.near
     cdef DoubleDouble total = double_double_from(vector_set(0.0))
     cdef vector run = vector_set(0.0)
     cdef vector[RUN] e
@@ -112,9 +113,9 @@ cdef inline DoubleDouble row_exponentials(
     cdef Py_ssize_t i = 0, k
     while i + RUN * LANES <= n:
         for k in range(RUN):
-            prefetch(<const char *>(x + i + k * LANES) + ahead)
+            prefetch(ahead + (i + k * LANES) * size)
             if not keep:
-                prefetch_near(<const char *>(x + i + k * LANES) + ahead // 2)
+                prefetch_near(near + (i + k * LANES) * size)
             e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
             if keep:
                 vector_store(kept + i + k * LANES, e[k])
@@ -467,7 +468,7 @@ cdef void along_absorb(
     cdef DenseSums dense
     cdef Stretch stretch
     stretch.n = n
-    stretch.ahead = problem.plan.ahead
+    stretch.size = problem.arrays[<int>INPUT].size
     for k in range(LANES):
         maximum[k] = 0
         position[k] = -1
@@ -487,6 +488,10 @@ cdef void along_absorb(
             pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
             position[k] = <real>pivot
             stretch.x = x[k]
+            stretch.ahead = (
+                problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
+                + chunk * CHUNK * stretch.size + problem.plan.ahead)
+            stretch.near = stretch.ahead - problem.plan.ahead // 2
             stretch.pivot = pivot
             if is_dense(problem.operation):
                 along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)

@@ -123,10 +123,19 @@ cdef void row_exclude(
     real *x, real value, char *raw,
 ) noexcept nogil:
     """Replace what a mask leaves out of n classes of a row."""
+    cdef const char *taken = included.data + offset + start * included.class_stride
+    if not has_neighbours(layout, included):
+        bytes_gather(layout, included, included.data + offset, start, n, raw)
+        taken = raw
+    numbers_exclude(x, taken, n, value)
+
+
+cdef inline void numbers_exclude(
+    real *x, const char *taken, Py_ssize_t n, real value
+) noexcept nogil:
     cdef Py_ssize_t i
-    bytes_gather(layout, included, included.data + offset, start, n, raw)
     for i in range(n):
-        x[i] = x[i] if raw[i] != 0 else value
+        x[i] = x[i] if taken[i] != 0 else value
 
 
 cdef void row_scatter(

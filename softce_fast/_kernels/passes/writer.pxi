@@ -24,6 +24,7 @@ cdef struct Lines:
     # Numbers that are put together.
     int kind             # of the elements that they become,
     Py_ssize_t size      # and bytes of one
+    bint stream          # past the caches
     real *buffer
     char *at             # where the first number of the buffer goes
     Py_ssize_t next      # those from here
@@ -32,7 +33,6 @@ cdef struct Lines:
 
 cdef struct Writer:
     Lines lines
-    bint stream          # past the caches
     Py_ssize_t begin     # the first number of the buffer that is ours,
     Py_ssize_t end       # and the end of those that wait
     Joints joints
@@ -43,7 +43,7 @@ cdef inline void writer_open(
 ) noexcept nogil:
     writer.lines.kind = array.kind
     writer.lines.size = array.size
-    writer.stream = stream
+    writer.lines.stream = stream
     writer.lines.buffer = buffer
     writer.lines.at = NULL
     writer.begin = 0
@@ -56,23 +56,30 @@ cdef inline void writer_open(
 
 
 cdef inline void line_step(Lines *lines) noexcept nogil:
-    """Write the next whole line, if there is one."""
-    if lines.next < lines.whole:
-        if lines.kind == REAL_KIND:
+    """Write the next whole line, if there is one and it needs no conversion."""
+    if lines.next < lines.whole and lines.kind == REAL_KIND:
+        if lines.stream:
             vector_stream(<real *>lines.at + lines.next, vector_load(lines.buffer + lines.next))
         else:
-            elements_stream(
-                lines.at + lines.next * lines.size, lines.buffer + lines.next, LANES, lines.kind)
+            vector_store(<real *>lines.at + lines.next, vector_load(lines.buffer + lines.next))
         lines.next += LANES
+
+
+cdef inline void lines_write(
+    const Lines *lines, Py_ssize_t begin, Py_ssize_t end, bint stream
+) noexcept nogil:
+    cdef char *to = lines.at + begin * lines.size
+    if stream:
+        elements_stream(to, lines.buffer + begin, end - begin, lines.kind)
+    else:
+        elements_store(to, lines.buffer + begin, end - begin, lines.kind)
 
 
 cdef void writer_advance(Writer *writer, bint flush) noexcept nogil:
     """Write the lines that wait, and move the rest to the front; if `flush`, write that, too."""
     cdef Lines *lines = &writer.lines
     if lines.next < lines.whole:
-        elements_stream(
-            lines.at + lines.next * lines.size, lines.buffer + lines.next,
-            lines.whole - lines.next, lines.kind)
+        lines_write(lines, lines.next, lines.whole, lines.stream)
     if lines.whole > 0:
         vector_store(lines.buffer, vector_load(lines.buffer + lines.whole))
         lines.at += lines.whole * lines.size
@@ -81,9 +88,7 @@ cdef void writer_advance(Writer *writer, bint flush) noexcept nogil:
     lines.next = 0
     lines.whole = 0
     if flush and writer.begin < writer.end:
-        elements_store(
-            lines.at + writer.begin * lines.size, lines.buffer + writer.begin,
-            writer.end - writer.begin, lines.kind)
+        lines_write(lines, writer.begin, writer.end, False)
         writer.end = writer.begin
 
 
@@ -93,9 +98,7 @@ cdef inline real *writer_room(Writer *writer, char *to) noexcept nogil:
     writer_advance(writer, lines.at + writer.end * lines.size != to)
     if writer.begin < writer.end:
         return lines.buffer + writer.end
-    writer.begin = 0
-    if writer.stream:
-        writer.begin = (LANES - max(<Py_ssize_t>0, stream_head(to, lines.size))) % LANES
+    writer.begin = (LANES - max(<Py_ssize_t>0, stream_head(to, lines.size))) % LANES
     writer.end = writer.begin
     lines.at = to - writer.begin * lines.size
     return lines.buffer + writer.begin
@@ -105,16 +108,10 @@ cdef inline void writer_take(Writer *writer, Py_ssize_t n) noexcept nogil:
     """n numbers were put there."""
     cdef Lines *lines = &writer.lines
     writer.end += n
-    if not writer.stream:
-        elements_store(lines.at, lines.buffer, n, lines.kind)
-        writer.end = 0
-        return
     lines.whole = writer.end // LANES * LANES
     if writer.begin > 0 and lines.whole > 0:
         # The start of the first line belongs to others.
-        elements_store(
-            lines.at + writer.begin * lines.size, lines.buffer + writer.begin,
-            LANES - writer.begin, lines.kind)
+        lines_write(lines, writer.begin, LANES, False)
         lines.next = LANES
 
 
@@ -182,5 +179,5 @@ cdef inline void joint_last(
 cdef inline void writer_close(Writer *writer) noexcept nogil:
     writer_advance(writer, True)
     joints_close(&writer.joints)
-    if writer.stream:
+    if writer.lines.stream:
         stores_finish()
