@@ -12,6 +12,13 @@ cdef extern from "element.h" nogil:
         char *to, Py_ssize_t to_step, const char *start, Py_ssize_t step, Py_ssize_t n,
         Py_ssize_t size)
     void elements_swap(char *p, Py_ssize_t n, Py_ssize_t size)
+    # A vector at a time:
+    bint kind_has_vectors(int kind)
+    vector kind_vector(const char *start, int kind)
+    vector kind_vector_first(const char *start, Py_ssize_t count, int kind)
+    void kind_vector_store(char *to, vector v, int kind)
+    void kind_vector_store_first(char *to, vector v, Py_ssize_t count, int kind)
+    void kind_vector_stream(char *to, vector v, int kind)
 
 
 cdef inline bint has_neighbours(const Layout *layout, const Array *array) noexcept nogil:

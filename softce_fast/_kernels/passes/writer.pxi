@@ -13,8 +13,10 @@ cdef enum:
 
 cdef struct Joints:
     # Lines of memory in which rows meet.
+    int kind                 # of the elements that they become,
+    Py_ssize_t size          # and bytes of one
     real[JOINTS][32] line    # each with room for a vector more
-    real *at[JOINTS]         # where they go
+    char *at[JOINTS]         # where they go
     Py_ssize_t whole         # how many there were that are whole,
     Py_ssize_t written       # how many of these are written,
     Py_ssize_t pending       # and numbers of the next one
@@ -50,6 +52,8 @@ cdef inline void writer_open(
     writer.end = 0
     writer.lines.next = 0
     writer.lines.whole = 0
+    writer.joints.kind = array.kind
+    writer.joints.size = array.size
     writer.joints.whole = 0
     writer.joints.written = 0
     writer.joints.pending = 0
@@ -127,9 +131,9 @@ cdef inline void write_run(Writer *writer, const real *x, Py_ssize_t n, char *to
 cdef inline void joints_write(Joints *joints, Py_ssize_t waiting) noexcept nogil:
     """Write whole lines until so many wait."""
     while joints.whole - joints.written > waiting:
-        vector_stream(
+        kind_vector_stream(
             joints.at[joints.written % JOINTS],
-            vector_load(joints.line[joints.written % JOINTS]))
+            vector_load(joints.line[joints.written % JOINTS]), joints.kind)
         joints.written += 1
 
 
@@ -137,27 +141,30 @@ cdef inline void joints_close(Joints *joints) noexcept nogil:
     """Write all there is."""
     joints_write(joints, 0)
     if joints.pending > 0:
-        memcpy(
-            joints.at[joints.whole % JOINTS], joints.line[joints.whole % JOINTS],
-            joints.pending * sizeof(real))
+        kind_vector_store_first(
+            joints.at[joints.whole % JOINTS],
+            vector_load(joints.line[joints.whole % JOINTS]), joints.pending, joints.kind)
         joints.pending = 0
 
 
-cdef inline Py_ssize_t joint_head(Joints *joints, real *to) noexcept nogil:
+cdef inline Py_ssize_t joint_head(Joints *joints, char *to) noexcept nogil:
     """How many numbers of a row that goes to `to` are in a line with what was before them."""
-    if joints.pending > 0 and joints.at[joints.whole % JOINTS] + joints.pending != to:
+    if (
+        joints.pending > 0
+        and joints.at[joints.whole % JOINTS] + joints.pending * joints.size != to
+    ):
         joints_close(joints)
     if joints.pending > 0:
         return LANES - joints.pending
-    return stream_head(to, sizeof(real))
+    return stream_head(to, joints.size)
 
 
 cdef inline void joint_first(
-    Joints *joints, real *to, vector first, Py_ssize_t count
+    Joints *joints, char *to, vector first, Py_ssize_t count
 ) noexcept nogil:
     """Write the first numbers of a row, `count` of them, less than a line."""
     if joints.pending == 0:
-        vector_store_first(to, first, count)
+        kind_vector_store_first(to, first, count, joints.kind)
         return
     vector_store(joints.line[joints.whole % JOINTS] + joints.pending, first)
     joints.pending += count
@@ -168,7 +175,7 @@ cdef inline void joint_first(
 
 
 cdef inline void joint_last(
-    Joints *joints, real *to, vector last, Py_ssize_t count
+    Joints *joints, char *to, vector last, Py_ssize_t count
 ) noexcept nogil:
     """Keep the last numbers of a row, which begin a line."""
     vector_store(joints.line[joints.whole % JOINTS], last)
