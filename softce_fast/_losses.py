@@ -28,6 +28,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -56,6 +58,12 @@ def cross_entropy(
         Adds ``z_loss * logsumexp(row)**2`` to each row's loss.
     temperature : float, default 1.0
         Divides the logits. Finite and above 0.
+    softcap : float, optional
+        Makes ``softcap * tanh(logits / softcap)`` of the logits, before `temperature` divides
+        them. Finite and above 0.
+    where : array_like of bool, optional
+        The classes allowed, broadcast to the shape of `logits`. The result is that of rows without
+        the other classes, which may hold NaN; `label_smoothing` is shared by those allowed.
     reduction : {"mean", "sum", "none"}, default "mean"
         What becomes of the losses of the rows.
     denominator : float, optional
@@ -71,7 +79,8 @@ def cross_entropy(
     Returns
     -------
     scalar or ndarray
-        The reduced loss, or with ``reduction="none"`` the losses, one for each row.
+        The reduced loss, or with ``reduction="none"`` the losses, one for each row: +inf where
+        the target gives a part to a class that `where` excludes, or `where` allows no class.
 
     Raises
     ------
@@ -80,7 +89,7 @@ def cross_entropy(
     AxisError
         If `axis` is out of range.
     TypeError
-        If `logits` is complex, masked or not numeric, or the labels are boolean.
+        If `logits` is complex, masked or not numeric, the labels are boolean, or `where` is not.
     ValueError
         If a shape does not fit or an option is out of range.
 
@@ -106,7 +115,7 @@ def cross_entropy(
     """
     loss, _ = _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-        temperature, reduction, denominator, empty, dtype, False, None,
+        temperature, softcap, where, reduction, denominator, empty, dtype, False, None,
     )  # fmt: skip
     return loss
 
@@ -122,6 +131,8 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -134,7 +145,7 @@ def cross_entropy_with_grad(
     ----------
     logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss
         As in :func:`cross_entropy`.
-    temperature, reduction, denominator, empty, dtype
+    temperature, softcap, where, reduction, denominator, empty, dtype
         As in :func:`cross_entropy`.
     grad_out : ndarray, optional
         Where to put the gradient: of the shape of `logits` and the dtype of the result, any
@@ -146,7 +157,7 @@ def cross_entropy_with_grad(
         As from :func:`cross_entropy`.
     grad : ndarray
         Gradient of the reduced loss by the logits, of their shape; for ``reduction="none"`` that of
-        the sum of the losses. Exactly 0 in ignored rows.
+        the sum of the losses. Exactly 0 in ignored rows and at classes that `where` excludes.
 
     Raises
     ------
@@ -159,7 +170,9 @@ def cross_entropy_with_grad(
     .. math:: \frac{\partial H}{\partial x_i} = (q_i - p_i) / T
 
     for a target that sums to 1, times the row's share in the reduced loss. At the label this is
-    computed as minus the sum of the other probabilities, which keeps its digits.
+    computed as minus the sum of the other probabilities, which keeps its digits. With `softcap` an
+    entry is multiplied by :math:`1 - \tanh^2 u = 4 v / (1 + v)^2`, where :math:`u` is
+    ``logits / softcap`` and :math:`v = e^{-2 |u|}`.
 
     Examples
     --------
@@ -171,7 +184,7 @@ def cross_entropy_with_grad(
     """
     return _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-        temperature, reduction, denominator, empty, dtype, True, grad_out,
+        temperature, softcap, where, reduction, denominator, empty, dtype, True, grad_out,
     )  # fmt: skip
 
 
@@ -185,6 +198,8 @@ def cross_entropy_with_grad_and_hessian(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -309,6 +324,8 @@ def _cross_entropy(
     label_smoothing: float,
     z_loss: float,
     temperature: float,
+    softcap: float | None,
+    where: ArrayLike | None,
     reduction: str,
     denominator: float | None,
     empty: str,
@@ -318,8 +335,8 @@ def _cross_entropy(
 ) -> tuple[Any, Any]:
     """Return the loss, and the gradient or None."""
     if (
-        weight is None and sample_weight is None and denominator is None
-        and _checks.is_own_dtype(dtype, logits)
+        weight is None and sample_weight is None and denominator is None and softcap is None
+        and where is None and _checks.is_own_dtype(dtype, logits)
     ):  # fmt: skip
         results = execute.cross_entropy_fast(
             logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
@@ -330,11 +347,11 @@ def _cross_entropy(
     call = _checks.check_loss(
         "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+        temperature=temperature, softcap=softcap, where=where, reduction=reduction,
+        denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
     _checks.check_gradient_out(call, grad_out)
-    if _arrays.left_to_numpy(call.values, call.dtype, call.temperature):
+    if _arrays.left_to_numpy(call.values, call.dtype, call.temperature, call.softcap):
         return reference.loss_and_gradient(call, with_grad, grad_out)
     losses, gradient = _losses_array(call), None
     if with_grad:
@@ -351,10 +368,10 @@ def run(call: LossArguments, losses: Array | None, gradient: Array | None) -> tu
     """
     call, power = _balanced(call)
     found = execute.cross_entropy(
-        call.values, call.labels, call.probabilities, None, losses, gradient, call.axis,
+        call.values, call.labels, call.probabilities, call.where, losses, gradient, call.axis,
         call.weight, call.sample_weight, call.label_smoothing, call.z_loss, call.temperature,
-        call.reduction == "mean", call.denominator, call.ignore_index, power, threads_for,
-        call.dtype,
+        call.softcap or 0.0, call.reduction == "mean", call.denominator, call.ignore_index, power,
+        threads_for, call.dtype,
     )  # fmt: skip
     total, divisor = _checked_sums(call, found, power)
     if gradient is not None and call.reduction == "mean" and divisor == 0:

@@ -50,6 +50,7 @@ def cross_entropy(
     label_smoothing: float,
     z_loss: float,
     temperature: float,
+    softcap: float,
     mean: bool,
     denominator: float | None,
     ignore_index: int,

@@ -67,8 +67,11 @@ cdef const Kernels *kernels_for(const Problem *problem, int result_kind) except 
 cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept nogil:
     cdef int kind, least, most, role
     cdef double temperature = problem.options.temperature
-    if result_kind == KIND_FLOAT64 or not 1e-20 <= temperature <= 1e20:
-        # Beyond these the kernels' constants, multiples of it, leave the range of float32.
+    cdef double softcap = problem.options.softcap
+    if result_kind == KIND_FLOAT64 or not 1e-20 <= temperature <= 1e20 or (
+        softcap != 0 and not 1e-15 <= softcap <= 1e15
+    ):
+        # Beyond these the kernels' constants, multiples and squares, leave the range of float32.
         return True
     for role in range(OUTPUT):
         kind = problem.arrays[role].kind
@@ -273,8 +276,8 @@ def logsumexp(
 def cross_entropy(
     ndarray logits not None, ndarray labels, ndarray probabilities, ndarray where, ndarray losses,
     ndarray gradient, int axis, ndarray class_weight, ndarray sample_weight,
-    double label_smoothing, double z_loss, double temperature, bint mean, denominator,
-    ignore_index, int power, threads_for, dtype=None,
+    double label_smoothing, double z_loss, double temperature, double softcap, bint mean,
+    denominator, ignore_index, int power, threads_for, dtype=None,
 ):
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
@@ -299,6 +302,7 @@ def cross_entropy(
     problem.options.label_smoothing = label_smoothing
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
+    problem.options.softcap = softcap
     problem.options.power = power
     set_target(&call, &scan, labels, probabilities, ignore_index)
     set_rows(&call, losses, class_weight, sample_weight)

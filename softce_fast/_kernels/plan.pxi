@@ -67,7 +67,7 @@ cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept 
     cdef const Array *array = &problem.arrays[<int>INPUT]
     if array.kind != real_kind or array.swapped or has(problem, MASK):
         return False
-    if problem.layout.class_axes > 1:
+    if problem.options.softcap != 0 or problem.layout.class_axes > 1:
         return False
     return has_neighbour_classes(problem, INPUT) or (
         problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT))
@@ -96,6 +96,7 @@ cdef inline bint can_keep_in_output(const Problem *problem, int real_kind) noexc
     if not (
         can_keep(problem) and output.kind == real_kind and not output.swapped
         and has_neighbour_classes(problem, OUTPUT) and not has(problem, MASK)
+        and problem.options.softcap == 0
         # The gradient of a single row may take the place of the weights.
         and <const char *>problem.options.class_weight != output.data
     ):

@@ -92,6 +92,7 @@ cdef struct Layout:
 
 cdef struct Options:
     double temperature
+    double softcap                 # of logits; 0 for none
     double label_smoothing
     double z_loss
     double gradient_scale          # weight of a row's loss in the reduced one
@@ -241,10 +242,11 @@ cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
     return operation == LOG_SOFTMAX
 
 
-cdef inline bint clears_excluded(const Problem *problem) noexcept nogil:
-    """Whether what a mask leaves out gets 0 in the output, whatever the row holds."""
-    return problem.arrays[<int>MASK].data != NULL and (
-        problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY)
+cdef inline bint corrects_output(const Problem *problem) noexcept nogil:
+    """Whether the output is a gradient by logits that were changed as they were read."""
+    return (
+        problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY
+    ) and (problem.arrays[<int>MASK].data != NULL or problem.options.softcap != 0)
 
 
 cdef inline bint has(const Problem *problem, Role role) noexcept nogil:

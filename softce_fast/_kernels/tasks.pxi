@@ -99,11 +99,6 @@ cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
     return False
 
 
-cdef inline void runs_take(Scratch *scratch, char **memory, bint wanted) noexcept nogil:
-    scratch.runs = <Runs *>part_take(memory, sizeof(Runs) if wanted else 0)
-    scratch.mask_runs = <Runs *>part_take(memory, sizeof(Runs) if wanted else 0)
-
-
 cdef inline Py_ssize_t kept_row_stride(const Problem *problem) noexcept nogil:
     """Numbers from one kept row to the next: whole vectors, and room for what is written."""
     return (problem.layout.classes + 3 * LANES) // LANES * LANES
@@ -143,9 +138,11 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
     scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
     scratch.writer.lines.buffer = <real *>part_take(&memory, buffer * sizeof(real))
-    scratch.target = <real *>part_take(&memory, padded * sizeof(real))
+    scratch.target = <real *>part_take(
+        &memory, max(padded, <Py_ssize_t>MOST_ROWS) * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
-    runs_take(scratch, &memory, across and any_by_class(problem))
+    scratch.runs = <Runs *>part_take(
+        &memory, 3 * sizeof(Runs) if across and any_by_class(problem) else 0)
     return memory - start
 
 
@@ -161,6 +158,8 @@ cdef size_t scratch_size(const Problem *problem) noexcept nogil:
 cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
+    if problem.options.softcap != 0:
+        scratch.softcap = softcap_for(problem.options.softcap)
     if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
         scratch.factors = factors_of_all(problem)
     writer_open(

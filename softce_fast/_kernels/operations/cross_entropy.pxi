@@ -16,7 +16,7 @@ cdef inline void finish_total(
     if leaves_out_maximum(problem.operation):
         group.own_logit = group.whole.maximum
     elif not group.own_is_known:
-        group.own_logit = label_logits(group, problem)
+        group.own_logit = label_logits(group, problem, &scratch.softcap)
     group.own = exponential_pair(group.own_logit, group.whole.reference, &scratch.scale)
     group.total = double_double_merge(group.whole.others, group.own)
 
@@ -82,7 +82,7 @@ cdef void row_numbers(
     for k in range(LANES):
         numbers.spread[k] *= inverse
     if has(problem, LABELS):
-        numbers_store(logit, label_logits(group, problem))
+        numbers_store(logit, label_logits(group, problem, &scratch.softcap))
         for k in range(LANES):
             numbers.gap[k] = (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse)
 
@@ -295,7 +295,7 @@ cdef void finish_dense_gradient(
     if has(problem, LABELS):
         others = other_coefficients_of_labels(group, problem)
         own = exponential_pair(
-            label_logits(group, problem), group.whole.reference, &scratch.scale)
+            label_logits(group, problem, &scratch.softcap), group.whole.reference, &scratch.scale)
         recipe.at_label = vector_multiply(
             vector_fnma(
                 factors.coefficient, label_coefficients(group, problem),

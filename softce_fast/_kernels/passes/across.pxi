@@ -53,7 +53,8 @@ cdef void run_bytes(
 
 
 cdef const real *run_read(
-    const Array *array, const Runs *runs, Py_ssize_t at_class, Py_ssize_t rows, Scratch *scratch
+    const Array *array, const Runs *runs, Py_ssize_t at_class, Py_ssize_t rows, real *buffer,
+    const Scratch *scratch,
 ) noexcept nogil:
     """One class of all rows of a batch, and of as many more as make whole groups."""
     cdef const char *raw = scratch.raw
@@ -66,11 +67,11 @@ cdef const real *run_read(
         raw = array.data + runs.offset[0] + at_class
     else:
         run_bytes(array, runs, at_class, scratch.raw)
-    numbers_load(scratch.packed, raw, rows, array.kind)
+    numbers_load(buffer, raw, rows, array.kind)
     for i in range(rows, (rows + LANES - 1) // LANES * LANES):
         # Lanes without a row repeat the first one of the group.
-        scratch.packed[i] = scratch.packed[rows // LANES * LANES]
-    return scratch.packed
+        buffer[i] = buffer[rows // LANES * LANES]
+    return buffer
 
 
 cdef void tiles_fill_by_class(
@@ -87,14 +88,14 @@ cdef void tiles_fill_by_class(
     cdef bint masked = included.data != NULL and role == INPUT
     runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     if masked:
-        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+        runs_fill(scratch.runs + 1, &problem.layout, included, groups[0].first, rows)
     for c in range(n):
         run = run_read(
             array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
-            scratch)
+            scratch.packed, scratch)
         if masked:
             run_bytes(
-                included, scratch.mask_runs,
+                included, scratch.runs + 1,
                 class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
             if run != scratch.packed:
                 memcpy(scratch.packed, run, rows * sizeof(real))
@@ -223,11 +224,16 @@ cdef void tiles_fill(
     cdef Py_ssize_t t
     if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
         tiles_fill_by_class(groups, problem, role, tiles, chunk, scratch)
-        return
-    for t in range(tiles):
-        tile_fill_by_row(
-            groups + t, problem, role, chunk,
-            scratch.kept + t * scratch.kept_stride + (n * LANES if role == SECOND else 0), scratch)
+    else:
+        for t in range(tiles):
+            tile_fill_by_row(
+                groups + t, problem, role, chunk,
+                scratch.kept + t * scratch.kept_stride + (n * LANES if role == SECOND else 0),
+                scratch)
+    if problem.options.softcap != 0 and role == INPUT:
+        for t in range(tiles):
+            numbers_cap(
+                scratch.kept + t * scratch.kept_stride, n * LANES, &scratch.softcap)
 
 
 # ---- absorb --------------------------------------------------------------------------------------
@@ -810,30 +816,68 @@ cdef void run_write(
         run += runs.length[i]
 
 
+cdef void group_correct(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, real *rows,
+    const Scratch *scratch,
+) noexcept nogil:
+    """row_correct() for the rows of a group, packed."""
+    cdef const Array *logits = &problem.arrays[<int>INPUT]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k
+    if problem.options.softcap == 0:
+        group_exclude(group, problem, chunk, rows, 0, scratch)
+    elif rows_follow(group, problem, INPUT) and logits.kind == REAL_KIND and not has(problem, MASK):
+        numbers_slope(
+            rows, <const real *>(logits.data + in_group(group, problem, INPUT, 0)), LANES * n,
+            &scratch.softcap)
+    else:
+        for k in range(group.rows):
+            row_correct(group, problem, k, chunk, rows + k * n, scratch)
+
+
+cdef void run_correct(
+    const Problem *problem, Py_ssize_t c, Py_ssize_t rows, real *gradient, const Scratch *scratch
+) noexcept nogil:
+    """row_correct() for one class of all rows of a batch."""
+    cdef const Array *logits = &problem.arrays[<int>INPUT]
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef Py_ssize_t i
+    if problem.options.softcap != 0:
+        numbers_slope(
+            gradient,
+            run_read(
+                logits, scratch.runs + 2, class_offset(&problem.layout, logits, c), rows,
+                scratch.target, scratch),
+            rows, &scratch.softcap)
+    if has(problem, MASK):
+        run_bytes(
+            included, scratch.runs + 1, class_offset(&problem.layout, included, c), scratch.raw)
+        for i in range(rows):
+            if scratch.raw[i] == 0:
+                gradient[i] = 0
+
+
 cdef void tiles_write_by_class(
     const Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk,
     Scratch *scratch,
 ) noexcept nogil:
     """Write the output that the tiles hold, a class of all rows of the batch after the other."""
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
-    cdef const Array *included = &problem.arrays[<int>MASK]
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
-    cdef Py_ssize_t c, i, t
+    cdef Py_ssize_t c, t
     cdef real *run = scratch.packed
-    cdef bint masked = clears_excluded(problem)
-    if masked:
-        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+    if has(problem, MASK):
+        runs_fill(
+            scratch.runs + 1, &problem.layout, &problem.arrays[<int>MASK], groups[0].first, rows)
+    if problem.options.softcap != 0:
+        runs_fill(
+            scratch.runs + 2, &problem.layout, &problem.arrays[<int>INPUT], groups[0].first, rows)
     for c in range(chunk_length(problem, chunk)):
         for t in range(tiles):
             vector_store(
                 run + t * LANES, vector_load(scratch.kept + t * scratch.kept_stride + c * LANES))
-        if masked:
-            run_bytes(
-                included, scratch.mask_runs,
-                class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
-            for i in range(rows):
-                if scratch.raw[i] == 0:
-                    run[i] = 0
+        if corrects_output(problem):
+            run_correct(problem, chunk * CHUNK + c, rows, run, scratch)
         run_write(
             array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
             scratch)
@@ -862,7 +906,7 @@ cdef inline bint goes_straight(const Problem *problem) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     return (
         array.kind == REAL_KIND and not array.swapped and problem.layout.class_axes <= 1
-        and not problem.plan.stream and not clears_excluded(problem))
+        and not problem.plan.stream and not corrects_output(problem))
 
 
 cdef void tiles_emit_by_class(
@@ -912,7 +956,6 @@ cdef void tiles_emit_by_row(
     cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t t, step
     cdef bint straight = goes_straight(problem) and has_neighbours(&problem.layout, array)
-    cdef bint masked = clears_excluded(problem)
     cdef TilePlace place
     cdef char *room = NULL
     place.n = n
@@ -935,8 +978,8 @@ cdef void tiles_emit_by_row(
         else:
             place.to = <char *>scratch.staged
         tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
-        if masked:
-            group_exclude(groups + t, problem, chunk, <real *>place.to, 0, scratch)
+        if corrects_output(problem):
+            group_correct(groups + t, problem, chunk, <real *>place.to, scratch)
         if place.to == <char *>scratch.staged:
             tile_write_by_row(groups + t, problem, chunk, scratch.staged, scratch)
     if room != NULL:

@@ -416,7 +416,7 @@ cdef inline const real *row_input(
     const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, real *buffer,
     const Scratch *scratch,
 ) noexcept nogil:
-    """A chunk of a row's logits: where they are, or copied to `buffer`, masked."""
+    """A chunk of a row's logits: where they are, or copied to `buffer`, masked and capped."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef Py_ssize_t offset = in_group(group, problem, INPUT, k)
     cdef Py_ssize_t n = chunk_length(problem, chunk)
@@ -427,7 +427,26 @@ cdef inline const real *row_input(
         row_exclude(
             &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
             chunk * CHUNK, n, buffer, NEGATIVE_INFINITY, scratch.raw)
+    if problem.options.softcap != 0:
+        numbers_cap(buffer, n, &scratch.softcap)
     return buffer
+
+
+cdef void row_correct(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, real *gradient,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Do to a chunk of a row's gradient what row_input() did to its logits."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    if problem.options.softcap != 0:
+        row_gather(
+            &problem.layout, &problem.arrays[<int>INPUT], in_group(group, problem, INPUT, k),
+            chunk * CHUNK, n, scratch.target, scratch.raw)
+        numbers_slope(gradient, scratch.target, n, &scratch.softcap)
+    if has(problem, MASK):
+        row_exclude(
+            &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+            chunk * CHUNK, n, gradient, 0, scratch.raw)
 
 
 cdef inline Py_ssize_t row_pivot(
@@ -804,9 +823,8 @@ cdef void along_emit(
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, i, offset
-    cdef bint masked = clears_excluded(problem)
     cdef bint neighbours = has_neighbours(&problem.layout, output)
-    cdef bint straight = is_plain(&problem.layout, output) and not masked
+    cdef bint straight = is_plain(&problem.layout, output) and not corrects_output(problem)
     cdef Joints *joints = NULL
     cdef RowsOutput rows
     cdef real *to
@@ -830,10 +848,8 @@ cdef void along_emit(
             row_make(&rows, group, problem, chunk, k, scratch, to, joints)
         if straight:
             continue
-        if masked:
-            row_exclude(
-                &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
-                chunk * CHUNK, n, to, 0, scratch.raw)
+        if corrects_output(problem):
+            row_correct(group, problem, k, chunk, to, scratch)
         if neighbours:
             writer_take(&scratch.writer, n)
         else:

@@ -217,8 +217,10 @@ cdef void group_sample_weights(Group *group, const Problem *problem) noexcept no
             group.ignored |= <unsigned int>1 << k
 
 
-cdef inline vector label_logits(const Group *group, const Problem *problem) noexcept nogil:
-    """The logit of each row's label; -inf where a mask excludes it."""
+cdef inline vector label_logits(
+    const Group *group, const Problem *problem, const Softcap *cap
+) noexcept nogil:
+    """The logit of each row's label, capped; -inf where a mask excludes it."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef const Array *included = &problem.arrays[<int>MASK]
     cdef real[16] logit
@@ -234,6 +236,8 @@ cdef inline vector label_logits(const Group *group, const Problem *problem) noex
             + class_offset(&problem.layout, included, group.labels[k])
         ] == 0:
             logit[k] = NEGATIVE_INFINITY
+    if problem.options.softcap != 0:
+        return softcapped(vector_load(logit), cap)
     return vector_load(logit)
 
 
@@ -341,6 +345,7 @@ cdef struct Runs:
 
 cdef struct Scratch:
     Scale scale
+    Softcap softcap            # if there is any
     RowFactors factors         # of rows with a label and no weights
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
@@ -353,5 +358,4 @@ cdef struct Scratch:
     double *results            # of the rows of a task
     Group *groups              # of a batch
     Writer writer
-    Runs *runs                 # of the rows of a batch in an array,
-    Runs *mask_runs            # and in the mask
+    Runs *runs                 # of the rows of a batch in an array, in the mask and in the logits
