@@ -68,8 +68,8 @@ def real_array(value: ArrayLike, name: str) -> Array:
 
 def _masked(beginning: str) -> TypeError:
     return TypeError(
-        f"{beginning} a masked array, which is not supported: pass its data, with where=~mask to "
-        "softmax, log_softmax and logsumexp, or ignore_index= or sample_weight= to a loss"
+        f"{beginning} a masked array, which is not supported: pass its data, with where=~mask, or "
+        "ignore_index= or sample_weight= for whole rows of a loss"
     )
 
 
@@ -280,6 +280,18 @@ def check_where(where: ArrayLike, shape: tuple[int, ...], other: str = "x") -> N
     if mask.dtype.kind != "b":
         raise TypeError(f"where must hold booleans, got dtype {mask.dtype}")
     return check_broadcast(mask, shape, "where", other)
+
+
+def check_allowed_classes(where: ArrayLike | None, classes: int) -> NDArray[np.bool_] | None:
+    """Return `where` as a boolean array of shape (classes,), or None."""
+    if where is None:
+        return None
+    mask = check_where(where, np.shape(where))
+    if mask.shape != (classes,):
+        raise ValueError(
+            f"where must have one value for each class, shape ({classes},), got {mask.shape}"
+        )
+    return mask
 
 
 def check_class_weight(weight: ArrayLike, classes: int) -> Array:

@@ -380,7 +380,9 @@ def run(call: LossArguments, losses: Array | None, gradient: Array | None) -> tu
 
 
 def _inputs(call: LossArguments) -> tuple[Array | None, ...]:
-    return call.values, call.labels, call.probabilities, call.weight, call.sample_weight
+    return (
+        call.values, call.labels, call.probabilities, call.weight, call.sample_weight, call.where
+    )  # fmt: skip
 
 
 def _losses_array(call: LossArguments) -> Array | None:
@@ -477,6 +479,8 @@ def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor:
             rows[call.weight.take(call.labels, mode="clip") == 0] = 0
     if call.sample_weight is not None:
         rows[call.sample_weight == 0] = 0
+    if call.where is not None:
+        np.copyto(gradient, 0, where=~call.where)
 
 
 def nll_loss(

@@ -159,7 +159,7 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
         problem.operation
     ):
         # What is added up lies behind the logits; and behind probabilities.
-        bytes_ *= 3 if has(problem, SECOND) else 2
+        bytes_ *= 3 if coefficients_by_row(problem) else 2
     return max(1, min(
         min(<Py_ssize_t>MOST_BATCH, PANEL_BYTES // bytes_),
         problem.layout.rows // (lanes * FEWEST_TASKS)))

@@ -232,6 +232,16 @@ cdef inline bint is_dense(Operation operation) noexcept nogil:
     return operation == DENSE_CROSS_ENTROPY
 
 
+cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
+    """Whether how many classes label smoothing is shared by depends on the row."""
+    return problem.options.label_smoothing != 0 and problem.arrays[<int>MASK].data != NULL
+
+
+cdef inline bint coefficients_by_row(const Problem *problem) noexcept nogil:
+    """Whether the coefficients of dense targets do."""
+    return problem.arrays[<int>SECOND].data != NULL or shares_by_row(problem)
+
+
 cdef inline bint is_pair(Operation operation) noexcept nogil:
     """Whether sums over two arrays are all that is needed of a row."""
     return SOFTMAX_BACKWARD <= operation <= CURVATURE

@@ -83,7 +83,7 @@ cdef inline char *part_take(char **memory, size_t size) noexcept nogil:
 
 cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
     """How many numbers of a tile there are for each of a group's logits."""
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         return 3
     return 2 if emits_logarithms(problem.operation) or is_dense(problem.operation) else 1
 

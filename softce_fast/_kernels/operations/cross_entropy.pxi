@@ -35,6 +35,20 @@ cdef inline void finish_loss(
         for k in range(LANES):
             if group.ignored >> k & 1:
                 group.result[k] = 0
+    if has(problem, MASK):
+        finish_excluded(group, problem)
+
+
+cdef void finish_excluded(Group *group, const Problem *problem) noexcept nogil:
+    """The loss is infinite where no class is left; it is NaN where all that are left are -inf."""
+    cdef unsigned int empty = ~group.ignored & vector_mask_bits(
+        vector_equal(group.whole.maximum, vector_set(NEGATIVE_INFINITY)))
+    cdef Py_ssize_t k
+    for k in range(group.rows):
+        if empty >> k & 1 and classes_allowed(group, problem, k) == 0:
+            group.result[k] = -NEGATIVE_INFINITY
+            if group.weights.given:
+                group.result[k] *= group.weights.sample[k]
 
 
 cdef inline double number_or_zero(double coefficient, double x) noexcept nogil:
@@ -315,7 +329,7 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
     cdef double[16] coefficient
     cdef Py_ssize_t k
     for k in range(LANES):
-        coefficient[k] = even
+        coefficient[k] = group.weights.even[k] if shares_by_row(problem) else even
         if problem.options.class_weight != NULL:
             coefficient[k] *= problem.options.class_weight[group.labels[k]]
         coefficient[k] = power_apply(
@@ -331,11 +345,14 @@ cdef inline vector other_coefficients_of_labels(
     cdef double[16] others
     cdef Py_ssize_t k
     cdef int64_t top
+    numbers_store(others, double_double_rounded(group.whole.other_coefficients))
     for k in range(LANES):
         top = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
-        others[k] = even * <double>(problem.layout.classes - 1)
-        if problem.options.other_sums != NULL:
-            others[k] = even * problem.options.other_sums[top]
+        if not shares_by_row(problem):
+            # One rounding less than the sum.
+            others[k] = even * (
+                <double>(problem.layout.classes - 1) if problem.options.other_sums == NULL
+                else problem.options.other_sums[top])
         if group.labels[k] != top:
             others[k] += power_apply(
                 group.weights.label[k], -problem.options.coefficient_power)

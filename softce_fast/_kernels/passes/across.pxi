@@ -83,7 +83,7 @@ cdef void tiles_fill_by_class(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t c, t, i
-    cdef real *tile = scratch.kept + (n * LANES if role == SECOND else 0)
+    cdef real *tile = scratch.kept + <int>role * n * LANES
     cdef const real *run
     cdef bint masked = included.data != NULL and role == INPUT
     runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
@@ -219,7 +219,7 @@ cdef void tiles_fill(
     const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
     Scratch *scratch,
 ) noexcept nogil:
-    """Fill the tiles of a batch with logits, or with probabilities, which lie behind these."""
+    """Fill the tiles of a batch with logits, or with probabilities or a mask, which lie behind."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t
     if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
@@ -228,12 +228,45 @@ cdef void tiles_fill(
         for t in range(tiles):
             tile_fill_by_row(
                 groups + t, problem, role, chunk,
-                scratch.kept + t * scratch.kept_stride + (n * LANES if role == SECOND else 0),
-                scratch)
+                scratch.kept + t * scratch.kept_stride + <int>role * n * LANES, scratch)
     if problem.options.softcap != 0 and role == INPUT:
         for t in range(tiles):
             numbers_cap(
                 scratch.kept + t * scratch.kept_stride, n * LANES, &scratch.softcap)
+
+
+cdef void tiles_read(
+    const Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
+) noexcept nogil:
+    """Fill the tiles of a batch with all that one chunk of it takes."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t t
+    tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
+    if has(problem, SECOND):
+        tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+    if shares_by_row(problem):
+        tiles_fill(groups, problem, MASK, tiles, chunk, scratch)
+        for t in range(tiles):
+            tile_shares(
+                groups + t, problem, n, scratch.kept + t * scratch.kept_stride + n * LANES)
+
+
+cdef void tile_shares(
+    const Group *group, const Problem *problem, Py_ssize_t n, real *tile
+) noexcept nogil:
+    """row_shares(), of a tile that the mask lies behind."""
+    cdef vector share = vector_set(<real>(1 - problem.options.label_smoothing))
+    cdef vector zero = vector_set(0.0)
+    cdef vector even = vector_from(group.weights.even)
+    cdef vector v
+    cdef Py_ssize_t c
+    for c in range(n):
+        v = vector_select(
+            vector_equal(vector_load(tile + (n + c) * LANES), zero), zero, even)
+        if has(problem, SECOND):
+            v = vector_fma(share, vector_load(tile + c * LANES), v)
+        vector_store(tile + c * LANES, v)
 
 
 # ---- absorb --------------------------------------------------------------------------------------
@@ -352,7 +385,7 @@ cdef inline RowState *chunk_state(
 
 cdef inline real *tile_terms(const Problem *problem, real *tile, Py_ssize_t n) noexcept nogil:
     """Where what is to be added up of a tile goes: behind what is still wanted of it."""
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         return tile + 2 * n * LANES
     if emits_logarithms(problem.operation) or is_dense(problem.operation):
         return tile + n * LANES
@@ -366,9 +399,7 @@ cdef inline void tiles_open(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t
     cdef RowState *state
-    tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
-    if has(problem, SECOND):
-        tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+    tiles_read(groups, problem, tiles, chunk, scratch)
     for t in range(tiles):
         state = chunk_state(groups + t, problem, t, chunk, scratch)
         state.maximum = tile_maximum(scratch.kept + t * scratch.kept_stride, n)
@@ -516,8 +547,11 @@ cdef inline Coefficients tile_coefficients_of(
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         coefficients.probabilities = tile + chunk_length(problem, chunk) * LANES
+    if shares_by_row(problem):
+        coefficients.share = vector_set(1.0)
+        coefficients.even = vector_set(0.0)
     return coefficients
 
 
@@ -563,7 +597,7 @@ cdef void tile_spread(
             tile_coefficient(&coefficients, c), origin, vector_load(tile + c * LANES)))
     state.spread = double_double_rounded(tile_sums(terms, n, False))
     state.own_coefficient = vector_set(0.0)
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         state.own_coefficient = tile_coefficients_lay(&coefficients, n, state.position, terms)
         state.other_coefficients = tile_sums(terms, n, False)
     else:
@@ -993,9 +1027,7 @@ cdef void tiles_emit(
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch."""
     if problem.plan.chunks > 1:
-        tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
-        if has(problem, SECOND):
-            tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+        tiles_read(groups, problem, tiles, chunk, scratch)
     tiles_write(groups, problem, tiles, chunk, scratch)
 
 

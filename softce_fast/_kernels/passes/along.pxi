@@ -389,11 +389,45 @@ cdef inline Coefficients coefficients_of(
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
-    if has(problem, SECOND):
+    if shares_by_row(problem):
+        row_shares(group, problem, k, chunk, coefficients.share, scratch)
+        coefficients.probabilities = scratch.target
+        coefficients.share = vector_set(1.0)
+        coefficients.even = vector_set(0.0)
+    elif has(problem, SECOND):
         coefficients.probabilities = row_read(
             &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
             chunk * CHUNK, chunk_length(problem, chunk), scratch.target, scratch.raw)
     return coefficients
+
+
+cdef void row_shares(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, vector share,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Lay out share * probability, and what smoothing adds to the classes that a mask includes."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef real even = <real>group.weights.even[k]
+    cdef real *to = scratch.target
+    cdef const real *probabilities
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = even
+    row_exclude(
+        &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+        chunk * CHUNK, n, to, 0, scratch.raw)
+    if not has(problem, SECOND):
+        return
+    # Nothing is on its way to the writer yet.
+    probabilities = row_read(
+        &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
+        chunk * CHUNK, n, scratch.packed, scratch.raw)
+    i = 0
+    while i < n:
+        row_store(
+            to + i, vector_fma(share, row_vector(probabilities, i, n), row_vector(to, i, n)),
+            n - i)
+        i += LANES
 
 
 # ---- absorb --------------------------------------------------------------------------------------
@@ -548,7 +582,7 @@ cdef inline void dense_reduce(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     state.spread = double_double_rounded(rows_reduce(&dense.spread, group.rows, n))
     state.own_coefficient = vector_set(0.0)
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         state.other_coefficients = rows_reduce(&dense.coefficients, group.rows, n)
         state.own_coefficient = vector_load(dense.own)
     else:

@@ -52,6 +52,7 @@ cdef struct GroupWeights:
     bint given               # else all are 1, and not set here
     double[16] label         # class weight at the label, less what smoothing takes
     double[16] sample
+    double[16] even          # what smoothing gives to each class, where that depends on the row
 
 
 cdef struct PairSum:
@@ -133,6 +134,8 @@ cdef inline void group_open(
         group_labels(group, problem)
     if has(problem, SAMPLE_WEIGHT):
         group_sample_weights(group, problem)
+    if shares_by_row(problem):
+        group_shares(group, problem)
 
 
 cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
@@ -215,6 +218,31 @@ cdef void group_sample_weights(Group *group, const Problem *problem) noexcept no
         if weight == 0:
             # It takes the row out, whatever the row holds.
             group.ignored |= <unsigned int>1 << k
+
+
+cdef Py_ssize_t classes_allowed(
+    const Group *group, const Problem *problem, Py_ssize_t k
+) noexcept nogil:
+    """How many classes of a row the mask includes."""
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef const char *start = included.data + in_group(group, problem, MASK, k)
+    cdef Py_ssize_t c, count = 0
+    if has_neighbours(&problem.layout, included):
+        for c in range(problem.layout.classes):
+            count += start[c] != 0
+    else:
+        for c in range(problem.layout.classes):
+            count += start[class_offset(&problem.layout, included, c)] != 0
+    return count
+
+
+cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        group.weights.even[k] = group.weights.even[0]
+        if k < group.rows:
+            group.weights.even[k] = problem.options.label_smoothing / <double>max(
+                <Py_ssize_t>1, classes_allowed(group, problem, k))
 
 
 cdef inline vector label_logits(
