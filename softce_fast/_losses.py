@@ -198,7 +198,6 @@ def cross_entropy_with_grad_and_hessian(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
-    softcap: float | None = None,
     where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
@@ -215,13 +214,13 @@ def cross_entropy_with_grad_and_hessian(
     ----------
     logits, target, axis, weight, sample_weight, ignore_index, label_smoothing
         As in :func:`cross_entropy`.
-    temperature, reduction, denominator, empty, dtype
+    temperature, where, reduction, denominator, empty, dtype
         As in :func:`cross_entropy`.
     hessian_scale : float, default 1.0
         Multiplies the Hessian. Finite and above 0.
     hessian_floor : float, optional
-        The least value of the Hessian, after all else; not of rows that do not count, where it is
-        0. Finite and not below 0.
+        The least value of the Hessian, after all else; not in rows that do not count nor at classes
+        that `where` excludes, where it is 0. Finite and not below 0.
     grad_out, hessian_out : ndarray, optional
         Where to put the gradient and the Hessian: of the shape of `logits` and the dtype of the
         result, any strides. `grad_out` may be `logits` itself.
@@ -260,7 +259,7 @@ def cross_entropy_with_grad_and_hessian(
     call = _checks.check_loss(
         "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
-        reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
+        where=where, reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
     shape = call.values.shape
     scale, floor = _checks.check_hessian(call, hessian_scale, hessian_floor, hessian_out)
@@ -272,46 +271,10 @@ def cross_entropy_with_grad_and_hessian(
     if _arrays.left_to_numpy(call.values, call.dtype, call.temperature):
         return reference.loss_gradient_and_hessian(call, scale, floor, grad_out, hessian_out)
     gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
-    # Before the gradient, which may overwrite the logits.
-    probabilities = _memory.empty(shape, _checks.compute_dtype(call.dtype))
-    execute.softmax(
-        call.values, probabilities, None, (call.axis,), False, call.temperature, False, threads_for
-    )
+    hessian = _memory.empty(shape, call.dtype) if hessian_out is None else hessian_out
     losses = _losses_array(call)
-    total, divisor = run(call, losses, gradient)
-    hessian = hessian_out
-    if hessian is None:
-        is_own = probabilities.dtype == call.dtype
-        hessian = probabilities if is_own else _memory.empty(shape, call.dtype)
-    with np.errstate(all="ignore"):
-        factors = _curvature_factors(*_balanced(call), divisor)
-        factors *= (scale / call.temperature) / call.temperature
-    execute.curvature(
-        probabilities, hessian, call.axis, np.asarray(factors),
-        -math.inf if floor is None else floor, threads_for,
-    )  # fmt: skip
+    total, divisor = run(call, losses, gradient, hessian, scale, floor)
     return _reduced(call, losses, total, divisor), gradient, hessian
-
-
-def _curvature_factors(call: LossArguments, power: int, divisor: float) -> Array:
-    """Return K of each row times its share in the reduced loss, in float64; 0 if it counts not."""
-    weights = np.ones(call.classes) if call.weight is None else call.weight
-    evenly = call.label_smoothing / call.classes * math.fsum(weights)
-    if call.labels is not None:
-        own = weights.astype(np.float64).take(call.labels, mode="clip")
-        factors = (1 - call.label_smoothing) * own + evenly
-        factors = np.where(call.labels == call.ignore_index, 0, factors)
-    else:
-        assert call.probabilities is not None
-        rows = np.moveaxis(call.probabilities, call.axis, -1)
-        # In long double: a plain sum over many classes would lose digits.
-        sums = np.einsum("...c,c->...", rows, weights, dtype=np.longdouble, casting="unsafe")
-        factors = (1 - call.label_smoothing) * sums + evenly
-    if call.sample_weight is not None:
-        factors = np.where(call.sample_weight == 0, 0, factors * call.sample_weight)
-    if call.reduction == "mean":
-        factors = np.where(factors == 0, 0, factors / divisor)
-    return np.ldexp(np.asarray(factors, np.float64), power)
 
 
 def _cross_entropy(
@@ -361,21 +324,31 @@ def _cross_entropy(
     return _reduced(call, losses, total, divisor), gradient
 
 
-def run(call: LossArguments, losses: Array | None, gradient: Array | None) -> tuple[float, float]:
-    """Write losses and gradient where wanted; return the losses' sum and what the mean divides by.
+def run(
+    call: LossArguments,
+    losses: Array | None,
+    gradient: Array | None,
+    hessian: Array | None = None,
+    hessian_scale: float = 1.0,
+    hessian_floor: float | None = None,
+) -> tuple[float, float]:
+    """Write what is wanted; return the sum of the losses and what their mean divides by.
 
-    The gradient is that of the reduced loss.
+    Gradient and Hessian are those of the reduced loss.
     """
     call, power = _balanced(call)
     found = execute.cross_entropy(
-        call.values, call.labels, call.probabilities, call.where, losses, gradient, call.axis,
-        call.weight, call.sample_weight, call.label_smoothing, call.z_loss, call.temperature,
-        call.softcap or 0.0, call.reduction == "mean", call.denominator, call.ignore_index, power,
-        threads_for, call.dtype,
+        call.values, call.labels, call.probabilities, call.where, losses, gradient, hessian,
+        call.axis, call.weight, call.sample_weight, call.label_smoothing, call.z_loss,
+        call.temperature, call.softcap or 0.0, call.reduction == "mean", call.denominator,
+        call.ignore_index, power, threads_for, call.dtype, hessian_scale,
+        -math.inf if hessian_floor is None else hessian_floor,
     )  # fmt: skip
     total, divisor = _checked_sums(call, found, power)
-    if gradient is not None and call.reduction == "mean" and divisor == 0:
-        _divide_by_zero(call, gradient, total, divisor)
+    if call.reduction == "mean" and divisor == 0:
+        for derivative in (gradient, hessian):
+            if derivative is not None:
+                _divide_by_zero(call, derivative, total, divisor)
     return total, divisor
 
 
@@ -466,7 +439,7 @@ def reduced(loss: float, divisor: float, empty: str, dtype: DType) -> Any:
 
 
 def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor: float) -> None:
-    """Divide the gradient of the sum as it is divided by any other number; ignored rows stay 0."""
+    """Divide a derivative of the sum as it is divided by any other number; ignored rows stay 0."""
     if call.empty == "zero" and total == 0:
         gradient[...] = 0
         return

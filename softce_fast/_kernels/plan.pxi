@@ -34,8 +34,7 @@ cpdef enum Threshold:
 # By the numbers of Operation and Pass.
 OPERATIONS = (
     "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy",
-    "softmax_backward", "log_softmax_backward", "probability_loss", "curvature", "label_loss",
-    "binary_loss",
+    "softmax_backward", "log_softmax_backward", "probability_loss", "label_loss", "binary_loss",
 )
 PASSES = ("along", "across")
 
@@ -74,12 +73,19 @@ cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept 
 
 
 cdef inline bint can_stream(const Problem *problem) noexcept nogil:
-    """Whether OUTPUT has runs of memory that can be written past the caches."""
-    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    """Whether what is written has runs of memory that can be written past the caches."""
     return (
-        can_go_across(problem.operation) and output.data != NULL and not output.swapped
-        and output.data != problem.arrays[<int>INPUT].data and is_aligned(&problem.layout, output)
-        and (has_neighbour_classes(problem, OUTPUT) or has_neighbour_rows(problem, OUTPUT)))
+        can_go_across(problem.operation) and has(problem, OUTPUT)
+        and has_runs(problem, OUTPUT)
+        and (not has(problem, HESSIAN) or has_runs(problem, HESSIAN)))
+
+
+cdef inline bint has_runs(const Problem *problem, Role role) noexcept nogil:
+    cdef const Array *output = &problem.arrays[<int>role]
+    return (
+        not output.swapped and output.data != problem.arrays[<int>INPUT].data
+        and is_aligned(&problem.layout, output)
+        and (has_neighbour_classes(problem, role) or has_neighbour_rows(problem, role)))
 
 
 cdef inline bint can_keep(const Problem *problem) noexcept nogil:

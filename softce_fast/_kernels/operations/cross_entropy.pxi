@@ -211,11 +211,11 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
     return vector_load(lane)
 
 
-cdef RowFactors factors_of_all(const Problem *problem) noexcept nogil:
+cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     """The factors of rows that have a label and no weights."""
     cdef double[5][16] lanes
     cdef RowFactors factors
-    row_factor(&lanes, 0, scale_of_gradients(problem), 1, 0, 1)
+    row_factor(&lanes, 0, scale, 1, 0, 1)
     factors.whole = vector_set(<real>lanes[0][0])
     factors.target = factors.whole
     factors.rest = vector_set(0.0)
@@ -224,8 +224,9 @@ cdef RowFactors factors_of_all(const Problem *problem) noexcept nogil:
     return factors
 
 
-cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept nogil:
-    cdef Scaled scale = scale_of_gradients(problem)
+cdef RowFactors factors_of(
+    const Group *group, const Problem *problem, Scaled scale
+) noexcept nogil:
     cdef Scaled row
     cdef double[5][16] lanes
     cdef double target, rest
@@ -247,16 +248,20 @@ cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept 
     return factors_from(&lanes)
 
 
+cdef inline DoubleDouble exact_total(const Group *group, const Scratch *scratch) noexcept nogil:
+    return with_exact_maximum(
+        group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
+        &scratch.scale)
+
+
 cdef inline void finish_gradient(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Recipe *recipe = &group.recipe
-    cdef RowFactors factors = scratch.factors
-    cdef DoubleDouble total = with_exact_maximum(
-        group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
-        &scratch.scale)
+    cdef RowFactors factors = scratch.factors[0]
+    cdef DoubleDouble total = exact_total(group, scratch)
     if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
-        factors = factors_of(group, problem)
+        factors = factors_of(group, problem, scale_of_gradients(problem))
     recipe.factor = double_double_quotient(factors.whole, total)
     recipe.unscale = factors.power
     recipe.coefficient_factor = factors.coefficient

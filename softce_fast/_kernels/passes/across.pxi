@@ -385,11 +385,7 @@ cdef inline RowState *chunk_state(
 
 cdef inline real *tile_terms(const Problem *problem, real *tile, Py_ssize_t n) noexcept nogil:
     """Where what is to be added up of a tile goes: behind what is still wanted of it."""
-    if coefficients_by_row(problem):
-        return tile + 2 * n * LANES
-    if emits_logarithms(problem.operation) or is_dense(problem.operation):
-        return tile + n * LANES
-    return tile
+    return tile + (tile_sections(problem) - 1) * n * LANES
 
 
 cdef inline void tiles_open(
@@ -612,6 +608,7 @@ cdef enum TileTarget:
     NO_TARGET = 0
     BY_LABEL = 1
     DENSE = 2
+    CURVED = 4    # the Hessian instead of the gradient
 
 
 cdef struct TileOutput:
@@ -621,7 +618,7 @@ cdef struct TileOutput:
     const real *values         # exponentials or logits
     DoubleDouble factor
     vector unscale
-    vector minus
+    vector minus               # for the Hessian: 1 / the sum of the exponentials
     vector coefficient_factor
     Reference reference
     Coefficients coefficients
@@ -630,10 +627,12 @@ cdef struct TileOutput:
     vector top                 # dense targets: the same for at_top, which goes first
     vector at_top
     vector active              # rows where this is not above 0 get 0
+    vector floor               # of the Hessian
 
 
 cdef struct TilePlace:
-    # A chunk of a tile, and where its output goes:
+    # A chunk of a tile, and where its output, of this role, goes:
+    Role role
     const RowState *state
     const real *values
     Py_ssize_t n
@@ -664,7 +663,12 @@ cdef inline TileOutput tile_output_open(
     output.target = target
     if kind == FINISHED:
         return output
-    output.factor = chunk_factor(group, problem, place.state, &output.reference)
+    output.active = rows_active(group)
+    if target == CURVED:
+        tile_curvature_open(&output, group, problem, chunk, place)
+        return output
+    output.factor = chunk_factor(
+        group.recipe.factor, group, problem, place.state, &output.reference)
     output.unscale = group.recipe.unscale
     output.minus = group.recipe.minus
     if target & DENSE:
@@ -675,9 +679,22 @@ cdef inline TileOutput tile_output_open(
     if target & BY_LABEL:
         output.label = classes_in_chunk(group.labels, chunk)
         output.at_label = group.recipe.at_label
-    if target != NO_TARGET:
-        output.active = rows_active(group)
     return output
+
+
+cdef inline void tile_curvature_open(
+    TileOutput *output, const Group *group, const Problem *problem, Py_ssize_t chunk,
+    const TilePlace *place,
+) noexcept nogil:
+    cdef const Curvature *curvature = &group.recipe.curvature
+    output.minus = chunk_factor(
+        double_double_from(curvature.share), group, problem, place.state, &output.reference).high
+    output.factor = chunk_factor(
+        curvature.factor, group, problem, place.state, &output.reference)
+    output.unscale = curvature.unscale
+    output.label = classes_in_chunk(curvature.top, chunk)
+    output.at_label = curvature.at_top
+    output.floor = vector_set(<real>problem.options.hessian.floor)
 
 
 cdef inline vector tile_output(
@@ -691,7 +708,10 @@ cdef inline vector tile_output(
         return vector_subtract(cooled_difference(v, tile.minus, scale), tile.factor.high)
     if tile.kind == FROM_LOGITS:
         v = exponential(v, tile.reference, scale)
-    if tile.target & DENSE:
+    if tile.target == CURVED:
+        v = curvature_product(
+            v, tile.factor, tile.unscale, tile.minus, tile.floor, scale.few_digits)
+    elif tile.target & DENSE:
         v = vector_multiply(
             vector_fnma(
                 tile.coefficient_factor, tile_coefficient(&tile.coefficients, c),
@@ -699,7 +719,7 @@ cdef inline vector tile_output(
             tile.unscale)
     else:
         v = output_product(v, tile.factor, tile.unscale, scale.few_digits)
-    if tile.target & BY_LABEL:
+    if tile.target & (BY_LABEL | CURVED):
         v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
     if tile.target & DENSE:
         v = vector_select(vector_equal(tile.top, vector_set(<real>c)), tile.at_top, v)
@@ -787,6 +807,16 @@ cdef void tile_emit_by_label(
         tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL, FEW_DIGITS)
 
 
+cdef void tile_emit_curvature(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale,
+) noexcept nogil:
+    if not scale.few_digits:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, CURVED, PLAIN)
+    else:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, CURVED, FEW_DIGITS)
+
+
 cdef void tile_emit_dense(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
     const Scale *scale,
@@ -807,9 +837,11 @@ cdef void tile_emit_other(
     elif emits_logarithms(problem.operation):
         tile_lay(group, problem, chunk, place, scale, LOGARITHMS, NO_TARGET, GENERAL)
     else:
-        if has(problem, LABELS):
+        if place.role == HESSIAN:
+            target = CURVED
+        elif has(problem, LABELS):
             target |= BY_LABEL
-        if is_dense(problem.operation):
+        if is_dense(problem.operation) and place.role == OUTPUT:
             target |= DENSE
         tile_lay(group, problem, chunk, place, scale, FROM_LOGITS, target, GENERAL)
 
@@ -823,6 +855,8 @@ cdef inline void tile_emit(
         or problem.plan.chunks > 1
     ):
         tile_emit_other(group, problem, chunk, place, scale)
+    elif place.role == HESSIAN:
+        tile_emit_curvature(group, problem, chunk, place, scale)
     elif is_dense(problem.operation):
         tile_emit_dense(group, problem, chunk, place, scale)
     elif has(problem, LABELS):
@@ -832,7 +866,8 @@ cdef inline void tile_emit(
 
 
 cdef void run_write(
-    const Array *array, const Runs *runs, Py_ssize_t at_class, real *run, Scratch *scratch
+    const Array *array, const Runs *runs, Py_ssize_t at_class, real *run, Writer *writer,
+    const Scratch *scratch,
 ) noexcept nogil:
     """Write one class of all rows of a batch."""
     cdef Py_ssize_t step = step_in_runs(array)
@@ -841,7 +876,7 @@ cdef void run_write(
     for i in range(runs.count):
         to = array.data + runs.offset[i] + at_class
         if step == array.size and not array.swapped:
-            write_run(&scratch.writer, run, runs.length[i], to)
+            write_run(writer, run, runs.length[i], to)
         else:
             elements_store(scratch.raw, run, runs.length[i], array.kind)
             if array.swapped:
@@ -891,14 +926,21 @@ cdef void run_correct(
                 gradient[i] = 0
 
 
+cdef inline Py_ssize_t tile_section(const Problem *problem, Role role) noexcept nogil:
+    """Which section of a tile an output is laid out in on its way."""
+    return tile_sections(problem) - 1 if role == HESSIAN else 0
+
+
 cdef void tiles_write_by_class(
-    const Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk,
+    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
     Scratch *scratch,
 ) noexcept nogil:
     """Write the output that the tiles hold, a class of all rows of the batch after the other."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t c, t
+    cdef const real *tile = scratch.kept + tile_section(problem, role) * n * LANES
     cdef real *run = scratch.packed
     if has(problem, MASK):
         runs_fill(
@@ -906,62 +948,65 @@ cdef void tiles_write_by_class(
     if problem.options.softcap != 0:
         runs_fill(
             scratch.runs + 2, &problem.layout, &problem.arrays[<int>INPUT], groups[0].first, rows)
-    for c in range(chunk_length(problem, chunk)):
+    for c in range(n):
         for t in range(tiles):
             vector_store(
-                run + t * LANES, vector_load(scratch.kept + t * scratch.kept_stride + c * LANES))
+                run + t * LANES, vector_load(tile + t * scratch.kept_stride + c * LANES))
         if corrects_output(problem):
             run_correct(problem, chunk * CHUNK + c, rows, run, scratch)
         run_write(
             array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
-            scratch)
+            writer_of(scratch, role), scratch)
 
 
 cdef void tile_write_by_row(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, real *rows, Scratch *scratch
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *rows,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write the rows of one tile that were laid out at `rows`, packed."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, offset
     for k in range(group.rows):
-        offset = in_group(group, problem, OUTPUT, k)
+        offset = in_group(group, problem, role, k)
         if has_neighbours(&problem.layout, array):
             write_run(
-                &scratch.writer, rows + k * n, n,
+                writer_of(scratch, role), rows + k * n, n,
                 array.data + offset + chunk * CHUNK * array.size)
         else:
             row_scatter(
                 &problem.layout, array, offset, chunk * CHUNK, n, rows + k * n, scratch.raw)
 
 
-cdef inline bint goes_straight(const Problem *problem) noexcept nogil:
+cdef inline bint goes_straight(const Problem *problem, Role role) noexcept nogil:
     """Whether output can be laid out where it belongs."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     return (
         array.kind == REAL_KIND and not array.swapped and problem.layout.class_axes <= 1
         and not problem.plan.stream and not corrects_output(problem))
 
 
 cdef void tiles_emit_by_class(
-    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+    Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch whose rows are neighbours."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t t
     cdef TilePlace place
     cdef bint straight
     runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     straight = (
-        goes_straight(problem) and scratch.runs.count == 1 and rows % LANES == 0
+        goes_straight(problem, role) and scratch.runs.count == 1 and rows % LANES == 0
         and step_in_runs(array) == sizeof(real))
     place.n = chunk_length(problem, chunk)
+    place.role = role
     place.row_stride = 0
     for t in range(tiles):
         place.state = chunk_state(groups + t, problem, t, chunk, scratch)
         place.values = scratch.kept + t * scratch.kept_stride
-        place.to = <char *>place.values
+        place.to = <char *>(place.values + tile_section(problem, role) * place.n * LANES)
         place.class_stride = LANES * sizeof(real)
         if straight:
             place.class_stride = array.class_stride
@@ -970,43 +1015,45 @@ cdef void tiles_emit_by_class(
                 + chunk * CHUNK * array.class_stride)
         tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
     if not straight:
-        tiles_write_by_class(groups, problem, tiles, chunk, scratch)
+        tiles_write_by_class(groups, problem, role, tiles, chunk, scratch)
 
 
-cdef inline bint is_packed(const Problem *problem) noexcept nogil:
+cdef inline bint is_packed(const Problem *problem, Role role) noexcept nogil:
     """Whether the rows of the output follow each other, whole."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     return (
         has_neighbours(&problem.layout, array) and problem.plan.chunks == 1
         and array.row_stride == problem.layout.classes * array.size)
 
 
 cdef void tiles_emit_by_row(
-    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+    Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch whose rows lie one after the other."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t t, step
-    cdef bint straight = goes_straight(problem) and has_neighbours(&problem.layout, array)
+    cdef bint straight = goes_straight(problem, role) and has_neighbours(&problem.layout, array)
     cdef TilePlace place
     cdef char *room = NULL
+    place.role = role
     place.n = n
     place.class_stride = 0
-    if is_packed(problem) and not (straight and n % LANES == 0):
+    if is_packed(problem, role) and not (straight and n % LANES == 0):
         room = <char *>writer_room(
-            &scratch.writer, array.data + in_group(groups, problem, OUTPUT, 0))
+            writer_of(scratch, role), array.data + in_group(groups, problem, role, 0))
     for t in range(tiles):
         place.state = chunk_state(groups + t, problem, t, chunk, scratch)
         place.values = scratch.kept + t * scratch.kept_stride
-        step = groups[t].offsets[<int>OUTPUT].step
+        step = groups[t].offsets[<int>role].step
         place.row_stride = packed
         if room != NULL:
             place.to = room + t * LANES * packed
         elif straight and groups[t].rows == LANES and step != 0 and n >= 4:
             place.to = (
-                array.data + in_group(groups + t, problem, OUTPUT, 0)
+                array.data + in_group(groups + t, problem, role, 0)
                 + chunk * CHUNK * <Py_ssize_t>sizeof(real))
             place.row_stride = step
         else:
@@ -1015,10 +1062,10 @@ cdef void tiles_emit_by_row(
         if corrects_output(problem):
             group_correct(groups + t, problem, chunk, <real *>place.to, scratch)
         if place.to == <char *>scratch.staged:
-            tile_write_by_row(groups + t, problem, chunk, scratch.staged, scratch)
+            tile_write_by_row(groups + t, problem, role, chunk, scratch.staged, scratch)
     if room != NULL:
         writer_take(
-            &scratch.writer,
+            writer_of(scratch, role),
             (groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first) * n)
 
 
@@ -1028,14 +1075,18 @@ cdef void tiles_emit(
     """Write one chunk of the tiles of a batch."""
     if problem.plan.chunks > 1:
         tiles_read(groups, problem, tiles, chunk, scratch)
-    tiles_write(groups, problem, tiles, chunk, scratch)
+    if has(problem, HESSIAN):
+        # First: the gradient may take the place of what both are made of.
+        tiles_write(groups, problem, HESSIAN, tiles, chunk, scratch)
+    tiles_write(groups, problem, OUTPUT, tiles, chunk, scratch)
 
 
 cdef inline void tiles_write(
-    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+    Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write what is made of the tiles as they are."""
-    if goes_by_class(&problem.layout, &problem.arrays[<int>OUTPUT]):
-        tiles_emit_by_class(groups, problem, tiles, chunk, scratch)
+    if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
+        tiles_emit_by_class(groups, problem, role, tiles, chunk, scratch)
     else:
-        tiles_emit_by_row(groups, problem, tiles, chunk, scratch)
+        tiles_emit_by_row(groups, problem, role, tiles, chunk, scratch)

@@ -454,7 +454,7 @@ cdef inline const real *row_input(
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef Py_ssize_t offset = in_group(group, problem, INPUT, k)
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    if not problem.plan.gather:
+    if not problem.plan.gather and has_neighbours(&problem.layout, array):
         return <const real *>(array.data + offset) + chunk * CHUNK
     row_gather(&problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw)
     if has(problem, MASK):
@@ -624,6 +624,9 @@ cdef struct RowOutput:
     Coefficients coefficients
     Py_ssize_t label          # the class that gets at_label instead; outside [0, n) for none
     real at_label
+    bint curved               # the Hessian: times 1 - share * exponential, not below the floor
+    vector share
+    vector floor
     Py_ssize_t top            # dense targets: the same for at_top, which goes first
     real at_top
 
@@ -638,6 +641,13 @@ cdef inline vector output_product(
         vector_fma(e, factor.high, vector_multiply(e, factor.low)), unscale)
 
 
+cdef inline vector curvature_product(
+    vector e, DoubleDouble factor, vector unscale, vector share, vector floor, bint few_digits
+) noexcept nogil:
+    cdef vector v = output_product(e, factor, unscale, few_digits)
+    return vector_maximum(floor, vector_fnma(vector_multiply(e, share), v, v))
+
+
 cdef inline vector row_output(
     const RowOutput *row, vector v, OutputKind kind, Py_ssize_t i, Py_ssize_t n,
     const Scale *scale,
@@ -647,6 +657,9 @@ cdef inline vector row_output(
         return vector_subtract(cooled_difference(v, row.minus, scale), row.factor.high)
     if kind == FROM_LOGITS:
         v = exponential(v, row.reference, scale)
+    if row.curved:
+        return curvature_product(
+            v, row.factor, row.unscale, row.share, row.floor, scale.few_digits)
     if not row.dense:
         return output_product(v, row.factor, row.unscale, scale.few_digits)
     return vector_multiply(
@@ -718,6 +731,7 @@ cdef void emit_kept(
     const RowOutput *row_, Py_ssize_t n, const Scale *scale, real *to, Joints *joints
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
+    row.curved = False
     if row.dense:
         row.dense = True
         row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
@@ -729,17 +743,28 @@ cdef void emit_kept(
         row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
 
 
+cdef void emit_curvature(
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, real *to, Joints *joints
+) noexcept nogil:
+    cdef RowOutput row = row_[0]
+    row.curved = True
+    if scale.few_digits:
+        row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
+    else:
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+
+
 cdef void emit_again(
     const RowOutput *row_, Py_ssize_t n, const Scale *scale, bint shifted, real *to, Joints *joints
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
-    if row.dense or scale.tempered or shifted:
+    if row.dense or row.curved or scale.tempered or shifted:
         row_emit(&row, FROM_LOGITS, n, scale, GENERAL, to, joints)
     elif scale.few_digits:
-        row.dense = False
+        row.dense = row.curved = False
         row_emit(&row, FROM_LOGITS, n, scale, FEW_DIGITS, to, joints)
     else:
-        row.dense = False
+        row.dense = row.curved = False
         row_emit(&row, FROM_LOGITS, n, scale, PLAIN, to, joints)
 
 
@@ -755,12 +780,14 @@ cdef void emit_logarithms(
 
 
 cdef struct RowsOutput:
-    # A chunk of a group's output, a row in each lane, in memory.
+    # A chunk of a group's output, of this role, a row in each lane, in memory.
+    Role role
     real[16] factor
     real[16] factor_rest
     real[16] unscale
     real[16] minus
     real[16] coefficient_factor
+    real[16] share
     real[16] at_label
     real[16] at_top
     real[16] shift
@@ -777,9 +804,10 @@ cdef extern from *:
 
 
 cdef inline DoubleDouble chunk_factor(
-    const Group *group, const Problem *problem, const RowState *state, Reference *reference
+    DoubleDouble factor, const Group *group, const Problem *problem, const RowState *state,
+    Reference *reference,
 ) noexcept nogil:
-    """Return the factor, and set the reference, of the exponentials of a chunk.
+    """Return a row's factor, and set the reference, for the exponentials of a chunk.
 
     Far below the row's maximum a chunk's factor could underflow where its product with an
     exponential does not: such a chunk starts again from the row's reference.
@@ -787,28 +815,35 @@ cdef inline DoubleDouble chunk_factor(
     cdef mask low
     reference[0] = state.reference
     if problem.plan.chunks == 1 or emits_logarithms(problem.operation):
-        return group.recipe.factor
+        return factor
     low = vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high)
     reference.shift = vector_select(low, group.whole.reference.shift, reference.shift)
     reference.exponent = vector_select(low, group.whole.reference.exponent, reference.exponent)
-    return double_double_select(
-        low, group.recipe.factor, double_double_product(group.recipe.factor, state.factor))
+    return double_double_select(low, factor, double_double_product(factor, state.factor))
 
 
 cdef inline void rows_output_open(
-    RowsOutput *rows, const Group *group, const Problem *problem, const RowState *state
+    RowsOutput *rows, const Group *group, const Problem *problem, const RowState *state, Role role
 ) noexcept nogil:
+    cdef const Recipe *recipe = &group.recipe
+    cdef const Curvature *curvature = &recipe.curvature
+    cdef bint curved = role == HESSIAN
     cdef Reference references
-    cdef DoubleDouble factors = chunk_factor(group, problem, state, &references)
+    cdef DoubleDouble factors = chunk_factor(
+        curvature.factor if curved else recipe.factor, group, problem, state, &references)
+    rows.role = role
     vector_store(rows.factor, factors.high)
     vector_store(rows.factor_rest, factors.low)
-    vector_store(rows.unscale, group.recipe.unscale)
-    vector_store(rows.minus, group.recipe.minus)
-    vector_store(rows.coefficient_factor, group.recipe.coefficient_factor)
-    vector_store(rows.at_label, group.recipe.at_label)
-    vector_store(rows.at_top, group.recipe.at_top)
+    vector_store(rows.unscale, curvature.unscale if curved else recipe.unscale)
+    vector_store(rows.minus, recipe.minus)
+    vector_store(rows.coefficient_factor, recipe.coefficient_factor)
+    vector_store(rows.at_label, curvature.at_top if curved else recipe.at_label)
+    vector_store(rows.at_top, recipe.at_top)
     vector_store(rows.shift, references.shift)
     vector_store(rows.exponent, references.exponent)
+    if curved:
+        vector_store(rows.share, chunk_factor(
+            double_double_from(curvature.share), group, problem, state, &references).high)
     rows.again = 0
     if problem.plan.chunks > 1 and problem.plan.keep:
         rows.again = vector_mask_bits(
@@ -829,10 +864,15 @@ cdef inline void row_make(
     row.unscale = vector_set(rows.unscale[k])
     row.minus = vector_set(rows.minus[k])
     row.label = -1
-    if has(problem, LABELS):
+    row.at_label = rows.at_label[k]
+    row.curved = rows.role == HESSIAN
+    row.dense = is_dense(problem.operation) and not row.curved
+    if row.curved:
+        row.label = group.recipe.curvature.top[k] - chunk * CHUNK
+        row.share = vector_set(rows.share[k])
+        row.floor = vector_set(<real>problem.options.hessian.floor)
+    elif has(problem, LABELS):
         row.label = group.labels[k] - chunk * CHUNK
-        row.at_label = rows.at_label[k]
-    row.dense = is_dense(problem.operation)
     if row.dense:
         row.coefficient_factor = vector_set(rows.coefficient_factor[k])
         row.coefficients = coefficients_of(group, problem, k, chunk, scratch)
@@ -840,7 +880,10 @@ cdef inline void row_make(
         row.at_top = rows.at_top[k]
     if problem.plan.keep and not rows.again >> k & 1:
         row.x = row_kept(group, problem, k, chunk, scratch)
-        emit_kept(&row, n, &scratch.scale, to, joints)
+        if row.curved:
+            emit_curvature(&row, n, &scratch.scale, to, joints)
+        else:
+            emit_kept(&row, n, &scratch.scale, to, joints)
         return
     row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
     if emits_logarithms(problem.operation):
@@ -853,8 +896,20 @@ cdef void along_emit(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const RowState *state,
     Scratch *scratch,
 ) noexcept nogil:
-    """Write one chunk of the group's rows, one after the other."""
-    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    """Write one chunk of the group's rows."""
+    if has(problem, HESSIAN):
+        # First: the gradient may take the place of what both are made of.
+        along_write(group, problem, HESSIAN, chunk, state, scratch)
+    along_write(group, problem, OUTPUT, chunk, state, scratch)
+
+
+cdef void along_write(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk,
+    const RowState *state, Scratch *scratch,
+) noexcept nogil:
+    """Write one output, one row after the other."""
+    cdef const Array *output = &problem.arrays[<int>role]
+    cdef Writer *writer = writer_of(scratch, role)
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, i, offset
     cdef bint neighbours = has_neighbours(&problem.layout, output)
@@ -862,17 +917,17 @@ cdef void along_emit(
     cdef Joints *joints = NULL
     cdef RowsOutput rows
     cdef real *to
-    rows_output_open(&rows, group, problem, state)
+    rows_output_open(&rows, group, problem, state, role)
     for k in range(group.rows):
-        offset = in_group(group, problem, OUTPUT, k)
+        offset = in_group(group, problem, role, k)
         to = scratch.packed
         if straight:
             to = <real *>(output.data + offset) + chunk * CHUNK
             if problem.plan.stream:
-                joints = &scratch.writer.joints
+                joints = &writer.joints
         elif neighbours:
             to = writer_room(
-                &scratch.writer, output.data + offset + chunk * CHUNK * output.size)
+                writer, output.data + offset + chunk * CHUNK * output.size)
         if group.ignored >> k & 1:
             if joints != NULL:
                 joints_close(joints)
@@ -885,6 +940,6 @@ cdef void along_emit(
         if corrects_output(problem):
             row_correct(group, problem, k, chunk, to, scratch)
         if neighbours:
-            writer_take(&scratch.writer, n)
+            writer_take(writer, n)
         else:
             row_scatter(&problem.layout, output, offset, chunk * CHUNK, n, to, scratch.raw)

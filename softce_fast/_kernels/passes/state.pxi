@@ -25,6 +25,16 @@ cdef struct RowState:
     vector spread                    # and the sum of coefficient * (maximum - x)
 
 
+cdef struct Curvature:
+    # How the diagonal of the Hessian is made, a row in each lane:
+    #     exponential * factor * unscale * (1 - exponential * share).
+    DoubleDouble factor
+    vector unscale
+    vector share             # 1 / the sum of the exponentials
+    vector at_top            # what the class `top`, more likely than all others, gets instead;
+    int64_t[16] top          # outside of the row for none
+
+
 cdef struct Recipe:
     # How results are made, a row in each lane:
     #     (exponential * factor - coefficient * coefficient_factor) * unscale, or of logarithms
@@ -36,6 +46,7 @@ cdef struct Recipe:
     vector at_label          # what the class `label` gets instead,
     vector at_top            # and before it the class `top`; outside of the row for none
     int64_t[16] top
+    Curvature curvature
 
 
 cdef struct RowFactors:
@@ -67,7 +78,7 @@ cdef struct Group:
     int64_t[16] labels
     Py_ssize_t first
     Py_ssize_t rows
-    Offsets[4] offsets         # by Role, of those before WEIGHT
+    Offsets[5] offsets         # by Role, of those before WEIGHT
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
     PairSum[16] sums           # of two arrays
@@ -374,7 +385,7 @@ cdef struct Runs:
 cdef struct Scratch:
     Scale scale
     Softcap softcap            # if there is any
-    RowFactors factors         # of rows with a label and no weights
+    RowFactors[2] factors      # of rows with a label and no weights: for gradient and Hessian
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
@@ -386,4 +397,9 @@ cdef struct Scratch:
     double *results            # of the rows of a task
     Group *groups              # of a batch
     Writer writer
+    Writer hessian_writer
     Runs *runs                 # of the rows of a batch in an array, in the mask and in the logits
+
+
+cdef inline Writer *writer_of(Scratch *scratch, Role role) noexcept nogil:
+    return &scratch.hessian_writer if role == HESSIAN else &scratch.writer
