@@ -15,17 +15,25 @@ from . import _memory
 Array = NDArray[Any]
 DType = np.dtype[Any]
 
-# Beyond these the kernels' constants, multiples of the temperature, leave the range of float64.
+# Beyond these the kernels' constants, multiples of temperatures and squares of soft caps, leave the
+# range of float64.
 TEMPERATURES = (1e-200, 1e200)
+SOFTCAPS = (1e-100, 1e100)
 
 # Elements of rows that NumPy works on together: they stay in the second-level cache.
 BLOCK_SIZE = 1 << 17
 
 
-def left_to_numpy(values: Array, dtype: DType, temperature: float = 1.0) -> bool:
+def left_to_numpy(
+    values: Array, dtype: DType, temperature: float = 1.0, softcap: float | None = None
+) -> bool:
     """Tell whether reference.py serves a call: long doubles, or nothing to compute."""
-    lowest, highest = TEMPERATURES
-    return dtype.itemsize > 8 or values.size == 0 or not lowest <= temperature <= highest
+    return (
+        dtype.itemsize > 8
+        or values.size == 0
+        or not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
+        or not (softcap is None or SOFTCAPS[0] <= softcap <= SOFTCAPS[1])
+    )
 
 
 def output(

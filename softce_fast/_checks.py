@@ -68,8 +68,8 @@ def real_array(value: ArrayLike, name: str) -> Array:
 
 def _masked(beginning: str) -> TypeError:
     return TypeError(
-        f"{beginning} a masked array, which is not supported: pass its data, with where=~mask to "
-        "softmax, log_softmax and logsumexp, or ignore_index= or sample_weight= to a loss"
+        f"{beginning} a masked array, which is not supported: pass its data, with where=~mask, or "
+        "ignore_index= or sample_weight= for whole rows of a loss"
     )
 
 
@@ -191,6 +191,16 @@ def check_temperature(temperature: float) -> float:
     return value
 
 
+def check_softcap(softcap: float | None) -> float | None:
+    """Return softcap as a finite float above 0, or None."""
+    if softcap is None:
+        return None
+    value = _number(softcap, "softcap", "a finite number > 0 or None")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"softcap must be finite and > 0, or None, got {softcap!r}")
+    return value
+
+
 def check_z_loss(z_loss: float) -> float:
     """Return z_loss as a finite float."""
     value = _number(z_loss, "z_loss", "a finite number")
@@ -270,6 +280,18 @@ def check_where(where: ArrayLike, shape: tuple[int, ...], other: str = "x") -> N
     if mask.dtype.kind != "b":
         raise TypeError(f"where must hold booleans, got dtype {mask.dtype}")
     return check_broadcast(mask, shape, "where", other)
+
+
+def check_allowed_classes(where: ArrayLike | None, classes: int) -> NDArray[np.bool_] | None:
+    """Return `where` as a boolean array of shape (classes,), or None."""
+    if where is None:
+        return None
+    mask = check_where(where, np.shape(where))
+    if mask.shape != (classes,):
+        raise ValueError(
+            f"where must have one value for each class, shape ({classes},), got {mask.shape}"
+        )
+    return mask
 
 
 def check_class_weight(weight: ArrayLike, classes: int) -> Array:
@@ -462,6 +484,8 @@ class LossArguments(NamedTuple):
     label_smoothing: float
     z_loss: float
     temperature: float
+    softcap: float | None
+    where: NDArray[np.bool_] | None  # of the shape of the values
     reduction: str
     denominator: float | None
     empty: str
@@ -495,6 +519,8 @@ def check_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
 ) -> LossArguments:
     """Return the arguments of a loss over the classes of the argument called `name`."""
     array, result = check_values(values, name, dtype)
@@ -513,6 +539,8 @@ def check_loss(
         check_label_smoothing(label_smoothing),
         check_z_loss(z_loss),
         check_temperature(temperature),
+        check_softcap(softcap),
+        None if where is None else check_where(where, array.shape, name),
         reduction,
         check_denominator(denominator),
         empty,

@@ -49,6 +49,8 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -75,8 +77,11 @@ def linear_cross_entropy(
     sample_weight : array_like, optional
         Weight of each row, broadcast to the shape of `hidden` without its last axis. Rows of weight
         0 count for nothing, even where they hold NaN. It may be negative.
-    ignore_index, label_smoothing, z_loss, temperature
+    ignore_index, label_smoothing, z_loss, temperature, softcap
         As in :func:`cross_entropy`.
+    where : array_like of bool, shape (C,), optional
+        The classes allowed. The result is that without the other classes, whose part of
+        `linear_weight` may hold NaN.
     reduction, denominator, empty
         As in :func:`cross_entropy`.
     dtype : dtype, optional
@@ -129,8 +134,8 @@ def linear_cross_entropy(
     """
     options = {
         "weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
-        "z_loss": z_loss, "temperature": temperature, "reduction": reduction,
-        "denominator": denominator, "empty": empty,
+        "z_loss": z_loss, "temperature": temperature, "softcap": softcap, "where": where,
+        "reduction": reduction, "denominator": denominator, "empty": empty,
     }  # fmt: skip
     call = _Call(hidden, linear_weight, target, linear_bias, sample_weight, dtype, memory, options)
     return _evaluate(call, _NO_GRADS)[0]
@@ -148,6 +153,8 @@ def linear_cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -167,7 +174,7 @@ def linear_cross_entropy_with_grad(
     ----------
     hidden, linear_weight, target, linear_bias, weight, sample_weight, ignore_index
         As in :func:`linear_cross_entropy`.
-    label_smoothing, z_loss, temperature, reduction, denominator, empty
+    label_smoothing, z_loss, temperature, softcap, where, reduction, denominator, empty
         As in :func:`linear_cross_entropy`.
     dtype, memory
         As in :func:`linear_cross_entropy`.
@@ -228,8 +235,8 @@ def linear_cross_entropy_with_grad(
     """
     options = {
         "weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
-        "z_loss": z_loss, "temperature": temperature, "reduction": reduction,
-        "denominator": denominator, "empty": empty,
+        "z_loss": z_loss, "temperature": temperature, "softcap": softcap, "where": where,
+        "reduction": reduction, "denominator": denominator, "empty": empty,
     }  # fmt: skip
     call = _Call(hidden, linear_weight, target, linear_bias, sample_weight, dtype, memory, options)
     outs = hidden_grad_out, weight_grad_out, bias_grad_out
@@ -262,11 +269,13 @@ _NO_GRADS = _Wanted((), False, (None, None, None))
 
 def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
     arrays = _checks.check_linear(call.hidden, call.linear_weight, call.linear_bias, call.dtype)
-    options = call.options
     classes = len(arrays.weight)
+    options = {
+        **call.options, "where": _checks.check_allowed_classes(call.options["where"], classes)
+    }  # fmt: skip
     compute = _checks.compute_dtype(arrays.dtype)
     no_rows = np.empty((0, classes), compute)
-    _checks.check_loss(
+    checked = _checks.check_loss(
         "logits", no_rows, np.empty(0, np.int64), -1, sample_weight=None, dtype=None, **options
     )
     batch = _Batch(arrays, call.target, call.sample_weight, options)
@@ -275,7 +284,9 @@ def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
         arrays, wanted.grads, wanted.accumulate, wanted.outs, call.dtype
     )
     _check_overlaps(arrays, batch, wanted.outs)
-    if compute.itemsize > 8 or classes == 0:
+    if classes == 0 or _arrays.left_to_numpy(
+        arrays.weight, compute, checked.temperature, checked.softcap
+    ):
         return reference.linear_cross_entropy_with_grad(
             arrays.hidden, arrays.weight, call.target, linear_bias=arrays.bias,
             sample_weight=call.sample_weight, dtype=call.dtype, memory=memory, grads=wanted.grads,
@@ -305,7 +316,8 @@ def _check_overlaps(
     arrays: LinearArrays, batch: _Batch, outs: tuple[Array | None, Array | None, Array | None]
 ) -> None:
     """Refuse outputs that share memory with what is still read when they are written."""
-    given = [arrays.weight, arrays.bias, batch.target.array, batch.options["weight"]]
+    options = batch.options
+    given = [arrays.weight, arrays.bias, batch.target.array, options["weight"], options["where"]]
     if batch.sample_weight is not None:
         given.append(batch.sample_weight.array)
     inputs = [item for item in given if isinstance(item, np.ndarray)]
@@ -546,13 +558,13 @@ def _add(out: Array, values: Array, add: bool) -> None:
 
 
 class _ClassMatrix:
-    """The class matrix as BLAS takes it, by panels of classes."""
+    """The class matrix as BLAS takes it, by panels of classes; 0 for those excluded."""
 
-    def __init__(self, matrix: Array, plan: _Plan, buffer: _Buffer) -> None:
-        self.matrix = matrix
+    def __init__(self, matrix: Array, where: Array | None, plan: _Plan, buffer: _Buffer) -> None:
+        self.matrix, self.where = matrix, where
         self.panels = [slice(0, len(matrix))]
         self.buffer, self.held = None, slice(0, 0)
-        if not _fits_blas(matrix, plan.dtype):
+        if where is not None or not _fits_blas(matrix, plan.dtype):
             self.panels = _panels(len(matrix), plan)
             self.buffer = buffer.take(plan.panel, matrix.shape[1])
 
@@ -562,6 +574,8 @@ class _ClassMatrix:
         copy = self.buffer[: panel.stop - panel.start]
         if panel != self.held:
             copy[...] = self.matrix[panel]
+            if self.where is not None:
+                copy[~self.where[panel]] = 0  # a gradient of 0 times NaN would be one
             self.held = panel
         return copy
 
@@ -589,7 +603,7 @@ class _Run:
         self.logits = buffer.take(plan.rows, classes)
         self.hidden = buffer.take(plan.rows, features)
         self.hidden_fits = _rows_fit_blas(batch.hidden, plan.dtype)
-        self.matrix = _ClassMatrix(arrays.weight, plan, buffer)
+        self.matrix = _ClassMatrix(arrays.weight, batch.options["where"], plan, buffer)
         self.bias = None if arrays.bias is None else arrays.bias.astype(plan.dtype, copy=False)
         if gradients.hidden is not None:
             self.hidden_grad, self.hidden_part = buffer.take(2, plan.rows, features)

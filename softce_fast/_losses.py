@@ -28,6 +28,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -56,6 +58,12 @@ def cross_entropy(
         Adds ``z_loss * logsumexp(row)**2`` to each row's loss.
     temperature : float, default 1.0
         Divides the logits. Finite and above 0.
+    softcap : float, optional
+        Makes ``softcap * tanh(logits / softcap)`` of the logits, before `temperature` divides
+        them. Finite and above 0.
+    where : array_like of bool, optional
+        The classes allowed, broadcast to the shape of `logits`. The result is that of rows without
+        the other classes, which may hold NaN; `label_smoothing` is shared by those allowed.
     reduction : {"mean", "sum", "none"}, default "mean"
         What becomes of the losses of the rows.
     denominator : float, optional
@@ -71,7 +79,8 @@ def cross_entropy(
     Returns
     -------
     scalar or ndarray
-        The reduced loss, or with ``reduction="none"`` the losses, one for each row.
+        The reduced loss, or with ``reduction="none"`` the losses, one for each row: +inf where
+        the target gives a part to a class that `where` excludes, or `where` allows no class.
 
     Raises
     ------
@@ -80,7 +89,7 @@ def cross_entropy(
     AxisError
         If `axis` is out of range.
     TypeError
-        If `logits` is complex, masked or not numeric, or the labels are boolean.
+        If `logits` is complex, masked or not numeric, the labels are boolean, or `where` is not.
     ValueError
         If a shape does not fit or an option is out of range.
 
@@ -106,7 +115,7 @@ def cross_entropy(
     """
     loss, _ = _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-        temperature, reduction, denominator, empty, dtype, False, None,
+        temperature, softcap, where, reduction, denominator, empty, dtype, False, None,
     )  # fmt: skip
     return loss
 
@@ -122,6 +131,8 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -134,7 +145,7 @@ def cross_entropy_with_grad(
     ----------
     logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss
         As in :func:`cross_entropy`.
-    temperature, reduction, denominator, empty, dtype
+    temperature, softcap, where, reduction, denominator, empty, dtype
         As in :func:`cross_entropy`.
     grad_out : ndarray, optional
         Where to put the gradient: of the shape of `logits` and the dtype of the result, any
@@ -146,7 +157,7 @@ def cross_entropy_with_grad(
         As from :func:`cross_entropy`.
     grad : ndarray
         Gradient of the reduced loss by the logits, of their shape; for ``reduction="none"`` that of
-        the sum of the losses. Exactly 0 in ignored rows.
+        the sum of the losses. Exactly 0 in ignored rows and at classes that `where` excludes.
 
     Raises
     ------
@@ -159,7 +170,9 @@ def cross_entropy_with_grad(
     .. math:: \frac{\partial H}{\partial x_i} = (q_i - p_i) / T
 
     for a target that sums to 1, times the row's share in the reduced loss. At the label this is
-    computed as minus the sum of the other probabilities, which keeps its digits.
+    computed as minus the sum of the other probabilities, which keeps its digits. With `softcap` an
+    entry is multiplied by :math:`1 - \tanh^2 u = 4 v / (1 + v)^2`, where :math:`u` is
+    ``logits / softcap`` and :math:`v = e^{-2 |u|}`.
 
     Examples
     --------
@@ -171,7 +184,7 @@ def cross_entropy_with_grad(
     """
     return _cross_entropy(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-        temperature, reduction, denominator, empty, dtype, True, grad_out,
+        temperature, softcap, where, reduction, denominator, empty, dtype, True, grad_out,
     )  # fmt: skip
 
 
@@ -185,6 +198,7 @@ def cross_entropy_with_grad_and_hessian(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -200,13 +214,13 @@ def cross_entropy_with_grad_and_hessian(
     ----------
     logits, target, axis, weight, sample_weight, ignore_index, label_smoothing
         As in :func:`cross_entropy`.
-    temperature, reduction, denominator, empty, dtype
+    temperature, where, reduction, denominator, empty, dtype
         As in :func:`cross_entropy`.
     hessian_scale : float, default 1.0
         Multiplies the Hessian. Finite and above 0.
     hessian_floor : float, optional
-        The least value of the Hessian, after all else; not of rows that do not count, where it is
-        0. Finite and not below 0.
+        The least value of the Hessian, after all else; not in rows that do not count nor at classes
+        that `where` excludes, where it is 0. Finite and not below 0.
     grad_out, hessian_out : ndarray, optional
         Where to put the gradient and the Hessian: of the shape of `logits` and the dtype of the
         result, any strides. `grad_out` may be `logits` itself.
@@ -245,7 +259,7 @@ def cross_entropy_with_grad_and_hessian(
     call = _checks.check_loss(
         "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
-        reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
+        where=where, reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
     shape = call.values.shape
     scale, floor = _checks.check_hessian(call, hessian_scale, hessian_floor, hessian_out)
@@ -257,46 +271,10 @@ def cross_entropy_with_grad_and_hessian(
     if _arrays.left_to_numpy(call.values, call.dtype, call.temperature):
         return reference.loss_gradient_and_hessian(call, scale, floor, grad_out, hessian_out)
     gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
-    # Before the gradient, which may overwrite the logits.
-    probabilities = _memory.empty(shape, _checks.compute_dtype(call.dtype))
-    execute.softmax(
-        call.values, probabilities, None, (call.axis,), False, call.temperature, False, threads_for
-    )
+    hessian = _memory.empty(shape, call.dtype) if hessian_out is None else hessian_out
     losses = _losses_array(call)
-    total, divisor = run(call, losses, gradient)
-    hessian = hessian_out
-    if hessian is None:
-        is_own = probabilities.dtype == call.dtype
-        hessian = probabilities if is_own else _memory.empty(shape, call.dtype)
-    with np.errstate(all="ignore"):
-        factors = _curvature_factors(*_balanced(call), divisor)
-        factors *= (scale / call.temperature) / call.temperature
-    execute.curvature(
-        probabilities, hessian, call.axis, np.asarray(factors),
-        -math.inf if floor is None else floor, threads_for,
-    )  # fmt: skip
+    total, divisor = run(call, losses, gradient, hessian, scale, floor)
     return _reduced(call, losses, total, divisor), gradient, hessian
-
-
-def _curvature_factors(call: LossArguments, power: int, divisor: float) -> Array:
-    """Return K of each row times its share in the reduced loss, in float64; 0 if it counts not."""
-    weights = np.ones(call.classes) if call.weight is None else call.weight
-    evenly = call.label_smoothing / call.classes * math.fsum(weights)
-    if call.labels is not None:
-        own = weights.astype(np.float64).take(call.labels, mode="clip")
-        factors = (1 - call.label_smoothing) * own + evenly
-        factors = np.where(call.labels == call.ignore_index, 0, factors)
-    else:
-        assert call.probabilities is not None
-        rows = np.moveaxis(call.probabilities, call.axis, -1)
-        # In long double: a plain sum over many classes would lose digits.
-        sums = np.einsum("...c,c->...", rows, weights, dtype=np.longdouble, casting="unsafe")
-        factors = (1 - call.label_smoothing) * sums + evenly
-    if call.sample_weight is not None:
-        factors = np.where(call.sample_weight == 0, 0, factors * call.sample_weight)
-    if call.reduction == "mean":
-        factors = np.where(factors == 0, 0, factors / divisor)
-    return np.ldexp(np.asarray(factors, np.float64), power)
 
 
 def _cross_entropy(
@@ -309,6 +287,8 @@ def _cross_entropy(
     label_smoothing: float,
     z_loss: float,
     temperature: float,
+    softcap: float | None,
+    where: ArrayLike | None,
     reduction: str,
     denominator: float | None,
     empty: str,
@@ -318,8 +298,8 @@ def _cross_entropy(
 ) -> tuple[Any, Any]:
     """Return the loss, and the gradient or None."""
     if (
-        weight is None and sample_weight is None and denominator is None
-        and _checks.is_own_dtype(dtype, logits)
+        weight is None and sample_weight is None and denominator is None and softcap is None
+        and where is None and _checks.is_own_dtype(dtype, logits)
     ):  # fmt: skip
         results = execute.cross_entropy_fast(
             logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
@@ -330,11 +310,11 @@ def _cross_entropy(
     call = _checks.check_loss(
         "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+        temperature=temperature, softcap=softcap, where=where, reduction=reduction,
+        denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
     _checks.check_gradient_out(call, grad_out)
-    if _arrays.left_to_numpy(call.values, call.dtype, call.temperature):
+    if _arrays.left_to_numpy(call.values, call.dtype, call.temperature, call.softcap):
         return reference.loss_and_gradient(call, with_grad, grad_out)
     losses, gradient = _losses_array(call), None
     if with_grad:
@@ -344,26 +324,38 @@ def _cross_entropy(
     return _reduced(call, losses, total, divisor), gradient
 
 
-def run(call: LossArguments, losses: Array | None, gradient: Array | None) -> tuple[float, float]:
-    """Write losses and gradient where wanted; return the losses' sum and what the mean divides by.
+def run(
+    call: LossArguments,
+    losses: Array | None,
+    gradient: Array | None,
+    hessian: Array | None = None,
+    hessian_scale: float = 1.0,
+    hessian_floor: float | None = None,
+) -> tuple[float, float]:
+    """Write what is wanted; return the sum of the losses and what their mean divides by.
 
-    The gradient is that of the reduced loss.
+    Gradient and Hessian are those of the reduced loss.
     """
     call, power = _balanced(call)
     found = execute.cross_entropy(
-        call.values, call.labels, call.probabilities, None, losses, gradient, call.axis,
-        call.weight, call.sample_weight, call.label_smoothing, call.z_loss, call.temperature,
-        call.reduction == "mean", call.denominator, call.ignore_index, power, threads_for,
-        call.dtype,
+        call.values, call.labels, call.probabilities, call.where, losses, gradient, hessian,
+        call.axis, call.weight, call.sample_weight, call.label_smoothing, call.z_loss,
+        call.temperature, call.softcap or 0.0, call.reduction == "mean", call.denominator,
+        call.ignore_index, power, threads_for, call.dtype, hessian_scale,
+        -math.inf if hessian_floor is None else hessian_floor,
     )  # fmt: skip
     total, divisor = _checked_sums(call, found, power)
-    if gradient is not None and call.reduction == "mean" and divisor == 0:
-        _divide_by_zero(call, gradient, total, divisor)
+    if call.reduction == "mean" and divisor == 0:
+        for derivative in (gradient, hessian):
+            if derivative is not None:
+                _divide_by_zero(call, derivative, total, divisor)
     return total, divisor
 
 
 def _inputs(call: LossArguments) -> tuple[Array | None, ...]:
-    return call.values, call.labels, call.probabilities, call.weight, call.sample_weight
+    return (
+        call.values, call.labels, call.probabilities, call.weight, call.sample_weight, call.where
+    )  # fmt: skip
 
 
 def _losses_array(call: LossArguments) -> Array | None:
@@ -447,7 +439,7 @@ def reduced(loss: float, divisor: float, empty: str, dtype: DType) -> Any:
 
 
 def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor: float) -> None:
-    """Divide the gradient of the sum as it is divided by any other number; ignored rows stay 0."""
+    """Divide a derivative of the sum as it is divided by any other number; ignored rows stay 0."""
     if call.empty == "zero" and total == 0:
         gradient[...] = 0
         return
@@ -460,6 +452,8 @@ def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor:
             rows[call.weight.take(call.labels, mode="clip") == 0] = 0
     if call.sample_weight is not None:
         rows[call.sample_weight == 0] = 0
+    if call.where is not None:
+        np.copyto(gradient, 0, where=~call.where)
 
 
 def nll_loss(

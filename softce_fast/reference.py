@@ -61,6 +61,18 @@ def _cool(values: Array, temperature: float) -> Array:
     return (values / np.longdouble(temperature)).astype(values.dtype)
 
 
+def _softcapped(values: Array, softcap: float) -> tuple[Array, Array]:
+    """Return softcap * tanh(values / softcap), and its derivative; infinities stay."""
+    limits = np.finfo(values.dtype)
+    is_held = limits.tiny <= softcap <= limits.max
+    limit = (values.dtype.type if is_held else np.longdouble)(softcap)
+    scaled = values / limit
+    capped = np.where(np.isinf(values), values, limit * np.tanh(scaled))
+    decay = np.exp(-2 * np.abs(scaled))
+    slope = 4 * decay / (1 + decay) ** 2
+    return capped.astype(values.dtype), slope.astype(values.dtype)
+
+
 def _minus_maximum(values: Array, axes: tuple[int, ...], temperature: float) -> tuple[Array, Array]:
     """Return (values - maximum) / temperature, and the maximum."""
     maximum = values.max(axis=axes, keepdims=True, initial=-np.inf)
@@ -227,7 +239,9 @@ def log_softmax_backward(
 class _Task(NamedTuple):
     """Arguments of a loss, the class axis last; either labels or probabilities is None."""
 
-    values: Array  # logits, log-probabilities or probabilities, in the dtype to compute in
+    values: Array  # (log-)probabilities or logits, capped, in the dtype to compute in
+    slope: Array | None  # derivative of the capped logits
+    allowed: Array | None  # classes; the others are -inf
     labels: Array | None  # 0 for ignored rows
     ignored: Array | None
     probabilities: Array | None
@@ -261,9 +275,9 @@ def _task(call: LossArguments) -> _Task:
         _checks.check_labels(call.labels, call.classes, call.ignore_index)
         ignored = call.labels == call.ignore_index
         labels = np.where(ignored, 0, call.labels).astype(np.intp)
-    values, probabilities = (
-        None if array is None else np.moveaxis(array.astype(compute, copy=False), call.axis, -1)
-        for array in (call.values, call.probabilities)
+    values, probabilities, allowed = (
+        None if array is None else np.moveaxis(array, call.axis, -1)
+        for array in (call.values, call.probabilities, call.where)
     )
     weight, sample_weight = call.weight, call.sample_weight
     if weight is not None:
@@ -271,8 +285,17 @@ def _task(call: LossArguments) -> _Task:
     if sample_weight is not None:
         # Not to anything narrower, in which small ones would be a mean of nothing.
         sample_weight = sample_weight.astype(np.promote_types(compute, np.float64), copy=False)
+    if probabilities is not None:
+        probabilities = probabilities.astype(compute, copy=False)
     assert values is not None
-    return _Task(values, labels, ignored, probabilities, weight, sample_weight, call)
+    values, slope = values.astype(compute, copy=False), None
+    if call.softcap is not None:
+        values, slope = _softcapped(values, call.softcap)
+    if allowed is not None:
+        values = np.where(allowed, values, compute.type(-np.inf))
+    return _Task(
+        values, slope, allowed, labels, ignored, probabilities, weight, sample_weight, call
+    )
 
 
 def _pick(values: Array, labels: Array) -> Array:
@@ -350,6 +373,9 @@ def _coefficients(task: _Task) -> tuple[Array | None, Array | None, Array]:
         spread = task.probabilities
     if label_smoothing > 0:
         uniform = np.full_like(task.values[..., :1], label_smoothing / max(task.classes, 1))
+        if task.allowed is not None:
+            count = task.allowed.sum(axis=-1, keepdims=True, dtype=task.values.dtype)
+            uniform = np.where(task.allowed, label_smoothing / np.maximum(count, 1), 0)
         if spread is None:
             spread = np.broadcast_to(uniform, task.values.shape)
         else:
@@ -415,6 +441,9 @@ def loss_and_gradient(
             log_total = _cool(maximum, call.temperature) + log_sum
             rows = rows + call.z_loss * log_total[..., 0] ** 2
             from_z = 2 * call.z_loss * log_total
+        if task.allowed is not None:
+            counts = (coefficient_sum[..., 0] != 0) | bool(call.z_loss)
+            rows = np.where(counts & ~task.allowed.any(axis=-1), np.inf, rows)
         loss = _reduce(rows, task)
         if not with_grad:
             return deliver(loss, call.dtype), None
@@ -432,6 +461,10 @@ def loss_and_gradient(
                 grad[...] = 0
             elif divisor != 1:
                 grad /= grad.dtype.type(divisor)
+        if task.slope is not None:
+            grad *= task.slope
+        if task.allowed is not None:
+            np.copyto(grad, 0, where=~task.allowed)
         grad[task.taken_out()] = 0
         grad = np.moveaxis(grad, -1, call.axis)
         return deliver(loss, call.dtype), deliver(grad, call.dtype, grad_out)
@@ -448,6 +481,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -457,8 +492,8 @@ def cross_entropy(
     call = _checks.check_loss(
         "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+        temperature=temperature, softcap=softcap, where=where, reduction=reduction,
+        denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
     return loss_and_gradient(call, False)[0]
 
@@ -474,6 +509,8 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -484,8 +521,8 @@ def cross_entropy_with_grad(
     call = _checks.check_loss(
         "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+        temperature=temperature, softcap=softcap, where=where, reduction=reduction,
+        denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
     _checks.check_gradient_out(call, grad_out)
     return loss_and_gradient(call, True, grad_out)
@@ -501,6 +538,7 @@ def cross_entropy_with_grad_and_hessian(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -514,7 +552,7 @@ def cross_entropy_with_grad_and_hessian(
     call = _checks.check_loss(
         "logits", logits, target, axis, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, temperature=temperature,
-        reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
+        where=where, reduction=reduction, denominator=denominator, empty=empty, dtype=dtype,
     )  # fmt: skip
     scale, floor = _checks.check_hessian(call, hessian_scale, hessian_floor, hessian_out)
     _checks.check_gradient_out(call, grad_out)
@@ -546,6 +584,8 @@ def loss_gradient_and_hessian(
         hessian = _product(factors, probs * missing)
         if floor is not None:
             hessian = np.where(factors != 0, np.maximum(hessian, floor), hessian)
+        if task.allowed is not None:
+            hessian = np.where(task.allowed, hessian, 0)
         hessian[task.taken_out()] = 0
         hessian = np.moveaxis(hessian, -1, call.axis)
         loss, grad = loss_and_gradient(call, True, grad_out)
@@ -575,6 +615,8 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -585,7 +627,7 @@ def linear_cross_entropy(
     return linear_cross_entropy_with_grad(
         hidden, linear_weight, target, linear_bias=linear_bias, weight=weight,
         sample_weight=sample_weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        z_loss=z_loss, temperature=temperature, reduction=reduction,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, where=where, reduction=reduction,
         denominator=denominator, empty=empty, dtype=dtype, memory=memory, grads=(),
     )[0]  # fmt: skip
 
@@ -602,6 +644,8 @@ def linear_cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
     empty: str = "nan",
@@ -622,7 +666,10 @@ def linear_cross_entropy_with_grad(
     outs = hidden_grad_out, weight_grad_out, bias_grad_out
     dtypes = _checks.check_linear_grads(arrays, grads, accumulate, outs, dtype)
     compute = _checks.compute_dtype(arrays.dtype)
+    allowed = _checks.check_allowed_classes(where, classes)
     matrix = arrays.weight.astype(compute)
+    if allowed is not None:
+        matrix[~allowed] = 0
     # Rows that do not count have no part in any sum, whatever they hold.
     counts = np.ones(row_shape, np.bool_)
     if is_labels:
@@ -637,7 +684,8 @@ def linear_cross_entropy_with_grad(
         loss, gradient = cross_entropy_with_grad(
             logits, given, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
             label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
-            reduction=reduction, denominator=denominator, empty=empty,
+            softcap=softcap, where=allowed, reduction=reduction, denominator=denominator,
+            empty=empty,
         )  # fmt: skip
         gradient[~counts] = 0
         rows = gradient.reshape(counts.size, classes)

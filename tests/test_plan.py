@@ -59,9 +59,9 @@ def loss_plan(
     return plan_of(
         lambda: execute.cross_entropy(
             logits, labels, options.get("probabilities"), None, options.get("losses"), gradient,
-            logits.ndim - 1, options.get("class_weight"), options.get("sample_weight"),
-            options.get("label_smoothing", 0.0), options.get("z_loss", 0.0), 1.0, True, None,
-            -100, 0, lambda _: threads, options.get("dtype"),
+            None, logits.ndim - 1, options.get("class_weight"), options.get("sample_weight"),
+            options.get("label_smoothing", 0.0), options.get("z_loss", 0.0), 1.0, 0.0, True,
+            None, -100, 0, lambda _: threads, options.get("dtype"),
         )
     )  # fmt: skip
 
@@ -515,8 +515,8 @@ def test_any_plan_gives_the_same_bits(
         for k, (target, smoothing) in enumerate(((labels, 0.0), (labels, 0.1), (None, 0.0))):
             execute.cross_entropy(
                 x, target, probabilities if target is None else None, None, rows[k],
-                outputs[2 + k], 1, None, None, smoothing, 0.0, 1.0, False, None, -100, 0,
-                one_thread,
+                outputs[2 + k], None, 1, None, None, smoothing, 0.0, 1.0, 0.0, False, None, -100,
+                0, one_thread,
             )  # fmt: skip
         return outputs + rows[:3]
 

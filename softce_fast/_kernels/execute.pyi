@@ -44,18 +44,22 @@ def cross_entropy(
     where: _Array | None,
     losses: _Array | None,
     gradient: _Array | None,
+    hessian: _Array | None,
     axis: int,
     class_weight: NDArray[np.float64] | None,
     sample_weight: _Array | None,
     label_smoothing: float,
     z_loss: float,
     temperature: float,
+    softcap: float,
     mean: bool,
     denominator: float | None,
     ignore_index: int,
     power: int,
     threads_for: _ThreadsFor,
     dtype: np.dtype[Any] | None = None,
+    hessian_scale: float = 1,
+    hessian_floor: float = ...,
 ) -> tuple[float, float] | None: ...
 def cross_entropy_fast(
     logits: Any,
@@ -92,14 +96,6 @@ def backward(
     axes: _Axes,
     log: bool,
     temperature: float,
-    threads_for: _ThreadsFor,
-) -> None: ...
-def curvature(
-    probabilities: _Array,
-    result: _Array,
-    axis: int,
-    factors: _Array | None,
-    floor: float,
     threads_for: _ThreadsFor,
 ) -> None: ...
 def binary(

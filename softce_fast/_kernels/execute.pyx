@@ -67,12 +67,15 @@ cdef const Kernels *kernels_for(const Problem *problem, int result_kind) except 
 cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept nogil:
     cdef int kind, least, most, role
     cdef double temperature = problem.options.temperature
-    if result_kind == KIND_FLOAT64 or not 1e-20 <= temperature <= 1e20:
-        # Beyond these the kernels' constants, multiples of it, leave the range of float32.
+    cdef double softcap = problem.options.softcap
+    if result_kind == KIND_FLOAT64 or not 1e-20 <= temperature <= 1e20 or (
+        softcap != 0 and not 1e-15 <= softcap <= 1e15
+    ):
+        # Beyond these the kernels' constants, multiples and squares, leave the range of float32.
         return True
     for role in range(LABELS):
         kind = problem.arrays[role].kind
-        if role != <int>OUTPUT and problem.arrays[role].data != NULL and (
+        if not OUTPUT <= role <= HESSIAN and problem.arrays[role].data != NULL and (
             kind == KIND_FLOAT64 or KIND_INT32 <= kind <= KIND_UINT64
         ):
             return True
@@ -272,14 +275,15 @@ def logsumexp(
 
 def cross_entropy(
     ndarray logits not None, ndarray labels, ndarray probabilities, ndarray where, ndarray losses,
-    ndarray gradient, int axis, ndarray class_weight, ndarray sample_weight,
-    double label_smoothing, double z_loss, double temperature, bint mean, denominator,
-    ignore_index, int power, threads_for, dtype=None,
+    ndarray gradient, ndarray hessian, int axis, ndarray class_weight, ndarray sample_weight,
+    double label_smoothing, double z_loss, double temperature, double softcap, bint mean,
+    denominator, ignore_index, int power, threads_for, dtype=None, double hessian_scale=1,
+    double hessian_floor=-INFINITY,
 ):
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
-    Of `labels` and `probabilities` one is None. `losses` and `gradient` are written where they are
-    given, but not if a label is no class. The gradient is that of the sum, or with `mean` that of
+    Of `labels` and `probabilities` one is None. `losses`, `gradient` and, beside a gradient,
+    `hessian` are written where they are given, but not if a label is no class. The gradient is that of the sum, or with `mean` that of
     the mean, which divides by `denominator` if that is not None. Dividing by 0 is left to the
     caller. Losses and gradients, but not the sum, are multiplied by 2**power: what was taken out
     of weights before. `dtype` is that of the results, if it is not that of the logits.
@@ -296,9 +300,14 @@ def cross_entropy(
         call_array(&call, MASK, where)
     if gradient is not None:
         call_result(&call, OUTPUT, gradient)
+    if hessian is not None:
+        call_result(&call, HESSIAN, hessian)
+    problem.options.hessian.scale = hessian_scale
+    problem.options.hessian.floor = hessian_floor
     problem.options.label_smoothing = label_smoothing
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
+    problem.options.softcap = softcap
     problem.options.power = power
     set_target(&call, &scan, labels, probabilities, ignore_index)
     set_rows(&call, losses, class_weight, sample_weight)
@@ -379,25 +388,6 @@ def backward(
     call_result(&call, OUTPUT, result)
     call_close(&call)
     call.problem.options.temperature = temperature
-    execute(&call, call.problem.arrays[<int>OUTPUT].kind, False, threads_for)
-
-
-def curvature(
-    ndarray probabilities not None, ndarray result not None, int axis, ndarray factors,
-    double floor, threads_for,
-):
-    """Write p * (1 - p) times the row's factor, at least `floor`, to `result`.
-
-    `result` may be `probabilities`; rows of factor 0 do not get the floor.
-    """
-    cdef Call call
-    call_open(&call, CURVATURE, probabilities, <unsigned long long>1 << axis)
-    call_array(&call, INPUT, probabilities)
-    call_result(&call, OUTPUT, result)
-    if factors is not None:
-        call_array(&call, SAMPLE_WEIGHT, factors, True)
-    call_close(&call)
-    call.problem.options.floor = floor
     execute(&call, call.problem.arrays[<int>OUTPUT].kind, False, threads_for)
 
 

@@ -321,6 +321,14 @@ cdef inline Reference reference_for(vector maximum, const Scale *scale) noexcept
     return reference
 
 
+cdef inline Reference reference_at(real exponent) noexcept nogil:
+    """2**exponent, for all rows."""
+    cdef Reference reference
+    reference.shift = vector_set(0.0)
+    reference.exponent = vector_set(exponent)
+    return reference
+
+
 cdef inline vector cooled_difference(vector a, vector b, const Scale *scale) noexcept nogil:
     """(a - b) / T, also where only the difference is out of range."""
     cdef vector half = vector_set(0.5)
@@ -451,11 +459,7 @@ cdef inline vector exponential_apart(vector x, vector *unit, const Scale *scale)
 
 cdef inline vector exponential_minus_one(vector x, const Scale *scale) noexcept nogil:
     """exp(x) - 1 near 0."""
-    cdef Reference reference
-    cdef Split s
-    reference.shift = vector_set(0.0)
-    reference.exponent = reference.shift
-    s = exponential_split(x, reference, scale)
+    cdef Split s = exponential_split(x, reference_at(0), scale)
     return vector_fma(
         vector_multiply(s.power, s.r), s.p, vector_subtract(s.power, vector_set(1.0)))
 
@@ -495,3 +499,85 @@ cdef inline vector subnormal_part(vector x) noexcept nogil:
     cdef vector fraction = vector_fraction(vector_absolute(x))
     return vector_subtract(vector_select(
         vector_greater(one, fraction), vector_add(fraction, fraction), fraction), one)
+
+
+# ---- soft caps -----------------------------------------------------------------------------------
+
+
+cdef struct Softcap:
+    # Constants of limit * tanh(x / limit).
+    Scale scale            # of exp(2 * x / limit)
+    real limit             # the first digits of it,
+    real limit_rest        # and what they miss
+    real inverse_square    # 1 / limit**2
+    real near              # up to here tanh is x / limit times a quotient of polynomials
+
+
+cdef inline Softcap softcap_for(double limit) noexcept nogil:
+    cdef Softcap cap
+    cap.scale = scale_for(limit / 2, False)
+    cap.scale.shifted = False
+    cap.limit = <real>limit
+    cap.limit_rest = <real>(limit - <double>cap.limit)
+    cap.inverse_square = <real>(1 / (limit * limit))
+    cap.near = <real>(0.7 * limit)
+    return cap
+
+
+cdef inline vector softcapped(vector x, const Softcap *cap) noexcept nogil:
+    """limit * tanh(x / limit); infinity and NaN stay.
+
+    What tanh misses of x / limit near 0, of 1 far from it, is one quotient: in one case Lambert's
+    continued fraction, in the other 2 * v / (1 + v) with v = exp(-2 * |x| / limit).
+    """
+    cdef vector one = vector_set(1.0)
+    cdef vector zero = vector_set(0.0)
+    cdef vector size = vector_absolute(x)
+    cdef mask far = vector_greater(size, vector_set(cap.near))
+    cdef mask negative = vector_greater(zero, x)
+    cdef vector v = exponential(vector_subtract(zero, size), reference_at(0), &cap.scale)
+    cdef vector s = vector_multiply(vector_multiply(x, x), vector_set(cap.inverse_square))
+    cdef vector above, base, rest, result
+    cdef DoubleDouble below, missing
+    if sizeof(real) == 4:
+        above = vector_fma(vector_add(s, vector_set(189.0)), s, vector_set(3465.0))
+        below.high = vector_fma(vector_add(s, vector_set(210.0)), s, vector_set(4725.0))
+        below.high = vector_fma(below.high, s, vector_set(10395.0))
+    else:
+        above = vector_fma(vector_add(s, vector_set(1430.0)), s, vector_set(289575.0))
+        above = vector_fma(above, s, vector_set(16081065.0))
+        above = vector_fma(above, s, vector_set(218243025.0))
+        below.high = vector_fma(vector_add(s, vector_set(1485.0)), s, vector_set(315315.0))
+        below.high = vector_fma(below.high, s, vector_set(18918900.0))
+        below.high = vector_fma(below.high, s, vector_set(310134825.0))
+        below.high = vector_fma(below.high, s, vector_set(654729075.0))
+    above = vector_select(far, vector_add(v, v), vector_multiply(s, above))
+    below = double_double_select(
+        far, double_double_add(double_double_from(one), v), double_double_from(below.high))
+    base = vector_select(far, vector_select(
+        negative, vector_set(-cap.limit), vector_set(cap.limit)), x)
+    rest = vector_select(far, vector_select(
+        negative, vector_set(-cap.limit_rest), vector_set(cap.limit_rest)), zero)
+    missing = double_double_multiply(double_double_quotient(above, below), base)
+    result = vector_subtract(base, missing.high)
+    rest = vector_add(rest, vector_subtract(
+        vector_subtract(vector_subtract(base, result), missing.high), missing.low))
+    return vector_select(
+        vector_equal(size, vector_set(-NEGATIVE_INFINITY)), x, vector_add(result, rest))
+
+
+cdef inline vector softcap_gradient(vector gradient, vector x, const Softcap *cap) noexcept nogil:
+    """A gradient by softcapped(x), times 4 * v / (1 + v)**2: that by x."""
+    cdef vector one = vector_set(1.0)
+    cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
+    cdef mask large = vector_greater(vector_absolute(gradient), one)
+    # Times 2**HEADROOM: a small slope of a large gradient counts.
+    cdef DoubleDouble v = exponential_pair(
+        vector_subtract(vector_set(0.0), vector_absolute(x)), reference_at(-HEADROOM), &cap.scale)
+    cdef DoubleDouble below = double_double_add(
+        double_double_from(one), vector_multiply(v.high, down))
+    cdef DoubleDouble slope = double_double_product(
+        v, double_double_quotient(vector_set(4.0), double_double_product(below, below)))
+    gradient = vector_select(large, vector_multiply(gradient, down), gradient)
+    gradient = vector_fma(gradient, slope.high, vector_multiply(gradient, slope.low))
+    return vector_select(large, gradient, vector_multiply(gradient, down))

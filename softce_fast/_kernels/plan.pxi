@@ -34,8 +34,7 @@ cpdef enum Threshold:
 # By the numbers of Operation and Pass.
 OPERATIONS = (
     "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy",
-    "softmax_backward", "log_softmax_backward", "probability_loss", "curvature", "label_loss",
-    "binary_loss",
+    "softmax_backward", "log_softmax_backward", "probability_loss", "label_loss", "binary_loss",
 )
 PASSES = ("along", "across")
 
@@ -67,6 +66,8 @@ cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept 
     cdef const Array *array = &problem.arrays[<int>INPUT]
     if array.swapped or has(problem, MASK) or problem.layout.class_axes > 1:
         return False
+    if problem.options.softcap != 0:
+        return False
     if array.kind != real_kind:
         # Half types are converted as they are read, along rows.
         return (
@@ -78,12 +79,19 @@ cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept 
 
 
 cdef inline bint can_stream(const Problem *problem) noexcept nogil:
-    """Whether OUTPUT has runs of memory that can be written past the caches."""
-    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    """Whether what is written has runs of memory that can be written past the caches."""
     return (
-        can_go_across(problem.operation) and output.data != NULL and not output.swapped
-        and output.data != problem.arrays[<int>INPUT].data and is_aligned(&problem.layout, output)
-        and (has_neighbour_classes(problem, OUTPUT) or has_neighbour_rows(problem, OUTPUT)))
+        can_go_across(problem.operation) and has(problem, OUTPUT)
+        and has_runs(problem, OUTPUT)
+        and (not has(problem, HESSIAN) or has_runs(problem, HESSIAN)))
+
+
+cdef inline bint has_runs(const Problem *problem, Role role) noexcept nogil:
+    cdef const Array *output = &problem.arrays[<int>role]
+    return (
+        not output.swapped and output.data != problem.arrays[<int>INPUT].data
+        and is_aligned(&problem.layout, output)
+        and (has_neighbour_classes(problem, role) or has_neighbour_rows(problem, role)))
 
 
 cdef inline bint can_keep(const Problem *problem) noexcept nogil:
@@ -100,6 +108,7 @@ cdef inline bint can_keep_in_output(const Problem *problem, int real_kind) noexc
     if not (
         can_keep(problem) and output.kind == real_kind and not output.swapped
         and has_neighbour_classes(problem, OUTPUT) and not has(problem, MASK)
+        and problem.options.softcap == 0
         # The gradient of a single row may take the place of the weights.
         and <const char *>problem.options.class_weight != output.data
     ):
@@ -162,7 +171,7 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
         problem.operation
     ):
         # What is added up lies behind the logits; and behind probabilities.
-        bytes_ *= 3 if has(problem, SECOND) else 2
+        bytes_ *= 3 if coefficients_by_row(problem) else 2
     return max(1, min(
         min(<Py_ssize_t>MOST_BATCH, PANEL_BYTES // bytes_),
         problem.layout.rows // (lanes * FEWEST_TASKS)))

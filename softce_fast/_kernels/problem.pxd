@@ -40,7 +40,6 @@ cdef enum Operation:
     SOFTMAX_BACKWARD         # INPUT: gradient by the output, SECOND: probabilities
     LOG_SOFTMAX_BACKWARD     # INPUT: gradient by the output, SECOND: log-probabilities
     PROBABILITY_LOSS         # INPUT: (log-)probabilities, SECOND: target
-    CURVATURE                # INPUT: probabilities; the factor of each row: SAMPLE_WEIGHT
     # One element a row:
     LABEL_LOSS               # INPUT: (log-)probabilities, LABELS
     # Element by element:
@@ -53,6 +52,7 @@ cdef enum Role:
     SECOND
     MASK             # of bool: what takes part
     OUTPUT
+    HESSIAN          # beside a gradient: the diagonal
     WEIGHT           # binary losses: of each element,
     POS_WEIGHT       # and of the yes part
     # One number a row:
@@ -90,8 +90,14 @@ cdef struct Layout:
     const Py_ssize_t *lengths      # of the row axes, then of the class axes
 
 
+cdef struct HessianOptions:
+    double scale
+    double floor                   # the least there is; -inf for none
+
+
 cdef struct Options:
     double temperature
+    double softcap                 # of logits; 0 for none
     double label_smoothing
     double z_loss
     double gradient_scale          # weight of a row's loss in the reduced one
@@ -102,7 +108,7 @@ cdef struct Options:
     bint empty_is_zero             # rows without a finite logit give 0 instead of NaN
     bint logarithms                # INPUT holds log-probabilities
     bint from_logits               # binary losses: INPUT holds logits
-    double floor                   # least curvature; -inf for none
+    HessianOptions hessian
     # Dense targets; class weights (all 1 without any) times 2**-coefficient_power:
     int coefficient_power
     const void *coefficients       # in what is computed in; NULL where all are 1
@@ -137,7 +143,7 @@ cdef struct Plan:
 cdef struct Problem:
     Operation operation
     Layout layout
-    Array[9] arrays           # by Role
+    Array[10] arrays           # by Role
     Options options
     Plan plan
     double *task_sums         # of the results of each task; NULL if not asked for.
@@ -231,9 +237,19 @@ cdef inline bint is_dense(Operation operation) noexcept nogil:
     return operation == DENSE_CROSS_ENTROPY
 
 
+cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
+    """Whether how many classes label smoothing is shared by depends on the row."""
+    return problem.options.label_smoothing != 0 and problem.arrays[<int>MASK].data != NULL
+
+
+cdef inline bint coefficients_by_row(const Problem *problem) noexcept nogil:
+    """Whether the coefficients of dense targets do."""
+    return problem.arrays[<int>SECOND].data != NULL or shares_by_row(problem)
+
+
 cdef inline bint is_pair(Operation operation) noexcept nogil:
     """Whether sums over two arrays are all that is needed of a row."""
-    return SOFTMAX_BACKWARD <= operation <= CURVATURE
+    return SOFTMAX_BACKWARD <= operation <= PROBABILITY_LOSS
 
 
 cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
@@ -241,10 +257,11 @@ cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
     return operation == LOG_SOFTMAX
 
 
-cdef inline bint clears_excluded(const Problem *problem) noexcept nogil:
-    """Whether what a mask leaves out gets 0 in the output, whatever the row holds."""
-    return problem.arrays[<int>MASK].data != NULL and (
-        problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY)
+cdef inline bint corrects_output(const Problem *problem) noexcept nogil:
+    """Whether the output is a gradient by logits that were changed as they were read."""
+    return (
+        problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY
+    ) and (problem.arrays[<int>MASK].data != NULL or problem.options.softcap != 0)
 
 
 cdef inline bint has(const Problem *problem, Role role) noexcept nogil:

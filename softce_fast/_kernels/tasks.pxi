@@ -34,6 +34,9 @@ cdef void groups_finish(
         if has(problem, OUTPUT):
             for k in range(count):
                 finish_gradient(groups + k, problem, scratch)
+        if has(problem, HESSIAN):
+            for k in range(count):
+                finish_hessian(groups + k, problem, scratch)
 
 
 cdef inline void group_results(
@@ -83,9 +86,12 @@ cdef inline char *part_take(char **memory, size_t size) noexcept nogil:
 
 cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
     """How many numbers of a tile there are for each of a group's logits."""
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         return 3
-    return 2 if emits_logarithms(problem.operation) or is_dense(problem.operation) else 1
+    return 2 if (
+        emits_logarithms(problem.operation) or is_dense(problem.operation)
+        or has(problem, HESSIAN)
+    ) else 1
 
 
 cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
@@ -97,11 +103,6 @@ cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
         ):
             return True
     return False
-
-
-cdef inline void runs_take(Scratch *scratch, char **memory, bint wanted) noexcept nogil:
-    scratch.runs = <Runs *>part_take(memory, sizeof(Runs) if wanted else 0)
-    scratch.mask_runs = <Runs *>part_take(memory, sizeof(Runs) if wanted else 0)
 
 
 cdef inline Py_ssize_t kept_row_stride(const Problem *problem) noexcept nogil:
@@ -143,9 +144,13 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
     scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
     scratch.writer.lines.buffer = <real *>part_take(&memory, buffer * sizeof(real))
-    scratch.target = <real *>part_take(&memory, padded * sizeof(real))
+    scratch.hessian_writer.lines.buffer = <real *>part_take(
+        &memory, buffer * sizeof(real) if has(problem, HESSIAN) else 0)
+    scratch.target = <real *>part_take(
+        &memory, max(padded, <Py_ssize_t>MOST_ROWS) * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
-    runs_take(scratch, &memory, across and any_by_class(problem))
+    scratch.runs = <Runs *>part_take(
+        &memory, 3 * sizeof(Runs) if across and any_by_class(problem) else 0)
     return memory - start
 
 
@@ -161,16 +166,25 @@ cdef size_t scratch_size(const Problem *problem) noexcept nogil:
 cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
+    if problem.options.softcap != 0:
+        scratch.softcap = softcap_for(problem.options.softcap)
     if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
-        scratch.factors = factors_of_all(problem)
+        scratch.factors[0] = factors_of_all(scale_of_gradients(problem))
+        scratch.factors[1] = factors_of_all(scale_of_hessian(problem))
     writer_open(
         &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
         scratch.writer.lines.buffer)
+    if has(problem, HESSIAN):
+        writer_open(
+            &scratch.hessian_writer, &problem.arrays[<int>HESSIAN], problem.plan.stream,
+            scratch.hessian_writer.lines.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:
     if has(problem, OUTPUT):
         writer_close(&scratch.writer)
+    if has(problem, HESSIAN):
+        writer_close(&scratch.hessian_writer)
 
 
 # ---- tasks of rows -------------------------------------------------------------------------------

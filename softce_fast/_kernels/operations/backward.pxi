@@ -1,12 +1,10 @@
-# The gradients through softmax and log_softmax, and the diagonal of the Hessian: sums of two arrays
-# and what is made of them.
+# The gradients through softmax and log_softmax: sums of two arrays and what is made of them.
 #
 #     softmax       S_i (g_i - sum_j g_j S_j) / T
 #     log_softmax   (g_i - exp(y_i) sum_j g_j) / T
-#     curvature     p_i (1 - p_i) times the row's factor, not below the floor
 #
-# At most one probability is above 1/2. There 1 - p would lose digits, and so would a sum of all g
-# less its own: what belongs to that class is left out of the sums of log_softmax and curvature.
+# At most one probability is above 1/2. There a sum of all g less its own would lose digits: what
+# belongs to that class is left out of the sum of log_softmax.
 #
 # Uses pairs.pxi, along.pxi (row_vector(), row_store(), zero_past_end()), numbers.pxd.
 
@@ -32,12 +30,9 @@ cdef inline void backward_add(
         term.low = multiply_error(a, b, term.high)
         total[0] = double_double_merge(total[0], term)
         return
-    if operation == LOG_SOFTMAX_BACKWARD:
-        own = vector_select(is_likely(b), a, zero)
-        left_out[0] = vector_add(left_out[0], own)
-        a = vector_select(is_likely(b), zero, a)
-    else:
-        a = vector_select(vector_greater(a, vector_set(0.5)), zero, a)
+    own = vector_select(is_likely(b), a, zero)
+    left_out[0] = vector_add(left_out[0], own)
+    a = vector_select(is_likely(b), zero, a)
     total[0] = double_double_add(total[0], a)
 
 
@@ -135,20 +130,12 @@ cdef PairSum log_softmax_backward_sum(const PairChunk *chunk) noexcept nogil:
     return backward_sum(LOG_SOFTMAX_BACKWARD, chunk)
 
 
-cdef PairSum curvature_sum(const PairChunk *chunk) noexcept nogil:
-    return backward_sum(CURVATURE, chunk)
-
-
 cdef void softmax_backward_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
     backward_tile_sum(SOFTMAX_BACKWARD, chunk, sums)
 
 
 cdef void log_softmax_backward_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
     backward_tile_sum(LOG_SOFTMAX_BACKWARD, chunk, sums)
-
-
-cdef void curvature_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
-    backward_tile_sum(CURVATURE, chunk, sums)
 
 
 # ---- gradients -----------------------------------------------------------------------------------
@@ -303,103 +290,3 @@ cdef void log_softmax_backward_tile_emit(
         vector_store(to + i * LANES, log_softmax_gradient(
             vector_load(chunk.input + i * LANES), vector_load(chunk.second + i * LANES), &sums,
             &scale))
-
-
-# ---- curvature -----------------------------------------------------------------------------------
-
-
-cdef struct CurvatureFactors:
-    # What the curvature of rows is made of, besides the probabilities.
-    vector others      # the sum of all but the one above 1/2
-    vector factor      # a row's factor, a number of size 1 to 2,
-    vector[2] power    # times two powers of two, which may be beyond the range together
-    vector floor
-    vector given       # rows where this is 0 get 0
-
-
-cdef struct CurvatureLanes:
-    # The same, row by row.
-    real[16] others
-    real[16] factor
-    real[16] power[2]
-    real[16] given
-
-
-cdef inline void curvature_row(
-    const Group *group, Py_ssize_t k, CurvatureLanes *lanes, Py_ssize_t to
-) noexcept nogil:
-    cdef int most = EXPONENT_BIAS - 2
-    cdef int power, first
-    lanes.others[to] = <real>(group.sums[k].sum + group.sums[k].rest)
-    lanes.factor[to] = <real>power_split(
-        group.weights.sample[k] if group.weights.given else 1, &power)
-    first = max(-most, min(most, power))
-    lanes.power[0][to] = <real>power_apply(1, first)
-    lanes.power[1][to] = <real>power_apply(1, max(-most, min(most, power - first)))
-    lanes.given[to] = not group.ignored >> k & 1
-
-
-cdef inline CurvatureFactors curvature_factors(
-    const Group *group, const Problem *problem, Py_ssize_t k
-) noexcept nogil:
-    """Those of row k, in each lane."""
-    cdef CurvatureLanes lanes
-    cdef CurvatureFactors factors
-    curvature_row(group, k, &lanes, 0)
-    factors.others = vector_set(lanes.others[0])
-    factors.factor = vector_set(lanes.factor[0])
-    factors.power[0] = vector_set(lanes.power[0][0])
-    factors.power[1] = vector_set(lanes.power[1][0])
-    factors.given = vector_set(lanes.given[0])
-    factors.floor = vector_set(<real>problem.options.floor)
-    return factors
-
-
-cdef inline CurvatureFactors curvature_tile_factors(
-    const Group *group, const Problem *problem
-) noexcept nogil:
-    """Those of a tile, a row in each lane."""
-    cdef CurvatureLanes lanes
-    cdef CurvatureFactors factors
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        curvature_row(group, k, &lanes, k)
-    factors.others = vector_load(lanes.others)
-    factors.factor = vector_load(lanes.factor)
-    factors.power[0] = vector_load(lanes.power[0])
-    factors.power[1] = vector_load(lanes.power[1])
-    factors.given = vector_load(lanes.given)
-    factors.floor = vector_set(<real>problem.options.floor)
-    return factors
-
-
-cdef inline vector curvature(vector p, const CurvatureFactors *factors) noexcept nogil:
-    cdef vector zero = vector_set(0.0)
-    cdef vector rest = vector_select(
-        vector_greater(p, vector_set(0.5)), factors.others, vector_subtract(vector_set(1.0), p))
-    cdef vector product = vector_multiply(p, vector_multiply(rest, factors.factor))
-    product = vector_multiply(vector_multiply(product, factors.power[0]), factors.power[1])
-    return vector_select(
-        vector_equal(factors.given, zero), zero, vector_maximum(factors.floor, product))
-
-
-cdef void curvature_emit(
-    const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk, real *to
-) noexcept nogil:
-    cdef CurvatureFactors factors = curvature_factors(group, problem, k)
-    cdef Py_ssize_t i = 0, n = chunk.n
-    while i + LANES <= n:
-        vector_store(to + i, curvature(vector_load(chunk.input + i), &factors))
-        i += LANES
-    if i < n:
-        vector_store_first(to + i, curvature(row_vector(chunk.input, i, n), &factors), n - i)
-
-
-cdef void curvature_tile_emit(
-    const Group *group, const Problem *problem, const PairChunk *chunk, real *to
-) noexcept nogil:
-    cdef CurvatureFactors factors = curvature_tile_factors(group, problem)
-    cdef Py_ssize_t i
-    for i in range(chunk.n):
-        vector_store(
-            to + i * LANES, curvature(vector_load(chunk.input + i * LANES), &factors))

@@ -16,7 +16,7 @@ cdef inline void finish_total(
     if leaves_out_maximum(problem.operation):
         group.own_logit = group.whole.maximum
     elif not group.own_is_known:
-        group.own_logit = label_logits(group, problem)
+        group.own_logit = label_logits(group, problem, &scratch.softcap)
     group.own = exponential_pair(group.own_logit, group.whole.reference, &scratch.scale)
     group.total = double_double_merge(group.whole.others, group.own)
 
@@ -35,6 +35,20 @@ cdef inline void finish_loss(
         for k in range(LANES):
             if group.ignored >> k & 1:
                 group.result[k] = 0
+    if has(problem, MASK):
+        finish_excluded(group, problem)
+
+
+cdef void finish_excluded(Group *group, const Problem *problem) noexcept nogil:
+    """The loss is infinite where no class is left; it is NaN where all that are left are -inf."""
+    cdef unsigned int empty = ~group.ignored & vector_mask_bits(
+        vector_equal(group.whole.maximum, vector_set(NEGATIVE_INFINITY)))
+    cdef Py_ssize_t k
+    for k in range(group.rows):
+        if empty >> k & 1 and classes_allowed(group, problem, k) == 0:
+            group.result[k] = -NEGATIVE_INFINITY
+            if group.weights.given:
+                group.result[k] *= group.weights.sample[k]
 
 
 cdef inline double number_or_zero(double coefficient, double x) noexcept nogil:
@@ -82,7 +96,7 @@ cdef void row_numbers(
     for k in range(LANES):
         numbers.spread[k] *= inverse
     if has(problem, LABELS):
-        numbers_store(logit, label_logits(group, problem))
+        numbers_store(logit, label_logits(group, problem, &scratch.softcap))
         for k in range(LANES):
             numbers.gap[k] = (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse)
 
@@ -197,11 +211,11 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
     return vector_load(lane)
 
 
-cdef RowFactors factors_of_all(const Problem *problem) noexcept nogil:
+cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     """The factors of rows that have a label and no weights."""
     cdef double[5][16] lanes
     cdef RowFactors factors
-    row_factor(&lanes, 0, scale_of_gradients(problem), 1, 0, 1)
+    row_factor(&lanes, 0, scale, 1, 0, 1)
     factors.whole = vector_set(<real>lanes[0][0])
     factors.target = factors.whole
     factors.rest = vector_set(0.0)
@@ -210,8 +224,9 @@ cdef RowFactors factors_of_all(const Problem *problem) noexcept nogil:
     return factors
 
 
-cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept nogil:
-    cdef Scaled scale = scale_of_gradients(problem)
+cdef RowFactors factors_of(
+    const Group *group, const Problem *problem, Scaled scale
+) noexcept nogil:
     cdef Scaled row
     cdef double[5][16] lanes
     cdef double target, rest
@@ -233,16 +248,20 @@ cdef RowFactors factors_of(const Group *group, const Problem *problem) noexcept 
     return factors_from(&lanes)
 
 
+cdef inline DoubleDouble exact_total(const Group *group, const Scratch *scratch) noexcept nogil:
+    return with_exact_maximum(
+        group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
+        &scratch.scale)
+
+
 cdef inline void finish_gradient(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Recipe *recipe = &group.recipe
-    cdef RowFactors factors = scratch.factors
-    cdef DoubleDouble total = with_exact_maximum(
-        group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
-        &scratch.scale)
+    cdef RowFactors factors = scratch.factors[0]
+    cdef DoubleDouble total = exact_total(group, scratch)
     if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
-        factors = factors_of(group, problem)
+        factors = factors_of(group, problem, scale_of_gradients(problem))
     recipe.factor = double_double_quotient(factors.whole, total)
     recipe.unscale = factors.power
     recipe.coefficient_factor = factors.coefficient
@@ -295,7 +314,7 @@ cdef void finish_dense_gradient(
     if has(problem, LABELS):
         others = other_coefficients_of_labels(group, problem)
         own = exponential_pair(
-            label_logits(group, problem), group.whole.reference, &scratch.scale)
+            label_logits(group, problem, &scratch.softcap), group.whole.reference, &scratch.scale)
         recipe.at_label = vector_multiply(
             vector_fnma(
                 factors.coefficient, label_coefficients(group, problem),
@@ -315,7 +334,7 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
     cdef double[16] coefficient
     cdef Py_ssize_t k
     for k in range(LANES):
-        coefficient[k] = even
+        coefficient[k] = group.weights.even[k] if shares_by_row(problem) else even
         if problem.options.class_weight != NULL:
             coefficient[k] *= problem.options.class_weight[group.labels[k]]
         coefficient[k] = power_apply(
@@ -331,11 +350,14 @@ cdef inline vector other_coefficients_of_labels(
     cdef double[16] others
     cdef Py_ssize_t k
     cdef int64_t top
+    numbers_store(others, double_double_rounded(group.whole.other_coefficients))
     for k in range(LANES):
         top = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
-        others[k] = even * <double>(problem.layout.classes - 1)
-        if problem.options.other_sums != NULL:
-            others[k] = even * problem.options.other_sums[top]
+        if not shares_by_row(problem):
+            # One rounding less than the sum.
+            others[k] = even * (
+                <double>(problem.layout.classes - 1) if problem.options.other_sums == NULL
+                else problem.options.other_sums[top])
         if group.labels[k] != top:
             others[k] += power_apply(
                 group.weights.label[k], -problem.options.coefficient_power)

@@ -177,7 +177,7 @@ cdef inline void label_elements_fetch(
 
 
 cdef void label_losses_group(Group *group, const Problem *problem) noexcept nogil:
-    cdef vector v = label_logits(group, problem)
+    cdef vector v = label_logits(group, problem, NULL)
     cdef double weight
     cdef Py_ssize_t k
     if not problem.options.logarithms:

@@ -53,7 +53,8 @@ cdef void run_bytes(
 
 
 cdef const real *run_read(
-    const Array *array, const Runs *runs, Py_ssize_t at_class, Py_ssize_t rows, Scratch *scratch
+    const Array *array, const Runs *runs, Py_ssize_t at_class, Py_ssize_t rows, real *buffer,
+    const Scratch *scratch,
 ) noexcept nogil:
     """One class of all rows of a batch, and of as many more as make whole groups."""
     cdef const char *raw = scratch.raw
@@ -66,11 +67,11 @@ cdef const real *run_read(
         raw = array.data + runs.offset[0] + at_class
     else:
         run_bytes(array, runs, at_class, scratch.raw)
-    numbers_load(scratch.packed, raw, rows, array.kind)
+    numbers_load(buffer, raw, rows, array.kind)
     for i in range(rows, (rows + LANES - 1) // LANES * LANES):
         # Lanes without a row repeat the first one of the group.
-        scratch.packed[i] = scratch.packed[rows // LANES * LANES]
-    return scratch.packed
+        buffer[i] = buffer[rows // LANES * LANES]
+    return buffer
 
 
 cdef void tiles_fill_by_class(
@@ -82,19 +83,19 @@ cdef void tiles_fill_by_class(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t c, t, i
-    cdef real *tile = scratch.kept + (n * LANES if role == SECOND else 0)
+    cdef real *tile = scratch.kept + <int>role * n * LANES
     cdef const real *run
     cdef bint masked = included.data != NULL and role == INPUT
     runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     if masked:
-        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
+        runs_fill(scratch.runs + 1, &problem.layout, included, groups[0].first, rows)
     for c in range(n):
         run = run_read(
             array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
-            scratch)
+            scratch.packed, scratch)
         if masked:
             run_bytes(
-                included, scratch.mask_runs,
+                included, scratch.runs + 1,
                 class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
             if run != scratch.packed:
                 memcpy(scratch.packed, run, rows * sizeof(real))
@@ -218,16 +219,54 @@ cdef void tiles_fill(
     const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
     Scratch *scratch,
 ) noexcept nogil:
-    """Fill the tiles of a batch with logits, or with probabilities, which lie behind these."""
+    """Fill the tiles of a batch with logits, or with probabilities or a mask, which lie behind."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t
     if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
         tiles_fill_by_class(groups, problem, role, tiles, chunk, scratch)
-        return
-    for t in range(tiles):
-        tile_fill_by_row(
-            groups + t, problem, role, chunk,
-            scratch.kept + t * scratch.kept_stride + (n * LANES if role == SECOND else 0), scratch)
+    else:
+        for t in range(tiles):
+            tile_fill_by_row(
+                groups + t, problem, role, chunk,
+                scratch.kept + t * scratch.kept_stride + <int>role * n * LANES, scratch)
+    if problem.options.softcap != 0 and role == INPUT:
+        for t in range(tiles):
+            numbers_cap(
+                scratch.kept + t * scratch.kept_stride, n * LANES, &scratch.softcap)
+
+
+cdef void tiles_read(
+    const Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
+) noexcept nogil:
+    """Fill the tiles of a batch with all that one chunk of it takes."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t t
+    tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
+    if has(problem, SECOND):
+        tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+    if shares_by_row(problem):
+        tiles_fill(groups, problem, MASK, tiles, chunk, scratch)
+        for t in range(tiles):
+            tile_shares(
+                groups + t, problem, n, scratch.kept + t * scratch.kept_stride + n * LANES)
+
+
+cdef void tile_shares(
+    const Group *group, const Problem *problem, Py_ssize_t n, real *tile
+) noexcept nogil:
+    """row_shares(), of a tile that the mask lies behind."""
+    cdef vector share = vector_set(<real>(1 - problem.options.label_smoothing))
+    cdef vector zero = vector_set(0.0)
+    cdef vector even = vector_from(group.weights.even)
+    cdef vector v
+    cdef Py_ssize_t c
+    for c in range(n):
+        v = vector_select(
+            vector_equal(vector_load(tile + (n + c) * LANES), zero), zero, even)
+        if has(problem, SECOND):
+            v = vector_fma(share, vector_load(tile + c * LANES), v)
+        vector_store(tile + c * LANES, v)
 
 
 # ---- absorb --------------------------------------------------------------------------------------
@@ -346,11 +385,7 @@ cdef inline RowState *chunk_state(
 
 cdef inline real *tile_terms(const Problem *problem, real *tile, Py_ssize_t n) noexcept nogil:
     """Where what is to be added up of a tile goes: behind what is still wanted of it."""
-    if has(problem, SECOND):
-        return tile + 2 * n * LANES
-    if emits_logarithms(problem.operation) or is_dense(problem.operation):
-        return tile + n * LANES
-    return tile
+    return tile + (tile_sections(problem) - 1) * n * LANES
 
 
 cdef inline void tiles_open(
@@ -360,9 +395,7 @@ cdef inline void tiles_open(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t
     cdef RowState *state
-    tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
-    if has(problem, SECOND):
-        tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
+    tiles_read(groups, problem, tiles, chunk, scratch)
     for t in range(tiles):
         state = chunk_state(groups + t, problem, t, chunk, scratch)
         state.maximum = tile_maximum(scratch.kept + t * scratch.kept_stride, n)
@@ -510,8 +543,11 @@ cdef inline Coefficients tile_coefficients_of(
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         coefficients.probabilities = tile + chunk_length(problem, chunk) * LANES
+    if shares_by_row(problem):
+        coefficients.share = vector_set(1.0)
+        coefficients.even = vector_set(0.0)
     return coefficients
 
 
@@ -557,7 +593,7 @@ cdef void tile_spread(
             tile_coefficient(&coefficients, c), origin, vector_load(tile + c * LANES)))
     state.spread = double_double_rounded(tile_sums(terms, n, False))
     state.own_coefficient = vector_set(0.0)
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         state.own_coefficient = tile_coefficients_lay(&coefficients, n, state.position, terms)
         state.other_coefficients = tile_sums(terms, n, False)
     else:
@@ -572,6 +608,7 @@ cdef enum TileTarget:
     NO_TARGET = 0
     BY_LABEL = 1
     DENSE = 2
+    CURVED = 4    # the Hessian instead of the gradient
 
 
 cdef struct TileOutput:
@@ -581,7 +618,7 @@ cdef struct TileOutput:
     const real *values         # exponentials or logits
     DoubleDouble factor
     vector unscale
-    vector minus
+    vector minus               # for the Hessian: 1 / the sum of the exponentials
     vector coefficient_factor
     Reference reference
     Coefficients coefficients
@@ -590,10 +627,12 @@ cdef struct TileOutput:
     vector top                 # dense targets: the same for at_top, which goes first
     vector at_top
     vector active              # rows where this is not above 0 get 0
+    vector floor               # of the Hessian
 
 
 cdef struct TilePlace:
-    # A chunk of a tile, and where its output goes:
+    # A chunk of a tile, and where its output, of this role, goes:
+    Role role
     const RowState *state
     const real *values
     Py_ssize_t n
@@ -624,7 +663,12 @@ cdef inline TileOutput tile_output_open(
     output.target = target
     if kind == FINISHED:
         return output
-    output.factor = chunk_factor(group, problem, place.state, &output.reference)
+    output.active = rows_active(group)
+    if target == CURVED:
+        tile_curvature_open(&output, group, problem, chunk, place)
+        return output
+    output.factor = chunk_factor(
+        group.recipe.factor, group, problem, place.state, &output.reference)
     output.unscale = group.recipe.unscale
     output.minus = group.recipe.minus
     if target & DENSE:
@@ -635,9 +679,22 @@ cdef inline TileOutput tile_output_open(
     if target & BY_LABEL:
         output.label = classes_in_chunk(group.labels, chunk)
         output.at_label = group.recipe.at_label
-    if target != NO_TARGET:
-        output.active = rows_active(group)
     return output
+
+
+cdef inline void tile_curvature_open(
+    TileOutput *output, const Group *group, const Problem *problem, Py_ssize_t chunk,
+    const TilePlace *place,
+) noexcept nogil:
+    cdef const Curvature *curvature = &group.recipe.curvature
+    output.minus = chunk_factor(
+        double_double_from(curvature.share), group, problem, place.state, &output.reference).high
+    output.factor = chunk_factor(
+        curvature.factor, group, problem, place.state, &output.reference)
+    output.unscale = curvature.unscale
+    output.label = classes_in_chunk(curvature.top, chunk)
+    output.at_label = curvature.at_top
+    output.floor = vector_set(<real>problem.options.hessian.floor)
 
 
 cdef inline vector tile_output(
@@ -651,7 +708,10 @@ cdef inline vector tile_output(
         return vector_subtract(cooled_difference(v, tile.minus, scale), tile.factor.high)
     if tile.kind == FROM_LOGITS:
         v = exponential(v, tile.reference, scale)
-    if tile.target & DENSE:
+    if tile.target == CURVED:
+        v = curvature_product(
+            v, tile.factor, tile.unscale, tile.minus, tile.floor, scale.few_digits)
+    elif tile.target & DENSE:
         v = vector_multiply(
             vector_fnma(
                 tile.coefficient_factor, tile_coefficient(&tile.coefficients, c),
@@ -659,7 +719,7 @@ cdef inline vector tile_output(
             tile.unscale)
     else:
         v = output_product(v, tile.factor, tile.unscale, scale.few_digits)
-    if tile.target & BY_LABEL:
+    if tile.target & (BY_LABEL | CURVED):
         v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
     if tile.target & DENSE:
         v = vector_select(vector_equal(tile.top, vector_set(<real>c)), tile.at_top, v)
@@ -747,6 +807,16 @@ cdef void tile_emit_by_label(
         tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL, FEW_DIGITS)
 
 
+cdef void tile_emit_curvature(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale,
+) noexcept nogil:
+    if not scale.few_digits:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, CURVED, PLAIN)
+    else:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, CURVED, FEW_DIGITS)
+
+
 cdef void tile_emit_dense(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
     const Scale *scale,
@@ -767,9 +837,11 @@ cdef void tile_emit_other(
     elif emits_logarithms(problem.operation):
         tile_lay(group, problem, chunk, place, scale, LOGARITHMS, NO_TARGET, GENERAL)
     else:
-        if has(problem, LABELS):
+        if place.role == HESSIAN:
+            target = CURVED
+        elif has(problem, LABELS):
             target |= BY_LABEL
-        if is_dense(problem.operation):
+        if is_dense(problem.operation) and place.role == OUTPUT:
             target |= DENSE
         tile_lay(group, problem, chunk, place, scale, FROM_LOGITS, target, GENERAL)
 
@@ -783,6 +855,8 @@ cdef inline void tile_emit(
         or problem.plan.chunks > 1
     ):
         tile_emit_other(group, problem, chunk, place, scale)
+    elif place.role == HESSIAN:
+        tile_emit_curvature(group, problem, chunk, place, scale)
     elif is_dense(problem.operation):
         tile_emit_dense(group, problem, chunk, place, scale)
     elif has(problem, LABELS):
@@ -792,7 +866,8 @@ cdef inline void tile_emit(
 
 
 cdef void run_write(
-    const Array *array, const Runs *runs, Py_ssize_t at_class, real *run, Scratch *scratch
+    const Array *array, const Runs *runs, Py_ssize_t at_class, real *run, Writer *writer,
+    const Scratch *scratch,
 ) noexcept nogil:
     """Write one class of all rows of a batch."""
     cdef Py_ssize_t step = step_in_runs(array)
@@ -801,7 +876,7 @@ cdef void run_write(
     for i in range(runs.count):
         to = array.data + runs.offset[i] + at_class
         if step == array.size and not array.swapped:
-            write_run(&scratch.writer, run, runs.length[i], to)
+            write_run(writer, run, runs.length[i], to)
         else:
             elements_store(scratch.raw, run, runs.length[i], array.kind)
             if array.swapped:
@@ -810,80 +885,128 @@ cdef void run_write(
         run += runs.length[i]
 
 
+cdef void group_correct(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, real *rows,
+    const Scratch *scratch,
+) noexcept nogil:
+    """row_correct() for the rows of a group, packed."""
+    cdef const Array *logits = &problem.arrays[<int>INPUT]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k
+    if problem.options.softcap == 0:
+        group_exclude(group, problem, chunk, rows, 0, scratch)
+    elif rows_follow(group, problem, INPUT) and logits.kind == REAL_KIND and not has(problem, MASK):
+        numbers_slope(
+            rows, <const real *>(logits.data + in_group(group, problem, INPUT, 0)), LANES * n,
+            &scratch.softcap)
+    else:
+        for k in range(group.rows):
+            row_correct(group, problem, k, chunk, rows + k * n, scratch)
+
+
+cdef void run_correct(
+    const Problem *problem, Py_ssize_t c, Py_ssize_t rows, real *gradient, const Scratch *scratch
+) noexcept nogil:
+    """row_correct() for one class of all rows of a batch."""
+    cdef const Array *logits = &problem.arrays[<int>INPUT]
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef Py_ssize_t i
+    if problem.options.softcap != 0:
+        numbers_slope(
+            gradient,
+            run_read(
+                logits, scratch.runs + 2, class_offset(&problem.layout, logits, c), rows,
+                scratch.target, scratch),
+            rows, &scratch.softcap)
+    if has(problem, MASK):
+        run_bytes(
+            included, scratch.runs + 1, class_offset(&problem.layout, included, c), scratch.raw)
+        for i in range(rows):
+            if scratch.raw[i] == 0:
+                gradient[i] = 0
+
+
+cdef inline Py_ssize_t tile_section(const Problem *problem, Role role) noexcept nogil:
+    """Which section of a tile an output is laid out in on its way."""
+    return tile_sections(problem) - 1 if role == HESSIAN else 0
+
+
 cdef void tiles_write_by_class(
-    const Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk,
+    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
     Scratch *scratch,
 ) noexcept nogil:
     """Write the output that the tiles hold, a class of all rows of the batch after the other."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
-    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
-    cdef Py_ssize_t c, i, t
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t c, t
+    cdef const real *tile = scratch.kept + tile_section(problem, role) * n * LANES
     cdef real *run = scratch.packed
-    cdef bint masked = clears_excluded(problem)
-    if masked:
-        runs_fill(scratch.mask_runs, &problem.layout, included, groups[0].first, rows)
-    for c in range(chunk_length(problem, chunk)):
+    if has(problem, MASK):
+        runs_fill(
+            scratch.runs + 1, &problem.layout, &problem.arrays[<int>MASK], groups[0].first, rows)
+    if problem.options.softcap != 0:
+        runs_fill(
+            scratch.runs + 2, &problem.layout, &problem.arrays[<int>INPUT], groups[0].first, rows)
+    for c in range(n):
         for t in range(tiles):
             vector_store(
-                run + t * LANES, vector_load(scratch.kept + t * scratch.kept_stride + c * LANES))
-        if masked:
-            run_bytes(
-                included, scratch.mask_runs,
-                class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
-            for i in range(rows):
-                if scratch.raw[i] == 0:
-                    run[i] = 0
+                run + t * LANES, vector_load(tile + t * scratch.kept_stride + c * LANES))
+        if corrects_output(problem):
+            run_correct(problem, chunk * CHUNK + c, rows, run, scratch)
         run_write(
             array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
-            scratch)
+            writer_of(scratch, role), scratch)
 
 
 cdef void tile_write_by_row(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, real *rows, Scratch *scratch
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *rows,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write the rows of one tile that were laid out at `rows`, packed."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, offset
     for k in range(group.rows):
-        offset = in_group(group, problem, OUTPUT, k)
+        offset = in_group(group, problem, role, k)
         if has_neighbours(&problem.layout, array):
             write_run(
-                &scratch.writer, rows + k * n, n,
+                writer_of(scratch, role), rows + k * n, n,
                 array.data + offset + chunk * CHUNK * array.size)
         else:
             row_scatter(
                 &problem.layout, array, offset, chunk * CHUNK, n, rows + k * n, scratch.raw)
 
 
-cdef inline bint goes_straight(const Problem *problem) noexcept nogil:
+cdef inline bint goes_straight(const Problem *problem, Role role) noexcept nogil:
     """Whether output can be laid out where it belongs."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     return (
         array.kind == REAL_KIND and not array.swapped and problem.layout.class_axes <= 1
-        and not problem.plan.stream and not clears_excluded(problem))
+        and not problem.plan.stream and not corrects_output(problem))
 
 
 cdef void tiles_emit_by_class(
-    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+    Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch whose rows are neighbours."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t t
     cdef TilePlace place
     cdef bint straight
     runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     straight = (
-        goes_straight(problem) and scratch.runs.count == 1 and rows % LANES == 0
+        goes_straight(problem, role) and scratch.runs.count == 1 and rows % LANES == 0
         and step_in_runs(array) == sizeof(real))
     place.n = chunk_length(problem, chunk)
+    place.role = role
     place.row_stride = 0
     for t in range(tiles):
         place.state = chunk_state(groups + t, problem, t, chunk, scratch)
         place.values = scratch.kept + t * scratch.kept_stride
-        place.to = <char *>place.values
+        place.to = <char *>(place.values + tile_section(problem, role) * place.n * LANES)
         place.class_stride = LANES * sizeof(real)
         if straight:
             place.class_stride = array.class_stride
@@ -892,56 +1015,57 @@ cdef void tiles_emit_by_class(
                 + chunk * CHUNK * array.class_stride)
         tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
     if not straight:
-        tiles_write_by_class(groups, problem, tiles, chunk, scratch)
+        tiles_write_by_class(groups, problem, role, tiles, chunk, scratch)
 
 
-cdef inline bint is_packed(const Problem *problem) noexcept nogil:
+cdef inline bint is_packed(const Problem *problem, Role role) noexcept nogil:
     """Whether the rows of the output follow each other, whole."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     return (
         has_neighbours(&problem.layout, array) and problem.plan.chunks == 1
         and array.row_stride == problem.layout.classes * array.size)
 
 
 cdef void tiles_emit_by_row(
-    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+    Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch whose rows lie one after the other."""
-    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t t, step
-    cdef bint straight = goes_straight(problem) and has_neighbours(&problem.layout, array)
-    cdef bint masked = clears_excluded(problem)
+    cdef bint straight = goes_straight(problem, role) and has_neighbours(&problem.layout, array)
     cdef TilePlace place
     cdef char *room = NULL
+    place.role = role
     place.n = n
     place.class_stride = 0
-    if is_packed(problem) and not (straight and n % LANES == 0):
+    if is_packed(problem, role) and not (straight and n % LANES == 0):
         room = <char *>writer_room(
-            &scratch.writer, array.data + in_group(groups, problem, OUTPUT, 0))
+            writer_of(scratch, role), array.data + in_group(groups, problem, role, 0))
     for t in range(tiles):
         place.state = chunk_state(groups + t, problem, t, chunk, scratch)
         place.values = scratch.kept + t * scratch.kept_stride
-        step = groups[t].offsets[<int>OUTPUT].step
+        step = groups[t].offsets[<int>role].step
         place.row_stride = packed
         if room != NULL:
             place.to = room + t * LANES * packed
         elif straight and groups[t].rows == LANES and step != 0 and n >= 4:
             place.to = (
-                array.data + in_group(groups + t, problem, OUTPUT, 0)
+                array.data + in_group(groups + t, problem, role, 0)
                 + chunk * CHUNK * <Py_ssize_t>sizeof(real))
             place.row_stride = step
         else:
             place.to = <char *>scratch.staged
         tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
-        if masked:
-            group_exclude(groups + t, problem, chunk, <real *>place.to, 0, scratch)
+        if corrects_output(problem):
+            group_correct(groups + t, problem, chunk, <real *>place.to, scratch)
         if place.to == <char *>scratch.staged:
-            tile_write_by_row(groups + t, problem, chunk, scratch.staged, scratch)
+            tile_write_by_row(groups + t, problem, role, chunk, scratch.staged, scratch)
     if room != NULL:
         writer_take(
-            &scratch.writer,
+            writer_of(scratch, role),
             (groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first) * n)
 
 
@@ -950,17 +1074,19 @@ cdef void tiles_emit(
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch."""
     if problem.plan.chunks > 1:
-        tiles_fill(groups, problem, INPUT, tiles, chunk, scratch)
-        if has(problem, SECOND):
-            tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
-    tiles_write(groups, problem, tiles, chunk, scratch)
+        tiles_read(groups, problem, tiles, chunk, scratch)
+    if has(problem, HESSIAN):
+        # First: the gradient may take the place of what both are made of.
+        tiles_write(groups, problem, HESSIAN, tiles, chunk, scratch)
+    tiles_write(groups, problem, OUTPUT, tiles, chunk, scratch)
 
 
 cdef inline void tiles_write(
-    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+    Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
+    Scratch *scratch,
 ) noexcept nogil:
     """Write what is made of the tiles as they are."""
-    if goes_by_class(&problem.layout, &problem.arrays[<int>OUTPUT]):
-        tiles_emit_by_class(groups, problem, tiles, chunk, scratch)
+    if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
+        tiles_emit_by_class(groups, problem, role, tiles, chunk, scratch)
     else:
-        tiles_emit_by_row(groups, problem, tiles, chunk, scratch)
+        tiles_emit_by_row(groups, problem, role, tiles, chunk, scratch)

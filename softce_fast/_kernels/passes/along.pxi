@@ -444,11 +444,45 @@ cdef inline Coefficients coefficients_of(
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
-    if has(problem, SECOND):
+    if shares_by_row(problem):
+        row_shares(group, problem, k, chunk, coefficients.share, scratch)
+        coefficients.probabilities = scratch.target
+        coefficients.share = vector_set(1.0)
+        coefficients.even = vector_set(0.0)
+    elif has(problem, SECOND):
         coefficients.probabilities = row_read(
             &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
             chunk * CHUNK, chunk_length(problem, chunk), scratch.target, scratch.raw)
     return coefficients
+
+
+cdef void row_shares(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, vector share,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Lay out share * probability, and what smoothing adds to the classes that a mask includes."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef real even = <real>group.weights.even[k]
+    cdef real *to = scratch.target
+    cdef const real *probabilities
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = even
+    row_exclude(
+        &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+        chunk * CHUNK, n, to, 0, scratch.raw)
+    if not has(problem, SECOND):
+        return
+    # Nothing is on its way to the writer yet.
+    probabilities = row_read(
+        &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
+        chunk * CHUNK, n, scratch.packed, scratch.raw)
+    i = 0
+    while i < n:
+        row_store(
+            to + i, vector_fma(share, row_vector(probabilities, i, n), row_vector(to, i, n)),
+            n - i)
+        i += LANES
 
 
 # ---- absorb --------------------------------------------------------------------------------------
@@ -467,27 +501,52 @@ cdef inline real *row_kept(
     return scratch.kept + k * scratch.kept_stride + chunk * CHUNK
 
 
+cdef inline bint is_read_in_place(const Problem *problem) noexcept nogil:
+    """Whether row_input() gives a row where it is."""
+    return not problem.plan.gather and has_neighbours(
+        &problem.layout, &problem.arrays[<int>INPUT])
+
+
+cdef inline int input_kind(const Problem *problem) noexcept nogil:
+    """The kind of what row_input() gives."""
+    return problem.arrays[<int>INPUT].kind if is_read_in_place(problem) else REAL_KIND
+
+
 cdef inline const char *row_input(
     const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, real *buffer,
     const Scratch *scratch,
 ) noexcept nogil:
-    """A chunk of a row's logits: where they are, or copied to `buffer`, masked."""
+    """A chunk of a row's logits: where they are, or copied to `buffer`, masked and capped."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef Py_ssize_t offset = in_group(group, problem, INPUT, k)
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    if not problem.plan.gather:
+    if is_read_in_place(problem):
         return array.data + offset + chunk * CHUNK * array.size
     row_gather(&problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw)
     if has(problem, MASK):
         row_exclude(
             &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
             chunk * CHUNK, n, buffer, NEGATIVE_INFINITY, scratch.raw)
+    if problem.options.softcap != 0:
+        numbers_cap(buffer, n, &scratch.softcap)
     return <const char *>buffer
 
 
-cdef inline int input_kind(const Problem *problem) noexcept nogil:
-    """The kind of what row_input() gives."""
-    return REAL_KIND if problem.plan.gather else problem.arrays[<int>INPUT].kind
+cdef void row_correct(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, real *gradient,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Do to a chunk of a row's gradient what row_input() did to its logits."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    if problem.options.softcap != 0:
+        row_gather(
+            &problem.layout, &problem.arrays[<int>INPUT], in_group(group, problem, INPUT, k),
+            chunk * CHUNK, n, scratch.target, scratch.raw)
+        numbers_slope(gradient, scratch.target, n, &scratch.softcap)
+    if has(problem, MASK):
+        row_exclude(
+            &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
+            chunk * CHUNK, n, gradient, 0, scratch.raw)
 
 
 cdef inline Py_ssize_t row_pivot(
@@ -590,7 +649,7 @@ cdef inline void dense_reduce(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     state.spread = double_double_rounded(rows_reduce(&dense.spread, group.rows, n))
     state.own_coefficient = vector_set(0.0)
-    if has(problem, SECOND):
+    if coefficients_by_row(problem):
         state.other_coefficients = rows_reduce(&dense.coefficients, group.rows, n)
         state.own_coefficient = vector_load(dense.own)
     else:
@@ -620,6 +679,12 @@ cdef enum OutputKind:
     FINISHED       # output, which is only to be written
 
 
+cdef struct RowEntry:
+    # A class that gets a value of its own; outside [0, n) for none.
+    Py_ssize_t place
+    real value
+
+
 cdef struct RowOutput:
     # What to write for n classes of a row, in one number of each vector of a Recipe.
     const char *x             # kept exponentials, or logits,
@@ -628,14 +693,14 @@ cdef struct RowOutput:
     Reference reference
     DoubleDouble factor
     vector unscale
-    vector minus
+    vector minus              # for the Hessian: 1 / the sum of the exponentials
     vector coefficient_factor
     bint dense
     Coefficients coefficients
-    Py_ssize_t label          # the class that gets at_label instead; outside [0, n) for none
-    real at_label
-    Py_ssize_t top            # dense targets: the same for at_top, which goes first
-    real at_top
+    bint curved               # the Hessian: times 1 - minus * exponential, not below the floor
+    vector floor
+    RowEntry label
+    RowEntry top              # dense targets: this goes first
 
 
 cdef inline vector output_product(
@@ -648,6 +713,13 @@ cdef inline vector output_product(
         vector_fma(e, factor.high, vector_multiply(e, factor.low)), unscale)
 
 
+cdef inline vector curvature_product(
+    vector e, DoubleDouble factor, vector unscale, vector share, vector floor, bint few_digits
+) noexcept nogil:
+    cdef vector v = output_product(e, factor, unscale, few_digits)
+    return vector_maximum(floor, vector_fnma(vector_multiply(e, share), v, v))
+
+
 cdef inline vector row_output(
     const RowOutput *row, vector v, OutputKind kind, Py_ssize_t i, Py_ssize_t n,
     const Scale *scale,
@@ -657,6 +729,9 @@ cdef inline vector row_output(
         return vector_subtract(cooled_difference(v, row.minus, scale), row.factor.high)
     if kind == FROM_LOGITS:
         v = exponential(v, row.reference, scale)
+    if row.curved:
+        return curvature_product(
+            v, row.factor, row.unscale, row.minus, row.floor, scale.few_digits)
     if not row.dense:
         return output_product(v, row.factor, row.unscale, scale.few_digits)
     return vector_multiply(
@@ -666,6 +741,17 @@ cdef inline vector row_output(
         row.unscale)
 
 
+cdef inline vector row_entry_put(
+    const RowEntry *entry, Py_ssize_t i, vector counting, vector v
+) noexcept nogil:
+    """v, which begins at class i, with the entry in its place."""
+    if i <= entry.place < i + LANES:
+        return vector_select(
+            vector_equal(counting, vector_set(<real>(entry.place - i))),
+            vector_set(entry.value), v)
+    return v
+
+
 cdef inline vector row_output_at(
     const RowOutput *row, OutputKind kind, Py_ssize_t i, Py_ssize_t n, vector counting,
     const Scale *scale,
@@ -673,13 +759,8 @@ cdef inline vector row_output_at(
     """The output from class i on, as much of a vector as there is."""
     cdef vector v = row_output(
         row, element_vector(row.x, i, n, row.source), kind, i, n, scale)
-    if i <= row.label < i + LANES:
-        v = vector_select(
-            vector_equal(counting, vector_set(<real>(row.label - i))), vector_set(row.at_label), v)
-    if row.dense and i <= row.top < i + LANES:
-        v = vector_select(
-            vector_equal(counting, vector_set(<real>(row.top - i))), vector_set(row.at_top), v)
-    return v
+    v = row_entry_put(&row.label, i, counting, v)
+    return row_entry_put(&row.top, i, counting, v) if row.dense else v
 
 
 cdef inline void row_emit(
@@ -730,6 +811,7 @@ cdef void emit_kept(
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
     row.source = REAL_KIND
+    row.curved = False
     if row.dense:
         row.dense = True
         row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
@@ -749,7 +831,7 @@ cdef void emit_kept_few(
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
     row.source = REAL_KIND
-    row.dense = False
+    row.dense = row.curved = False
     if row.stored == KIND_BFLOAT16:
         row.stored = KIND_BFLOAT16
         row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
@@ -761,17 +843,29 @@ cdef void emit_kept_few(
         row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
 
 
+cdef void emit_curvature(
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
+) noexcept nogil:
+    cdef RowOutput row = row_[0]
+    row.source = REAL_KIND
+    row.curved = True
+    if scale.few_digits:
+        row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
+    else:
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+
+
 cdef void emit_again(
     const RowOutput *row_, Py_ssize_t n, const Scale *scale, bint shifted, char *to, Joints *joints
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
     if (
-        row.dense or scale.tempered or shifted or scale.few_digits
+        row.dense or row.curved or scale.tempered or shifted or scale.few_digits
         or row.source != REAL_KIND or row.stored != REAL_KIND
     ):
         row_emit(&row, FROM_LOGITS, n, scale, GENERAL, to, joints)
     else:
-        row.dense = False
+        row.dense = row.curved = False
         row.source = row.stored = REAL_KIND
         row_emit(&row, FROM_LOGITS, n, scale, PLAIN, to, joints)
 
@@ -789,7 +883,8 @@ cdef void emit_logarithms(
 
 
 cdef struct RowsOutput:
-    # A chunk of a group's output, a row in each lane, in memory.
+    # A chunk of a group's output, of this role, a row in each lane, in memory.
+    Role role
     real[16] factor
     real[16] factor_rest
     real[16] unscale
@@ -811,9 +906,10 @@ cdef extern from *:
 
 
 cdef inline DoubleDouble chunk_factor(
-    const Group *group, const Problem *problem, const RowState *state, Reference *reference
+    DoubleDouble factor, const Group *group, const Problem *problem, const RowState *state,
+    Reference *reference,
 ) noexcept nogil:
-    """Return the factor, and set the reference, of the exponentials of a chunk.
+    """Return a row's factor, and set the reference, for the exponentials of a chunk.
 
     Far below the row's maximum a chunk's factor could underflow where its product with an
     exponential does not: such a chunk starts again from the row's reference.
@@ -821,28 +917,35 @@ cdef inline DoubleDouble chunk_factor(
     cdef mask low
     reference[0] = state.reference
     if problem.plan.chunks == 1 or emits_logarithms(problem.operation):
-        return group.recipe.factor
+        return factor
     low = vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high)
     reference.shift = vector_select(low, group.whole.reference.shift, reference.shift)
     reference.exponent = vector_select(low, group.whole.reference.exponent, reference.exponent)
-    return double_double_select(
-        low, group.recipe.factor, double_double_product(group.recipe.factor, state.factor))
+    return double_double_select(low, factor, double_double_product(factor, state.factor))
 
 
 cdef inline void rows_output_open(
-    RowsOutput *rows, const Group *group, const Problem *problem, const RowState *state
+    RowsOutput *rows, const Group *group, const Problem *problem, const RowState *state, Role role
 ) noexcept nogil:
+    cdef const Recipe *recipe = &group.recipe
+    cdef const Curvature *curvature = &recipe.curvature
+    cdef bint curved = role == HESSIAN
     cdef Reference references
-    cdef DoubleDouble factors = chunk_factor(group, problem, state, &references)
+    cdef DoubleDouble factors = chunk_factor(
+        curvature.factor if curved else recipe.factor, group, problem, state, &references)
+    rows.role = role
     vector_store(rows.factor, factors.high)
     vector_store(rows.factor_rest, factors.low)
-    vector_store(rows.unscale, group.recipe.unscale)
-    vector_store(rows.minus, group.recipe.minus)
-    vector_store(rows.coefficient_factor, group.recipe.coefficient_factor)
-    vector_store(rows.at_label, group.recipe.at_label)
-    vector_store(rows.at_top, group.recipe.at_top)
+    vector_store(rows.unscale, curvature.unscale if curved else recipe.unscale)
+    vector_store(rows.minus, recipe.minus)
+    vector_store(rows.coefficient_factor, recipe.coefficient_factor)
+    vector_store(rows.at_label, curvature.at_top if curved else recipe.at_label)
+    vector_store(rows.at_top, recipe.at_top)
     vector_store(rows.shift, references.shift)
     vector_store(rows.exponent, references.exponent)
+    if curved:
+        vector_store(rows.minus, chunk_factor(
+            double_double_from(curvature.share), group, problem, state, &references).high)
     rows.again = 0
     if problem.plan.chunks > 1 and problem.plan.keep:
         rows.again = vector_mask_bits(
@@ -870,19 +973,26 @@ cdef inline void row_make(
     row.factor.low = vector_set(rows.factor_rest[k])
     row.unscale = vector_set(rows.unscale[k])
     row.minus = vector_set(rows.minus[k])
-    row.label = -1
-    if has(problem, LABELS):
-        row.label = group.labels[k] - chunk * CHUNK
-        row.at_label = rows.at_label[k]
-    row.dense = is_dense(problem.operation)
+    row.label.place = -1
+    row.label.value = rows.at_label[k]
+    row.curved = rows.role == HESSIAN
+    row.dense = is_dense(problem.operation) and not row.curved
+    if row.curved:
+        row.label.place = group.recipe.curvature.top[k] - chunk * CHUNK
+        row.floor = vector_set(<real>problem.options.hessian.floor)
+    elif has(problem, LABELS):
+        row.label.place = group.labels[k] - chunk * CHUNK
     if row.dense:
         row.coefficient_factor = vector_set(rows.coefficient_factor[k])
         row.coefficients = coefficients_of(group, problem, k, chunk, scratch)
-        row.top = group.recipe.top[k] - chunk * CHUNK
-        row.at_top = rows.at_top[k]
+        row.top.place = group.recipe.top[k] - chunk * CHUNK
+        row.top.value = rows.at_top[k]
     if problem.plan.keep and not rows.again >> k & 1:
         row.x = <const char *>row_kept(group, problem, k, chunk, scratch)
-        emit_kept(&row, n, &scratch.scale, place.to, place.joints)
+        if row.curved:
+            emit_curvature(&row, n, &scratch.scale, place.to, place.joints)
+        else:
+            emit_kept(&row, n, &scratch.scale, place.to, place.joints)
         return
     row.source = input_kind(problem)
     row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
@@ -897,25 +1007,37 @@ cdef void along_emit(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const RowState *state,
     Scratch *scratch,
 ) noexcept nogil:
-    """Write one chunk of the group's rows, one after the other."""
-    cdef const Array *output = &problem.arrays[<int>OUTPUT]
+    """Write one chunk of the group's rows."""
+    if has(problem, HESSIAN):
+        # First: the gradient may take the place of what both are made of.
+        along_write(group, problem, HESSIAN, chunk, state, scratch)
+    along_write(group, problem, OUTPUT, chunk, state, scratch)
+
+
+cdef void along_write(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk,
+    const RowState *state, Scratch *scratch,
+) noexcept nogil:
+    """Write one output, one row after the other."""
+    cdef const Array *output = &problem.arrays[<int>role]
+    cdef Writer *writer = writer_of(scratch, role)
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k, offset
-    cdef bint masked = clears_excluded(problem)
+    cdef bint corrected = corrects_output(problem)
     cdef bint neighbours = has_neighbours(&problem.layout, output)
-    cdef bint straight = neighbours and kind_has_vectors(output.kind) and not masked
+    cdef bint straight = neighbours and kind_has_vectors(output.kind) and not corrected
     cdef RowPlace place
     cdef RowsOutput rows
-    rows_output_open(&rows, group, problem, state)
+    rows_output_open(&rows, group, problem, state, role)
     place.kind = output.kind if straight else REAL_KIND
     place.joints = NULL
     if straight and problem.plan.stream:
-        place.joints = &scratch.writer.joints
+        place.joints = &writer.joints
     for k in range(group.rows):
-        offset = in_group(group, problem, OUTPUT, k)
+        offset = in_group(group, problem, role, k)
         place.to = output.data + offset + chunk * CHUNK * output.size
         if neighbours and not straight:
-            place.to = <char *>writer_room(&scratch.writer, place.to)
+            place.to = <char *>writer_room(writer, place.to)
         elif not neighbours:
             place.to = <char *>scratch.packed
         if not group.ignored >> k & 1:
@@ -926,12 +1048,10 @@ cdef void along_emit(
             memset(place.to, 0, n * kind_size(place.kind))
         if straight:
             continue
-        if masked:
-            row_exclude(
-                &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
-                chunk * CHUNK, n, <real *>place.to, 0, scratch.raw)
+        if corrected:
+            row_correct(group, problem, k, chunk, <real *>place.to, scratch)
         if neighbours:
-            writer_take(&scratch.writer, n)
+            writer_take(writer, n)
         else:
             row_scatter(
                 &problem.layout, output, offset, chunk * CHUNK, n, <real *>place.to, scratch.raw)

@@ -78,8 +78,6 @@ cdef inline PairSum pair_sum(
         return softmax_backward_sum(chunk)
     if problem.operation == LOG_SOFTMAX_BACKWARD:
         return log_softmax_backward_sum(chunk)
-    if problem.operation == CURVATURE:
-        return curvature_sum(chunk)
     return likelihood_sum(group, problem, k, chunk, scratch.packed)
 
 
@@ -90,10 +88,8 @@ cdef inline void pair_emit(
     """Make a chunk of the output of row k."""
     if problem.operation == SOFTMAX_BACKWARD:
         softmax_backward_emit(group, problem, k, chunk, to)
-    elif problem.operation == LOG_SOFTMAX_BACKWARD:
-        log_softmax_backward_emit(group, problem, k, chunk, &scratch.scale, to)
     else:
-        curvature_emit(group, problem, k, chunk, to)
+        log_softmax_backward_emit(group, problem, k, chunk, &scratch.scale, to)
 
 
 cdef inline void tile_pair_sum(
@@ -104,8 +100,6 @@ cdef inline void tile_pair_sum(
         softmax_backward_tile_sum(chunk, sums)
     elif problem.operation == LOG_SOFTMAX_BACKWARD:
         log_softmax_backward_tile_sum(chunk, sums)
-    elif problem.operation == CURVATURE:
-        curvature_tile_sum(chunk, sums)
     else:
         likelihood_tile_sum(group, problem, chunk, sums)
 
@@ -117,10 +111,8 @@ cdef inline void tile_pair_emit(
     """Make a chunk of the output of a tile's rows; `to` may be the tile of INPUT."""
     if problem.operation == SOFTMAX_BACKWARD:
         softmax_backward_tile_emit(group, problem, chunk, to)
-    elif problem.operation == LOG_SOFTMAX_BACKWARD:
-        log_softmax_backward_tile_emit(group, problem, chunk, scale, to)
     else:
-        curvature_tile_emit(group, problem, chunk, to)
+        log_softmax_backward_tile_emit(group, problem, chunk, scale, to)
 
 
 cdef inline void pair_results(
@@ -276,7 +268,7 @@ cdef void pair_tiles_emit(
         tile_pair_emit(
             groups + t, problem, &at, &scratch.scale,
             scratch.kept + t * scratch.kept_stride)
-    tiles_write(groups, problem, tiles, chunk, scratch)
+    tiles_write(groups, problem, OUTPUT, tiles, chunk, scratch)
 
 
 # ---- tasks ---------------------------------------------------------------------------------------

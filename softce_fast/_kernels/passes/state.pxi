@@ -25,6 +25,16 @@ cdef struct RowState:
     vector spread                    # and the sum of coefficient * (maximum - x)
 
 
+cdef struct Curvature:
+    # How the diagonal of the Hessian is made, a row in each lane:
+    #     exponential * factor * unscale * (1 - exponential * share).
+    DoubleDouble factor
+    vector unscale
+    vector share             # 1 / the sum of the exponentials
+    vector at_top            # what the class `top`, more likely than all others, gets instead;
+    int64_t[16] top          # outside of the row for none
+
+
 cdef struct Recipe:
     # How results are made, a row in each lane:
     #     (exponential * factor - coefficient * coefficient_factor) * unscale, or of logarithms
@@ -36,6 +46,7 @@ cdef struct Recipe:
     vector at_label          # what the class `label` gets instead,
     vector at_top            # and before it the class `top`; outside of the row for none
     int64_t[16] top
+    Curvature curvature
 
 
 cdef struct RowFactors:
@@ -52,6 +63,7 @@ cdef struct GroupWeights:
     bint given               # else all are 1, and not set here
     double[16] label         # class weight at the label, less what smoothing takes
     double[16] sample
+    double[16] even          # what smoothing gives to each class, where that depends on the row
 
 
 cdef struct PairSum:
@@ -66,7 +78,7 @@ cdef struct Group:
     int64_t[16] labels
     Py_ssize_t first
     Py_ssize_t rows
-    Offsets[4] offsets         # by Role, of those before WEIGHT
+    Offsets[5] offsets         # by Role, of those before WEIGHT
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
     PairSum[16] sums           # of two arrays
@@ -133,6 +145,8 @@ cdef inline void group_open(
         group_labels(group, problem)
     if has(problem, SAMPLE_WEIGHT):
         group_sample_weights(group, problem)
+    if shares_by_row(problem):
+        group_shares(group, problem)
 
 
 cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
@@ -217,8 +231,35 @@ cdef void group_sample_weights(Group *group, const Problem *problem) noexcept no
             group.ignored |= <unsigned int>1 << k
 
 
-cdef inline vector label_logits(const Group *group, const Problem *problem) noexcept nogil:
-    """The logit of each row's label; -inf where a mask excludes it."""
+cdef Py_ssize_t classes_allowed(
+    const Group *group, const Problem *problem, Py_ssize_t k
+) noexcept nogil:
+    """How many classes of a row the mask includes."""
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef const char *start = included.data + in_group(group, problem, MASK, k)
+    cdef Py_ssize_t c, count = 0
+    if has_neighbours(&problem.layout, included):
+        for c in range(problem.layout.classes):
+            count += start[c] != 0
+    else:
+        for c in range(problem.layout.classes):
+            count += start[class_offset(&problem.layout, included, c)] != 0
+    return count
+
+
+cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        group.weights.even[k] = group.weights.even[0]
+        if k < group.rows:
+            group.weights.even[k] = problem.options.label_smoothing / <double>max(
+                <Py_ssize_t>1, classes_allowed(group, problem, k))
+
+
+cdef inline vector label_logits(
+    const Group *group, const Problem *problem, const Softcap *cap
+) noexcept nogil:
+    """The logit of each row's label, capped; -inf where a mask excludes it."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef const Array *included = &problem.arrays[<int>MASK]
     cdef real[16] logit
@@ -234,6 +275,8 @@ cdef inline vector label_logits(const Group *group, const Problem *problem) noex
             + class_offset(&problem.layout, included, group.labels[k])
         ] == 0:
             logit[k] = NEGATIVE_INFINITY
+    if problem.options.softcap != 0:
+        return softcapped(vector_load(logit), cap)
     return vector_load(logit)
 
 
@@ -341,7 +384,8 @@ cdef struct Runs:
 
 cdef struct Scratch:
     Scale scale
-    RowFactors factors         # of rows with a label and no weights
+    Softcap softcap            # if there is any
+    RowFactors[2] factors      # of rows with a label and no weights: for gradient and Hessian
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
@@ -353,5 +397,9 @@ cdef struct Scratch:
     double *results            # of the rows of a task
     Group *groups              # of a batch
     Writer writer
-    Runs *runs                 # of the rows of a batch in an array,
-    Runs *mask_runs            # and in the mask
+    Writer hessian_writer
+    Runs *runs                 # of the rows of a batch in an array, in the mask and in the logits
+
+
+cdef inline Writer *writer_of(Scratch *scratch, Role role) noexcept nogil:
+    return &scratch.hessian_writer if role == HESSIAN else &scratch.writer

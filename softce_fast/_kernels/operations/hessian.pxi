@@ -1,0 +1,112 @@
+# The diagonal of the Hessian of the cross-entropy, written beside the gradient:
+#
+#     K p_i (1 - p_i) / T**2, times the row's weight and share in the reduced loss,
+#
+# with K the sum of the coefficients. Where p is above 1/2, 1 - p is the sum of the others.
+#
+# Uses cross_entropy.pxi, along.pxi (row_input(), row_find(), row_absorb()), numbers.pxd.
+
+cdef inline Scaled scale_of_hessian(const Problem *problem) noexcept nogil:
+    """What every row's diagonal is multiplied by."""
+    cdef Scaled scale = scale_of_gradients(problem)
+    cdef int power
+    scale.number /= power_split(problem.options.temperature, &power)
+    scale.power -= power
+    return scaled_product(scale, problem.options.hessian.scale)
+
+
+cdef void finish_hessian(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    cdef Curvature *curvature = &group.recipe.curvature
+    cdef RowFactors factors = scratch.factors[1]
+    cdef DoubleDouble total = exact_total(group, scratch)
+    cdef DoubleDouble own, product
+    cdef vector others
+    if group.weights.given or is_dense(problem.operation):
+        factors = factors_of(group, problem, scale_of_hessian(problem))
+    curvature.factor = double_double_quotient(factors.whole, total)
+    curvature.unscale = factors.power
+    curvature.share = vector_divide(vector_set(1.0), total.high)
+    finish_top(group, problem, total.high, &own, &others, scratch)
+    # The powers of two last: the others may be tiny, and the row's weight large.
+    product = double_double_product(
+        double_double_product(own, curvature.factor), double_double_quotient(
+            vector_multiply(others, vector_set(TWO_TO_HEADROOM)), total))
+    curvature.at_top = vector_maximum(
+        vector_set(<real>problem.options.hessian.floor), vector_multiply(
+            vector_multiply(
+                double_double_rounded(product), vector_set(TWO_TO_MINUS_HEADROOM)),
+            curvature.unscale))
+    if scratch.scale.few_digits:
+        curvature.factor = double_double_from(
+            vector_multiply(curvature.factor.high, curvature.unscale))
+
+
+cdef inline void finish_top(
+    Group *group, const Problem *problem, vector total, DoubleDouble *own, vector *others,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Find the class more likely than all others, its exponential and the sum of the others'.
+
+    It may be one that was not left out of the row's sum: then the row is summed once more.
+    """
+    cdef int64_t *top = group.recipe.curvature.top
+    cdef DoubleDouble largest = exponential_pair(
+        group.whole.maximum, group.whole.reference, &scratch.scale)
+    cdef unsigned int confident, wrong
+    cdef real[16] rest
+    cdef Py_ssize_t k
+    own[0] = group.own
+    others[0] = vector_add(group.whole.others.high, group.whole.others.low)
+    confident = vector_mask_bits(vector_greater(own.high, others[0]))
+    for k in range(LANES):
+        top[k] = -1
+        if confident >> k & 1:
+            top[k] = group.recipe.top[k] if is_dense(problem.operation) else group.labels[k]
+    wrong = ~confident & ~group.ignored & vector_mask_bits(
+        vector_greater(vector_add(largest.high, largest.high), total))
+    if wrong == 0 or is_dense(problem.operation):
+        return
+    vector_store(rest, others[0])
+    for k in range(group.rows):
+        if wrong >> k & 1:
+            rest[k] = others_of_top(group, problem, k, top + k, scratch)
+    others[0] = vector_load(rest)
+    own[0] = largest
+
+
+cdef real others_of_top(
+    const Group *group, const Problem *problem, Py_ssize_t k, int64_t *top,
+    const Scratch *scratch,
+) noexcept nogil:
+    """The sum of a row's exponentials without the largest, whose class is found."""
+    cdef real[16] lane
+    cdef real rest, maximum, shift
+    cdef Reference reference
+    cdef DoubleDouble total = double_double_from(vector_set(0.0))
+    cdef Stretch stretch
+    cdef Py_ssize_t chunk
+    vector_store(lane, group.whole.maximum)
+    maximum = lane[k]
+    vector_store(lane, group.whole.reference.exponent)
+    reference.exponent = vector_set(lane[k])
+    vector_store(lane, group.whole.reference.shift)
+    shift = lane[k]
+    reference.shift = vector_set(shift)
+    stretch.kept = NULL
+    stretch.kind = input_kind(problem)
+    stretch.size = kind_size(stretch.kind)
+    for chunk in range(problem.plan.chunks):
+        stretch.x = row_input(group, problem, k, chunk, scratch.target, scratch)
+        stretch.ahead = stretch.near = stretch.x
+        stretch.n = chunk_length(problem, chunk)
+        stretch.pivot = -1
+        if top[0] < 0:
+            stretch.pivot = row_find(stretch.x, stretch.n, maximum, stretch.kind)
+        if stretch.pivot >= 0:
+            top[0] = chunk * CHUNK + stretch.pivot
+        total = double_double_merge(
+            total, row_absorb(&stretch, reference, &scratch.scale, shift != 0))
+    maximum = vector_reduce_compensated(total.high, total.low, &rest)
+    return maximum + rest
