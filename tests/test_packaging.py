@@ -179,6 +179,29 @@ def test_symbols_for_those_who_ask(setup: ModuleType, monkeypatch: pytest.Monkey
     assert setup.debug_flags() == setup.DEBUG_FLAGS
 
 
+def test_modules_are_made_anew_when_what_they_are_made_of_changed(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("Cython")
+    kernels = shutil.copytree(ROOT / setup.KERNELS, tmp_path / "kernels")
+    monkeypatch.setattr(setup, "KERNELS", kernels)
+    monkeypatch.setattr(setup, "COPIES", tmp_path / "copies")
+
+    def made(flags: list[str]) -> int:
+        (source,) = setup.module("probe.pyx", "probe", flags).sources
+        return Path(source).stat().st_mtime_ns
+
+    first = made(["-O1"])
+    assert made(["-O1"]) == first
+    others = {first, made(["-O3"])}
+    monkeypatch.setenv("CFLAGS", "-g")
+    others.add(made(["-O3"]))
+    with (kernels / "cpu.h").open("a") as header:
+        header.write("\n")
+    others.add(made(["-O3"]))
+    assert len(others) == 4
+
+
 def test_nothing_is_probed_on_windows(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

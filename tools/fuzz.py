@@ -502,7 +502,7 @@ def make_case(seed: int, index: int) -> Case:
 
 
 def copied(value: Any) -> Any:
-    if type(value) is not np.ndarray:
+    if not isinstance(value, np.ndarray):
         return value
     copy = value.copy()
     copy.flags.writeable = value.flags.writeable
