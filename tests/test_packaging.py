@@ -322,6 +322,14 @@ def test_version_is_the_installed_one() -> None:
     assert importlib.metadata.version("softce_fast") == softce_fast.__version__
 
 
+@pytest.mark.parametrize("name", ["CITATION.cff", "recipe/recipe.yaml"])
+def test_version_is_the_same_everywhere(name: str) -> None:
+    if not (path := ROOT / name).exists():
+        pytest.skip(f"{name} is in a checkout only")
+    versions = re.findall(r'^ *version: "?(\d[^"\s]*)', path.read_text(), re.MULTILINE)
+    assert versions == [softce_fast.__version__]
+
+
 # ---------------------------------------------------------------------------------- the first build
 
 
