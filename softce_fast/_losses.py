@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _arrays, _checks, _memory, reference
+from . import _arrays, _checks, _fresh_outputs, reference
 from ._checks import LossArguments
 from ._kernels import execute
 from ._threads import threads_for
@@ -258,7 +258,7 @@ def cross_entropy_with_grad_and_hessian(
         return reference.loss_gradient_and_hessian(call, scale, floor, grad_out, hessian_out)
     gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
     # Before the gradient, which may overwrite the logits.
-    probabilities = _memory.empty(shape, _checks.compute_dtype(call.dtype))
+    probabilities = _fresh_outputs.empty(shape, _checks.compute_dtype(call.dtype))
     execute.softmax(
         call.values, probabilities, None, (call.axis,), False, call.temperature, False, threads_for
     )
@@ -267,7 +267,7 @@ def cross_entropy_with_grad_and_hessian(
     hessian = hessian_out
     if hessian is None:
         is_own = probabilities.dtype == call.dtype
-        hessian = probabilities if is_own else _memory.empty(shape, call.dtype)
+        hessian = probabilities if is_own else _fresh_outputs.empty(shape, call.dtype)
     with np.errstate(all="ignore"):
         factors = _curvature_factors(*_balanced(call), divisor)
         factors *= (scale / call.temperature) / call.temperature

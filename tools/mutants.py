@@ -93,35 +93,35 @@ MUTANTS = (
     Mutant(
         "the worst build first", f"{PACKAGE}/_dispatch.py",
         "return usable[0]", "return usable[-1]",
-        "tests/test_config.py -k best_of_all",
+        "tests/test_dispatch.py -k best_of_all",
     ),
     Mutant(
         "an unsupported build is taken all the same", f"{PACKAGE}/_dispatch.py",
         "if request in usable:", "if request in probe.variants():",
-        "tests/test_config.py -k cannot_run",
+        "tests/test_dispatch.py -k cannot_run",
     ),
     Mutant(
-        "any number of blocks is kept", f"{PACKAGE}/_memory.py",
+        "any number of blocks is kept", f"{PACKAGE}/_fresh_outputs.py",
         "deque(maxlen=MOST_BLOCKS)", "deque()",
         "tests/test_fresh_outputs.py",
     ),
     Mutant(
-        "one block more is kept", f"{PACKAGE}/_memory.py",
+        "one block more is kept", f"{PACKAGE}/_fresh_outputs.py",
         "deque(maxlen=MOST_BLOCKS)", "deque(maxlen=MOST_BLOCKS + 1)",
         "tests/test_fresh_outputs.py",
     ),
     Mutant(
-        "a larger block serves a smaller result", f"{PACKAGE}/_memory.py",
+        "a larger block serves a smaller result", f"{PACKAGE}/_fresh_outputs.py",
         "if len(block) == size:", "if len(block) >= size:",
         "tests/test_fresh_outputs.py",
     ),
     Mutant(
-        "a refused MADV_FREE is an error in a destructor", f"{PACKAGE}/_memory.py",
+        "a refused MADV_FREE is an error in a destructor", f"{PACKAGE}/_fresh_outputs.py",
         "except OSError:\n            self.advice", "except KeyError:\n            self.advice",
         "tests/test_fresh_outputs.py",
     ),
     Mutant(
-        "blocks go to a forked child", f"{PACKAGE}/_memory.py",
+        "blocks go to a forked child", f"{PACKAGE}/_fresh_outputs.py",
         "after_in_child=_store.blocks.clear", "after_in_child=_store.blocks.copy",
         "tests/test_fresh_outputs.py -k forked",
     ),
@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "an axis may be named twice", f"{PACKAGE}/_checks.py",
         "if len(set(axes)) != len(axes):", "if False:",
-        "tests/test_errors.py tests/test_softmax.py",
+        "tests/test_checks.py tests/test_softmax.py",
     ),
     Mutant(
         "any number of threads", f"{PACKAGE}/_checks.py",
@@ -144,12 +144,12 @@ MUTANTS = (
     Mutant(
         "a subclass's word is taken for its shape", f"{PACKAGE}/_checks.py",
         "    out = np.asarray(out)  # what is there, whatever a subclass says\n", "",
-        "tests/test_subclasses.py",
+        "tests/test_arrays.py",
     ),
     Mutant(
         "a subclass's own views are written to", f"{PACKAGE}/_arrays.py",
         "return array if type(array) is np.ndarray else np.asarray(array)", "return array",
-        "tests/test_subclasses.py",
+        "tests/test_arrays.py",
     ),
     Mutant(
         "arrays whose overlap is hard to tell have none", f"{PACKAGE}/_arrays.py",
