@@ -53,7 +53,7 @@ def test_the_fuzzer_gives_every_option(name: str) -> None:
     for seed in range(500):
         if not missing:
             break
-        missing -= set(fuzz.MAKERS[name](np.random.default_rng(seed), name).options)
+        missing -= set(fuzz.draw(np.random.default_rng(seed), name).options)
     assert not missing
 
 
