@@ -377,8 +377,7 @@ DRAWN: dict[str, tuple[float, Drawn]] = {
 FUNCTIONS = {
     name: signature
     for name in reference.__all__
-    if inspect.isfunction(getattr(sf, name, None))
-    and (signature := inspect.signature(getattr(sf, name)).parameters).keys() <= DRAWN.keys()
+    if (signature := inspect.signature(getattr(reference, name)).parameters).keys() <= DRAWN.keys()
 }
 
 
