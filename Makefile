@@ -80,13 +80,14 @@ history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, bes
 compare: $(STAMPS)/built $(STAMPS)/torch $(STAMPS)/group-compare ## against PyTorch, JAX, Numba, ...
 	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
 
-lint: $(STAMPS)/built $(STAMPS)/group-dev ## style and types, stubs against modules
+lint: $(STAMPS)/built $(STAMPS)/group-dev ## style, types, stubs; workflows
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PATH="$(VENV)/bin:$$PATH" cython-lint softce_fast
 	$(PY) -m mypy
 	$(PY) -m pyright
-	$(PY) tools/stubs.py
+	$(PY) -m mypy.stubtest softce_fast._kernels.probe softce_fast._kernels.execute
+	$(VENV)/bin/zizmor --quiet --offline --pedantic .github
 
 wheel: $(STAMPS)/built $(STAMPS)/group-dev ## wheels for each Python here, repaired and tested
 	$(PY) tools/wheels.py $(WHEEL_ARGS)

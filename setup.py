@@ -3,6 +3,7 @@
 Everything else about the project is in pyproject.toml.
 """
 
+import hashlib
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -20,6 +21,8 @@ from setuptools.command.build_ext import build_ext
 KERNELS = Path("softce_fast/_kernels")
 COMPUTE_TYPES = ("float32", "float64")
 COPIES = Path("build/kernels")
+# What execute.pyx and the kernel modules must agree on.
+INTERFACE = (KERNELS / "problem.pxd", KERNELS / "kind.h")
 
 
 class Variant(NamedTuple):
@@ -216,48 +219,36 @@ def builds(
             return False
 
 
-def copied(source: str, name: str) -> str:
-    """Copy some Cython for the module of a name: it is translated and compiled anew.
+def digest(paths: Iterable[Path], also: object = "") -> str:
+    """Return a hash of what files hold, and of something else."""
+    parts = [*(path.read_bytes() for path in paths), repr(also).encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
-    Cython keeps one C source and one set of flags for each .pyx, not for each module.
+
+def module(source: str, name: str, flags: list[str], **options: Any) -> Extension:
+    """Return a module of some Cython, made anew when something that it is made of has changed.
+
+    Neither Cython nor setuptools looks at flags, macros and all that is included; and Cython keeps
+    one C source for each .pyx, not for each module. So each has a copy, with a hash at its end.
     """
-    COPIES.mkdir(parents=True, exist_ok=True)
-    return str(shutil.copyfile(KERNELS / source, COPIES / f"{name}.pyx"))
-
-
-def kernel_module(variant: Variant, compute: str) -> Extension:
-    """Return the kernels of a variant that compute in a type."""
-    inline = "inline" if chosen_build() == "debug" else "inline __attribute__((always_inline))"
-    name = f"{variant.name}_{compute}"
-    return Extension(
-        f"softce_fast._kernels.{name}",
-        [copied("kernel.pyx", name)],
-        include_dirs=[str(KERNELS)],
-        define_macros=[
-            (f"COMPUTE_{compute.upper()}", None),
-            # The kernels are written as many small functions that must melt together.
-            ("CYTHON_INLINE", inline),
-        ],
-        extra_compile_args=spelled(variant.flags),
-    )
-
-
-def execute_module(compile_openmp: list[str], link_openmp: list[str]) -> Extension:
-    """Return the module that calls the kernels, in threads."""
+    import Cython
     import numpy
 
-    return Extension(
-        "softce_fast._kernels.execute",
-        [copied("execute.pyx", "execute")],
-        include_dirs=[str(KERNELS), numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=compile_openmp,
-        extra_link_args=link_openmp,
-    )
+    options = {"extra_compile_args": flags, "include_dirs": [str(KERNELS)], **options}
+    sources = (path for path in KERNELS.rglob("*") if path.suffix in (".pyx", ".pxd", ".pxi", ".h"))
+    around = [os.environ.get(variable) for variable in ("CFLAGS", "LDFLAGS")]
+    made_with = [options, compiler(), *around, Cython.__version__, numpy.__version__]
+    hashed = digest([Path("setup.py"), *sorted(sources)], made_with)
+    text, copy = f"{(KERNELS / source).read_text()}# {hashed}\n", COPIES / f"{name}.pyx"
+    if not copy.exists() or copy.read_text() != text:
+        COPIES.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text)
+    return Extension(f"softce_fast._kernels.{name}", [str(copy)], **options)
 
 
 def extensions() -> list[Extension]:
     """Return every extension module, its C source freshly made from Cython."""
+    import numpy
     from Cython.Build import cythonize
 
     chosen = variants_to_build()
@@ -266,23 +257,35 @@ def extensions() -> list[Extension]:
         *spelled((*COMPILE_FLAGS, *debug_flags())),
         *(flag for flag in KNOWN_TO_SOME if builds(ANY_PROGRAM, ["-Werror", flag], [])),
     ]
-    probe = Extension(
-        "softce_fast._kernels.probe",
-        [str(KERNELS / "probe.pyx")],
-        include_dirs=[str(KERNELS)],
-        define_macros=[
-            ("SOFTCE_FAST_VARIANTS", '"' + ",".join(v.name for v in chosen) + '"'),
-            *needs(),
-        ],
-        extra_compile_args=compile_openmp,
-        extra_link_args=link_openmp,
-    )
-    modules: list[Extension] = cythonize(
-        [
-            probe,
-            execute_module(compile_openmp, link_openmp),
-            *(kernel_module(variant, compute) for variant in chosen for compute in COMPUTE_TYPES),
-        ],
+    with_openmp = [*compile_flags, *compile_openmp]
+    # The kernels are written as many small functions that must melt together.
+    inline = "inline" if chosen_build() == "debug" else "inline __attribute__((always_inline))"
+    # Modules of one layout alone go together.
+    interface = ("SOFTCE_FAST_KERNELS", f'"softce_fast.kernels.{digest(INTERFACE)}"')
+    names = ",".join(variant.name for variant in chosen)
+    modules = [
+        module(
+            "probe.pyx", "probe", with_openmp, extra_link_args=link_openmp,
+            define_macros=[("SOFTCE_FAST_VARIANTS", f'"{names}"'), *needs()],
+        ),
+        module(
+            "execute.pyx", "execute", with_openmp, extra_link_args=link_openmp,
+            include_dirs=[str(KERNELS), numpy.get_include()],
+            define_macros=[interface, ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        ),
+        *(
+            module(
+                "kernel.pyx", f"{variant.name}_{compute}", compile_flags + spelled(variant.flags),
+                define_macros=[
+                    interface, (f"COMPUTE_{compute.upper()}", None), ("CYTHON_INLINE", inline)
+                ],
+            )
+            for variant in chosen
+            for compute in COMPUTE_TYPES
+        ),
+    ]  # fmt: skip
+    made: list[Extension] = cythonize(
+        modules,
         build_dir="build/cython",
         # The first for what is imported by its whole name.
         include_path=[".", str(KERNELS)],
@@ -290,9 +293,7 @@ def extensions() -> list[Extension]:
         compiler_directives={"autotestdict": False, "freethreading_compatible": True},
         nthreads=jobs(),
     )
-    for module in modules:
-        module.extra_compile_args = [*compile_flags, *module.extra_compile_args]
-    return modules
+    return made
 
 
 class BuildKernels(build_ext):  # type: ignore[misc]  # its types depend on what is installed

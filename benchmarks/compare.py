@@ -29,6 +29,7 @@ import shapes
 import timing
 from peers import PACKAGES, PEERS, Ways
 from shapes import CASES, HALF_DTYPES, OPERATIONS, Array, Case, Problem
+from softce_fast import reference
 from timing import Timing
 
 SETTLE_SECONDS = 0.03
@@ -143,33 +144,21 @@ class PeerProcess:
 
 
 def expected(case: Case) -> Sample:
-    """The sample of the case's result, from the textbook's formulas in float64."""
-    problem, axis, function = Problem.of(case), case.axis, case.function
-    arrays, losses = [], []
+    """The sample of the case's result, by the NumPy reference in float64."""
+    problem, pieces = Problem.of(case), []
+    options = {"reduction": "none"} if case.takes_labels else {}
     # By parts of the first axis, so that the float64 copies stay small.
     for start in range(0, case.shape[0], step := max(case.shape[0] // 64, 1)):
-        part = problem.logits[start : start + step].astype(np.float64)
-        index = problem.index[start : start + step]
-        shifted = part - part.max(axis, keepdims=True)
-        total = np.exp(shifted).sum(axis, keepdims=True)
-        result = shifted - np.log(total)  # log-probabilities
-        if case.takes_labels:
-            losses.append(-np.take_along_axis(result, index, axis).reshape(-1))
-        if function == "logsumexp":
-            result = (part - result).take(0, axis)
-        elif function != "log_softmax":
-            result = np.exp(result)
-        if function == "cross_entropy_with_grad":
-            less_one = np.take_along_axis(result, index, axis) - 1
-            np.put_along_axis(result, index, less_one, axis)
-            if problem.reduction == "mean":
-                result /= case.rows
-        if function != "cross_entropy":
-            arrays.append(result.reshape(-1))
-    parts = {"array": np.concatenate(arrays)} if arrays else {}
-    if losses:
-        loss = np.concatenate(losses)
-        parts["loss"] = loss.mean() if problem.reduction == "mean" else loss
+        rows = slice(start, start + step)
+        arguments = [problem.logits[rows].astype(np.float64)]
+        arguments += [problem.labels[rows]] if case.takes_labels else []
+        result = getattr(reference, case.function)(*arguments, case.axis, **options)
+        pieces.append(PEERS[OURS].parts(case, result))
+    parts = {name: np.concatenate([np.ravel(p[name]) for p in pieces]) for name in pieces[0]}
+    if case.takes_labels and problem.reduction == "mean":
+        parts["loss"] = parts["loss"].mean()
+        if "array" in parts:
+            parts["array"] /= case.rows
     return sample(parts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _memory
+from . import _fresh_outputs
 
 Array = NDArray[Any]
 DType = np.dtype[Any]
@@ -41,7 +41,7 @@ def output(
 ) -> Array:
     """Return the checked `out` of a call on `inputs`, or a new array without one."""
     if out is None:
-        return _memory.empty(shape, dtype)
+        return _fresh_outputs.empty(shape, dtype)
     if any(array is not None and overlaps(out, array) for array in inputs):
         raise ValueError(f"{name} overlaps an input without being the same array")
     return out

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _arrays, _checks, _memory, reference
+from . import _arrays, _checks, _fresh_outputs, reference
 from ._kernels import execute
 from ._threads import threads_for
 
@@ -188,7 +188,7 @@ def _binary(
     shape, size = call.values.shape, call.values.size
     if _arrays.left_to_numpy(call.values, call.dtype):
         return reference.binary_loss(call, with_grad, grad_out)
-    losses = _memory.empty(shape, call.dtype) if reduction == "none" else None
+    losses = _fresh_outputs.empty(shape, call.dtype) if reduction == "none" else None
     gradient: Any = None
     if with_grad:
         inputs = call.values, call.target, call.weight, call.pos_weight

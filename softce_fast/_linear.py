@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _arrays, _checks, _losses, _memory, reference
+from . import _arrays, _checks, _fresh_outputs, _losses, reference
 from ._checks import LinearArrays
 from .reference import LinearGrads
 
@@ -295,7 +295,7 @@ def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
     batch.scan()
     plan = _plan(arrays, batch, dtypes, memory)
     outs = [
-        _memory.empty(array.shape, dtypes[name])
+        _fresh_outputs.empty(array.shape, dtypes[name])
         if out is None and array is not None and name in dtypes
         else out
         for name, array, out in zip(_checks.LINEAR_GRADS, arrays[:3], wanted.outs, strict=True)
@@ -524,7 +524,7 @@ class _Buffer:
     """One piece of memory, and arrays that take their part of it."""
 
     def __init__(self, plan: _Plan) -> None:
-        self.free = _memory.empty((plan.size,), plan.dtype)
+        self.free = _fresh_outputs.empty((plan.size,), plan.dtype)
 
     def take(self, *shape: int) -> Array:
         """Return an array that begins at a cache line of the buffer."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _arrays, _checks, _memory, reference
+from . import _arrays, _checks, _fresh_outputs, reference
 from ._checks import LossArguments
 from ._kernels import execute
 from ._threads import threads_for
@@ -271,7 +271,7 @@ def cross_entropy_with_grad_and_hessian(
     if _arrays.left_to_numpy(call.values, call.dtype, call.temperature):
         return reference.loss_gradient_and_hessian(call, scale, floor, grad_out, hessian_out)
     gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
-    hessian = _memory.empty(shape, call.dtype) if hessian_out is None else hessian_out
+    hessian = _fresh_outputs.empty(shape, call.dtype) if hessian_out is None else hessian_out
     losses = _losses_array(call)
     total, divisor = run(call, losses, gradient, hessian, scale, floor)
     return _reduced(call, losses, total, divisor), gradient, hessian

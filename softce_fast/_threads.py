@@ -21,8 +21,9 @@ _SERIAL_SIZE = probe.serial_size()
 _OPENMP = bool(probe.openmp())
 
 
-# All the state there is, with that in _dispatch.py and _memory.py. It needs no lock, with a GIL or
-# without: each name is bound in one step, and what two threads may find out at once is the same.
+# All the state there is, with that in _dispatch.py and _fresh_outputs.py. It needs no lock, with a
+# GIL or without: each name is bound in one step, and what two threads may find out at once is the
+# same.
 
 # What num_threads() asked for in this context: a list of one number for each body that is open, the
 # last of which counts. Each takes its own away in the end, so those of generators may overlap.

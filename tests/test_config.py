@@ -1,12 +1,9 @@
-"""show_config, the choice of a build, and ``python -m softce_fast``."""
+"""show_config, and what is said where something is missing from the build."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,16 +13,8 @@ import numpy as np
 import pytest
 
 import softce_fast as sf
-from softce_fast import __main__ as command
 from softce_fast import _config, _dispatch
-from softce_fast._kernels import probe
 from subprocesses import run_python
-
-VARIABLE = "SOFTCE_FAST_ISA"
-SHOW_ISA = "import softce_fast as sf; print(sf.show_config('dicts')['isa']['in use'])"
-
-
-# show_config
 
 
 def test_dictionary() -> None:
@@ -35,7 +24,7 @@ def test_dictionary() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", sf.__version__)
     assert config["isa"]["in use"] in config["isa"]["available"]
     assert set(config["isa"]["available"]) <= set(config["isa"]["built"])
-    assert "baseline" in config["isa"]["available"]
+    assert config["isa"]["available"]
     assert config["threads"] == sf.get_num_threads()
     assert config["openmp"]["enabled"] == bool(config["openmp"]["version"])
     assert config["numpy"] == np.__version__
@@ -96,170 +85,3 @@ def test_import_out_of_an_archive_says_what_to_do(tmp_path: Path) -> None:
     assert last.startswith("ImportError: softce_fast cannot be imported out of an archive (")
     assert str(archive) in last
     assert "unpack it" in last
-
-
-# The choice of a build
-
-
-def show_isa(value: str | None, check: bool = True) -> subprocess.CompletedProcess[str]:
-    if value is None:
-        return run_python(f"import os; os.environ.pop('{VARIABLE}', None); {SHOW_ISA}")
-    return run_python(SHOW_ISA, environment={VARIABLE: value}, check=check)
-
-
-@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
-def test_override(name: str) -> None:
-    if name in _dispatch.available():
-        assert show_isa(name).stdout.strip() == name
-        return
-    result = show_isa(name, check=False)
-    assert result.returncode != 0
-    assert f"ImportError: {VARIABLE}={name}: " in result.stderr
-    assert ("this CPU cannot run it" in result.stderr) == (name in probe.variants())
-
-
-@pytest.mark.parametrize("value", ["sse9", "AVX2", "avx2,baseline", " "])
-def test_unknown_override_raises(value: str) -> None:
-    result = show_isa(value, check=False)
-    assert result.returncode != 0
-    last = result.stderr.strip().splitlines()[-1]
-    usable = ", ".join(_dispatch.available())
-    assert last == (
-        f"ImportError: {VARIABLE}={value}: this package has no such build; "
-        f"it takes one of {usable}, or unset"
-    )
-
-
-@pytest.mark.parametrize("value", [None, ""])
-def test_the_best_build_without_override(value: str | None) -> None:
-    assert show_isa(value).stdout.strip() == _dispatch.available()[0]
-
-
-def test_overridden_build_computes() -> None:
-    code = (
-        "import numpy as np, softce_fast as sf\n"
-        "print(sf.softmax(np.array([2.0, 1.0, 0.1])).round(3).tolist())"
-    )
-    for name in _dispatch.available():
-        result = run_python(code, environment={VARIABLE: name})
-        assert result.stdout.strip() == "[0.659, 0.242, 0.099]"
-
-
-class SmallMachine:
-    """A stand-in for the compiled probe, on a CPU that has nothing beyond the baseline."""
-
-    variants = staticmethod(lambda: ("avx512", "avx2", "baseline"))
-    supported = staticmethod(lambda name: name == "baseline")
-
-
-def test_a_build_this_machine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "probe", SmallMachine)
-    assert _dispatch.available() == ("baseline",)
-    assert _dispatch.choose(None) == "baseline"
-    with pytest.raises(ImportError, match=f"{VARIABLE}=avx2: this CPU cannot run it"):
-        _dispatch.choose("avx2")
-    with pytest.raises(ImportError, match="no such build; it takes one of baseline, or unset"):
-        _dispatch.choose("neon")
-
-
-def test_the_best_of_all_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SmallMachine, "supported", staticmethod(lambda _: True))
-    monkeypatch.setattr(_dispatch, "probe", SmallMachine)
-    assert _dispatch.choose(None) == "avx512"
-    assert _dispatch.choose("avx2") == "avx2"
-
-
-def test_using_returns_to_the_build_before() -> None:
-    before = _dispatch.isa
-    with _dispatch.using("baseline"):
-        assert _dispatch.isa == "baseline"
-    assert _dispatch.isa == before
-    with pytest.raises(ZeroDivisionError), _dispatch.using("baseline"):
-        raise ZeroDivisionError
-    assert _dispatch.isa == before
-    with pytest.raises(ImportError, match="no such build"), _dispatch.using("sse9"):
-        pass
-    assert _dispatch.isa == before
-
-
-def test_only_the_modules_needed_are_loaded() -> None:
-    code = (
-        "import sys, numpy as np, softce_fast as sf\n"
-        "sf.softmax(np.ones((2, 3), np.float32))\n"
-        "print(sorted(name for name in sys.modules if '_kernels.' in name))"
-    )
-    needed = ["execute", "probe", *(f"{_dispatch.isa}_{real}" for real in ("float32", "float64"))]
-    expected = [f"softce_fast._kernels.{name}" for name in needed]
-    result = run_python(code, environment={VARIABLE: _dispatch.isa})
-    assert result.stdout.strip() == str(sorted(expected))
-
-
-# The command line
-
-
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = (
-        "import runpy, sys; sys.argv[0] = 'softce_fast'\n"
-        "runpy.run_module('softce_fast', run_name='__main__', alter_sys=True)"
-    )
-    return run_python(code, *arguments, check=False)
-
-
-@pytest.mark.parametrize("arguments", [(), ("config",)])
-def test_command_prints_the_configuration(arguments: tuple[str, ...]) -> None:
-    result = run_command(*arguments)
-    assert result.returncode == 0, result.stderr
-    assert sf.__version__ in result.stdout
-    assert "compiler" in result.stdout
-
-
-def test_python_m() -> None:
-    """As a user calls it."""
-    package_parent = os.path.dirname(os.path.dirname(sf.__file__))
-    environment = {**os.environ, "PYTHONPATH": package_parent}
-    result = subprocess.run(
-        [sys.executable, "-m", "softce_fast"], capture_output=True, text=True, check=True,
-        env=environment, timeout=60,
-    )  # fmt: skip
-    assert result.stdout.splitlines()[0].split() == ["version", sf.__version__]
-
-
-def test_unknown_command() -> None:
-    result = run_command("nonsense")
-    assert result.returncode == 2
-    assert "bench" in result.stderr
-
-
-def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On small shapes, so that it takes no time."""
-    shapes = ((1, 10), (32, 100))
-    monkeypatch.setattr(command, "SHAPES", shapes)
-    median = command._median_time
-    monkeypatch.setattr(command, "_median_time", lambda function: median(function, 0.002))
-    monkeypatch.setattr(sys, "argv", ["softce_fast", "bench"])
-    command.main()
-    head, *lines = capsys.readouterr().out.strip().splitlines()
-    assert head.split() == ["operation", "shape", "reference", "softce_fast", "ratio"]
-    operations = ("softmax", "cross_entropy", "cross_entropy_with_grad")
-    found = [(line.split()[0], line.split()[1]) for line in lines]
-    assert sorted(found) == sorted((name, f"{a}x{b}") for a, b in shapes for name in operations)
-    for line in lines:
-        match = re.fullmatch(r"\S+ +\S+ +([\d.]+) us +([\d.]+) us +([\d.]+)", line)
-        assert match, line
-        assert float(match[1]) / float(match[2]) == pytest.approx(float(match[3]), rel=0.2, abs=0.1)
-
-
-def test_bench_needs_nothing_but_numpy() -> None:
-    code = (
-        "import sys\n"
-        "class Only:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        root = name.partition('.')[0]\n"
-        "        if root in {'scipy', 'torch', 'matplotlib', 'tqdm', 'sklearn', 'ml_dtypes'}:\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Only())\n"
-        "from softce_fast import __main__ as command\n"
-        "command.SHAPES = ((2, 3),)\n"
-        "command.bench()\n"
-    )
-    assert "cross_entropy" in run_python(code).stdout

@@ -15,7 +15,7 @@ import pytest
 
 import softce_fast as sf
 import subprocesses
-from softce_fast import _memory
+from softce_fast import _fresh_outputs
 
 pytestmark = pytest.mark.skipif(
     not hasattr(mmap, "MADV_FREE"), reason="the system cannot take back pages that are kept"
@@ -23,15 +23,15 @@ pytestmark = pytest.mark.skipif(
 
 SHAPE = (4200, 1000)
 FLOAT32 = np.dtype(np.float32)
-assert np.prod(SHAPE) * FLOAT32.itemsize > _memory.SMALLEST_BLOCK
+assert np.prod(SHAPE) * FLOAT32.itemsize > _fresh_outputs.SMALLEST_BLOCK
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Any:
     gc.collect()
-    _memory._store.blocks.clear()
+    _fresh_outputs._store.blocks.clear()
     yield
-    _memory._store.blocks.clear()
+    _fresh_outputs._store.blocks.clear()
 
 
 def address(array: Any) -> int:
@@ -39,18 +39,18 @@ def address(array: Any) -> int:
 
 
 def test_memory_is_kept_for_the_next_result() -> None:
-    first = _memory.empty(SHAPE, FLOAT32)
+    first = _fresh_outputs.empty(SHAPE, FLOAT32)
     place = address(first)
     del first
-    assert address(_memory.empty(SHAPE, FLOAT32)) == place
+    assert address(_fresh_outputs.empty(SHAPE, FLOAT32)) == place
 
 
 def test_memory_is_not_shared_while_a_view_is_held() -> None:
-    first = _memory.empty(SHAPE, FLOAT32)
+    first = _fresh_outputs.empty(SHAPE, FLOAT32)
     first[...] = 1
     view = first.T[5:, ::2]
     del first
-    others = [_memory.empty(SHAPE, FLOAT32) for _ in range(3)]
+    others = [_fresh_outputs.empty(SHAPE, FLOAT32) for _ in range(3)]
     for other in others:
         other[...] = 2
     assert len({address(other) for other in others}) == 3
@@ -65,25 +65,25 @@ def test_an_array_that_outlives_the_modules_at_exit_makes_no_noise() -> None:
 
 
 def test_few_blocks_are_kept_and_none_of_another_size() -> None:
-    arrays = [_memory.empty(SHAPE, FLOAT32) for _ in range(5)]
+    arrays = [_fresh_outputs.empty(SHAPE, FLOAT32) for _ in range(5)]
     arrays.clear()
-    assert len(_memory._store.blocks) == _memory.MOST_BLOCKS
-    larger = _memory.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
-    assert not _memory._store.blocks
+    assert len(_fresh_outputs._store.blocks) == _fresh_outputs.MOST_BLOCKS
+    larger = _fresh_outputs.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
+    assert not _fresh_outputs._store.blocks
     del larger
-    assert len(_memory._store.blocks) == 1
+    assert len(_fresh_outputs._store.blocks) == 1
 
 
 def test_a_block_serves_its_own_size_alone() -> None:
-    larger = _memory.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
+    larger = _fresh_outputs.empty((2 * SHAPE[0], SHAPE[1]), FLOAT32)
     size = larger.nbytes
     del larger
-    (block,) = _memory._store.blocks
+    (block,) = _fresh_outputs._store.blocks
     assert len(block) >= size
-    result = _memory.empty(SHAPE, FLOAT32)
-    assert not _memory._store.blocks
+    result = _fresh_outputs.empty(SHAPE, FLOAT32)
+    assert not _fresh_outputs._store.blocks
     del result
-    (block,) = _memory._store.blocks
+    (block,) = _fresh_outputs._store.blocks
     assert SHAPE[0] * SHAPE[1] * 4 <= len(block) < size
 
 
@@ -100,26 +100,26 @@ def test_threads_that_let_go_at_once_leave_no_more_blocks_than_promised(monkeypa
                 together.wait()
 
     together = threading.Barrier(8)
-    monkeypatch.setattr(_memory.mmap, "mmap", SlowBlock)
-    arrays = [[_memory.empty(SHAPE, FLOAT32)] for _ in range(8)]
+    monkeypatch.setattr(_fresh_outputs.mmap, "mmap", SlowBlock)
+    arrays = [[_fresh_outputs.empty(SHAPE, FLOAT32)] for _ in range(8)]
     monkeypatch.undo()
 
     def let_go(array: list[Any]) -> None:
         array.clear()
-        sizes.append(len(_memory._store.blocks))
+        sizes.append(len(_fresh_outputs._store.blocks))
 
     threads = [threading.Thread(target=let_go, args=(array,)) for array in arrays]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(sizes) <= _memory.MOST_BLOCKS
+    assert max(sizes) <= _fresh_outputs.MOST_BLOCKS
 
 
 REFUSED = """
 import mmap, sys
 import numpy as np, softce_fast as sf
-from softce_fast import _memory
+from softce_fast import _fresh_outputs
 
 class Refusing(mmap.mmap):
     def madvise(self, advice, *rest):
@@ -134,7 +134,7 @@ view = first[1:3]
 del first
 assert (view == np.float32(1e-3)).all()
 del view
-assert not _memory._store.blocks
+assert not _fresh_outputs._store.blocks
 again = sf.softmax(x)
 assert again.flags.owndata and (again == np.float32(1e-3)).all()
 """
@@ -149,7 +149,7 @@ def test_nothing_is_kept_where_its_pages_cannot_be_freed() -> None:
 LOCKED = """
 import ctypes, os, resource
 import numpy as np, softce_fast as sf
-from softce_fast import _memory
+from softce_fast import _fresh_outputs
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.mlockall(2):  # MCL_FUTURE
     print("skip:", os.strerror(ctypes.get_errno()))
@@ -178,14 +178,14 @@ def test_a_large_result_says_why_it_cannot_be_resized() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 4), (1 << 19, 7)])
 def test_small_results_are_of_numpy(shape: tuple[int, int]) -> None:
-    array = _memory.empty(shape, FLOAT32)
+    array = _fresh_outputs.empty(shape, FLOAT32)
     assert array.flags.owndata
     assert (array.shape, array.dtype) == (shape, FLOAT32)
 
 
 def test_results_are_ordinary_arrays(dtype: np.dtype) -> None:
     shape = (SHAPE[0] * 4 // dtype.itemsize, SHAPE[1])
-    result = _memory.empty(shape, dtype)
+    result = _fresh_outputs.empty(shape, dtype)
     assert type(result) is np.ndarray
     assert (result.shape, result.dtype) == (shape, dtype)
     assert result.flags.c_contiguous
@@ -210,17 +210,17 @@ def test_results_in_a_loop_and_from_many_threads() -> None:
 
 CHILD = """
 import os, numpy as np, softce_fast as sf
-from softce_fast import _memory
+from softce_fast import _fresh_outputs
 x = np.zeros((4200, 1000), np.float32)
 held = sf.softmax(x)
 sf.softmax(x)
-assert len(_memory._store.blocks) == 1
+assert len(_fresh_outputs._store.blocks) == 1
 child = os.fork()
 if child == 0:
-    if _memory._store.blocks:
+    if _fresh_outputs._store.blocks:
         os._exit(2)
     same = bool((sf.softmax(x) == held).all())
-    os._exit(0 if same and len(_memory._store.blocks) == 1 else 1)
+    os._exit(0 if same and len(_fresh_outputs._store.blocks) == 1 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert (sf.softmax(x) == held).all()
 print("done")

@@ -41,7 +41,7 @@ def test_every_function_is_called():
     # These are tested against what they are put together from (test_linear.py, test_hessian.py).
     composed = {"cross_entropy_with_grad_and_hessian"}
     composed |= {"linear_cross_entropy", "linear_cross_entropy_with_grad"}
-    assert set(runpy.run_path(str(FUZZ))["MAKERS"]) == set(reference.__all__) - composed
+    assert set(runpy.run_path(str(FUZZ))["FUNCTIONS"]) == set(reference.__all__) - composed
 
 
 SABOTAGE = """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import softce_fast as sf
-import test_errors
+import test_checks
 
 HERE = Path(__file__).resolve().parent
 TOOLS = HERE.parent / "tools"
@@ -53,7 +53,7 @@ def test_the_fuzzer_gives_every_option(name: str) -> None:
     for seed in range(500):
         if not missing:
             break
-        missing -= set(fuzz.MAKERS[name](np.random.default_rng(seed), name).options)
+        missing -= set(fuzz.draw(np.random.default_rng(seed), name).options)
     assert not missing
 
 
@@ -66,7 +66,7 @@ def test_the_fuzzer_has_wrong_values_of_every_option(name: str) -> None:
 def test_the_table_of_errors_has_every_option(name: str) -> None:
     named = {
         word
-        for row in test_errors.TABLE
+        for row in test_checks.TABLE
         for case in row()
         if case.function == name
         for word in case.words

@@ -179,6 +179,29 @@ def test_symbols_for_those_who_ask(setup: ModuleType, monkeypatch: pytest.Monkey
     assert setup.debug_flags() == setup.DEBUG_FLAGS
 
 
+def test_modules_are_made_anew_when_what_they_are_made_of_changed(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("Cython")
+    kernels = shutil.copytree(ROOT / setup.KERNELS, tmp_path / "kernels")
+    monkeypatch.setattr(setup, "KERNELS", kernels)
+    monkeypatch.setattr(setup, "COPIES", tmp_path / "copies")
+
+    def made(flags: list[str]) -> int:
+        (source,) = setup.module("probe.pyx", "probe", flags).sources
+        return Path(source).stat().st_mtime_ns
+
+    first = made(["-O1"])
+    assert made(["-O1"]) == first
+    others = {first, made(["-O3"])}
+    monkeypatch.setenv("CFLAGS", "-g")
+    others.add(made(["-O3"]))
+    with (kernels / "cpu.h").open("a") as header:
+        header.write("\n")
+    others.add(made(["-O3"]))
+    assert len(others) == 4
+
+
 def test_nothing_is_probed_on_windows(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -297,6 +320,14 @@ def test_the_checks_of_archives_find_what_is_wrong(tmp_path: Path) -> None:
 
 def test_version_is_the_installed_one() -> None:
     assert importlib.metadata.version("softce_fast") == softce_fast.__version__
+
+
+@pytest.mark.parametrize("name", ["CITATION.cff", "recipe/recipe.yaml"])
+def test_version_is_the_same_everywhere(name: str) -> None:
+    if not (path := ROOT / name).exists():
+        pytest.skip(f"{name} is in a checkout only")
+    versions = re.findall(r'^ *version: "?(\d[^"\s]*)', path.read_text(), re.MULTILINE)
+    assert versions == [softce_fast.__version__]
 
 
 # ---------------------------------------------------------------------------------- the first build

@@ -1,4 +1,4 @@
-"""What keeps the kernels readable: short functions of few parameters, small structs."""
+"""What keeps the code readable: short functions and small structs in kernels; tests by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = Path(__file__).parent.parent / "softce_fast" / "_kernels"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "softce_fast"
+KERNELS = PACKAGE / "_kernels"
 CYTHON = sorted(KERNELS.rglob("*.px[id]")) + sorted(KERNELS.glob("*.pyx"))
 HEADER = re.compile(r"^(?:cdef (?!struct|enum|extern|class).*\(|cpdef .*\(|def )")
 MOST_LINES, MOST_PARAMETERS, MOST_FIELDS = 60, 8, 16
@@ -69,3 +71,9 @@ def test_structs_are_small(path: Path) -> None:
 def test_files_say_what_they_are_for(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# cython:")]
     assert lines[0].startswith(("# ", '"""'))
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_modules_have_tests_of_their_name(module: Path) -> None:
+    if module.stem not in ("__init__", "_version"):
+        assert (TESTS / f"test_{module.stem.strip('_')}.py").exists()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
@@ -33,6 +33,7 @@ import test_fork
 import test_limits
 import test_stacks
 import test_threads
+import timing
 from softce_fast import _dispatch
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
@@ -86,17 +87,8 @@ def many_threads(count: str) -> None:
     assert not problems, problems
 
 
-def median_times(cases: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median time of a call of each case."""
-    result = {}
-    for name, call in cases.items():
-        times = []
-        for _ in range(15):
-            started = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - started)
-        result[name] = statistics.median(times)
-    return result
+def median_times(cases: dict[str, timing.Call]) -> dict[str, float]:
+    return timing.medians(timing.alternate(cases, rounds=5, seconds=0))
 
 
 def beside_busy_processes(count: str) -> None:
@@ -105,7 +97,7 @@ def beside_busy_processes(count: str) -> None:
     rows = rng.normal(size=(2000, 1000)).astype(np.float32)
     images = rng.normal(size=(8, 100, 2500)).astype(np.float32)
     mask = rows < 1
-    cases: dict[str, Callable[[], object]] = {
+    cases: dict[str, timing.Call] = {
         "rows": lambda: sf.softmax(rows),
         "small rows": lambda: sf.softmax(rows[:150]),
         "middle axis": lambda: sf.softmax(images, 1),

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,9 +38,9 @@ from softce_fast import _checks, _dispatch, reference
 from tolerances import ulp_limit
 
 try:
-    from ml_dtypes import bfloat16
+    from ml_dtypes import bfloat16, finfo
 except ImportError:
-    bfloat16 = None
+    bfloat16, finfo = None, np.finfo
 
 Array = np.ndarray[Any, Any]
 Random = np.random.Generator
@@ -58,6 +58,19 @@ LABELS: list[Any] = [np.int64, np.int64, np.int32, np.int8, np.uint8, np.uint64,
 
 class Failure(Exception):
     """What a case did wrong."""
+
+
+def pick(random: Random, chance: float) -> bool:
+    return bool(random.random() < chance)
+
+
+def one_of(random: Random, pool: Sequence[Any]) -> Any:
+    """Return one of some values, as it is; NumPy's `choice` makes them its own."""
+    return pool[int(random.integers(len(pool)))]
+
+
+def any_dtype(random: Random) -> Any:
+    return one_of(random, OTHERS if pick(random, 0.1) else FLOATS)
 
 
 # Arrays
@@ -79,21 +92,14 @@ class Memory:
 
     def changed_beside(self) -> bool:
         """Tell whether a byte that is not the array's was written."""
-        outside = self.base.copy()
         address = self.array.__array_interface__["data"][0] - self.base.ctypes.data
-        if self.array.size:
-            inside = np.ndarray(
-                self.array.shape, f"V{self.array.itemsize}", outside, address, self.array.strides
-            )
-            was = np.ndarray(
-                self.array.shape,
-                f"V{self.array.itemsize}",
-                np.frombuffer(self.before, np.uint8),
-                address,
-                self.array.strides,
-            )
-            inside[...] = was
-        return outside.tobytes() != self.before
+        after = self.base.copy()
+        inside, was = (
+            np.ndarray(self.array.shape, f"V{self.array.itemsize}", x, address, self.array.strides)
+            for x in (after, np.frombuffer(self.before, np.uint8))
+        )
+        inside[...] = was
+        return after.tobytes() != self.before
 
 
 def place(random: Random, shape: tuple[int, ...], dtype: Any) -> Memory:
@@ -183,7 +189,8 @@ class Case:
     """One call: its arguments, the memory they are in, and what is known about the result."""
 
     name: str
-    arguments: list[Any]
+    shape: tuple[int, ...] = ()  # of the batch
+    arguments: list[Any] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     memories: list[Memory] = field(default_factory=list)
     output: str = ""  # the option that names the output, if one is given
@@ -195,237 +202,202 @@ class Case:
         self.memories.append(memory)
         return memory.array
 
+    def new(self, random: Random, shape: tuple[int, ...], dtype: Any, **kinds: Any) -> Array:
+        return self.add(new_input(random, shape, dtype, **kinds))
 
-def pick(random: Random, chance: float) -> bool:
-    return bool(random.random() < chance)
+    @property
+    def class_axis(self) -> int:
+        return int(self.options.get("axis", -1)) % len(self.shape)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self.shape[: self.class_axis] + self.shape[self.class_axis + 1 :]
+
+    @property
+    def is_binary(self) -> bool:
+        return "binary" in self.name
+
+    @property
+    def is_loss(self) -> bool:
+        return "entropy" in self.name or self.name == "nll_loss"
 
 
-def pick_dtype(random: Random) -> Any:
-    pool = OTHERS if pick(random, 0.1) else FLOATS
-    return pool[int(random.integers(len(pool)))]
+def draw_axis(random: Random, case: Case) -> Any:
+    ndim = len(case.shape)
+    if "softmax" in case.name or case.name == "logsumexp":
+        if "backward" not in case.name and pick(random, 0.2):
+            count = int(random.integers(0, ndim + 1))
+            return tuple(int(item) for item in random.permutation(ndim)[:count])
+        if "backward" not in case.name and pick(random, 0.1):
+            return None
+    return int(random.integers(-ndim, ndim)) if ndim else -1
 
 
-def add_output(random: Random, case: Case, name: str, array: Array, dtype: Any) -> None:
-    """Give the call an output: a new array, the input itself, or one that overlaps an input."""
-    dtype = np.dtype(dtype)
+def draw_batch(random: Random, case: Case) -> Array:
+    """Draw the first argument."""
+    special = 0.02 if "backward" in case.name else 0.05 if case.is_binary else 0.2
+    positive = case.name in ("cross_entropy_from_probs", "binary_cross_entropy")
+    return case.new(random, case.shape, any_dtype(random), positive=positive, special=special)
+
+
+def draw_output_of_forward(random: Random, case: Case) -> Array:
+    dtype = any_dtype(random)
+    if pick(random, 0.7):
+        dtype = case.memories[0].array.dtype.newbyteorder("=")
+    positive = case.name == "softmax_backward"
+    return case.new(random, case.shape, dtype, positive=positive, special=0.02)
+
+
+def draw_target(random: Random, case: Case) -> Array:
+    if case.is_binary:
+        dtype = np.bool_ if pick(random, 0.2) else one_of(random, FLOATS)
+        return case.new(random, case.shape, dtype, positive=True, special=0.05)
+    if pick(random, 0.3):
+        return case.new(random, case.shape, one_of(random, FLOATS), positive=True)
+    labels = case.add(place(random, case.rows, one_of(random, LABELS)))
+    limits, classes = np.iinfo(labels.dtype), case.shape[case.class_axis]
+    labels[...] = random.integers(0, max(1, min(classes, int(limits.max))), case.rows)
+    ignored = case.options.get("ignore_index", -100)
+    if limits.min <= ignored <= limits.max and (pick(random, 0.5) or not classes):
+        labels[random.random(case.rows) < random.choice([0.1, 1.0])] = ignored
+    return labels
+
+
+def draw_weight(random: Random, case: Case) -> Array:
+    """Draw weights of elements, or of classes."""
+    shape = case.shape[int(random.integers(0, len(case.shape) + 1)) :]
+    if case.is_binary:
+        return case.new(random, shape, one_of(random, FLOATS), positive=True, special=0)
+    return draw_factors(random, case, (case.shape[case.class_axis],))
+
+
+def draw_factors(random: Random, case: Case, shape: tuple[int, ...]) -> Array:
+    """Draw weights; now and then of sizes far apart, or all very small or very large, and zeros."""
+    weights = case.new(random, shape, one_of(random, FLOATS), positive=True, special=0.05)
+    if not weights.flags.writeable or pick(random, 0.7):
+        return weights
+    power = int(random.choice([30, 45] if weights.itemsize < 8 else [30, 250, 300]))
+    powers: Array = np.asarray(random.integers(-power, power, shape))
+    if pick(random, 0.3):
+        powers = np.full(shape, random.choice([-power, power]))
+    with np.errstate(all="ignore"):
+        weights[...] = weights * 10.0**powers
+    weights[random.random(shape) < random.choice([0, 0.3])] = 0
+    return weights
+
+
+def draw_sample_weight(random: Random, case: Case) -> Array:
+    weights, target = draw_factors(random, case, case.rows), case.memories[1].array
+    if weights.flags.writeable and target.dtype.kind in "iu":
+        # What stands beside an ignored label must not matter.
+        odd = random.choice([math.nan, math.inf, 0.0, 1e30, 1e250], case.rows)
+        with np.errstate(all="ignore"):
+            np.copyto(weights, odd, where=target == case.options.get("ignore_index", -100),
+                      casting="unsafe")  # fmt: skip
+    return weights
+
+
+def draw_mask(random: Random, case: Case) -> Array:
+    shape = tuple(1 if pick(random, 0.3) else n for n in case.shape)[int(pick(random, 0.2)) :]
+    mask = case.add(place(random, shape, np.bool_))
+    mask[...] = random.random(shape) < random.choice([0.1, 0.7, 1.0])
+    return mask
+
+
+def draw_output(random: Random, case: Case) -> Array | None:
+    """Draw an output: a new array, the input itself, or one that overlaps an input."""
+    source, shape = case.memories[0], case.shape
+    dtypes = [memory.array.dtype for memory in case.memories[: 1 + ("backward" in case.name)]]
+    results = [_checks.result_dtype(dtype, case.options.get("dtype")) for dtype in dtypes]
+    dtype = np.dtype(_checks.promote(*results) if len(results) > 1 else results[0])
+    if case.name == "logsumexp":
+        axes = _checks.normalize_axes(case.options.get("axis", -1), len(shape))
+        kept = (1,) if case.options.get("keepdims") else ()
+        shape = tuple(n for i, m in enumerate(shape) for n in (kept if i in axes else (m,)))
     kind = random.random()
-    source = case.memories[0]
-    if kind < 0.25 and array.dtype == dtype and array.flags.writeable:
+    if (
+        kind < 0.25
+        and source.array.dtype == dtype
+        and source.array.shape == shape
+        and (source.array.flags.writeable)
+    ):
         memory = source
     elif kind < 0.4:
         # Somewhere in the memory of one of the inputs.
         host = case.memories[int(random.integers(len(case.memories)))]
-        needed = array.size * dtype.itemsize
-        if host.base.size < needed + 64:
-            return
-        offset = int(random.integers(0, host.base.size - needed + 1))
+        room = host.base.size - math.prod(shape) * dtype.itemsize
+        if room < 64:
+            return None
+        offset = int(random.integers(0, room + 1))
         if pick(random, 0.8):
             offset -= offset % dtype.itemsize
-        memory = Memory(np.ndarray(array.shape, dtype, host.base, offset), host.base)
+        memory = Memory(np.ndarray(shape, dtype, host.base, offset), host.base)
         case.memories.append(memory)
     else:
-        memory = place(random, array.shape, dtype)
+        memory = place(random, shape, dtype)
         case.memories.append(memory)
-    case.output, case.output_memory = name, memory
-    case.options[name] = memory.array
+    case.output_memory = memory
+    return memory.array
 
 
-def softmax_case(random: Random, name: str) -> Case:
-    shape, dtype = random_shape(random), pick_dtype(random)
-    case = Case(name, [])
-    x = case.add(new_input(random, shape, dtype))
-    case.arguments.append(x)
-    ndim = len(shape)
-    if ndim and pick(random, 0.6):
-        axis: Any = int(random.integers(-ndim, ndim))
-        if pick(random, 0.2):
-            count = int(random.integers(0, ndim + 1))
-            axis = tuple(int(item) for item in random.permutation(ndim)[:count])
-        elif pick(random, 0.1):
-            axis = None
-        case.options["axis"] = axis
-    if pick(random, 0.15):
-        mask_shape = tuple(1 if pick(random, 0.3) else n for n in shape)[int(pick(random, 0.2)) :]
-        mask = place(random, mask_shape, np.bool_)
-        mask.array[...] = random.random(mask_shape) < random.choice([0.1, 0.7, 1.0])
-        case.options["where"] = case.add(mask)
-    if pick(random, 0.15):
-        case.options["dtype"] = FLOATS[int(random.integers(len(FLOATS)))]
-    if name != "logsumexp":
-        if pick(random, 0.2):
-            case.options["temperature"] = float(random.choice(TEMPERATURES))
-        if pick(random, 0.2):
-            case.options["empty"] = str(random.choice(["nan", "zero"]))
-        if pick(random, 0.4):
-            result = _checks.result_dtype(x.dtype, case.options.get("dtype"))
-            add_output(random, case, "out", x, result)
-        return case
-    if pick(random, 0.1):
-        b_shape = shape[int(random.integers(0, ndim + 1)) :]
-        case.options["b"] = case.add(new_input(random, b_shape, np.float64, positive=True))
-    if pick(random, 0.3):
-        case.options["keepdims"] = True
-    if pick(random, 0.1):
-        case.options["return_sign"] = True
-    if pick(random, 0.3):
-        axis = case.options.get("axis", -1)
-        axes = _checks.normalize_axes(axis, ndim)
-        keep = case.options.get("keepdims", False)
-        out_shape = [n for i, n in enumerate(shape) if keep or i not in axes]
-        if keep:
-            out_shape = [1 if i in axes else n for i, n in enumerate(shape)]
-        result = _checks.result_dtype(x.dtype, case.options.get("dtype"))
-        add_output(random, case, "out", np.empty(out_shape), result)
-    return case
+Drawn = Callable[[Random, Case], Any]
 
 
-def backward_case(random: Random, name: str) -> Case:
-    shape = random_shape(random)
-    case = Case(name, [])
-    first, second = pick_dtype(random), pick_dtype(random)
-    if pick(random, 0.7):
-        second = first
-    gradient = case.add(new_input(random, shape, first, special=0.02))
-    output = case.add(new_input(random, shape, second, positive=name[0] == "s", special=0.02))
-    case.arguments = [gradient, output]
-    if shape and pick(random, 0.5):
-        case.options["axis"] = int(random.integers(-len(shape), len(shape)))
-    if pick(random, 0.2):
-        case.options["temperature"] = float(random.choice(TEMPERATURES))
-    if pick(random, 0.4):
-        kinds = _checks.result_dtype(gradient.dtype), _checks.result_dtype(output.dtype)
-        add_output(random, case, "out", gradient, _checks.promote(*kinds))
-    return case
+def among(*values: Any) -> Drawn:
+    return lambda random, case: one_of(random, values)
 
 
-def loss_case(random: Random, name: str) -> Case:
-    shape = random_shape(random)
-    while not shape:
-        shape = random_shape(random)
-    case = Case(name, [])
-    ndim = len(shape)
-    from_probs = name == "cross_entropy_from_probs"
-    x = case.add(new_input(random, shape, pick_dtype(random), positive=from_probs))
-    axis = -1
-    if pick(random, 0.5):
-        axis = case.options["axis"] = int(random.integers(-ndim, ndim))
-    axis %= ndim
-    classes = shape[axis]
-    rows = shape[:axis] + shape[axis + 1 :]
-    options = case.options
-    if pick(random, 0.3):
-        target = case.add(new_input(random, shape, pick_float(random), positive=True))
-    else:
-        memory = place(random, rows, LABELS[int(random.integers(len(LABELS)))])
-        target = memory.array
-        limits = np.iinfo(target.dtype)
-        target[...] = random.integers(0, max(1, min(classes, int(limits.max))), rows)
-        ignored = int(random.choice([-100, -1, 0, 3, 255]))
-        if pick(random, 0.3):
-            options["ignore_index"] = ignored
-        if limits.min <= options.get("ignore_index", -100) <= limits.max and pick(random, 0.5):
-            share = random.choice([0.1, 1.0])
-            target[random.random(rows) < share] = options.get("ignore_index", -100)
-        if classes == 0 and pick(random, 0.7) and limits.min < 0:
-            target[...] = -100
-            options.pop("ignore_index", None)
-        case.memories.append(memory)
-    case.arguments = [x, target]
-    if pick(random, 0.2):
-        options["weight"] = case.add(
-            new_input(random, (classes,), pick_float(random), positive=True, special=0.05)
-        )
-    if pick(random, 0.2):
-        options["sample_weight"] = case.add(
-            new_input(random, rows, pick_float(random), positive=True, special=0.05)
-        )
-    for option in ("weight", "sample_weight"):
-        weights = options.get(option)
-        if weights is not None and weights.flags.writeable and pick(random, 0.3):
-            spread_weights(random, weights)
-    weights = options.get("sample_weight")
-    if weights is not None and weights.flags.writeable and target.dtype.kind in "iu":
-        # What stands beside an ignored label must not matter.
-        odd = random.choice([math.nan, math.inf, 0.0, 1e30, 1e250], rows)
-        with np.errstate(all="ignore"):
-            np.copyto(weights, odd, where=target == options.get("ignore_index", -100),
-                      casting="unsafe")  # fmt: skip
-    if pick(random, 0.6):
-        options["reduction"] = str(random.choice(["mean", "sum", "none"]))
-    if pick(random, 0.1):
-        options["denominator"] = float(random.choice([1, 0.5, 1e3, -2, 0, 1e-35, 1e35, 1e-300]))
-    if pick(random, 0.2):
-        options["empty"] = str(random.choice(["nan", "zero"]))
-    if pick(random, 0.15):
-        options["dtype"] = pick_float(random)
-    if name.startswith("cross_entropy") and not from_probs:
-        if pick(random, 0.2):
-            options["label_smoothing"] = float(random.choice([0, 0.1, 1]))
-        if pick(random, 0.2):
-            options["z_loss"] = float(random.choice([0, 1e-3, 0.5, 1e30]))
-        if pick(random, 0.2):
-            options["temperature"] = float(random.choice(TEMPERATURES))
-    if name.endswith("_with_grad") and pick(random, 0.5):
-        result = _checks.result_dtype(x.dtype, options.get("dtype"))
-        add_output(random, case, "grad_out", x, result)
-    return case
-
-
-def spread_weights(random: Random, weights: Array) -> None:
-    """Make weights of sizes far apart, or all very small or very large, and zeros among them."""
-    power = int(random.choice([30, 45] if weights.itemsize < 8 else [30, 250, 300]))
-    powers: Array = np.asarray(random.integers(-power, power, weights.shape))
-    if pick(random, 0.3):
-        powers = np.full(weights.shape, random.choice([-power, power]))
-    with np.errstate(all="ignore"):
-        weights[...] = weights * 10.0**powers
-    weights[random.random(weights.shape) < random.choice([0, 0.3])] = 0
-
-
-def pick_float(random: Random) -> Any:
-    return FLOATS[int(random.integers(len(FLOATS)))]
-
-
-def binary_case(random: Random, name: str) -> Case:
-    shape = random_shape(random)
-    case = Case(name, [])
-    is_probs = "logits" not in name
-    x = case.add(new_input(random, shape, pick_dtype(random), positive=is_probs, special=0.05))
-    target_dtype = np.bool_ if pick(random, 0.2) else pick_float(random)
-    target = case.add(new_input(random, shape, target_dtype, positive=True, special=0.05))
-    case.arguments = [x, target]
-    for option in ("weight",) if is_probs else ("weight", "pos_weight"):
-        if pick(random, 0.2):
-            option_shape = shape[int(random.integers(0, len(shape) + 1)) :]
-            case.options[option] = case.add(
-                new_input(random, option_shape, pick_float(random), positive=True, special=0)
-            )
-    if pick(random, 0.6):
-        case.options["reduction"] = str(random.choice(["mean", "sum", "none"]))
-    if pick(random, 0.15):
-        case.options["dtype"] = pick_float(random)
-    if name.endswith("_with_grad") and pick(random, 0.5):
-        result = _checks.result_dtype(x.dtype, case.options.get("dtype"))
-        add_output(random, case, "grad_out", x, result)
-    return case
-
-
-MAKERS: dict[str, Callable[[Random, str], Case]] = {
-    "softmax": softmax_case,
-    "log_softmax": softmax_case,
-    "logsumexp": softmax_case,
-    "softmax_backward": backward_case,
-    "log_softmax_backward": backward_case,
-    "cross_entropy": loss_case,
-    "cross_entropy_with_grad": loss_case,
-    "nll_loss": loss_case,
-    "cross_entropy_from_probs": loss_case,
-    "binary_cross_entropy": binary_case,
-    "binary_cross_entropy_with_logits": binary_case,
-    "binary_cross_entropy_with_logits_with_grad": binary_case,
+# Every argument of every function: how often it is given, and what; in the order of drawing, as
+# some depend on others.
+DRAWN: dict[str, tuple[float, Drawn]] = {
+    "axis": (0.5, draw_axis),
+    "ignore_index": (0.3, among(-100, -1, 0, 3, 255)),
+    **dict.fromkeys(("x", "logits", "log_probs", "probs", "grad_output"), (1, draw_batch)),
+    "output": (1, draw_output_of_forward),
+    "target": (1, draw_target),
+    "weight": (0.2, draw_weight),
+    "pos_weight": (0.2, draw_weight),
+    "sample_weight": (0.2, draw_sample_weight),
+    "where": (0.15, draw_mask),
+    "b": (0.1, lambda random, case: case.new(
+        random, case.shape[int(random.integers(0, len(case.shape) + 1)) :], np.float64,
+        positive=True)),
+    "dtype": (0.15, among(*FLOATS)),
+    "temperature": (0.2, among(0.1, 0.7, 1.0, 2.0, 30.0, 1e-30, 1e30)),
+    "label_smoothing": (0.2, among(0.0, 0.1, 1.0)),
+    "z_loss": (0.2, among(0.0, 1e-3, 0.5, 1e30)),
+    "reduction": (0.6, among("mean", "sum", "none")),
+    "denominator": (0.1, among(1.0, 0.5, 1e3, -2.0, 0.0, 1e-35, 1e35, 1e-300)),
+    "empty": (0.2, among("nan", "zero")),
+    "keepdims": (0.3, among(True)),
+    "return_sign": (0.1, among(True)),
+    "out": (0.4, draw_output),
+    "grad_out": (0.5, draw_output),
+}  # fmt: skip
+FUNCTIONS = {
+    name: signature
+    for name in reference.__all__
+    if (signature := inspect.signature(getattr(reference, name)).parameters).keys() <= DRAWN.keys()
 }
 
-TEMPERATURES = [0.1, 0.7, 1.0, 2, 30, 1e-30, 1e30]
+
+def draw(random: Random, name: str) -> Case:
+    """Draw the arguments of a call of that function."""
+    shape = random_shape(random)
+    while not shape and "axis" in FUNCTIONS[name] and "target" in FUNCTIONS[name]:
+        shape = random_shape(random)
+    case = Case(name, shape)
+    for argument, (chance, drawn) in DRAWN.items():
+        if argument not in FUNCTIONS[name] or not pick(random, chance):
+            continue
+        value = drawn(random, case)
+        if FUNCTIONS[name][argument].default is inspect.Parameter.empty:
+            case.arguments.append(value)
+        elif argument not in ("out", "grad_out") or value is not None:
+            case.options[argument] = value
+            case.output = argument if argument in ("out", "grad_out") else case.output
+    return case
+
 
 BAD_OPTIONS: dict[str, list[Any]] = {
     "axis": [7, -9, (0, 0), 1.5, "0", [0], 2**70],
@@ -445,38 +417,33 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "out": ["out", [1.0], np.ma.zeros(3), np.zeros((2, 2, 2, 2, 2, 2)), np.zeros(3, np.int32), 0.0],
     "grad_out": ["out", [1.0], np.ma.zeros(3), np.zeros((2,) * 6), np.zeros(3, np.int32)],
 }
+ODD_ARRAYS: list[Callable[[Array], Any]] = [
+    lambda x: np.ones(x.shape, complex), lambda x: x.astype(object), np.ma.masked_array,
+    lambda x: np.full(x.shape, "a"), lambda _: None, lambda _: "text", lambda _: {},
+    lambda _: [[1.0], [2.0, 3.0]], lambda x: x[..., None], lambda x: x.view(np.recarray),
+]  # fmt: skip
 
 
-def spoil(random: Random, case: Case, signature: inspect.Signature) -> None:
+def spoil(random: Random, case: Case) -> None:
     """Make one argument a wrong one, or at least an odd one."""
-    first: Array = case.arguments[0]
     kind = random.random()
-    options = [name for name in signature.parameters if name in BAD_OPTIONS]
+    options = [name for name in FUNCTIONS[case.name] if name in BAD_OPTIONS]
+    first, *others = case.arguments
     if kind < 0.55 and options:
-        name = options[int(random.integers(len(options)))]
-        bad = BAD_OPTIONS[name]
-        case.options[name] = bad[int(random.integers(len(bad)))]
+        name = one_of(random, options)
+        case.options[name] = one_of(random, BAD_OPTIONS[name])
         if name == case.output:
             case.output, case.output_memory = "", None
     elif kind < 0.65:
-        makers: list[Callable[[Array], Any]] = [
-            lambda x: np.ones(x.shape, complex), lambda x: x.astype(object), np.ma.masked_array,
-            lambda x: np.full(x.shape, "a"), lambda _: None, lambda _: "text", lambda _: {},
-            lambda _: [[1.0], [2.0, 3.0]], lambda x: x[..., None], lambda x: x.view(np.recarray),
-        ]  # fmt: skip
         position = int(random.integers(len(case.arguments)))
-        maker = makers[int(random.integers(len(makers)))]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            case.arguments[position] = maker(case.arguments[position])
-    elif kind < 0.8 and len(case.arguments) > 1 and case.arguments[1].dtype.kind in "iu":
-        labels: Array = case.arguments[1]
-        if labels.size and labels.flags.writeable:
-            limits = np.iinfo(labels.dtype)
-            wrong = [limits.min, limits.max, -1, -101, first.size + 200]
-            value = int(wrong[int(random.integers(len(wrong)))])
-            if limits.min <= value <= limits.max:
-                labels[tuple(int(random.integers(n)) for n in labels.shape)] = value
+            case.arguments[position] = one_of(random, ODD_ARRAYS)(case.arguments[position])
+    elif kind < 0.8 and others and others[0].dtype.kind in "iu":
+        labels, limits = others[0], np.iinfo(others[0].dtype)
+        value = one_of(random, [limits.min, limits.max, -1, -101, first.size + 200])
+        if labels.size and limits.min <= value <= limits.max:
+            labels[tuple(int(random.integers(n)) for n in labels.shape)] = value
     elif kind < 0.9 and case.output_memory is not None:
         case.output_memory.array.flags.writeable = False
     elif first.size < 1000:
@@ -487,14 +454,11 @@ def spoil(random: Random, case: Case, signature: inspect.Signature) -> None:
 
 def make_case(seed: int, index: int) -> Case:
     random = np.random.default_rng([seed, index])
-    names = list(MAKERS)
-    name = names[int(random.integers(len(names)))]
-    case = MAKERS[name](random, name)
+    case = draw(random, one_of(random, list(FUNCTIONS)))
     if pick(random, 0.2):
-        spoil(random, case, inspect.signature(getattr(sf, name)))
-    case.threads = int(random.choice([1, 2, 3]))
-    builds = _dispatch.available()
-    case.isa = builds[int(random.integers(len(builds)))]
+        spoil(random, case)
+    case.threads = one_of(random, [1, 2, 3])
+    case.isa = one_of(random, _dispatch.available())
     return case
 
 
@@ -502,7 +466,7 @@ def make_case(seed: int, index: int) -> Case:
 
 
 def copied(value: Any) -> Any:
-    if type(value) is not np.ndarray:
+    if not isinstance(value, np.ndarray):
         return value
     copy = value.copy()
     copy.flags.writeable = value.flags.writeable
@@ -545,14 +509,14 @@ def expected_result(case: Case) -> Expected:
         dtype = _checks.compute_dtype(np.asarray(first_of(plain)).dtype)
         floats = [wide(arguments[0], dtype)]
         for item in arguments[1:]:
-            is_labels = np.asarray(item).dtype.kind in "iu" and "binary" not in case.name
+            is_labels = np.asarray(item).dtype.kind in "iu" and not case.is_binary
             is_empty_list = isinstance(item, list) and not np.asarray(item).size
             floats.append(item if is_labels or is_empty_list else wide(item, dtype))
         for name in ("weight", "pos_weight", "sample_weight", "b"):
             if name in options:
                 options[name] = wide(options[name], dtype if name == "b" else None)
         result = function(*floats, **options)
-        if options.get("reduction", "mean") != "mean" or not is_loss(case.name):
+        if options.get("reduction", "mean") != "mean" or not case.is_loss:
             return Expected(None, result)
         if options.get("denominator"):
             return Expected(None, result, abs(float(options["denominator"])))
@@ -560,10 +524,6 @@ def expected_result(case: Case) -> Expected:
         total = function(*floats, **{**options, "reduction": "sum"})
         quotient = np.abs(np.divide(first_of(total), first_of(result)))
         return Expected(None, result, float(quotient) if quotient > 0 else 1.0)
-
-
-def is_loss(name: str) -> bool:
-    return "entropy" in name or name == "nll_loss"
 
 
 def first_of(result: Any) -> Any:
@@ -588,7 +548,7 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
     result, gradient = logit + z_loss * logit**2, (1 + 2 * z_loss * logit) / temperature
     if temperature != 1.0:
         gradient *= logit  # a divided logit is rounded: an error of its exponential
-    if not is_loss(case.name):
+    if not case.is_loss:
         return result, gradient
     weight = 1.0
     for name in ("weight", "sample_weight", "pos_weight"):
@@ -597,7 +557,7 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
             # Not a NaN: next to one an infinite weight would go unseen.
             sizes = np.abs(np.asarray(value).astype(np.float64))
             weight *= max(1.0, float(np.fmax.reduce(sizes, axis=None)))
-    if "binary" not in case.name and np.asarray(case.arguments[1]).dtype.kind not in "iu":
+    if not case.is_binary and np.asarray(case.arguments[1]).dtype.kind not in "iu":
         weight *= max(1, x.shape[options.get("axis", -1)])  # the target's sum over the classes
     if options.get("reduction", "mean") != "none":
         result *= max(1, x.size)
@@ -612,7 +572,7 @@ def compare(case: Case, result: Any, expected: Any, label: str, size: float) -> 
     """
     got = np.asarray(result)
     compute = np.finfo(_checks.compute_dtype(got.dtype))
-    limits = compute if got.dtype.itemsize > 2 else _limits_of_half(got.dtype)
+    limits = compute if got.dtype.itemsize > 2 else finfo(got.dtype)
     want = np.asarray(expected).astype(np.longdouble)
     if got.shape != want.shape:
         raise Failure(f"{label} has shape {got.shape}, not {want.shape}")
@@ -646,19 +606,6 @@ def compare(case: Case, result: Any, expected: Any, label: str, size: float) -> 
         where = worst if got.ndim else ()
         raise Failure(f"{label}{list(where)} is {values[where]}, should be {want[where]}")
     return True
-
-
-@dataclass
-class _Half:
-    eps: float
-    tiny: float
-    max: float
-
-
-def _limits_of_half(dtype: Any) -> _Half:
-    if dtype.kind == "f":
-        return _Half(2.0**-10, 2.0**-14, 65504.0)
-    return _Half(2.0**-7, 2.0**-126, 3.38e38)
 
 
 # Running
@@ -794,7 +741,7 @@ def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtyp
 
 def check_units(label: str, values: Array, right: Array, lost: Array, scale: Any = 0.0) -> None:
     dtype = values.dtype
-    largest = _limits_of_half(dtype).max if dtype.itemsize == 2 else float(np.finfo(dtype).max)
+    largest = float(finfo(dtype).max)
     error = truth.ulp_error(values, right, dtype, floor=scale)
     without = right - lost
     np.minimum(error, truth.ulp_error(values, without, dtype, floor=scale), out=error)

@@ -2,8 +2,8 @@
 
     python tools/mutants.py [--list] [NAME ...]
 
-MUTANTS is the table: where, what stands there, what is put in its place, and the tests that are to
-fail then. A mistake in the sources of compiled modules has the copy built again, for this CPU
+PLANTED is the table: by file, what stands there, what is put in its place, and the tests that are
+to fail then. A mistake in the sources of compiled modules has the copy built again, for this CPU
 alone. A name, or a part of one, chooses mistakes; a file's path chooses those in it.
 """
 
@@ -30,216 +30,138 @@ SECONDS = 300  # a mistake that makes the tests hang is noticed, too
 class Mutant(NamedTuple):
     """A small mistake."""
 
-    name: str
     path: str
-    old: str  # stands there exactly once
+    name: str
+    old: str  # stands in its file exactly once
     new: str
     tests: str  # pytest's arguments
 
 
 PACKAGE, KERNELS = "softce_fast", "softce_fast/_kernels"
 
-MUTANTS = (
-    Mutant(
-        "the number of the body that was opened last is taken away", f"{PACKAGE}/_threads.py",
-        "tuple(other for other in _asked.get() if other is not own)", "_asked.get()[:-1]",
-        "tests/test_threads.py -k generators",
+PLANTED = {
+    f"{PACKAGE}/_threads.py": (
+        ("the number of the body that was opened last is taken away",
+         "tuple(other for other in _asked.get() if other is not own)", "_asked.get()[:-1]",
+         "tests/test_threads.py -k generators"),
+        ("num_threads leaves its number", "if other is not own)", "if other)",
+         "tests/test_threads.py -k nests"),
+        ("num_threads comes after set_num_threads", "    if asked:\n",
+         "    if asked and not _requested:\n", "tests/test_threads.py -k asked_for"),
+        ("a number asked for looks as if nobody had", "return asked[-1][0]",
+         "return -asked[-1][0]", "tests/test_threads.py -k anybody_asked"),
+        ("a forked child keeps its parent's quota", "    global _quota\n    _quota = None\n",
+         "    global _quota\n", "tests/test_threads.py -k own_quota"),
+        ("quotas of the groups above are not read", "for folder in (group, *group.parents):",
+         "for folder in (group,):", "tests/test_threads.py -k group_quota"),
+        ("the probe's OpenMP is not paused before a fork", "    probe.pause()\n", "",
+         "tests/test_limits.py -k child"),
+        ("a kernel module's OpenMP is not paused before a fork", "    execute.pause()\n", "",
+         "tests/test_fork.py -k every_module"),
+        ("LLVM's OpenMP is told not to renew itself",
+         'os.environ["KMP_INIT_AT_FORK"] = renewal', "pass",
+         "tests/test_fork.py -k renewing"),
+        ("a stack size without a unit is in bytes", '("OMP_STACKSIZE", "k")',
+         '("OMP_STACKSIZE", "b")', "tests/test_limits.py -k stack_size"),
     ),
-    Mutant(
-        "num_threads leaves its number", f"{PACKAGE}/_threads.py",
-        "if other is not own)", "if other)",
-        "tests/test_threads.py -k nests",
+    f"{PACKAGE}/_dispatch.py": (
+        ("the worst build first", "return usable[0]", "return usable[-1]",
+         "tests/test_dispatch.py -k best_of_all"),
+        ("an unsupported build is taken all the same", "if request in usable:",
+         "if request in probe.variants():", "tests/test_dispatch.py -k cannot_run"),
     ),
-    Mutant(
-        "num_threads comes after set_num_threads", f"{PACKAGE}/_threads.py",
-        "    if asked:\n", "    if asked and not _requested:\n",
-        "tests/test_threads.py -k asked_for",
+    f"{PACKAGE}/_fresh_outputs.py": (
+        ("any number of blocks is kept", "deque(maxlen=MOST_BLOCKS)", "deque()",
+         "tests/test_fresh_outputs.py"),
+        ("one block more is kept", "deque(maxlen=MOST_BLOCKS)",
+         "deque(maxlen=MOST_BLOCKS + 1)", "tests/test_fresh_outputs.py"),
+        ("a larger block serves a smaller result", "if len(block) == size:",
+         "if len(block) >= size:", "tests/test_fresh_outputs.py"),
+        ("a refused MADV_FREE is an error in a destructor",
+         "except OSError:\n            self.advice",
+         "except KeyError:\n            self.advice", "tests/test_fresh_outputs.py"),
+        ("blocks go to a forked child", "after_in_child=_store.blocks.clear",
+         "after_in_child=_store.blocks.copy", "tests/test_fresh_outputs.py -k forked"),
     ),
-    Mutant(
-        "a number asked for looks as if nobody had", f"{PACKAGE}/_threads.py",
-        "return asked[-1][0]", "return -asked[-1][0]",
-        "tests/test_threads.py -k anybody_asked",
+    f"{PACKAGE}/_checks.py": (
+        ("axes in the order that they were named in",
+         "axes = sorted(normalize_axis(item, ndim) for item in axis)",
+         "axes = [normalize_axis(item, ndim) for item in axis]", "tests/test_softmax.py"),
+        ("an axis may be named twice", "if len(set(axes)) != len(axes):", "if False:",
+         "tests/test_checks.py tests/test_softmax.py"),
+        ("any number of threads", "return min(value, MOST_THREADS)", "return value",
+         "tests/test_threads.py -k too_many"),
+        ("a subclass's word is taken for its shape",
+         "    out = np.asarray(out)  # what is there, whatever a subclass says\n", "",
+         "tests/test_arrays.py"),
     ),
-    Mutant(
-        "a forked child keeps its parent's quota", f"{PACKAGE}/_threads.py",
-        "    global _quota\n    _quota = None\n", "    global _quota\n",
-        "tests/test_threads.py -k own_quota",
+    f"{PACKAGE}/_arrays.py": (
+        ("a subclass's own views are written to",
+         "return array if type(array) is np.ndarray else np.asarray(array)", "return array",
+         "tests/test_arrays.py"),
+        ("arrays whose overlap is hard to tell have none",
+         "    except np.exceptions.TooHardError:\n        return True\n",
+         "    except np.exceptions.TooHardError:\n        return False\n",
+         "tests/test_softmax.py tests/test_losses.py -k overlap"),
     ),
-    Mutant(
-        "quotas of the groups above are not read", f"{PACKAGE}/_threads.py",
-        "for folder in (group, *group.parents):", "for folder in (group,):",
-        "tests/test_threads.py -k group_quota",
+    "setup.py": (
+        ("a build that does not ask for F16C", '("avx2", "fma", "f16c")),\n)',
+         '("avx2", "fma")),\n)', "tests/test_packaging.py -k builds_need"),
+        ("a build that may use what it does not ask for", '("-mavx2", "-mfma", "-mf16c"),',
+         '("-mavx2", "-mfma", "-mf16c", "-mbmi2"),',
+         "tests/test_packaging.py -k builds_need"),
+        ("AVX2 before AVX-512", "return (*X86_VARIANTS, BASELINE)",
+         "return (*X86_VARIANTS[::-1], BASELINE)", "tests/test_packaging.py -k builds_need"),
+        ("multiply-adds fused where the compiler likes", '*("-O3", "-ffp-contract=off",',
+         '*("-O3",', "tests/test_packaging.py -k meaning"),
     ),
-    Mutant(
-        "the probe's OpenMP is not paused before a fork", f"{PACKAGE}/_threads.py",
-        "    probe.pause()\n", "",
-        "tests/test_limits.py -k child",
+    f"{KERNELS}/cpu.h": (
+        ("features of another register", "seventh = cpu_leaf(7).b", "seventh = cpu_leaf(7).c",
+         "tests/test_packaging.py -k features"),
     ),
-    Mutant(
-        "a kernel module's OpenMP is not paused before a fork", f"{PACKAGE}/_threads.py",
-        "    execute.pause()\n", "",
-        "tests/test_fork.py -k every_module",
+    f"{KERNELS}/probe.h": (
+        ("one CPU where OpenMP has bound the thread",
+         "return spread > 0 ? spread : CPU_COUNT(&cpus);", "return CPU_COUNT(&cpus);",
+         "tests/test_threads.py -k bound"),
+        ("all places, whoever has bound the thread",
+         "if (k == own && !CPU_EQUAL(&place, allowed)) return 0;", "",
+         "tests/test_threads.py -k bound"),
     ),
-    Mutant(
-        "LLVM's OpenMP is told not to renew itself", f"{PACKAGE}/_threads.py",
-        'os.environ["KMP_INIT_AT_FORK"] = renewal', "pass",
-        "tests/test_fork.py -k renewing",
+    f"{KERNELS}/team.h": (
+        ("threads are not proven", "    if (kept == 0) kept = 1;\n", "    return wanted;\n",
+         "tests/test_limits.py"),
+        ("others that start threads are not waited for",
+         "    pthread_mutex_lock(&starting);\n    runtime_add", "    runtime_add",
+         "tests/test_limits.py -k run_out"),
+        ("a child waits for a thread that is not in it",
+         "(void)pthread_atfork(starting_lock, starting_unlock, starting_unlock);", "(void)0;",
+         "tests/test_limits.py -k while_threads_start"),
+        ("stacks of any size",
+         "    if (stack_size > 0 && stack_size < SMALLEST_STACK) return 1;\n", "",
+         "tests/test_stacks.py -k small"),
     ),
-    Mutant(
-        "a stack size without a unit is in bytes", f"{PACKAGE}/_threads.py",
-        '("OMP_STACKSIZE", "k")', '("OMP_STACKSIZE", "b")',
-        "tests/test_limits.py -k stack_size",
+    f"{KERNELS}/probe.pyx": (
+        ("a child trusts in its parent's proof", "        teams_forget()\n", "",
+         "tests/test_limits.py -k child"),
     ),
-    Mutant(
-        "the worst build first", f"{PACKAGE}/_dispatch.py",
-        "return usable[0]", "return usable[-1]",
-        "tests/test_config.py -k best_of_all",
+    f"{KERNELS}/share.pxi": (
+        ("the last task of each share is left out",
+         "shares[k].stop = tasks * (k + 1) // count",
+         "shares[k].stop = tasks * (k + 1) // count - 1",
+         "tests/test_threads.py -k many_python_threads_at_once"),
+        ("a task too many", "while task < share.stop:", "while task <= share.stop:",
+         "tests/test_memory.py -k 'long_rows_at_a_guard_page and float32'"),
+        ("threads asked for are waited for as others", "if n_threads > 0 or count == 1:",
+         "if count == 1:", "tests/test_threads.py -k used_at_once"),
     ),
-    Mutant(
-        "an unsupported build is taken all the same", f"{PACKAGE}/_dispatch.py",
-        "if request in usable:", "if request in probe.variants():",
-        "tests/test_config.py -k cannot_run",
+    f"{KERNELS}/share.h": (
+        ("a counter that two threads may read at once",
+         "return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);",
+         "return (*(volatile ptrdiff_t *)counter)++;",
+         "tests/test_threads.py -k many_python_threads_at_once"),
     ),
-    Mutant(
-        "any number of blocks is kept", f"{PACKAGE}/_memory.py",
-        "deque(maxlen=MOST_BLOCKS)", "deque()",
-        "tests/test_fresh_outputs.py",
-    ),
-    Mutant(
-        "one block more is kept", f"{PACKAGE}/_memory.py",
-        "deque(maxlen=MOST_BLOCKS)", "deque(maxlen=MOST_BLOCKS + 1)",
-        "tests/test_fresh_outputs.py",
-    ),
-    Mutant(
-        "a larger block serves a smaller result", f"{PACKAGE}/_memory.py",
-        "if len(block) == size:", "if len(block) >= size:",
-        "tests/test_fresh_outputs.py",
-    ),
-    Mutant(
-        "a refused MADV_FREE is an error in a destructor", f"{PACKAGE}/_memory.py",
-        "except OSError:\n            self.advice", "except KeyError:\n            self.advice",
-        "tests/test_fresh_outputs.py",
-    ),
-    Mutant(
-        "blocks go to a forked child", f"{PACKAGE}/_memory.py",
-        "after_in_child=_store.blocks.clear", "after_in_child=_store.blocks.copy",
-        "tests/test_fresh_outputs.py -k forked",
-    ),
-    Mutant(
-        "axes in the order that they were named in", f"{PACKAGE}/_checks.py",
-        "axes = sorted(normalize_axis(item, ndim) for item in axis)",
-        "axes = [normalize_axis(item, ndim) for item in axis]",
-        "tests/test_softmax.py",
-    ),
-    Mutant(
-        "an axis may be named twice", f"{PACKAGE}/_checks.py",
-        "if len(set(axes)) != len(axes):", "if False:",
-        "tests/test_errors.py tests/test_softmax.py",
-    ),
-    Mutant(
-        "any number of threads", f"{PACKAGE}/_checks.py",
-        "return min(value, MOST_THREADS)", "return value",
-        "tests/test_threads.py -k too_many",
-    ),
-    Mutant(
-        "a subclass's word is taken for its shape", f"{PACKAGE}/_checks.py",
-        "    out = np.asarray(out)  # what is there, whatever a subclass says\n", "",
-        "tests/test_subclasses.py",
-    ),
-    Mutant(
-        "a subclass's own views are written to", f"{PACKAGE}/_arrays.py",
-        "return array if type(array) is np.ndarray else np.asarray(array)", "return array",
-        "tests/test_subclasses.py",
-    ),
-    Mutant(
-        "arrays whose overlap is hard to tell have none", f"{PACKAGE}/_arrays.py",
-        "    except np.exceptions.TooHardError:\n        return True\n",
-        "    except np.exceptions.TooHardError:\n        return False\n",
-        "tests/test_softmax.py tests/test_losses.py -k overlap",
-    ),
-    Mutant(
-        "a build that does not ask for F16C", "setup.py",
-        '("avx2", "fma", "f16c")),\n)', '("avx2", "fma")),\n)',
-        "tests/test_packaging.py -k builds_need",
-    ),
-    Mutant(
-        "a build that may use what it does not ask for", "setup.py",
-        '("-mavx2", "-mfma", "-mf16c"),', '("-mavx2", "-mfma", "-mf16c", "-mbmi2"),',
-        "tests/test_packaging.py -k builds_need",
-    ),
-    Mutant(
-        "AVX2 before AVX-512", "setup.py",
-        "return (*X86_VARIANTS, BASELINE)", "return (*X86_VARIANTS[::-1], BASELINE)",
-        "tests/test_packaging.py -k builds_need",
-    ),
-    Mutant(
-        "multiply-adds fused where the compiler likes", "setup.py",
-        '*("-O3", "-ffp-contract=off",', '*("-O3",',
-        "tests/test_packaging.py -k meaning",
-    ),
-    Mutant(
-        "features of another register", f"{KERNELS}/cpu.h",
-        "seventh = cpu_leaf(7).b", "seventh = cpu_leaf(7).c",
-        "tests/test_packaging.py -k features",
-    ),
-    Mutant(
-        "one CPU where OpenMP has bound the thread", f"{KERNELS}/probe.h",
-        "return spread > 0 ? spread : CPU_COUNT(&cpus);", "return CPU_COUNT(&cpus);",
-        "tests/test_threads.py -k bound",
-    ),
-    Mutant(
-        "all places, whoever has bound the thread", f"{KERNELS}/probe.h",
-        "if (k == own && !CPU_EQUAL(&place, allowed)) return 0;", "",
-        "tests/test_threads.py -k bound",
-    ),
-    Mutant(
-        "threads are not proven", f"{KERNELS}/team.h",
-        "    if (kept == 0) kept = 1;\n", "    return wanted;\n",
-        "tests/test_limits.py",
-    ),
-    Mutant(
-        "a child trusts in its parent's proof", f"{KERNELS}/probe.pyx",
-        "        teams_forget()\n", "",
-        "tests/test_limits.py -k child",
-    ),
-    Mutant(
-        "others that start threads are not waited for", f"{KERNELS}/team.h",
-        "    pthread_mutex_lock(&starting);\n    runtime_add", "    runtime_add",
-        "tests/test_limits.py -k run_out",
-    ),
-    Mutant(
-        "a child waits for a thread that is not in it", f"{KERNELS}/team.h",
-        "(void)pthread_atfork(starting_lock, starting_unlock, starting_unlock);", "(void)0;",
-        "tests/test_limits.py -k while_threads_start",
-    ),
-    Mutant(
-        "stacks of any size", f"{KERNELS}/team.h",
-        "    if (stack_size > 0 && stack_size < SMALLEST_STACK) return 1;\n", "",
-        "tests/test_stacks.py -k small",
-    ),
-    Mutant(
-        "the last task of each share is left out", f"{KERNELS}/share.pxi",
-        "shares[k].stop = tasks * (k + 1) // count",
-        "shares[k].stop = tasks * (k + 1) // count - 1",
-        "tests/test_threads.py -k many_python_threads_at_once",
-    ),
-    Mutant(
-        "a task too many", f"{KERNELS}/share.pxi",
-        "while task < share.stop:", "while task <= share.stop:",
-        "tests/test_memory.py -k 'long_rows_at_a_guard_page and float32'",
-    ),
-    Mutant(
-        "a counter that two threads may read at once", f"{KERNELS}/share.h",
-        "return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);",
-        "return (*(volatile ptrdiff_t *)counter)++;",
-        "tests/test_threads.py -k many_python_threads_at_once",
-    ),
-    Mutant(
-        "threads asked for are waited for as others", f"{KERNELS}/share.pxi",
-        "if n_threads > 0 or count == 1:", "if count == 1:",
-        "tests/test_threads.py -k used_at_once",
-    ),
-)  # fmt: skip
+}  # fmt: skip
+MUTANTS = tuple(Mutant(path, *planted) for path in PLANTED for planted in PLANTED[path])
 
 
 def prepare() -> Path:

@@ -24,7 +24,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_WHEEL = 3_000_000  # bytes
 # What pytest is told: most of a wheel is the same for every Python, and tested once by all tests.
-QUICK = ("config", "docs", "edges", "errors", "fork", "threads", "typing")
+QUICK = ("checks", "config", "dispatch", "docs", "edges", "fork", "threads", "typing")
 TESTS = {
     "quick": ["-m", "not slow", *(f"tests/test_{name}.py" for name in QUICK)],
     "most": ["-m", "not slow", "tests", "--pyargs", "softce_fast"],

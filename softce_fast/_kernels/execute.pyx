@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.long cimport PyLong_AsLongLongAndOverflow
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, fabs, ilogb, isfinite
@@ -52,8 +52,12 @@ cdef const Kernels *tables[2]
 
 def use(float32_table, float64_table):
     """Let these kernels serve from now on: the capsules that a build's modules hold."""
-    tables[0] = <const Kernels *>PyCapsule_GetPointer(float32_table, "softce_fast.kernels")
-    tables[1] = <const Kernels *>PyCapsule_GetPointer(float64_table, "softce_fast.kernels")
+    for table in (float32_table, float64_table):
+        if not PyCapsule_IsValid(table, SOFTCE_FAST_KERNELS):
+            raise ImportError(
+                "the compiled modules of softce_fast are not of one version: build it again")
+    tables[0] = <const Kernels *>PyCapsule_GetPointer(float32_table, SOFTCE_FAST_KERNELS)
+    tables[1] = <const Kernels *>PyCapsule_GetPointer(float64_table, SOFTCE_FAST_KERNELS)
 
 
 cdef const Kernels *kernels_for(const Problem *problem, int result_kind) except NULL:

@@ -6,7 +6,7 @@
 # masked array lends its memory.
 
 cdef enum:
-    # Elements from which on a call need not be hurried; all have less than _memory.py would keep.
+    # Elements from which on a call need not be hurried; _fresh_outputs.py would keep larger ones.
     FAST_SIZE = 1048576
 
 

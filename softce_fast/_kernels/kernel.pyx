@@ -55,4 +55,4 @@ kernels.pair_emit = pair_emit_task
 kernels.label_losses = label_losses_task
 kernels.binary_losses = binary_task
 
-table = PyCapsule_New(&kernels, "softce_fast.kernels", NULL)
+table = PyCapsule_New(&kernels, SOFTCE_FAST_KERNELS, NULL)

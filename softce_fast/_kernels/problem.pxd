@@ -28,6 +28,10 @@ cdef extern from "kind.h" nogil:
     void labels_read(
         int64_t *labels, const char *start, Py_ssize_t step, Py_ssize_t n, int kind, bint swapped)
 
+cdef extern from *:
+    # What the table of a kernel module is called: a hash of this file is in it (setup.py).
+    const char *SOFTCE_FAST_KERNELS
+
 
 cdef enum Operation:
     # A row state, finished and emitted (tasks.pxi):
