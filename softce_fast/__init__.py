@@ -18,13 +18,14 @@ if _find_spec("softce_fast._kernels.probe") is None:
         "must be files of their own; unpack it, or install it with `pip install`"
     )
 
-from . import reference
+from . import _checks, reference
 from ._binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_with_grad,
 )
 from ._config import show_config, warn_if_serial
+from ._kernels import execute as _execute
 from ._linear import linear_cross_entropy, linear_cross_entropy_with_grad
 from ._losses import (
     cross_entropy,
@@ -68,5 +69,9 @@ __all__ = [
     "softmax",
     "softmax_backward",
 ]
+
+for _names in (globals(), vars(reference)):
+    for _name in reference.__all__:
+        _execute.explain_misfits(_names[_name], _checks.explain_misfit)
 
 warn_if_serial()
