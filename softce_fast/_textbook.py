@@ -37,8 +37,7 @@ def logsumexp(x: Array, axis: int = -1) -> Array:
 
 def cross_entropy(logits: Array, target: Array, axis: int = -1, *, reduction: str = "mean") -> Any:
     """Return minus the log-probabilities at the labels."""
-    at_label = np.take_along_axis(log_softmax(logits, axis), np.expand_dims(target, axis), axis)
-    losses = -at_label.squeeze(axis)
+    losses = -log_softmax(logits, axis)[_at_labels(target, axis)]
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -51,12 +50,20 @@ def cross_entropy_with_grad(
     grad_out: Array | None = None,
 ) -> tuple[Any, Array]:
     """Return the loss, and the probabilities less 1 at the labels."""
-    index = np.expand_dims(target, axis)
+    index = _at_labels(target, axis)
     gradient = softmax(logits, axis, out=grad_out)
-    at_label = np.take_along_axis(gradient, index, axis)
-    losses = -np.log(at_label).squeeze(axis)
-    np.put_along_axis(gradient, index, at_label - 1, axis)
+    losses = -np.log(gradient[index])
+    gradient[index] -= 1
     if reduction != "mean":
         return losses, gradient
     gradient /= target.size
     return losses.mean(), gradient
+
+
+def _at_labels(labels: Array, axis: int) -> tuple[Array, ...]:
+    """Return the index of each row's label."""
+    if labels.ndim == 1 and axis == -1:
+        return np.arange(len(labels)), labels
+    index = list(np.indices(labels.shape, sparse=True))
+    index.insert(axis % (labels.ndim + 1), labels)
+    return tuple(index)

@@ -94,7 +94,7 @@ def test_a_peer_that_fails_or_dies_is_told() -> None:
 
 
 # Those whose libraries the tests need anyway; JAX's threads would warn in every fork from now on.
-@pytest.mark.parametrize("name", ["softce_fast", "numpy", "scipy", "sklearn", "torch"])
+@pytest.mark.parametrize("name", ["softce_fast", "textbook", "numpy", "scipy", "sklearn", "torch"])
 @pytest.mark.parametrize("operation", shapes.OPERATIONS)
 @pytest.mark.parametrize(("shape", "axis"), [((300, 7), -1), ((4, 5, 6), 1)])
 def test_every_way_of_a_peer_is_right(
