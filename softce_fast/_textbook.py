@@ -64,6 +64,6 @@ def _at_labels(labels: Array, axis: int) -> tuple[Array, ...]:
     """Return the index of each row's label."""
     if labels.ndim == 1 and axis == -1:
         return np.arange(len(labels)), labels
-    index = list(np.indices(labels.shape, sparse=True))
+    index: list[Array] = list(np.indices(labels.shape, sparse=True))
     index.insert(axis % (labels.ndim + 1), labels)
     return tuple(index)
