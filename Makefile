@@ -10,6 +10,7 @@ BENCH_ARGS ?=
 ABLATION_ARGS ?=
 RUNS ?=
 COMPARE_ARGS ?=
+SPHINX_ARGS ?=
 WHEEL_ARGS ?=
 
 # GNU make's built-in CC is cc; unless somebody chose one, setuptools shall take Python's own.
@@ -39,7 +40,7 @@ BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCE
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help build check test coverage test-oldest bench ablation history compare lint wheel
-.PHONY: sdist-check aarch64 clean
+.PHONY: docs pages sdist-check aarch64 clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +63,7 @@ test-oldest: ## the tests with the oldest NumPy that pyproject.toml allows
 	sed -n 's/^dependencies = \["numpy>=\([0-9.]*\)"\]$$/numpy==\1/p' pyproject.toml >build/oldest.txt
 	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) test VENV=$(VENV)-oldest
 
-bench: $(STAMPS)/native $(STAMPS)/group-bench ## train on real images; softce_fast against NumPy
+bench: $(STAMPS)/native $(STAMPS)/group-bench ## train on real images; against textbook NumPy
 	@mkdir -p $(RESULTS)
 	$(PY) benchmarks/digits.py --json $(RESULTS)/digits.json
 	$(PY) -m pytest benchmarks/test_speed.py --quiet $(HISTORY) --benchmark-autosave \
@@ -71,7 +72,13 @@ bench: $(STAMPS)/native $(STAMPS)/group-bench ## train on real images; softce_fa
 
 ablation: $(STAMPS)/built $(STAMPS)/group-bench ## what each mechanism gains, into docs/design.md
 	$(PY) benchmarks/ablation.py --json benchmarks/results/ablation.json $(ABLATION_ARGS)
-	$(PY) benchmarks/report.py readme docs/design.md
+	$(PY) benchmarks/report.py pages
+
+docs: $(STAMPS)/native $(STAMPS)/group-docs ## the documentation, into build/docs/html
+	$(PY) -m sphinx --fail-on-warning --keep-going $(SPHINX_ARGS) docs build/docs/html
+
+pages: $(STAMPS)/native $(STAMPS)/group-bench ## tables and plots of all pages, from recorded results
+	$(PY) benchmarks/report.py pages
 
 history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, beside one another
 	$(PY) -m pytest_benchmark $(HISTORY:--benchmark-%=--%) compare --sort=name \
@@ -103,6 +110,7 @@ clean: ## remove everything that was made here
 	rm -rf .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache $(RESULTS)
 	find softce_fast benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
 	find softce_fast -name '*.so' -exec rm -f {} +
+	rm -rf docs/api docs/gallery
 
 # ------------------------------------------------------------------------------ the environment
 

@@ -73,10 +73,11 @@ def softce_fast_float32(problem: Problem) -> Ways:
     return softce_fast(replace(wide, reduction=problem.reduction))
 
 
-def reference(problem: Problem) -> Ways:
-    import softce_fast
+def textbook(problem: Problem) -> Ways:
+    """What users write; the baseline of every comparison with NumPy."""
+    from softce_fast import _textbook
 
-    return {"": call(softce_fast.reference, problem)}
+    return {"": call(_textbook, problem)}
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -631,7 +632,8 @@ PEERS = {
     "softce_fast": Peer("softce_fast", softce_fast, half=True, counted=False),
     "softce_fast_float32": Peer("float32", softce_fast_float32, half=True, counted=False),
     "memory_limit": Peer("memory", memory_limit, programs=COMPILERS, half=True, counted=False),
-    "numpy": Peer("NumPy", numpy, ("numpy",)),
+    "textbook": Peer("textbook NumPy", textbook, ("numpy",)),
+    "numpy": Peer("NumPy, in blocks", numpy, ("numpy",)),
     "scipy": Peer("SciPy", scipy, ("scipy",)),
     "sklearn": Peer("scikit-learn", sklearn, ("scikit-learn",), unpack=sklearn_results),
     "torch": Peer("PyTorch", torch, ("torch",), half=True, as_numpy=from_tensor),
@@ -649,4 +651,4 @@ PEERS = {
     OWN_CODE: Peer("Numba, own exp", partial(numba, own_exponential=True), ("numba",)),
 }
 PACKAGES = sorted({"softce_fast", *(name for p in PEERS.values() for name in p.packages)})
-TITLES = {name: peer.title for name, peer in PEERS.items()} | {"reference": "NumPy reference"}
+TITLES = {name: peer.title for name, peer in PEERS.items()}

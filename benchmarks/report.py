@@ -1,71 +1,40 @@
-"""Tables, plots and the README's figures from the JSON files of the benchmarks.
+"""Tables and pages from the JSON files of the benchmarks; plots.py draws.
 
 - ``report.py speed pytest.json`` condenses pytest-benchmark's file; table and plots.
 - ``report.py show FILE ...`` gives tables and plots of results files.
-- ``report.py readme README.md`` puts the recorded results between the README's markers;
-  ``report.py readme docs/design.md`` does so for the ledger.
+- ``report.py pages`` puts the recorded results into every page that shows them: tables between the
+  pages' markers, and the README's two plots.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
-from matplotlib import pyplot
 from tabulate import tabulate
 
 import machine
+import plots
+from formatting import ratio_text, time_text, ulp_text
 from peers import OWN_CODE, TITLES
-from shapes import COLUMNS, HALF_DTYPES, LIMIT_SHARE_TARGET, MEBIBYTE, OPERATIONS
-
-matplotlib.use("Agg")  # no window, also where there is a display
-pyplot.rcParams.update({
-    "axes.axisbelow": True, "axes.grid": True, "axes.spines.right": False,
-    "axes.spines.top": False, "axes.titlelocation": "left", "axes.titlesize": 10,
-    "figure.constrained_layout.use": True, "figure.dpi": 110, "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6, "legend.fontsize": 8, "legend.frameon": False,
-    "xtick.labelsize": 8, "ytick.labelsize": 8,
-})  # fmt: skip
+from shapes import COLUMNS, HALF_DTYPES, LIMIT_SHARE_TARGET, OPERATIONS
 
 RESULTS = Path(__file__).with_name("results")
 LOCAL = RESULTS / "local"
 FLOOR = "three products"  # of linear.py: the matrix products that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 PLANNED = "as planned"  # the same of ablation.py
-REACHED, SHORT, PLAIN = "#2a78b5", "#e07b1a", "#9a9a9a"
 
 Document = dict[str, Any]
 Entry = dict[str, Any]
 
 
-# -------------------------------------------------------------------------------------- formatting
-
-
-def time_text(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
-def ratio_text(ratio: float | None) -> str:
-    if ratio is None:
-        return ""
-    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.2f}"
-
-
-def ulp_text(ulp: float | None) -> str:
-    if ulp is None:  # JSON has no infinity
-        return "not finite"
-    return f"{ulp:.2f}" if ulp < 10 else f"{ulp:.0f}" if ulp < 1e5 else f"{ulp:.0e}"
+# ------------------------------------------------------------------------------------------ tables
 
 
 def table_of(rows: Iterable[dict[str, str]]) -> pd.DataFrame:
@@ -100,7 +69,7 @@ def head(document: Document) -> str:
     return f"{machine.one_line(document)}\n{versions}"
 
 
-# --------------------------------------------------------------- cases: against reference and peers
+# --------------------------------------------------------------- cases: against NumPy and peers
 
 
 def condense(raw: Document) -> Document:
@@ -120,8 +89,8 @@ def condense(raw: Document) -> Document:
         seconds = {name: found["median"] for name, found in entry["seconds"].items()}
         if "softce_fast" in seconds:
             entry["gigabytes_per_second"] = entry["minimum_bytes"] / seconds["softce_fast"] * 1e-9
-            if "reference" in seconds:
-                entry["ratio"] = seconds["reference"] / seconds["softce_fast"]
+            if "textbook" in seconds:
+                entry["ratio"] = seconds["textbook"] / seconds["softce_fast"]
     return {"kind": "speed", **machine.describe(), "cases": list(cases.values())}
 
 
@@ -143,7 +112,7 @@ def ratio_to_libraries(entry: Entry) -> float | None:
 
 def peer_of(entry: Entry) -> str:
     """The name of what our time is compared with."""
-    return str(entry.get("best_peer", "reference" if "reference" in entry["seconds"] else ""))
+    return str(entry.get("best_peer", "textbook" if "textbook" in entry["seconds"] else ""))
 
 
 def seconds_text(entry: Entry, name: str) -> str:
@@ -164,7 +133,7 @@ def reached(entry: Entry) -> bool:
 
 
 def cases_table(document: Document) -> str:
-    """Every case: our time, the best peer's or the reference's, and the target."""
+    """Every case: our time, the best peer's or NumPy's, and the target."""
     rows = [
         {
             "operation": OPERATIONS[entry["operation"]].title,
@@ -215,66 +184,21 @@ def compare_summary(document: Document) -> str:
     )
 
 
-def bar_color(entry: Entry) -> str:
-    if not entry.get("target"):
-        return PLAIN
-    return REACHED if reached(entry) else SHORT
+def beside_peer(entry: Entry) -> str:
+    return f"{ratio_text(entry['ratio'])} {TITLES[peer_of(entry)]}"
 
 
-def bar_text(entry: Entry) -> str:
-    """What stands beside a bar; bandwidth means nothing for a few bytes."""
-    against_float32 = entry.get("target_against") == "softce_fast_float32"
-    against = "own float32" if against_float32 else TITLES[peer_of(entry)]
-    text = f"{ratio_text(judged_ratio(entry))}x {against}   {seconds_text(entry, 'softce_fast')}"
-    if entry["minimum_bytes"] < MEBIBYTE:
-        return text
-    share = f", {share_text(entry)} of limit" if share_text(entry) else ""
-    return f"{text}, {bandwidth_text(entry)} GB/s{share}"
-
-
-def plot_cases(document: Document, directory: Path) -> list[Path]:
-    """One figure per operation: a bar per shape, the target as a mark on it."""
-    paths = []
-    for name, operation in OPERATIONS.items():
-        bars = [e for e in document["cases"] if e["operation"] == name and judged_ratio(e)]
-        if not bars:
-            continue
-        ratios = [judged_ratio(entry) or 0.0 for entry in bars]
-        ends = [max(r, e.get("target") or 0) for r, e in zip(ratios, bars, strict=True)]
-        labels = [f"{entry['shape']}  {entry['dtype']}" for entry in bars]
-        figure, axis = pyplot.subplots(figsize=(11, 0.34 * len(bars) + 1.9))
-        axis.barh(range(len(bars)), ratios, color=[bar_color(e) for e in bars], height=0.72)
-        for position, (entry, end) in enumerate(zip(bars, ends, strict=True)):
-            axis.text(1.06 * end, position, bar_text(entry), va="center", fontsize=8)
-            if target := entry.get("target"):
-                axis.plot([target] * 2, [position - 0.44, position + 0.44], "k-", linewidth=2.2)
-        axis.set_yticks(range(len(bars)), labels)
-        axis.set_ylim(len(bars) - 0.4, -0.6)  # first bar on top
-        axis.set_xscale("log")
-        axis.set_xlim(0.4, 7 * max(ends))
-        axis.xaxis.set_major_formatter("{x:g}x")
-        axis.axvline(1, color="k", linewidth=0.8)
-        axis.set_title(
-            f"{operation.title}: {'best peer' if 'skipped' in document else 'NumPy reference'}'s "
-            f"time over softce_fast's; blue: target (mark) reached, orange: short of it\n"
-            f"{machine.one_line(document)}"
-        )
-        paths.append(save(figure, directory / f"{document['kind']}-{name}.png"))
-    return paths
-
-
-def targets_markdown(document: Document) -> str:
-    """Operation by column: the smallest ratio of the column's shapes, and the target."""
+def peers_markdown(document: Document) -> str:
+    """Operation by column: the least of the ratios to the best peer, and who that is."""
     blocks = []
     for dtype in ("float32", "float64"):
-        title = f"{dtype}, best peer's time over ours"
+        title = f"{dtype}: best peer's time over ours"
         entries = [e for e in document["cases"] if e["dtype"] == dtype and "ratio" in e]
         cells = [
             {
                 title: OPERATIONS[entry["operation"]].title,
                 "column": COLUMNS[entry["column"]],
-                "text": ratio_text(entry["ratio"])
-                + (f" ({entry['target']:g})" if entry["target"] else ""),
+                "text": beside_peer(entry),
             }
             for entry in sorted(entries, key=lambda entry: entry["ratio"])
         ]
@@ -289,23 +213,29 @@ def targets_markdown(document: Document) -> str:
             "shape": entry["shape"],
             "dtype": entry["dtype"],
             "own float32's time over ours": ratio_text(entry["ratio_to_float32"]),
-            "best peer's time over ours": ratio_text(entry.get("ratio")),
+            "best peer's time over ours": beside_peer(entry),
         }
         for entry in document["cases"]
-        if "ratio_to_float32" in entry
+        if "ratio_to_float32" in entry and "ratio" in entry
     ]
     if halves:
         blocks.append(markdown(table_of(halves), left=3))
     dates = sorted({entry["date"] for entry in document["cases"] if "date" in entry})
     oldest = f" (the oldest case: {dates[0]})" if len(dates) > 1 else ""
-    note = "In brackets the target; of several shapes the least favourable one."
-    where = machine.one_line(document)
-    return "\n\n".join([*blocks, f"{note} {compare_summary(document)}. {where}{oldest}."])
+    raced = [entry["ratio"] for entry in document["cases"] if "ratio" in entry]
+    note = (
+        f"Of several shapes the least favourable one. Ahead of every peer in "
+        f"{sum(ratio > 1 for ratio in raced)} of {len(raced)} cases. "
+    )
+    versions = ", ".join(
+        f"{name} {version}" for name, version in document["versions"].items() if name != "python"
+    )
+    return "\n\n".join([*blocks, f"{note}{machine.one_line(document)}{oldest}. {versions}."])
 
 
-def reference_markdown(document: Document) -> str:
-    """Shape by operation: our time and how many times longer the NumPy reference takes."""
-    title = "float32: time, NumPy's over it"
+def textbook_markdown(document: Document) -> str:
+    """Shape by operation: our time and how many times as long textbook NumPy takes."""
+    title = "float32: time, and textbook NumPy's over it"
     cells = [
         {
             title: entry["shape"],
@@ -317,8 +247,38 @@ def reference_markdown(document: Document) -> str:
     ]
     table = crossed(cells, [title], "operation", "text")
     columns = [o.title for o in OPERATIONS.values() if o.title in table]
-    where = machine.one_line(document)
-    return f"{markdown(table[[title, *columns]])}\n\nAgainst `softce_fast.reference`. {where}."
+    return f"{markdown(table[[title, *columns]])}\n\n{machine.one_line(document)}."
+
+
+# What the README's one table shows: rows and classes, and operations.
+README_SHAPES = {
+    "1x10": "1 x 10", "32x1000": "32 x 1,000", "1000000x10": "1,000,000 x 10",
+    "16384x1000": "16,384 x 1,000", "128x131072": "128 x 131,072",
+}  # fmt: skip
+README_OPERATIONS = {
+    "softmax_fresh": "softmax", "cross_entropy": "cross_entropy",
+    "cross_entropy_with_grad_fresh": "cross_entropy_with_grad",
+}  # fmt: skip
+
+
+def readme_markdown(document: Document) -> str:
+    """Some shapes by some operations: textbook NumPy's time, and ours."""
+    title = "float32, rows x classes"
+    found = {(e["operation"], e["shape"]): e for e in document["cases"] if e["dtype"] == "float32"}
+    rows = [
+        {
+            title: name,
+            **{
+                column: f"{ratio_text(entry['ratio'])}x ({seconds_text(entry, 'textbook')} → "
+                f"{seconds_text(entry, 'softce_fast')})"
+                for operation, column in README_OPERATIONS.items()
+                if (entry := found.get((operation, shape)))
+            },
+        }
+        for shape, name in README_SHAPES.items()
+        if any((operation, shape) in found for operation in README_OPERATIONS)
+    ]
+    return f"{markdown(table_of(rows))}\n\n{machine.one_line(document)}."
 
 
 # --------------------------------------------------------------------------------- the other tables
@@ -330,13 +290,13 @@ def accuracy_rows(document: Document) -> pd.DataFrame:
         {
             "largest error in ULP": entry["function"],
             "dtype": entry["dtype"],
-            "target": f"{document['targets'][entry['function']]:g}",
+            "promised": f"{document['targets'][entry['function']]:g}",
             "title": TITLES[entry["implementation"]],
             "text": ulp_text(entry["ulp"]),
         }
         for entry in document["results"]
     ]
-    return crossed(cells, ["largest error in ULP", "dtype", "target"], "title", "text")
+    return crossed(cells, ["largest error in ULP", "dtype", "promised"], "title", "text")
 
 
 def threads_rows(document: Document) -> pd.DataFrame:
@@ -359,31 +319,6 @@ def scaling_table(document: Document) -> str:
     if "cliffs" not in document:
         return plain(threads_rows)(document)
     return "\n".join([*document["cliffs"], head(document)])
-
-
-def plot_scaling(document: Document, directory: Path) -> list[Path]:
-    """Time per element over rows or classes, or speed-up over threads: a panel per study."""
-    points = pd.DataFrame(document["points"])
-    threads = "threads" in points
-    panels = list(points.groupby(["rows", "classes"] if threads else ["study"], sort=False))
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5 * len(panels), 4.2), squeeze=False, sharey=True
-    )
-    for axis, (names, chosen) in zip(axes.flat, panels, strict=True):
-        title = " x ".join(map(str, names))
-        horizontal = "threads" if threads else "classes" if title == "classes" else "rows"
-        chosen.pivot_table(
-            index=horizontal,
-            columns="function",
-            values="speedup" if threads else "nanoseconds_per_element",
-        ).plot(
-            ax=axis, style="o-", markersize=3.5, title=title, loglog=not threads,
-            ylabel="time on one thread over time" if threads else "ns per element",
-        )  # fmt: skip
-        if threads:
-            axis.axline((1, 1), slope=1, color="k", linestyle=":", linewidth=1)
-    figure.suptitle(f"{points['dtype'][0]}: {machine.one_line(document)}", fontsize=10)
-    return [save(figure, directory / f"{'scaling-threads' if threads else 'scaling'}.png")]
 
 
 def digits_rows(document: Document) -> pd.DataFrame:
@@ -492,7 +427,7 @@ def plain(rows: Callable[[Document], pd.DataFrame], left: int = 2) -> Callable[[
     return lambda document: f"{aligned(rows(document), left)}\n\n{head(document)}"
 
 
-def for_readme(
+def for_page(
     rows: Callable[[Document], pd.DataFrame], left: int = 2, note: str = ""
 ) -> Callable[[Document], str]:
     return lambda document: (
@@ -500,42 +435,37 @@ def for_readme(
     )
 
 
-def no_plots(document: Document, directory: Path) -> list[Path]:
-    return []
-
-
 # How each kind of document is shown.
 KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], list[Path]]]] = {
-    "speed": (cases_table, plot_cases),
-    "compare": (cases_table, plot_cases),
-    "accuracy": (plain(accuracy_rows), no_plots),
-    "scaling": (scaling_table, plot_scaling),
-    "digits": (plain(digits_rows, 1), no_plots),
-    "half types": (plain(half_types_rows), no_plots),
-    "options": (plain(options_rows, 1), no_plots),
-    "waiting": (plain(waiting_rows), no_plots),
-    "linear": (plain(linear_rows), no_plots),
-    "ablation": (for_readme(ablation_rows, 3), no_plots),
+    "speed": (cases_table, plots.cases),
+    "compare": (cases_table, plots.cases),
+    "accuracy": (plain(accuracy_rows), plots.none),
+    "scaling": (scaling_table, plots.scaling),
+    "digits": (plain(digits_rows, 1), plots.none),
+    "half types": (plain(half_types_rows), plots.none),
+    "options": (plain(options_rows, 1), plots.none),
+    "waiting": (plain(waiting_rows), plots.none),
+    "linear": (plain(linear_rows), plots.none),
+    "ablation": (for_page(ablation_rows, 3), plots.none),
 }
 # What stands in a page, in its order: the section, the file, the text.
 SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
-    "README.md": (
-        ("speed", "speed.json", reference_markdown),
-        ("speed", "compare.json", targets_markdown),
-        ("speed", "scaling-threads.json", for_readme(threads_rows)),
-        ("speed", "options.json", for_readme(options_rows, 1)),
-        ("speed", "waiting.json", for_readme(waiting_rows)),
-        ("accuracy", "accuracy.json", for_readme(accuracy_rows, 2, "Against long double. ")),
+    "README.md": (("speed", "speed.json", readme_markdown),),
+    "docs/benchmarks.md": (
+        ("numpy", "speed.json", textbook_markdown),
+        ("peers", "compare.json", peers_markdown),
+        ("threads", "scaling-threads.json", for_page(threads_rows)),
+        ("options", "options.json", for_page(options_rows, 1)),
+        ("waiting", "waiting.json", for_page(waiting_rows)),
+        ("accuracy", "accuracy.json", for_page(accuracy_rows, 2, "Against long double. ")),
     ),
-    "design.md": (("ablation", "ablation.json", for_readme(ablation_rows, 3)),),
+    "docs/design.md": (("ablation", "ablation.json", for_page(ablation_rows, 3)),),
 }
-
-
-def save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)
-    return path
+PLOTS = {
+    "docs/images/speed.png": ("compare.json", plots.speed),
+    "docs/images/accuracy.png": ("accuracy.json", plots.accuracy),
+}
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def show(document: Document, directory: Path) -> None:
@@ -574,35 +504,39 @@ def between_markers(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def update_readme(path: Path, results: Path) -> list[str]:
+def update_page(path: Path, page: str, results: Path) -> list[str]:
     """Puts the recorded results into a page; returns the names of the sections written."""
-    text = path.read_text()
-    recorded = [section for section in SECTIONS[path.name] if (results / section[1]).exists()]
-    sections = {}
-    for section, entries in itertools.groupby(recorded, key=lambda entry: entry[0]):
-        blocks = [render(json.loads((results / file).read_text())) for _, file, render in entries]
-        sections[section] = "\n\n".join(blocks)
-    for section, content in sections.items():
-        text = between_markers(text, section, content)
-    path.write_text(text)
-    return list(sections)
+    text = path.read_text(encoding="utf-8")
+    recorded = [section for section in SECTIONS[page] if (results / section[1]).exists()]
+    for section, file, render in recorded:
+        text = between_markers(text, section, render(json.loads((results / file).read_text())))
+    path.write_text(text, encoding="utf-8")
+    return [section for section, _, _ in recorded]
+
+
+def update_pages(results: Path) -> None:
+    """Renew the tables of all pages, and the README's plots."""
+    for page in SECTIONS:
+        print(f"{page}: {', '.join(update_page(ROOT / page, page, results)) or 'nothing recorded'}")
+    for picture, (file, draw) in PLOTS.items():
+        if (results / file).exists():
+            print(draw(json.loads((results / file).read_text()), ROOT / picture))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["speed", "show", "readme"])
-    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("command", choices=["speed", "show", "pages"])
+    parser.add_argument("files", type=Path, nargs="*")
     parser.add_argument("--directory", type=Path, help="of results; default: as recorded, or local")
     options = parser.parse_args()
+    if options.command == "pages":
+        update_pages(options.directory or RESULTS)
+    elif not options.files:
+        parser.error(f"{options.command} takes files")
     for file in options.files:
-        if options.command == "readme":
-            sections = update_readme(file, options.directory or RESULTS)
-            if not sections:
-                sys.exit("no recorded results")
-            print(f"updated {file}: {', '.join(sections)}")
-        elif options.command == "speed":
+        if options.command == "speed":
             document = condense(json.loads(file.read_text()))
             finish("speed", (options.directory or LOCAL) / "speed.json", document)
         else:

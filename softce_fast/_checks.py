@@ -6,9 +6,11 @@ same calls in the same words. Nothing here needs more than NumPy and the standar
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -25,6 +27,34 @@ MOST_THREADS = 1024
 _ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
 _FLOAT_CHARS = "efdg"
 _FLOAT_NAMES = "float16, bfloat16, float32, float64 or longdouble"
+
+
+# Calls that do not fit a signature
+
+# What other libraries call arguments, and what they are called here; None: the first one.
+_NAMES_ELSEWHERE = {
+    **dict.fromkeys(("a", "input", "x", "logits", "y_pred"), None),
+    **dict.fromkeys(("labels", "targets", "y", "y_true"), "target"),
+    "class_weight": "weight",
+    "dim": "axis",
+    "keepdim": "keepdims",
+    "sample_weights": "sample_weight",
+}
+
+
+def explain_misfit(function: Callable[..., Any], error: TypeError) -> None:
+    """Say in the TypeError of a call that does not fit a function's signature what does."""
+    message = str(error)
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    parameters = inspect.signature(function).parameters
+    if unknown and unknown[1] in _NAMES_ELSEWHERE:
+        name = _NAMES_ELSEWHERE[unknown[1]] or next(iter(parameters))
+        if name in parameters:
+            error.args = (f"{message}: write {name}=, which is what it is called here",)
+    elif "positional argument" in message and "were given" in message:
+        options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+        if options:
+            error.args = (f"{message}: options are written by name, {options[0]}=...",)
 
 
 # Data types and arrays
@@ -61,8 +91,21 @@ def real_array(value: ArrayLike, name: str) -> Array:
     dtype = array.dtype
     if dtype.kind in "biu" or is_floating(dtype):
         return array
-    raise TypeError(
-        f"{name} must hold real numbers (booleans, integers, {_FLOAT_NAMES}), got dtype {dtype}"
+    raise _not_numbers(name, value, dtype)
+
+
+def _not_numbers(name: str, value: object, dtype: DType) -> TypeError:
+    got, remedy = f"dtype {dtype}", ""
+    if isinstance(value, dict):
+        got = "a dict"
+        remedy = f": pass numpy.array([{name}[label] for label in range(classes)])"
+    elif name == "target" and dtype.kind in "OSU":
+        remedy = (
+            ": of names of classes make class indices, "
+            "names, target = numpy.unique(target, return_inverse=True)"
+        )
+    return TypeError(
+        f"{name} must hold real numbers (booleans, integers, {_FLOAT_NAMES}), got {got}{remedy}"
     )
 
 
@@ -257,7 +300,17 @@ def _number(value: Any, name: str, takes: str) -> float:
 def check_same_shape(array: Array, shape: tuple[int, ...], name: str, other: str) -> None:
     """Refuse an array of another shape than that of the argument called `other`."""
     if array.shape != shape:
-        raise ValueError(f"{name} must have the shape of {other}, {shape}, got {array.shape}")
+        raise ValueError(
+            f"{name} must have the shape of {other}, {shape}, got {array.shape}"
+            + (f": pass {name}{change}" if (change := _reshaping(array, shape)) else "")
+        )
+
+
+def _reshaping(array: Array, shape: tuple[int, ...]) -> str:
+    """Return what brings an array to `shape`, if axes of length 1 are all that is in the way."""
+    if [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
+        return ""
+    return ".ravel()" if len(shape) == 1 else f".reshape{shape}"
 
 
 def check_broadcast(
@@ -294,12 +347,14 @@ def check_allowed_classes(where: ArrayLike | None, classes: int) -> NDArray[np.b
     return mask
 
 
-def check_class_weight(weight: ArrayLike, classes: int) -> Array:
+def check_class_weight(weight: ArrayLike, classes: int, row_shape: tuple[int, ...]) -> Array:
     """Return the class weights as an array of shape (classes,)."""
     array = real_array(weight, "weight")
     if array.shape != (classes,):
+        of_rows = array.shape == row_shape != ()
         raise ValueError(
             f"weight must have one value for each class, shape ({classes},), got {array.shape}"
+            f"{': one value for each row is sample_weight=' if of_rows else ''}"
         )
     return array
 
@@ -524,6 +579,7 @@ def check_loss(
 ) -> LossArguments:
     """Return the arguments of a loss over the classes of the argument called `name`."""
     array, result = check_values(values, name, dtype)
+    _check_order(array, target, name)
     axis = normalize_axis(axis, array.ndim)
     given, is_labels = check_target(target, array.shape, axis, name)
     check_reduction(reduction)
@@ -549,7 +605,8 @@ def check_loss(
     if weight is not None:
         in_double = np.promote_types(compute_dtype(result), np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
-            weight = check_class_weight(weight, arguments.classes).astype(in_double)
+            weight = check_class_weight(weight, arguments.classes, arguments.row_shape)
+            weight = weight.astype(in_double)
     if sample_weight is not None:
         sample_weight = check_sample_weight(sample_weight, arguments.row_shape, name)
         sample_weight = no_wider(sample_weight, result)
@@ -599,12 +656,14 @@ def check_target(
         if array.shape == shape:
             raise ValueError(
                 f"target of the shape of {other}, {shape}, holds class probabilities, which are "
-                f"floating: pass target.astype(float); class indices have the shape {row_shape}"
+                "floating: pass target.astype(float), or of rows with a single 1 "
+                f"target.argmax({axis}); class indices have the shape {row_shape}"
             )
         if array.shape != row_shape:
             raise ValueError(
                 f"target of class indices must have the shape of {other} without the class axis, "
                 f"{row_shape}, got {array.shape}"
+                + (f": pass target{change}" if (change := _fitting(array, shape, axis)) else "")
             )
         return array, True
     if array.shape != shape:
@@ -613,8 +672,41 @@ def check_target(
         raise ValueError(
             f"target of class probabilities (dtype {array.dtype}) must have the shape of {other}, "
             f"{shape}, got {array.shape}; class indices need an integer dtype"
+            f"{_as_labels(array, shape, axis)}"
         )
     return array, False
+
+
+def _check_order(values: Array, target: ArrayLike, name: str) -> None:
+    """Refuse labels in the place of the values of a loss, and the values in that of the target."""
+    shape = np.shape(target) if values.dtype.kind in "iu" else ()
+    if len(shape) == values.ndim + 1 and values.shape in _row_shapes(shape):
+        raise ValueError(
+            f"target has the shape {shape}, an axis more than {name}, {values.shape}, which are "
+            f"integers: pass {name} first and the target second"
+        )
+
+
+def _row_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return what `shape` is without each of its axes."""
+    return [shape[:axis] + shape[axis + 1 :] for axis in range(len(shape))]
+
+
+def _fitting(labels: Array, shape: tuple[int, ...], axis: int) -> str:
+    """Return what makes labels fit values of `shape`, if anything does."""
+    row_shapes = _row_shapes(shape)
+    if labels.shape in row_shapes:
+        return f" with axis={row_shapes.index(labels.shape)}"
+    return _reshaping(labels, row_shapes[axis])
+
+
+def _as_labels(array: Array, shape: tuple[int, ...], axis: int) -> str:
+    """Return what makes labels of floating numbers, if they are that: whole, and of a fit shape."""
+    fits = array.shape == _row_shapes(shape)[axis]
+    change = "" if fits else _fitting(array, shape, axis)
+    if not (fits or change) or (array != np.floor(array)).any():
+        return ""
+    return f": pass target.astype(numpy.int64){change}"
 
 
 def check_labels(labels: Array, classes: int, ignore_index: int) -> None:

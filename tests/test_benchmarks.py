@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import ablation
 import compare
 import peers
+import plots
 import report
 import shapes
 import timing
@@ -93,7 +94,7 @@ def test_a_peer_that_fails_or_dies_is_told() -> None:
 
 
 # Those whose libraries the tests need anyway; JAX's threads would warn in every fork from now on.
-@pytest.mark.parametrize("name", ["softce_fast", "numpy", "scipy", "sklearn", "torch"])
+@pytest.mark.parametrize("name", ["softce_fast", "textbook", "numpy", "scipy", "sklearn", "torch"])
 @pytest.mark.parametrize("operation", shapes.OPERATIONS)
 @pytest.mark.parametrize(("shape", "axis"), [((300, 7), -1), ((4, 5, 6), 1)])
 def test_every_way_of_a_peer_is_right(
@@ -179,7 +180,11 @@ def test_compare_summary_and_table() -> None:
     assert "JAX: failed: no reason" in table
     assert "1 of 1 speed targets reached, 1 where" in table
     assert "faster than every peer in 1 of 1 cases; 1 of 1 cases" in table
-    assert "2.05 (1.5)" in report.targets_markdown(document)
+    page = report.peers_markdown(document)
+    assert "| 2.05 PyTorch |" in page
+    assert "Ahead of every peer in 1 of 1 cases." in page
+    for internal in ("target", "1.5"):
+        assert internal not in page
 
 
 def test_code_written_for_the_comparison_is_told_from_libraries() -> None:
@@ -197,7 +202,6 @@ def test_a_missed_target_is_told() -> None:
     document = compare_document()
     document["cases"][0]["ratio"] = 1.2
     assert "0 of 1 speed targets reached" in report.cases_table(document)
-    assert report.bar_color(document["cases"][0]) == report.SHORT
 
 
 def raw_speed_document() -> dict[str, Any]:
@@ -215,7 +219,7 @@ def raw_speed_document() -> dict[str, Any]:
             "extra_info": {**info, "implementation": name},
             "stats": {"median": median, "min": median, "iqr": 0.0, "rounds": 3},
         }
-        for name, median in (("softce_fast", 1e-5), ("reference", 3e-4))
+        for name, median in (("softce_fast", 1e-5), ("textbook", 3e-4))
     ]
     return {"machine_info": {"node": "a-host"}, "benchmarks": benchmarks}
 
@@ -230,17 +234,52 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "300 us" in table
     assert "12.8" in table  # GB/s of 128,256 bytes in 10 us
 
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
     (tmp_path / "speed.json").write_text(json.dumps(document))
-    assert report.update_readme(readme, tmp_path) == ["speed"]
-    text = readme.read_text()
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- numpy:begin -->\nold\n<!-- numpy:end -->\nafter\n")
+    assert report.update_page(page, "docs/benchmarks.md", tmp_path) == ["numpy"]
+    text = page.read_text()
     assert "old" not in text
     assert "| 32x1000 | 10 us, 30.0x |" in text
-    assert text.startswith("before\n<!-- speed:begin -->\n")
-    assert text.endswith("<!-- speed:end -->\nafter\n")
+    assert text.startswith("before\n<!-- numpy:begin -->\n")
+    assert text.endswith("<!-- numpy:end -->\nafter\n")
     with pytest.raises(ValueError, match="accuracy:begin"):
         report.between_markers(text, "accuracy", "")
+    assert "| 32 x 1,000 | 30.0x (300 us → 10 us) |" in report.readme_markdown(document)
+
+
+def test_every_section_has_its_place() -> None:
+    """In the pages, and for each plot in the README."""
+    for page, sections in report.SECTIONS.items():
+        path = report.ROOT / page
+        if not path.exists():
+            pytest.skip("the pages are not beside the tests")
+        text = path.read_text(encoding="utf-8")
+        for name, _, _ in sections:
+            report.between_markers(text, name, "")
+    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"({picture})" in readme for picture in report.PLOTS)
+
+
+def test_plots(tmp_path: Path) -> None:
+    """Bars begin at 0, ours is told from the others, and a missing digit is said."""
+    medians = {"softce_fast": 1e-3, "numba": 3e-3, "numba_polynomial": 2e-3, "memory_limit": 1e-4}
+    entry = {"seconds": {name: {"median": median} for name, median in medians.items()}}
+    assert plots.times_by_title(entry) == {"softce_fast": 1e-3, "Numba": 2e-3}
+    assert plots.right_digits(0.5) == plots.right_digits(0.0) == pytest.approx(7.22, abs=0.01)
+    assert plots.right_digits(5.0) == pytest.approx(7.22 - 1, abs=0.01)
+    assert plots.right_digits(2e7) == plots.right_digits(None) == 0
+
+    cases = [
+        {"operation": operation, "shape": shape, "dtype": "float32", **entry}
+        for operation, shape, _ in plots.SPEED_PANELS
+    ]
+    results = [
+        {"function": "softmax", "dtype": "float32", "implementation": name, "ulp": ulp}
+        for name, ulp in (("softce_fast", 2.5), ("scipy", None))
+    ]
+    assert plots.speed({**HEAD, "cases": cases}, tmp_path / "speed.png").exists()
+    assert plots.accuracy({"results": results}, tmp_path / "accuracy.png").exists()
 
 
 def test_half_types_report() -> None:

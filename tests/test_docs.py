@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,6 @@ import pytest
 import softce_fast as sf
 
 FUNCTIONS = [name for name in sf.__all__ if inspect.isfunction(getattr(sf, name))]
-README = Path(__file__).resolve().parent.parent / "README.md"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -168,40 +168,83 @@ def test_names_of_the_contract() -> None:
         assert axis is None or axis.default == -1
 
 
-# The README
+# Pages and programs
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = sorted(
+    path
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    if "```python\n" in path.read_text(encoding="utf-8")
+)
+PROGRAMS = sorted(ROOT.glob("examples/gallery/*.py"))
 
 
-def code_blocks(language: str) -> list[str]:
-    if not README.exists():
-        return []
-    text = README.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def code_blocks(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_readme_code_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The Python blocks of the README, one after the other, as a reader would type them."""
-    blocks = code_blocks("python")
-    if not blocks:
-        pytest.skip("README.md is not beside the tests, or has no Python code")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_code_of_a_page_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Python blocks of a page, one after the other, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "readme"}
+    names: dict[str, Any] = {"__name__": "page"}
     runner = doctest.DocTestRunner(optionflags=OPTIONS)
-    for number, block in enumerate(blocks):
-        if ">>>" in block:
-            test = doctest.DocTestParser().get_doctest(block, names, f"block {number}", None, 0)
-            assert not runner.run(test, clear_globs=False).failed, block
-            names.update(test.globs)
-        else:
-            try:
-                exec(compile(block, f"README.md, block {number}", "exec"), names)
-            except ImportError as error:
-                pytest.skip(f"block {number} needs {error.name}, which is not installed")
+    missing = []
+    for number, block in enumerate(code_blocks(path)):
+        try:
+            if ">>>" in block:
+                test = doctest.DocTestParser().get_doctest(block, names, str(path), None, 0)
+                assert not runner.run(test, clear_globs=False).failed, block
+                names.update(test.globs)
+            else:
+                exec(compile(block, f"{path}, block {number}", "exec"), names)
+        except ImportError as error:
+            missing.append(f"block {number}: {error}")
+    if missing:
+        pytest.skip("; ".join(missing))
 
 
-def test_readme_shows_the_first_example() -> None:
-    blocks = code_blocks("python")
-    if not blocks:
-        pytest.skip("README.md is not beside the tests, or has no Python code")
-    first = blocks[0]
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_of_the_gallery_runs(path: Path) -> None:
+    """It draws, and asserts what its text says."""
+    pytest.importorskip("sklearn")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    runpy.run_path(str(path))
+    assert pyplot.get_fignums()
+    pyplot.close("all")
+
+
+def test_every_page_can_be_reached() -> None:
+    """From the table of contents of the page above it."""
+    docs = ROOT / "docs"
+    if not docs.exists():
+        pytest.skip("docs is not beside the tests")
+    linked = {docs / "index.md"}
+    for page in docs.glob("**/*.md"):
+        for entries in re.findall(r"```{toctree}\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            linked |= {page.parent / f"{name}.md" for name in entries.split() if name[0] != ":"}
+    assert set(docs.glob("**/*.md")) <= linked
+
+
+def test_readme_is_for_newcomers() -> None:
+    if not README.exists():
+        pytest.skip("README.md is not beside the tests")
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    assert "target" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    first = code_blocks(README)[0]
     for number in ("[2.0, 1.0, 0.1]", "0.659", "0.242", "0.099", "0.417"):
         assert number in first
+
+
+def test_help_begins_with_use() -> None:
+    """The page of help(softce_fast): an example before anything about how it is made."""
+    text = inspect.getdoc(sf) or ""
+    assert ">>> sf.softmax(" in text[:600]
+    assert "_kernels" not in text

@@ -36,6 +36,7 @@ include "share.pxi"
 include "plan.pxi"
 include "coefficients.pxi"
 include "labels.pxi"
+include "signature.pxi"
 
 import_array()
 
