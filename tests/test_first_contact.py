@@ -46,7 +46,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     "labels first": ((Y, X), {}, ValueError, "first and the target second"),
     "labels first, with an axis": ((Y, X, 1), {}, ValueError, "first and the target second"),
     "a mask": (
-        (np.ma.masked_less(X, 0), Y), {}, TypeError, "ignore_index= or sample_weight= to a loss"
+        (np.ma.masked_less(X, 0), Y), {}, TypeError,
+        "with where=~mask, or ignore_index= or sample_weight=",
     ),
 }  # fmt: skip
 
