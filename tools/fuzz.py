@@ -442,7 +442,7 @@ def spoil(random: Random, case: Case) -> None:
     elif kind < 0.8 and others and others[0].dtype.kind in "iu":
         labels, limits = others[0], np.iinfo(others[0].dtype)
         value = one_of(random, [limits.min, limits.max, -1, -101, first.size + 200])
-        if labels.size and limits.min <= value <= limits.max:
+        if labels.size and labels.flags.writeable and limits.min <= value <= limits.max:
             labels[tuple(int(random.integers(n)) for n in labels.shape)] = value
     elif kind < 0.9 and case.output_memory is not None:
         case.output_memory.array.flags.writeable = False
