@@ -33,6 +33,7 @@ from ._losses import (
     cross_entropy_with_grad_and_hessian,
     nll_loss,
 )
+from ._scores import target_scores
 from ._softmax import (
     log_softmax,
     log_softmax_backward,
@@ -42,10 +43,11 @@ from ._softmax import (
 )
 from ._threads import get_num_threads, num_threads, set_num_threads
 from ._version import __version__
-from .reference import LinearGrads
+from .reference import LinearGrads, TargetScores
 
 __all__ = [
     "LinearGrads",
+    "TargetScores",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -67,6 +69,7 @@ __all__ = [
     "show_config",
     "softmax",
     "softmax_backward",
+    "target_scores",
 ]
 
 warn_if_serial()

@@ -71,6 +71,18 @@ def cross_entropy_fast(
     grad_out: Any,
     threads_for: _ThreadsFor,
 ) -> tuple[Any, _Array | None] | None: ...
+def scores(
+    logits: _Array,
+    labels: _Array,
+    where: _Array | None,
+    results: dict[str, _Array],
+    axis: int,
+    top_k: int,
+    ties: int,
+    temperature: float,
+    ignore_index: int,
+    threads_for: _ThreadsFor,
+) -> bool: ...
 def negative_log(
     values: _Array,
     labels: _Array | None,

@@ -306,6 +306,61 @@ def cross_entropy(
         &call, &scan, mean, denominator, result_kind_for(dtype, logits), threads_for)
 
 
+def scores(
+    ndarray logits not None, ndarray labels not None, ndarray where, dict results not None,
+    int axis, Py_ssize_t top_k, int ties, double temperature, ignore_index, threads_for,
+):
+    """Fill the arrays of `results` in, by name; return whether all labels are classes.
+
+    If one is not, nothing is written. Those of `entropy`, `top_indices` and `top_log_probs` may be
+    missing; `ties` is the number of Ties.
+    """
+    cdef Call call
+    cdef Scan scan
+    cdef Problem *problem = &call.problem
+    cdef const Kernels *kernels
+    cdef ndarray log_prob = results["log_prob"]
+    cdef int result_kind = kind_of(log_prob), n_threads, bad = 0
+    call_open(&call, SCORES, logits, <unsigned long long>1 << axis)
+    call_array(&call, INPUT, logits)
+    if where is not None:
+        call_array(&call, MASK, where)
+    set_target(&call, &scan, labels, None, ignore_index)
+    set_rows(&call, log_prob, None, None)
+    problem.options.temperature = temperature
+    problem.scores.ties = <Ties>ties
+    problem.scores.top_k = top_k
+    problem.scores.rank = <int64_t *>score_bytes(problem, results, "rank", KIND_INT64, 1)
+    problem.scores.argmax = <int64_t *>score_bytes(problem, results, "argmax", KIND_INT64, 1)
+    problem.scores.logsumexp = score_bytes(problem, results, "logsumexp", result_kind, 1)
+    problem.scores.entropy = score_bytes(problem, results, "entropy", result_kind, 1)
+    problem.scores.top_indices = <int64_t *>score_bytes(
+        problem, results, "top_indices", KIND_INT64, top_k)
+    problem.scores.top_log_probs = score_bytes(
+        problem, results, "top_log_probs", result_kind, top_k)
+    kernels = kernels_for(problem, result_kind)
+    n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
+    scan_rows(&scan, problem, n_threads, &bad)
+    if not bad:
+        run(problem, kernels, n_threads, result_kind, False)
+    return not bad
+
+
+cdef char *score_bytes(
+    const Problem *problem, dict results, str name, int kind, Py_ssize_t per_row
+) except? NULL:
+    """Where the scores of that name go; NULL where they are not wanted."""
+    cdef ndarray array = results.get(name)
+    if array is None:
+        return NULL
+    if (
+        kind_of(array) != kind or not PyArray_ISCARRAY(array)
+        or PyArray_SIZE(array) != problem.layout.rows * per_row
+    ):
+        raise ValueError(f"{name} is no array for these scores")
+    return PyArray_BYTES(array)
+
+
 def negative_log(
     ndarray values not None, ndarray labels, ndarray probabilities, ndarray losses, int axis,
     ndarray class_weight, ndarray sample_weight, ignore_index, bint values_are_logarithms,

@@ -12,6 +12,8 @@ cpdef enum Threshold:
     PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
     #                            arrays; in float64 always half of it.
     STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
+    TOP_ACROSS = 32            # Most classes that are selected, and
+    CLASSES_ACROSS = 16777216  # longest row where they are: float32 numbers its classes.
     BATCH = 4                  # Groups worked on together: of packed rows,
     BATCH_CLASSES = 256        # with so many classes in all at most;
     MOST_BATCH = 16            # of neighbouring rows,
@@ -34,14 +36,14 @@ cpdef enum Threshold:
 # By the numbers of Operation and Pass.
 OPERATIONS = (
     "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy",
-    "softmax_backward", "log_softmax_backward", "probability_loss", "curvature", "label_loss",
+    "scores", "softmax_backward", "log_softmax_backward", "probability_loss", "curvature", "label_loss",
     "binary_loss",
 )
 PASSES = ("along", "across")
 
 
 cdef inline bint has_row_state(Operation operation) noexcept nogil:
-    return operation <= DENSE_CROSS_ENTROPY
+    return operation <= SCORES
 
 
 cdef inline bint can_go_across(Operation operation) noexcept nogil:
@@ -108,6 +110,12 @@ cdef inline bint can_keep_in_output(const Problem *problem, int real_kind) noexc
     return True
 
 
+cdef inline bint selects_along(const Problem *problem) noexcept nogil:
+    """Whether the classes that are selected are too many, or too far apart, to go across."""
+    return problem.scores.top_k > TOP_ACROSS or (
+        problem.scores.top_k > 0 and problem.layout.classes > CLASSES_ACROSS)
+
+
 cdef inline bint can_leave_rest_along(const Problem *problem) noexcept nogil:
     return problem.plan.passes == ACROSS and has_neighbour_classes(problem, INPUT)
 
@@ -122,7 +130,9 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef bint neighbours = has_neighbour_classes(problem, INPUT)
     cdef Py_ssize_t most = ACROSS_CLASSES
-    if problem.plan.by_chunks or not can_go_across(problem.operation):
+    if (
+        problem.plan.by_chunks or not can_go_across(problem.operation) or selects_along(problem)
+    ):
         return ALONG
     if not neighbours or input.row_stride == 0 or (output.data != NULL and not (
         has_neighbour_classes(problem, OUTPUT)
@@ -149,16 +159,11 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
 cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nogil:
     """How many groups go across together."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.layout.classes)
-    cdef Py_ssize_t bytes_ = columns * 64    # a vector's each
+    cdef Py_ssize_t bytes_ = columns * 64 * tile_sections(problem)    # a vector's each
     if problem.plan.passes == ALONG:
         return 1
     if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
-    if is_pair(problem.operation) or emits_logarithms(problem.operation) or is_dense(
-        problem.operation
-    ):
-        # What is added up lies behind the logits; and behind probabilities.
-        bytes_ *= 3 if has(problem, SECOND) else 2
     return max(1, min(
         min(<Py_ssize_t>MOST_BATCH, PANEL_BYTES // bytes_),
         problem.layout.rows // (lanes * FEWEST_TASKS)))
@@ -313,7 +318,8 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
         name
         for name, holds in (
             ("passes", plan.passes == ACROSS and (
-                plan.by_chunks or not can_go_across(problem.operation))),
+                plan.by_chunks or not can_go_across(problem.operation)
+                or selects_along(problem))),
             ("by_chunks", plan.by_chunks and plan.chunks == 1),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),

@@ -26,6 +26,9 @@ cdef void groups_finish(
     elif problem.operation == LOGSUMEXP:
         for k in range(count):
             finish_logsumexp(groups + k, problem, scratch)
+    elif problem.operation == SCORES:
+        for k in range(count):
+            finish_scores(groups + k, problem, row_best(problem, k, 0, scratch), scratch)
     else:
         for k in range(count):
             finish_total(groups + k, problem, scratch)
@@ -79,13 +82,6 @@ cdef inline char *part_take(char **memory, size_t size) noexcept nogil:
     cdef char *part = memory[0]
     memory[0] = part + round_up(size)
     return part
-
-
-cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
-    """How many numbers of a tile there are for each of a group's logits."""
-    if has(problem, SECOND):
-        return 3
-    return 2 if emits_logarithms(problem.operation) or is_dense(problem.operation) else 1
 
 
 cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
@@ -146,6 +142,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.target = <real *>part_take(&memory, padded * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
     runs_take(scratch, &memory, across and any_by_class(problem))
+    scratch.best = part_take(&memory, best_size(problem))
     return memory - start
 
 
@@ -254,7 +251,7 @@ cdef void rows_across(
             tiles_open(groups, problem, tiles, chunk, scratch)
             tiles_exponentials(groups, problem, tiles, chunk, scratch)
             tiles_sum(groups, problem, tiles, chunk, scratch)
-        if problem.plan.chunks > 1 or is_dense(problem.operation):
+        if problem.plan.chunks > 1 or notes_maximum(problem.operation):
             for k in range(tiles):
                 group_merge(
                     groups + k, problem, scratch.states + k * problem.plan.chunks,
@@ -275,7 +272,8 @@ cdef void rows_across(
 cdef size_t states_size(const Problem *problem) noexcept nogil:
     return round_up(
         problem.layout.rows * problem.plan.chunks * sizeof(RowState)
-    ) + problem.layout.rows * sizeof(Group)
+    ) + round_up(problem.layout.rows * sizeof(Group)) + (
+        problem.layout.rows * problem.plan.chunks * chunk_best(problem) * sizeof(Candidate))
 
 
 cdef inline RowState *shared_states(const Problem *problem, Py_ssize_t row) noexcept nogil:
@@ -287,12 +285,19 @@ cdef inline Group *shared_group(const Problem *problem, Py_ssize_t row) noexcept
         problem.layout.rows * problem.plan.chunks * sizeof(RowState))) + row
 
 
+cdef inline char *shared_best(const Problem *problem, Py_ssize_t task) noexcept nogil:
+    """What is selected of a chunk of a row."""
+    return <char *>shared_group(problem, 0) + round_up(
+        problem.layout.rows * sizeof(Group)) + task * chunk_best(problem) * sizeof(Candidate)
+
+
 cdef void absorb_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Problem *problem = <const Problem *>context
     cdef Scratch scratch
     cdef environment before = environment_enter()
     scratch_open(problem, memory, &scratch)
     group_open(scratch.groups, problem, task // problem.plan.chunks, 1)
+    scratch.best = shared_best(problem, task)
     along_absorb(
         scratch.groups, problem, task % problem.plan.chunks, <RowState *>problem.states + task,
         &scratch)
@@ -311,6 +316,7 @@ cdef void finish_task(const void *context, Py_ssize_t task, char *memory) noexce
         group = shared_group(problem, row)
         group_open(group, problem, row, 1)
         group_merge(group, problem, shared_states(problem, row), &scratch.scale)
+        best_merge(problem, shared_best(problem, row * problem.plan.chunks), &scratch)
         groups_finish(group, problem, 1, &scratch)
         group_results(
             group, problem, NULL if problem.row_results == NULL else problem.row_results + row)

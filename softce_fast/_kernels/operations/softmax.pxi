@@ -92,16 +92,13 @@ cdef void finish_infinite(Group *group, const Problem *problem) noexcept nogil:
 
 cdef bint row_has_nan(const Group *group, const Problem *problem, Py_ssize_t k) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    cdef const Array *included = &problem.arrays[<int>MASK]
     cdef Py_ssize_t c
     cdef real x
     for c in range(problem.layout.classes):
         x = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, c))
-        if x != x and (included.data == NULL or included.data[
-            in_group(group, problem, MASK, k) + class_offset(&problem.layout, included, c)
-        ] != 0):
+        if x != x and not is_excluded(group, problem, k, c):
             return True
     return False
 

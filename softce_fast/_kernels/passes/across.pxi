@@ -311,11 +311,7 @@ cdef inline RowState *chunk_state(
 
 cdef inline real *tile_terms(const Problem *problem, real *tile, Py_ssize_t n) noexcept nogil:
     """Where what is to be added up of a tile goes: behind what is still wanted of it."""
-    if has(problem, SECOND):
-        return tile + 2 * n * LANES
-    if emits_logarithms(problem.operation) or is_dense(problem.operation):
-        return tile + n * LANES
-    return tile
+    return tile + (tile_sections(problem) - 1) * n * LANES
 
 
 cdef inline void tiles_open(
@@ -366,12 +362,14 @@ cdef void tiles_exponentials(
             continue
         if is_dense(problem.operation):
             tile_spread(problem, chunk, state, tile, terms.terms)
+        elif wants_entropy(problem):
+            terms.exponentials = tile + n * LANES
         elif not has(problem, OUTPUT) or emits_logarithms(problem.operation):
             terms.exponentials = NULL
         tile_absorb_others(&terms, n, state.reference, &scratch.scale)
-        groups[t].own_logit = terms.pivot_logit
-        groups[t].own_is_known = (
-            leaves_out_label(problem.operation) and problem.plan.chunks == 1)
+        if leaves_out_label(problem.operation) and problem.plan.chunks == 1:
+            groups[t].own_logit = terms.pivot_logit
+            groups[t].own_is_known = True
 
 
 cdef void tiles_sum(
@@ -384,6 +382,8 @@ cdef void tiles_sum(
         chunk_state(groups + t, problem, t, chunk, scratch).others = tile_sums(
             tile_terms(problem, scratch.kept + t * scratch.kept_stride, n), n,
             scratch.scale.few_digits)
+        if is_scored(problem.operation):
+            tile_compare(groups + t, problem, t, chunk, scratch)
 
 
 # ---- sums ----------------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ cdef inline Coefficients tile_coefficients_of(
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
-    if has(problem, SECOND):
+    if has_coefficients(problem):
         coefficients.probabilities = tile + chunk_length(problem, chunk) * LANES
     return coefficients
 
@@ -512,7 +512,7 @@ cdef inline vector tile_coefficients_lay(
 cdef void tile_spread(
     const Problem *problem, Py_ssize_t chunk, RowState *state, const real *tile, real *terms
 ) noexcept nogil:
-    """Sum what dense targets take over one chunk."""
+    """Sum, over one chunk, what there are coefficients for."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Coefficients coefficients = tile_coefficients_of(problem, chunk, tile)
     cdef vector origin = spread_origin(state.maximum)
@@ -522,7 +522,7 @@ cdef void tile_spread(
             tile_coefficient(&coefficients, c), origin, vector_load(tile + c * LANES)))
     state.spread = double_double_rounded(tile_sums(terms, n, False))
     state.own_coefficient = vector_set(0.0)
-    if has(problem, SECOND):
+    if has_coefficients(problem):
         state.own_coefficient = tile_coefficients_lay(&coefficients, n, state.position, terms)
         state.other_coefficients = tile_sums(terms, n, False)
     else:

@@ -388,6 +388,8 @@ cdef inline Coefficients coefficients_of(
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
+    if wants_entropy(problem):
+        coefficients.probabilities = scratch.packed
     if has(problem, SECOND):
         coefficients.probabilities = row_read(
             &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
@@ -462,15 +464,19 @@ cdef void along_absorb(
     cdef real[16] position
     cdef real[16] shift
     cdef real[16] exponent
+    cdef real[16] below
     cdef RowSums sums
     cdef Reference reference
     cdef DenseSums dense
     cdef Stretch stretch
     stretch.n = n
     stretch.ahead = problem.plan.ahead
+    if is_scored(problem.operation):
+        own_logit_find(group, problem)
     for k in range(LANES):
         maximum[k] = 0
         position[k] = -1
+        below[k] = 0
         dense.own[k] = 0
     while first < group.rows:
         stop = min(first + problem.plan.rows_at_once, group.rows)
@@ -493,13 +499,24 @@ cdef void along_absorb(
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
+            if wants_entropy(problem):
+                stretch.kept = scratch.packed
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
+            if is_scored(problem.operation):
+                stretch.pivot = row_find(x[k], n, maximum[k])
+                position[k] = <real>stretch.pivot
+                below[k] = row_compare(group, problem, chunk, k, &stretch, scratch)
+                if wants_entropy(problem):
+                    along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
         first = stop
     state.others = rows_reduce(&sums, group.rows, n)
     state.position = vector_load(position)
-    if is_dense(problem.operation):
+    if sums_coefficients(problem):
         dense_reduce(group, problem, chunk, state, &dense)
+    if is_scored(problem.operation):
+        state.below = double_double_from(vector_load(below))
+        along_rest(group, problem, chunk, state, x, scratch)
 
 
 cdef inline void along_spread(
@@ -524,7 +541,7 @@ cdef inline void dense_reduce(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     state.spread = double_double_rounded(rows_reduce(&dense.spread, group.rows, n))
     state.own_coefficient = vector_set(0.0)
-    if has(problem, SECOND):
+    if has_coefficients(problem):
         state.other_coefficients = rows_reduce(&dense.coefficients, group.rows, n)
         state.own_coefficient = vector_load(dense.own)
     else:

@@ -20,9 +20,11 @@ cdef struct RowState:
     DoubleDouble others              # sum of the exponentials, without the one that is left out
     vector position                  # of the maximum among the classes, where that is the one; -1
     DoubleDouble factor              # from this reference to that of the merged state
-    DoubleDouble other_coefficients  # dense targets: sum without the maximum's own,
+    DoubleDouble other_coefficients  # of the coefficients, the sum without the maximum's own,
     vector own_coefficient           # that one,
     vector spread                    # and the sum of coefficient * (maximum - x)
+    DoubleDouble rest                # scores: `others` with the maximum left out instead,
+    DoubleDouble below               # and how many classes are not above the label
 
 
 cdef struct Recipe:
@@ -214,10 +216,18 @@ cdef void group_sample_weights(Group *group, const Problem *problem) noexcept no
             group.ignored |= <unsigned int>1 << k
 
 
+cdef inline bint is_excluded(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t c
+) noexcept nogil:
+    """Whether a mask excludes class c of row k."""
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    return included.data != NULL and included.data[
+        in_group(group, problem, MASK, k) + class_offset(&problem.layout, included, c)] == 0
+
+
 cdef inline vector label_logits(const Group *group, const Problem *problem) noexcept nogil:
     """The logit of each row's label; -inf where a mask excludes it."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    cdef const Array *included = &problem.arrays[<int>MASK]
     cdef real[16] logit
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -226,12 +236,15 @@ cdef inline vector label_logits(const Group *group, const Problem *problem) noex
         logit[k] = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, group.labels[k]))
-        if included.data != NULL and included.data[
-            in_group(group, problem, MASK, k)
-            + class_offset(&problem.layout, included, group.labels[k])
-        ] == 0:
+        if is_excluded(group, problem, k, group.labels[k]):
             logit[k] = NEGATIVE_INFINITY
     return vector_load(logit)
+
+
+cdef inline void own_logit_find(Group *group, const Problem *problem) noexcept nogil:
+    if not group.own_is_known:
+        group.own_logit = label_logits(group, problem)
+        group.own_is_known = True
 
 
 # ---- merging -------------------------------------------------------------------------------------
@@ -261,7 +274,7 @@ cdef void group_merge(
     cdef Reference between
     cdef mask occupied
     if problem.plan.chunks == 1:
-        if is_dense(problem.operation):
+        if notes_maximum(problem.operation):
             group_note_top(group, 0, whole, ~<unsigned int>0)
         return
     whole.maximum = states[0].maximum
@@ -272,6 +285,8 @@ cdef void group_merge(
     whole.other_coefficients = whole.others
     whole.own_coefficient = zero
     whole.spread = zero
+    whole.rest = whole.others
+    whole.below = whole.others
     for chunk in range(problem.plan.chunks):
         occupied = vector_greater(states[chunk].maximum, vector_set(NEGATIVE_INFINITY))
         # Its reference as seen from the row's: a power of two where neither is shifted.
@@ -282,6 +297,8 @@ cdef void group_merge(
             vector_select(occupied, vector_subtract(
                 states[chunk].reference.shift, whole.reference.shift), zero),
             between, scale)
+        if wants_entropy(problem):
+            state_scale_coefficients(states + chunk)
         state_merge(group, problem, states, chunk, &first, scale)
 
 
@@ -294,19 +311,24 @@ cdef inline void state_merge(
     cdef const RowState *state = states + chunk
     cdef vector zero = vector_set(0.0)
     cdef vector is_top, gap
+    cdef vector left_out = zero
     cdef mask chosen = vector_greater(zero, zero)
-    cdef DoubleDouble part = state.others
-    if leaves_out_maximum(problem.operation):
+    if leaves_out_maximum(problem.operation) or is_scored(problem.operation):
         # Each left its own maximum out; only the row's, the first of them, is to stay out.
         is_top = vector_select(vector_equal(state.maximum, whole.maximum), first[0], zero)
         first[0] = vector_subtract(first[0], is_top)
         chosen = vector_greater(is_top, zero)
         group_note_top(group, chunk, state, vector_mask_bits(chosen))
-        part = double_double_add(part, vector_select(chosen, zero, exponential(
-            state.maximum, state.reference, scale)))
-    whole.others = double_double_merge(
-        whole.others, double_double_product(part, state.factor))
-    if not is_dense(problem.operation):
+        left_out = vector_select(
+            chosen, zero, exponential(state.maximum, state.reference, scale))
+    if is_scored(problem.operation):
+        whole.rest = double_double_merge(whole.rest, double_double_product(
+            double_double_add(state.rest, left_out), state.factor))
+        whole.below = double_double_merge(whole.below, state.below)
+        left_out = zero
+    whole.others = double_double_merge(whole.others, double_double_product(
+        double_double_add(state.others, left_out), state.factor))
+    if not sums_coefficients(problem):
         return
     whole.own_coefficient = vector_select(chosen, state.own_coefficient, whole.own_coefficient)
     whole.other_coefficients = double_double_add(
@@ -320,6 +342,13 @@ cdef inline void state_merge(
         double_double_rounded(
             double_double_add(state.other_coefficients, state.own_coefficient)),
         gap, state.spread))
+
+
+cdef inline void state_scale_coefficients(RowState *state) noexcept nogil:
+    """Bring coefficients that are exponentials to the reference of the merged state."""
+    state.other_coefficients = double_double_product(state.other_coefficients, state.factor)
+    state.own_coefficient = vector_multiply(state.own_coefficient, state.factor.high)
+    state.spread = vector_multiply(state.spread, state.factor.high)
 
 
 # ---- the memory of a thread ----------------------------------------------------------------------
@@ -352,3 +381,4 @@ cdef struct Scratch:
     Writer writer
     Runs *runs                 # of the rows of a batch in an array,
     Runs *mask_runs            # and in the mask
+    char *best                 # what is selected of the rows at work: see operations/scores.pxi
