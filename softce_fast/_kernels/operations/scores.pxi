@@ -109,14 +109,45 @@ cdef inline real *tile_best(
         tile * 2 * problem.scores.top_k * LANES)
 
 
+cdef inline real least_of_best(const real *x, Py_ssize_t n, Py_ssize_t count) noexcept nogil:
+    """A number that `count` of n classes are above, if possible: LANES at most.
+
+    Of the largest in each lane there are so many.
+    """
+    cdef vector most = vector_set(NEGATIVE_INFINITY)
+    cdef real[16] lane
+    cdef Py_ssize_t i = 0, j, k, best
+    while i < n:
+        most = vector_maximum(vector_maximum(
+            vector_maximum(row_vector(x, i, n), most), row_vector(x, i + LANES, n)
+        ), vector_maximum(
+            vector_maximum(row_vector(x, i + 2 * LANES, n), most),
+            row_vector(x, i + 3 * LANES, n)))
+        i += RUN * LANES
+    vector_store(lane, most)
+    for j in range(count):
+        best = 0
+        for k in range(1, LANES):
+            if lane[k] > lane[best]:
+                best = k
+        if j == count - 1:
+            return 0 - next_above(0 - lane[best]) if lane[best] > NEGATIVE_INFINITY else lane[best]
+        lane[best] = NEGATIVE_INFINITY
+    return NEGATIVE_INFINITY
+
+
 cdef void row_select(
     const real *x, Py_ssize_t n, int64_t first, Candidate *best, Py_ssize_t count
 ) noexcept nogil:
     """Let n classes of a row, from class `first` on, into its heap. Those at -inf stay outside."""
     cdef Candidate item
-    cdef vector limit = vector_set(best[0].value)
+    cdef real least = best[0].value
+    cdef vector limit
     cdef unsigned int above
     cdef Py_ssize_t i = 0
+    if best[0].index == INT64_MAX and count <= LANES:
+        least = least_of_best(x, n, count)
+    limit = vector_set(least)
     while i < n:
         above = vector_mask_bits(vector_greater(row_vector(x, i, n), limit))
         while above != 0:
@@ -126,7 +157,7 @@ cdef void row_select(
             if item.value > best[0].value:
                 item.index += first
                 best_replace(best, count, item)
-                limit = vector_set(best[0].value)
+                limit = vector_set(max(least, best[0].value))
         i += LANES
 
 
@@ -364,10 +395,37 @@ cdef struct ScoreNumbers:
     # Of each row of a group, in float64.
     double[16] maximum
     double[16] own_logit
-    double[16] log_rest    # log(sum(exp((x - maximum) / T)))
-    double[16] below       # classes that are not above the label
-    double[16] spread      # what the entropy has besides log_rest
-    unsigned int finite    # bit k: row k has a maximum, and no NaN
+    double[16] log_rest     # log(sum(exp((x - maximum) / T)))
+    double[16] below        # classes that are not above the label
+    double[16] logsumexp
+    double[16] entropy
+    unsigned int finite     # bit k: row k has a maximum, and no NaN
+
+
+cdef inline void finish_scores(
+    Group *group, const Problem *problem, Candidate *best, const Scratch *scratch
+) noexcept nogil:
+    cdef const Scores *scores = &problem.scores
+    cdef int64_t others = problem.layout.classes - (scores.ties == TIES_MAX)
+    cdef Py_ssize_t k
+    cdef ScoreNumbers numbers
+    finish_total(group, problem, scratch)
+    finish_loss(group, problem, scratch)
+    score_numbers(&numbers, group, problem, scratch)
+    for k in range(group.rows):
+        group.result[k] = 0 - group.result[k]
+        scores.rank[group.first + k] = others - <int64_t>numbers.below[k]
+        scores.argmax[group.first + k] = group.recipe.top[k]
+        if (
+            not numbers.finite >> k & 1 or group.ignored >> k & 1
+            or numbers.own_logit[k] == NEGATIVE_INFINITY
+        ):
+            finish_special(group, problem, k, &numbers)
+    scores_write(group, problem, scores.logsumexp, numbers.logsumexp)
+    if wants_entropy(problem):
+        scores_write(group, problem, scores.entropy, numbers.entropy)
+    for k in range(group.rows if scores.top_k > 0 else 0):
+        finish_best(group, problem, k, &numbers, best + k * scores.top_k)
 
 
 cdef void score_numbers(
@@ -375,6 +433,7 @@ cdef void score_numbers(
 ) noexcept nogil:
     cdef const RowState *whole = &group.whole
     cdef vector total = vector_add(group.total.high, whole.maximum)
+    cdef double temperature = problem.options.temperature
     cdef double[16] low
     cdef Py_ssize_t k
     numbers_store(numbers.maximum, whole.maximum)
@@ -384,67 +443,66 @@ cdef void score_numbers(
         whole.maximum, whole.reference, &scratch.scale))
     numbers_store(numbers.below, whole.below.high)
     numbers_store(low, whole.below.low)
-    for k in range(LANES):
-        numbers.below[k] += low[k]
     numbers.finite = vector_mask_bits(vector_equal(
         vector_subtract(total, total), vector_set(0.0)))
+    for k in range(LANES):
+        numbers.below[k] += low[k]
+        numbers.logsumexp[k] = numbers.maximum[k] / temperature + numbers.log_rest[k]
     if wants_entropy(problem):
-        numbers_store(numbers.spread, vector_divide(whole.spread, double_double_rounded(
+        numbers_store(numbers.entropy, vector_divide(whole.spread, double_double_rounded(
             double_double_add(whole.other_coefficients, whole.own_coefficient))))
+        for k in range(LANES):
+            numbers.entropy[k] = numbers.log_rest[k] + numbers.entropy[k] / temperature
 
 
-cdef inline void finish_scores(
-    Group *group, const Problem *problem, Candidate *best, const Scratch *scratch
+cdef void scores_write(
+    const Group *group, const Problem *problem, char *to, const double *values
 ) noexcept nogil:
+    """Write a number of each row to an array like that of the results."""
+    cdef const Array *array = &problem.arrays[<int>RESULT]
+    cdef real[16] lane
     cdef Py_ssize_t k
-    cdef ScoreNumbers numbers
-    finish_total(group, problem, scratch)
-    finish_loss(group, problem, scratch)
-    score_numbers(&numbers, group, problem, scratch)
-    for k in range(group.rows):
-        group.result[k] = 0 - group.result[k]
-        finish_ranks(group, problem, k, &numbers, best + k * problem.scores.top_k)
-        finish_sums(group, problem, k, &numbers)
-        finish_best(group, problem, k, &numbers, best + k * problem.scores.top_k)
+    for k in range(LANES):
+        lane[k] = <real>values[k]
+    elements_store(to + group.first * array.size, lane, group.rows, array.kind)
 
 
-cdef inline void finish_ranks(
-    Group *group, const Problem *problem, Py_ssize_t k, const ScoreNumbers *numbers,
-    Candidate *best,
+cdef void finish_special(
+    Group *group, const Problem *problem, Py_ssize_t k, ScoreNumbers *numbers
 ) noexcept nogil:
-    """The result of row k, its rank and its argmax."""
+    """Row k, whose label is at -inf or ignored, or that is not finite."""
     cdef const Scores *scores = &problem.scores
-    cdef int64_t row = group.first + k
-    cdef int64_t rank = problem.layout.classes - <int64_t>numbers.below[k]
+    cdef Py_ssize_t row = group.first + k
+    cdef bint has_label = not (
+        group.ignored >> k & 1 or is_excluded(group, problem, k, group.labels[k]))
+    if numbers.finite >> k & 1:
+        scores.rank[row] = -1
+        if has_label:
+            scores.rank[row] = row_lowest(group, problem, k, NULL) - (scores.ties == TIES_MAX)
+        return
     scores.rank[row] = -1
     scores.argmax[row] = -1
-    if not numbers.finite >> k & 1:
-        if not group.ignored >> k & 1:
-            group.result[k] = NAN
-        return
-    scores.argmax[row] = group.recipe.top[k]
-    if numbers.own_logit[k] == NEGATIVE_INFINITY or (
-        scores.top_k > 0 and best[scores.top_k - 1].index == INT64_MAX
-    ):
-        rank = row_lowest(group, problem, k, best, rank)
-    if not (group.ignored >> k & 1 or is_excluded(group, problem, k, group.labels[k])):
-        scores.rank[row] = rank - (scores.ties == TIES_MAX)
+    if not group.ignored >> k & 1:
+        group.result[k] = NAN
+    numbers.logsumexp[k] = NAN
+    numbers.entropy[k] = NAN
+    if fabs(numbers.maximum[k]) == -NEGATIVE_INFINITY and not row_has_nan(group, problem, k):
+        numbers.logsumexp[k] = numbers.maximum[k]
 
 
 cdef int64_t row_lowest(
-    const Group *group, const Problem *problem, Py_ssize_t k, Candidate *best, int64_t rank
+    const Group *group, const Problem *problem, Py_ssize_t k, Candidate *best
 ) noexcept nogil:
-    """Select classes at -inf where places are free; return the rank, also of a label there.
+    """Return how many classes are above a label at -inf, or equal and before where that counts.
 
-    What a mask excludes is at -inf as well, but no class any more: these are told apart here.
+    What a mask excludes is at -inf as well, but no class any more: these are told apart here. If
+    there is `best`, classes at -inf get the places that are still free.
     """
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef int64_t split = ties_split(problem, group.labels[k])
     cdef int64_t above = 0
     cdef Py_ssize_t free = 0, c
-    cdef bint is_lowest, own_is_lowest = False
-    while free < problem.scores.top_k and best[free].index != INT64_MAX:
-        free += 1
+    cdef bint is_lowest
     for c in range(problem.layout.classes):
         if is_excluded(group, problem, k, c):
             continue
@@ -452,34 +510,17 @@ cdef int64_t row_lowest(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, c))
         above += not is_lowest or c < split
-        own_is_lowest |= is_lowest and c == group.labels[k]
-        if is_lowest and free < problem.scores.top_k:
-            best[free].index = c
-            free += 1
-    return above if own_is_lowest else rank
-
-
-cdef inline void finish_sums(
-    const Group *group, const Problem *problem, Py_ssize_t k, const ScoreNumbers *numbers
-) noexcept nogil:
-    """The logsumexp and the entropy of row k."""
-    cdef const Array *array = &problem.arrays[<int>RESULT]
-    cdef Py_ssize_t place = (group.first + k) * array.size
-    cdef double maximum = numbers.maximum[k]
-    cdef double logsumexp = NAN, entropy = NAN
-    if numbers.finite >> k & 1:
-        logsumexp = maximum / problem.options.temperature + numbers.log_rest[k]
-        entropy = numbers.log_rest[k] + numbers.spread[k] / problem.options.temperature
-    elif fabs(maximum) == -NEGATIVE_INFINITY and not row_has_nan(group, problem, k):
-        logsumexp = maximum
-    number_write(problem.scores.logsumexp + place, logsumexp, array.kind, False)
-    if wants_entropy(problem):
-        number_write(problem.scores.entropy + place, entropy, array.kind, False)
+        if best != NULL and is_lowest:
+            while free < problem.scores.top_k and best[free].index != INT64_MAX:
+                free += 1
+            if free < problem.scores.top_k:
+                best[free].index = c
+    return above
 
 
 cdef inline void finish_best(
     const Group *group, const Problem *problem, Py_ssize_t k, const ScoreNumbers *numbers,
-    const Candidate *best,
+    Candidate *best,
 ) noexcept nogil:
     """What was selected of row k, and its log-probabilities."""
     cdef const Array *array = &problem.arrays[<int>RESULT]
@@ -487,16 +528,20 @@ cdef inline void finish_best(
     cdef Py_ssize_t first = (group.first + k) * count
     cdef Py_ssize_t j
     cdef double inverse = 1 / problem.options.temperature
-    cdef int64_t index
-    cdef double log_prob
+    cdef bint finite = numbers.finite >> k & 1
+    cdef double log_prob = NAN
+    if finite and best[count - 1].index == INT64_MAX:
+        row_lowest(group, problem, k, best)
     for j in range(count):
-        index = -1
-        log_prob = NAN
-        if numbers.finite >> k & 1:
-            index = -1 if best[j].index == INT64_MAX else best[j].index
+        if finite:
             log_prob = (
                 (best[j].value / 2 - numbers.maximum[k] / 2) * (2 * inverse)
                 - numbers.log_rest[k])
-        problem.scores.top_indices[first + j] = index
-        number_write(
-            problem.scores.top_log_probs + (first + j) * array.size, log_prob, array.kind, False)
+        problem.scores.top_indices[first + j] = (
+            best[j].index if finite and best[j].index != INT64_MAX else -1)
+        if array.kind == REAL_KIND:
+            (<real *>problem.scores.top_log_probs)[first + j] = <real>log_prob
+        else:
+            number_write(
+                problem.scores.top_log_probs + (first + j) * array.size, log_prob, array.kind,
+                False)
