@@ -113,7 +113,7 @@ def target_scores(
     array([[0, 1],
            [1, 2]])
     >>> round(float(np.exp(-scores.log_prob.mean())), 3)  # the perplexity
-    2.232
+    2.241
     """
     call = _checks.check_scores(
         logits, target, axis, top_k=top_k, entropy=entropy, ties=ties, ignore_index=ignore_index,
@@ -128,8 +128,8 @@ def scores(call: ScoreArguments) -> TargetScores:
         return reference.scores(call)
     found = empty_scores(call.labels.shape, call)
     into(call, found)
-    return TargetScores(
-        *(None if array is None else _arrays.unwrapped(array) for array in found)
+    return TargetScores._make(
+        None if array is None else _arrays.unwrapped(array) for array in found
     )
 
 

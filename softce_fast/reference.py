@@ -640,14 +640,13 @@ def scores(call: ScoreArguments) -> TargetScores:
 def _ranks(values: Array, allowed: Array, labels: Array, ties: str) -> Array:
     """Return how many values count as above that of each row's label."""
     own = _pick(values, labels)[..., None]
-    above = (values > own).sum(axis=-1)
+    above: Array = (values > own).sum(axis=-1)
     equal = (values == own) & allowed
     if ties == "first":
         equal &= np.arange(values.shape[-1]) < labels[..., None]
-    equals: Array = equal.sum(axis=-1)
-    if ties == "min":
-        return above
-    return above + equals - (ties == "max")
+    if ties != "min":
+        above = above + equal.sum(axis=-1) - (ties == "max")
+    return above
 
 
 # Losses of hidden states and a class matrix

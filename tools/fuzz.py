@@ -410,6 +410,43 @@ def binary_case(random: Random, name: str) -> Case:
     return case
 
 
+def scores_case(random: Random, name: str) -> Case:
+    shape = random_shape(random)
+    while not shape:
+        shape = random_shape(random)
+    case = Case(name, [])
+    x = case.add(new_input(random, shape, pick_dtype(random)))
+    if pick(random, 0.3) and x.dtype.kind == "f" and x.flags.writeable:
+        x[...] = np.round(x)  # many are equal
+    axis = int(random.integers(-len(shape), len(shape)))
+    if pick(random, 0.5):
+        case.options["axis"] = axis
+    axis = case.options.get("axis", -1) % len(shape)
+    classes, rows = shape[axis], shape[:axis] + shape[axis + 1 :]
+    labels = place(random, rows, LABELS[int(random.integers(len(LABELS)))])
+    most = max(1, min(classes, int(np.iinfo(labels.array.dtype).max)))
+    labels.array[...] = random.integers(0, most, rows)
+    case.arguments = [x, case.add(labels)]
+    if pick(random, 0.2):
+        case.options["ignore_index"] = int(random.choice([-1, 0, 3, 255]))
+    if pick(random, 0.5):
+        case.options["top_k"] = int(min(classes, random.choice([0, 1, 5, 17, 40, 1000])))
+    for option, chance, values in (
+        ("entropy", 0.5, [True, False]), ("ties", 0.6, list(_checks.TIES)),
+        ("temperature", 0.2, TEMPERATURES),
+    ):  # fmt: skip
+        if pick(random, chance):
+            case.options[option] = values[int(random.integers(len(values)))]
+    if pick(random, 0.2):
+        mask_shape = tuple(1 if pick(random, 0.3) else n for n in shape)
+        mask = place(random, mask_shape, np.bool_)
+        mask.array[...] = random.random(mask_shape) < random.choice([0.1, 0.7, 1.0])
+        case.options["where"] = case.add(mask)
+    if pick(random, 0.15):
+        case.options["dtype"] = pick_float(random)
+    return case
+
+
 MAKERS: dict[str, Callable[[Random, str], Case]] = {
     "softmax": softmax_case,
     "log_softmax": softmax_case,
@@ -423,6 +460,7 @@ MAKERS: dict[str, Callable[[Random, str], Case]] = {
     "binary_cross_entropy": binary_case,
     "binary_cross_entropy_with_logits": binary_case,
     "binary_cross_entropy_with_logits_with_grad": binary_case,
+    "target_scores": scores_case,
 }
 
 TEMPERATURES = [0.1, 0.7, 1.0, 2, 30, 1e-30, 1e30]
@@ -438,6 +476,9 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "denominator": [math.nan, math.inf, "three"],
     "ignore_index": [1.5, "none", 2**63, -(2**64), None],
     "weight": [np.ones(3, np.complex64), np.ones((2, 2, 2, 2, 2, 2)), "heavy", object()],
+    "top_k": [-1, 10**6, 1.5, "five", None],
+    "entropy": [0, 1],
+    "ties": ["last", None, 0],
     "pos_weight": [np.ones(3, np.complex64), "heavy"],
     "sample_weight": [np.ones((1, 9, 1)), "light", [None]],
     "where": [1, np.ones((4, 1, 3, 1, 9, 2), bool), "all", [2]],
@@ -552,6 +593,11 @@ def expected_result(case: Case) -> Expected:
             if name in options:
                 options[name] = wide(options[name], dtype if name == "b" else None)
         result = function(*floats, **options)
+        if case.name == "target_scores":
+            # Logits are compared as they are given, not as the result is rounded.
+            return Expected(None, result._replace(**{
+                name: getattr(plain, name) for name in ("rank", "argmax", "top_indices")
+            }))  # fmt: skip
         if options.get("reduction", "mean") != "mean" or not is_loss(case.name):
             return Expected(None, result)
         if options.get("denominator"):
@@ -720,6 +766,15 @@ def check_numbers(case: Case, result: Any, expected: Expected) -> None:
     if case.name.startswith("cross_entropy") and "probs" not in case.name:
         check_digits(case, result)
     size, gradient_size = magnitudes(case, expected.divisor)
+    if case.name == "target_scores":
+        for name, found, right in zip(result._fields, result, expected.result, strict=True):
+            if (found is None) != (right is None):
+                raise Failure(f"{name} is {found}, should be {right}")
+            if found is not None and _checks.is_floating(found.dtype):
+                compare(case, found, right, name, size)
+            elif found is not None and not np.array_equal(found, right):
+                raise Failure(f"{name} is {found}, should be {right}")
+        return
     compared = compare(case, first_of(result), first_of(expected.result), "result", size)
     if not (compared and isinstance(result, tuple)) or case.options.get("denominator") == 0:
         return

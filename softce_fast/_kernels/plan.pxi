@@ -35,8 +35,8 @@ cpdef enum Threshold:
 
 # By the numbers of Operation and Pass.
 OPERATIONS = (
-    "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy",
-    "scores", "softmax_backward", "log_softmax_backward", "probability_loss", "curvature", "label_loss",
+    "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy", "scores",
+    "softmax_backward", "log_softmax_backward", "probability_loss", "curvature", "label_loss",
     "binary_loss",
 )
 PASSES = ("along", "across")

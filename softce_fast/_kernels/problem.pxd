@@ -290,7 +290,7 @@ cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
 
 
 cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
-    """How many numbers a tile has for each logit: what is added up lies behind what is still read."""
+    """How many numbers a tile has for each logit: what is added up lies behind what is read on."""
     if has_coefficients(problem):
         return 3
     return 2 if (

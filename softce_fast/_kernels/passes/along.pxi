@@ -405,6 +405,8 @@ cdef inline real *row_kept(
     const Scratch *scratch,
 ) noexcept nogil:
     """Where the exponentials of a chunk of a row are kept; NULL if they are not."""
+    if wants_entropy(problem):
+        return scratch.packed    # not for long
     if not problem.plan.keep:
         return NULL
     if problem.plan.keep_in_output:
@@ -447,10 +449,11 @@ cdef inline Py_ssize_t row_pivot(
 
 
 cdef struct DenseSums:
-    # What dense targets sum of each row of a group.
+    # What is summed of each row of a group besides its exponentials.
     RowSums coefficients
     RowSums spread
     real[16] own       # the coefficient of the maximum
+    real[16] below     # scores: how many classes are not above the label
 
 
 cdef void along_absorb(
@@ -464,7 +467,6 @@ cdef void along_absorb(
     cdef real[16] position
     cdef real[16] shift
     cdef real[16] exponent
-    cdef real[16] below
     cdef RowSums sums
     cdef Reference reference
     cdef DenseSums dense
@@ -476,8 +478,7 @@ cdef void along_absorb(
     for k in range(LANES):
         maximum[k] = 0
         position[k] = -1
-        below[k] = 0
-        dense.own[k] = 0
+        dense.own[k] = dense.below[k] = 0
     while first < group.rows:
         stop = min(first + problem.plan.rows_at_once, group.rows)
         for k in range(first, stop):
@@ -499,24 +500,29 @@ cdef void along_absorb(
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
-            if wants_entropy(problem):
-                stretch.kept = scratch.packed
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
             if is_scored(problem.operation):
-                stretch.pivot = row_find(x[k], n, maximum[k])
-                position[k] = <real>stretch.pivot
-                below[k] = row_compare(group, problem, chunk, k, &stretch, scratch)
-                if wants_entropy(problem):
-                    along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
+                position[k] = <real>row_find(x[k], n, maximum[k])
+                stretch.pivot = <Py_ssize_t>position[k]
+                along_compare(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
         first = stop
     state.others = rows_reduce(&sums, group.rows, n)
     state.position = vector_load(position)
     if sums_coefficients(problem):
         dense_reduce(group, problem, chunk, state, &dense)
     if is_scored(problem.operation):
-        state.below = double_double_from(vector_load(below))
+        state.below = double_double_from(vector_load(dense.below))
         along_rest(group, problem, chunk, state, x, scratch)
+
+
+cdef inline void along_compare(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k,
+    const Stretch *stretch, real maximum, DenseSums *dense, const Scratch *scratch,
+) noexcept nogil:
+    dense.below[k] = row_compare(group, problem, chunk, k, stretch, scratch)
+    if wants_entropy(problem):
+        along_spread(group, problem, chunk, k, stretch, maximum, dense, scratch)
 
 
 cdef inline void along_spread(
