@@ -434,25 +434,33 @@ cdef void score_numbers(
     cdef const RowState *whole = &group.whole
     cdef vector total = vector_add(group.total.high, whole.maximum)
     cdef double temperature = problem.options.temperature
+    cdef LogRatio ratio = log_ratio(
+        whole.rest, exponential_pair(whole.maximum, whole.reference, &scratch.scale),
+        whole.maximum, whole.reference, &scratch.scale)
     cdef double[16] low
+    cdef double[16] lowering
+    cdef double[16] sum_
+    cdef double[16] spread
     cdef Py_ssize_t k
     numbers_store(numbers.maximum, whole.maximum)
     numbers_store(numbers.own_logit, group.own_logit)
-    numbers_store(numbers.log_rest, logarithm_of_share(
-        whole.rest, exponential_pair(whole.maximum, whole.reference, &scratch.scale),
-        whole.maximum, whole.reference, &scratch.scale))
+    numbers_store(numbers.log_rest, ratio.value)
+    numbers_store(lowering, vector_select(
+        ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
     numbers_store(numbers.below, whole.below.high)
     numbers_store(low, whole.below.low)
     numbers.finite = vector_mask_bits(vector_equal(
         vector_subtract(total, total), vector_set(0.0)))
     for k in range(LANES):
         numbers.below[k] += low[k]
+        numbers.log_rest[k] *= lowering[k]
         numbers.logsumexp[k] = numbers.maximum[k] / temperature + numbers.log_rest[k]
     if wants_entropy(problem):
-        numbers_store(numbers.entropy, vector_divide(whole.spread, double_double_rounded(
-            double_double_add(whole.other_coefficients, whole.own_coefficient))))
+        numbers_store(spread, whole.spread)
+        numbers_store(sum_, double_double_rounded(
+            double_double_add(whole.other_coefficients, whole.own_coefficient)))
         for k in range(LANES):
-            numbers.entropy[k] = numbers.log_rest[k] + numbers.entropy[k] / temperature
+            numbers.entropy[k] = numbers.log_rest[k] + spread[k] / sum_[k] / temperature
 
 
 cdef void scores_write(
