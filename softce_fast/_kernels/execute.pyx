@@ -39,6 +39,9 @@ include "labels.pxi"
 
 import_array()
 
+# Classes that are merged together: shards that begin at multiples of so many keep the bits.
+SPLIT = CHUNK
+
 cdef enum:
     # Memory that the stack may give.
     STACK_BYTES = 32768
@@ -344,6 +347,63 @@ def scores(
     if not bad:
         run(problem, kernels, n_threads, result_kind, False)
     return not bad
+
+
+def shard(
+    str operation not None, ndarray logits not None, ndarray labels, ndarray where,
+    ndarray result, ndarray output, int axis, dict states not None, ndarray class_weight,
+    ndarray sample_weight, double label_smoothing, double z_loss, double temperature,
+    double gradient_scale, dtype, threads_for,
+):
+    """Run an operation of a row state on some of the classes of each row.
+
+    `states` has an array "exported", of (rows, chunks, 8) float64, which what is known of the
+    classes is written to, and nothing else is done; or "imported", the same of all classes, and
+    where there are labels "label_logit" and "label_weight", a number each row. Labels are counted
+    from the first of these classes on, other classes are the number of these, and -1 is ignored.
+    """
+    cdef Call call
+    cdef Problem *problem = &call.problem
+    cdef Shard *of = &problem.shard
+    cdef const Kernels *kernels
+    cdef int number = OPERATIONS.index(operation)
+    cdef int result_kind = result_kind_for(dtype, logits)
+    call_open(&call, <Operation>number, logits, <unsigned long long>1 << axis)
+    call_array(&call, INPUT, logits)
+    if where is not None:
+        call_array(&call, MASK, where)
+    if labels is not None:
+        call_array(&call, LABELS, labels, True)
+        check_labels(&problem.arrays[<int>LABELS])
+    if output is not None:
+        call_result(&call, OUTPUT, output)
+    set_rows(&call, result, class_weight, sample_weight)
+    problem.options.label_smoothing = label_smoothing
+    problem.options.z_loss = z_loss
+    problem.options.temperature = temperature
+    problem.options.gradient_scale = gradient_scale
+    problem.options.ignore_index = -1
+    of.given = True
+    of.exported = <double *>shard_bytes(states, "exported")
+    of.imported = <double *>shard_bytes(states, "imported")
+    of.label_logit = <double *>shard_bytes(states, "label_logit")
+    of.label_weight = <double *>shard_bytes(states, "label_weight")
+    if of.imported != NULL:
+        of.chunks = PyArray_SIZE(<ndarray>states["imported"]) // (
+            SHARD_NUMBERS * problem.layout.rows)
+    kernels = kernels_for(problem, result_kind)
+    run(
+        problem, kernels, threads_of(work_of(problem), kernels.lanes, threads_for), result_kind,
+        False)
+
+
+cdef char *shard_bytes(dict states, str name) except? NULL:
+    cdef ndarray array = states.get(name)
+    if array is None:
+        return NULL
+    if kind_of(array) != KIND_FLOAT64 or not PyArray_ISCARRAY_RO(array):
+        raise ValueError(f"{name} is a contiguous array of float64")
+    return PyArray_BYTES(array)
 
 
 cdef char *score_bytes(

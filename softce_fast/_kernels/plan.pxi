@@ -210,6 +210,8 @@ cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
     """Whether a task is a chunk of a row."""
     if problem.operation == BINARY_LOSS:
         return problem.plan.chunks > 1    # whatever the threads: its sums are by task
+    if problem.shard.given:
+        return True
     return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
 
 

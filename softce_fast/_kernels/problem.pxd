@@ -130,6 +130,21 @@ cdef struct Scores:
     Py_ssize_t top_k
 
 
+cdef enum:
+    SHARD_NUMBERS = 8    # maximum, its reference (2), sums of exponentials (2) and coefficients
+    #                      (2), spread: of a chunk of a row, all in float64
+
+
+cdef struct Shard:
+    # Where the classes of INPUT are some of a row's: see operations/shards.pxi.
+    bint given
+    double *exported             # what is found out about each chunk, instead of results; or
+    const double *imported       # the same of all chunks of the whole row,
+    Py_ssize_t chunks            # and how many these are
+    const double *label_logit    # of each row,
+    const double *label_weight   # and the weight of its class, less what smoothing takes
+
+
 cdef enum Pass:
     ALONG     # lanes of a vector on neighbouring classes of a row
     ACROSS    # a row in each lane
@@ -160,6 +175,7 @@ cdef struct Problem:
     Array[9] arrays           # by Role
     Options options
     Scores scores
+    Shard shard
     Plan plan
     double *task_sums         # of the results of each task; NULL if not asked for.
     double *row_results       # Where rows have many chunks instead: of each row.
@@ -277,6 +293,11 @@ cdef inline bint sums_coefficients(const Problem *problem) noexcept nogil:
 cdef inline bint has_coefficients(const Problem *problem) noexcept nogil:
     """Whether these coefficients differ from row to row."""
     return has(problem, SECOND) or wants_entropy(problem)
+
+
+cdef inline bint merges_chunks(const Problem *problem) noexcept nogil:
+    """Whether the state of a row is another than that of a chunk."""
+    return problem.plan.chunks > 1 or problem.shard.given
 
 
 cdef inline bint is_pair(Operation operation) noexcept nogil:

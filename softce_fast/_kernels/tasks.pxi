@@ -315,7 +315,13 @@ cdef void finish_task(const void *context, Py_ssize_t task, char *memory) noexce
     for row in range(problem.layout.rows):
         group = shared_group(problem, row)
         group_open(group, problem, row, 1)
-        group_merge(group, problem, shared_states(problem, row), &scratch.scale)
+        if problem.shard.exported != NULL:
+            shard_export(problem, row, shared_states(problem, row))
+            continue
+        if problem.shard.given:
+            shard_merge(group, problem, shared_states(problem, row), &scratch.scale)
+        else:
+            group_merge(group, problem, shared_states(problem, row), &scratch.scale)
         best_merge(problem, shared_best(problem, row * problem.plan.chunks), &scratch)
         groups_finish(group, problem, 1, &scratch)
         group_results(

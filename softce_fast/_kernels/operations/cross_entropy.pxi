@@ -316,7 +316,7 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
     cdef Py_ssize_t k
     for k in range(LANES):
         coefficient[k] = even
-        if problem.options.class_weight != NULL:
+        if problem.options.class_weight != NULL and group.labels[k] < problem.layout.classes:
             coefficient[k] *= problem.options.class_weight[group.labels[k]]
         coefficient[k] = power_apply(
             coefficient[k] + group.weights.label[k], -problem.options.coefficient_power)
@@ -336,6 +336,8 @@ cdef inline vector other_coefficients_of_labels(
         others[k] = even * <double>(problem.layout.classes - 1)
         if problem.options.other_sums != NULL:
             others[k] = even * problem.options.other_sums[top]
+        if problem.shard.given:
+            others[k] = shard_other_coefficients(group, problem, even, top)
         if group.labels[k] != top:
             others[k] += power_apply(
                 group.weights.label[k], -problem.options.coefficient_power)

@@ -71,9 +71,13 @@ cdef inline void finish_logsumexp(
     cdef const Scale *scale = &scratch.scale
     cdef DoubleDouble own = exponential_pair(whole.maximum, whole.reference, scale)
     cdef vector infinity = vector_set(-NEGATIVE_INFINITY)
-    cdef vector result = vector_select(
+    cdef vector maximum = whole.maximum
+    cdef vector result
+    if scale.tempered:
+        maximum = vector_multiply(maximum, vector_set(scale.inverse))
+    result = vector_select(
         vector_greater(own.high, whole.others.high),
-        vector_add(whole.maximum, log_of_rest(whole, scale)),
+        vector_add(maximum, log_of_rest(whole, scale)),
         log_total(double_double_merge(whole.others, own), whole.reference, scale))
     numbers_store(group.result, result)
     if vector_mask_bits(vector_equal(whole.maximum, infinity)) != 0:

@@ -751,7 +751,7 @@ cdef inline DoubleDouble chunk_factor(
     """
     cdef mask low
     reference[0] = state.reference
-    if problem.plan.chunks == 1 or emits_logarithms(problem.operation):
+    if not merges_chunks(problem) or emits_logarithms(problem.operation):
         return group.recipe.factor
     low = vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high)
     reference.shift = vector_select(low, group.whole.reference.shift, reference.shift)
@@ -775,7 +775,7 @@ cdef inline void rows_output_open(
     vector_store(rows.shift, references.shift)
     vector_store(rows.exponent, references.exponent)
     rows.again = 0
-    if problem.plan.chunks > 1 and problem.plan.keep:
+    if merges_chunks(problem) and problem.plan.keep:
         rows.again = vector_mask_bits(
             vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high))
 

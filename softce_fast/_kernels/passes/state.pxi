@@ -172,8 +172,8 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
                 group.ignored |= <unsigned int>1 << k
                 group.labels[k] = 0
             # They were checked, but another Python thread may have changed them since.
-            group.labels[k] = max(
-                <int64_t>0, min(group.labels[k], <int64_t>(problem.layout.classes - 1)))
+            group.labels[k] = max(<int64_t>0, min(
+                group.labels[k], <int64_t>(problem.layout.classes - (not problem.shard.given))))
     if problem.options.class_weight != NULL or problem.options.label_smoothing != 0:
         group_label_weights(group, problem)
 
@@ -188,7 +188,8 @@ cdef void group_label_weights(Group *group, const Problem *problem) noexcept nog
     if problem.options.class_weight == NULL:
         return
     for k in range(LANES):
-        group.weights.label[k] *= problem.options.class_weight[group.labels[k]]
+        if group.labels[k] < problem.layout.classes:
+            group.weights.label[k] *= problem.options.class_weight[group.labels[k]]
         if (
             group.weights.label[k] == 0 and not is_dense(problem.operation)
             and problem.options.z_loss == 0
@@ -267,48 +268,57 @@ cdef void group_merge(
     Group *group, const Problem *problem, RowState *states, const Scale *scale
 ) noexcept nogil:
     """Bring the states of all chunks to one reference, that of the whole row."""
-    cdef RowState *whole = &group.whole
     cdef Py_ssize_t chunk
-    cdef vector zero = vector_set(0.0)
     cdef vector first = vector_set(1.0)
-    cdef Reference between
-    cdef mask occupied
+    cdef vector maximum = states[0].maximum
     if problem.plan.chunks == 1:
         if notes_maximum(problem.operation):
-            group_note_top(group, 0, whole, ~<unsigned int>0)
+            group_note_top(group, 0, &group.whole, ~<unsigned int>0)
         return
-    whole.maximum = states[0].maximum
     for chunk in range(1, problem.plan.chunks):
-        whole.maximum = vector_maximum(states[chunk].maximum, whole.maximum)
-    whole.reference = reference_for(whole.maximum, scale)
-    whole.others = double_double_from(zero)
-    whole.other_coefficients = whole.others
-    whole.own_coefficient = zero
-    whole.spread = zero
-    whole.rest = whole.others
-    whole.below = whole.others
+        maximum = vector_maximum(states[chunk].maximum, maximum)
+    state_open(&group.whole, maximum, scale)
     for chunk in range(problem.plan.chunks):
-        occupied = vector_greater(states[chunk].maximum, vector_set(NEGATIVE_INFINITY))
-        # Its reference as seen from the row's: a power of two where neither is shifted.
-        between.shift = zero
-        between.exponent = vector_select(occupied, vector_subtract(
-            whole.reference.exponent, states[chunk].reference.exponent), zero)
-        states[chunk].factor = exponential_pair(
-            vector_select(occupied, vector_subtract(
-                states[chunk].reference.shift, whole.reference.shift), zero),
-            between, scale)
+        state_set_factor(states + chunk, &group.whole, scale)
         if wants_entropy(problem):
             state_scale_coefficients(states + chunk)
-        state_merge(group, problem, states, chunk, &first, scale)
+        state_merge(group, problem, states + chunk, chunk, &first, scale)
+
+
+cdef inline void state_open(RowState *whole, vector maximum, const Scale *scale) noexcept nogil:
+    """The state of rows of that maximum, of which nothing is summed yet."""
+    whole.maximum = maximum
+    whole.reference = reference_for(maximum, scale)
+    whole.others = double_double_from(vector_set(0.0))
+    whole.other_coefficients = whole.others
+    whole.own_coefficient = vector_set(0.0)
+    whole.spread = vector_set(0.0)
+    whole.rest = whole.others
+    whole.below = whole.others
+
+
+cdef inline void state_set_factor(
+    RowState *state, const RowState *whole, const Scale *scale
+) noexcept nogil:
+    """Its reference as seen from the row's: a power of two where neither is shifted."""
+    cdef vector zero = vector_set(0.0)
+    cdef mask occupied = vector_greater(state.maximum, vector_set(NEGATIVE_INFINITY))
+    cdef Reference between
+    between.shift = zero
+    between.exponent = vector_select(occupied, vector_subtract(
+        whole.reference.exponent, state.reference.exponent), zero)
+    state.factor = exponential_pair(
+        vector_select(occupied, vector_subtract(
+            state.reference.shift, whole.reference.shift), zero),
+        between, scale)
 
 
 cdef inline void state_merge(
-    Group *group, const Problem *problem, const RowState *states, Py_ssize_t chunk, vector *first,
+    Group *group, const Problem *problem, const RowState *state, Py_ssize_t chunk, vector *first,
     const Scale *scale,
 ) noexcept nogil:
     """Add one state to that of the whole row; `first` is 1 where no maximum was left out yet."""
     cdef RowState *whole = &group.whole
-    cdef const RowState *state = states + chunk
     cdef vector zero = vector_set(0.0)
     cdef vector is_top, gap
     cdef vector left_out = zero
