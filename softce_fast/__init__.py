@@ -18,7 +18,7 @@ if _find_spec("softce_fast._kernels.probe") is None:
         "must be files of their own; unpack it, or install it with `pip install`"
     )
 
-from . import reference
+from . import reference, sharded
 from ._binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -66,6 +66,7 @@ __all__ = [
     "num_threads",
     "reference",
     "set_num_threads",
+    "sharded",
     "show_config",
     "softmax",
     "softmax_backward",

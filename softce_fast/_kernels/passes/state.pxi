@@ -271,6 +271,7 @@ cdef void group_merge(
     cdef Py_ssize_t chunk
     cdef vector first = vector_set(1.0)
     cdef vector maximum = states[0].maximum
+    cdef RowState state
     if problem.plan.chunks == 1:
         if notes_maximum(problem.operation):
             group_note_top(group, 0, &group.whole, ~<unsigned int>0)
@@ -280,9 +281,8 @@ cdef void group_merge(
     state_open(&group.whole, maximum, scale)
     for chunk in range(problem.plan.chunks):
         state_set_factor(states + chunk, &group.whole, scale)
-        if wants_entropy(problem):
-            state_scale_coefficients(states + chunk)
-        state_merge(group, problem, states + chunk, chunk, &first, scale)
+        state = states[chunk]
+        state_merge(group, problem, &state, chunk, &first, scale)
 
 
 cdef inline void state_open(RowState *whole, vector maximum, const Scale *scale) noexcept nogil:
@@ -314,15 +314,22 @@ cdef inline void state_set_factor(
 
 
 cdef inline void state_merge(
-    Group *group, const Problem *problem, const RowState *state, Py_ssize_t chunk, vector *first,
+    Group *group, const Problem *problem, RowState *state, Py_ssize_t chunk, vector *first,
     const Scale *scale,
 ) noexcept nogil:
-    """Add one state to that of the whole row; `first` is 1 where no maximum was left out yet."""
+    """Add one state, which it uses up, to that of the whole row.
+
+    `first` is 1 where no maximum was left out yet.
+    """
     cdef RowState *whole = &group.whole
     cdef vector zero = vector_set(0.0)
     cdef vector is_top, gap
     cdef vector left_out = zero
     cdef mask chosen = vector_greater(zero, zero)
+    if any_lane(vector_greater(vector_set(1 / TWO_TO_64), state.factor.high)):
+        state_lift(state, problem, whole, scale)
+    if wants_entropy(problem):
+        state_scale_coefficients(state)
     if leaves_out_maximum(problem.operation) or is_scored(problem.operation):
         # Each left its own maximum out; only the row's, the first of them, is to stay out.
         is_top = vector_select(vector_equal(state.maximum, whole.maximum), first[0], zero)
@@ -352,6 +359,31 @@ cdef inline void state_merge(
         double_double_rounded(
             double_double_add(state.other_coefficients, state.own_coefficient)),
         gap, state.spread))
+
+
+cdef inline DoubleDouble double_double_scaled(DoubleDouble a, vector power) noexcept nogil:
+    a.high = vector_multiply(a.high, power)
+    a.low = vector_multiply(a.low, power)
+    return a
+
+
+cdef void state_lift(
+    RowState *state, const Problem *problem, const RowState *whole, const Scale *scale
+) noexcept nogil:
+    """Take the headroom out of sums far below the row, whose factor would else lose its digits."""
+    cdef mask far = vector_greater(vector_set(1 / TWO_TO_64), state.factor.high)
+    cdef vector down = vector_select(
+        far, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0))
+    state.reference.exponent = vector_add(state.reference.exponent, vector_select(
+        far, vector_set(HEADROOM), vector_set(0.0)))
+    state.others = double_double_scaled(state.others, down)
+    if is_scored(problem.operation):
+        state.rest = double_double_scaled(state.rest, down)
+    if wants_entropy(problem):
+        state.other_coefficients = double_double_scaled(state.other_coefficients, down)
+        state.own_coefficient = vector_multiply(state.own_coefficient, down)
+        state.spread = vector_multiply(state.spread, down)
+    state_set_factor(state, whole, scale)
 
 
 cdef inline void state_scale_coefficients(RowState *state) noexcept nogil:
