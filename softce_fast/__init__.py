@@ -25,7 +25,7 @@ from ._binary import (
     binary_cross_entropy_with_logits_with_grad,
 )
 from ._config import show_config, warn_if_serial
-from ._linear import linear_cross_entropy, linear_cross_entropy_with_grad
+from ._linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_target_scores
 from ._losses import (
     cross_entropy,
     cross_entropy_from_probs,
@@ -59,6 +59,7 @@ __all__ = [
     "get_num_threads",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "linear_target_scores",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",

@@ -733,6 +733,18 @@ def check_memory(memory: int) -> int:
     return value
 
 
+def check_class_mask(where: ArrayLike | None, classes: int) -> NDArray[np.bool_] | None:
+    """Return a mask of classes, which is the same for all rows."""
+    if where is None:
+        return None
+    mask = check_where(where, np.shape(where))
+    if mask.shape not in ((), (classes,)):
+        raise ValueError(
+            f"where must have one value for each class, shape ({classes},), got {mask.shape}"
+        )
+    return mask
+
+
 LINEAR_GRADS = ("hidden", "weight", "bias")
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _arrays, _checks, reference
 from ._checks import ScoreArguments
 from ._kernels import execute
 from ._threads import threads_for
 from .reference import TargetScores
+
+Array = NDArray[Any]
+DType = np.dtype[Any]
 
 
 def target_scores(
@@ -145,6 +148,18 @@ def empty_scores(shape: tuple[int, ...], call: ScoreArguments) -> TargetScores:
         np.empty(top, np.int64) if call.top_k else None,
         np.empty(top, call.dtype) if call.top_k else None,
     )
+
+
+def delivered(found: TargetScores, shape: tuple[int, ...], dtype: DType) -> TargetScores:
+    """Return scores of rows one after the other in the shape of these, and in a dtype."""
+
+    def of_shape(array: Array | None) -> Array | None:
+        if array is None:
+            return None
+        result = array.reshape((*shape, *array.shape[1:]))
+        return _arrays.deliver(result, result.dtype if result.dtype.kind == "i" else dtype)
+
+    return TargetScores._make(map(of_shape, found))
 
 
 def into(call: ScoreArguments, found: TargetScores) -> None:

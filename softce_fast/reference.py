@@ -33,6 +33,7 @@ __all__ = [
     "cross_entropy_with_grad_and_hessian",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "linear_target_scores",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
@@ -751,6 +752,36 @@ def linear_cross_entropy_with_grad(
             for name, out in zip(_checks.LINEAR_GRADS, outs, strict=True)
         }
     return deliver(loss, arrays.dtype), LinearGrads(**found)
+
+
+def linear_target_scores(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    top_k: int = 0,
+    entropy: bool = False,
+    ties: str = "first",
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    memory: int = 256 * 2**20,
+) -> TargetScores:
+    """Scores by ``hidden @ linear_weight.T + linear_bias``, which is made whole here."""
+    arrays = _checks.check_linear(hidden, linear_weight, linear_bias, dtype)
+    compute = _checks.compute_dtype(arrays.dtype)
+    mask = _checks.check_class_mask(where, len(arrays.weight))
+    _checks.check_memory(memory)
+    with np.errstate(all="ignore"):
+        logits = arrays.hidden.astype(compute) @ arrays.weight.astype(compute).T
+        if arrays.bias is not None:
+            logits = logits + arrays.bias.astype(compute)
+    return target_scores(
+        logits, target, top_k=top_k, entropy=entropy, ties=ties, ignore_index=ignore_index,
+        temperature=temperature, where=mask, dtype=arrays.dtype,
+    )  # fmt: skip
 
 
 def negative_log(call: LossArguments, is_log: bool) -> Any:

@@ -27,6 +27,7 @@ COMPOSED = {
     "cross_entropy_with_grad_and_hessian": "test_hessian.py",
     "linear_cross_entropy": "test_linear.py",
     "linear_cross_entropy_with_grad": "test_linear.py",
+    "linear_target_scores": "test_scores.py",
 }
 FUNCTIONS = [
     name

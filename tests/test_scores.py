@@ -388,3 +388,97 @@ def test_scores_are_those_of_pytorch(torch: Any) -> None:
     np.testing.assert_allclose(found.entropy, entropy.numpy(), 1e-13)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="none")
     np.testing.assert_allclose(found.log_prob, -loss.numpy(), 1e-13)
+
+
+# Of hidden states and a class matrix
+
+
+@pytest.mark.parametrize("memory", [20_000, 256 * 2**20])
+@pytest.mark.parametrize("bias", [False, True])
+def test_scores_of_hidden_states(dtype: np.dtype, memory: int, bias: bool) -> None:
+    """Small integers: the logits are exact, so the bits are those of the scores of logits."""
+    random = np.random.default_rng(0)
+    hidden = random.integers(-3, 4, (4, 15, 6)).astype(dtype)
+    matrix = random.integers(-3, 4, (200, 6)).astype(dtype)
+    linear_bias = random.integers(-3, 4, 200).astype(dtype) if bias else None
+    target = random.integers(0, 200, (4, 15))
+    target[0, 3] = target[2] = -1
+    compute = np.promote_types(np.float32, np.float32 if dtype.itemsize == 2 else dtype)
+    logits = hidden.astype(compute) @ matrix.astype(compute).T
+    if linear_bias is not None:
+        logits = logits + linear_bias.astype(compute)
+    allowed = random.random(200) < 0.8
+    for options in (
+        {}, {"entropy": True, "top_k": 5, "ties": "max"}, {"temperature": 0.5, "where": allowed},
+    ):  # fmt: skip
+        found = sf.linear_target_scores(
+            hidden, matrix, target, linear_bias=linear_bias, memory=memory, ignore_index=-1,
+            **options,
+        )  # fmt: skip
+        wanted = sf.target_scores(logits, target, ignore_index=-1, **options)
+        for name, got, right in zip(found._fields, found, wanted, strict=True):
+            if right is None:
+                assert got is None
+                continue
+            assert got is not None
+            right = right if right.dtype == np.int64 else right.astype(dtype)
+            assert (got.dtype, got.shape) == (right.dtype, right.shape), name
+            np.testing.assert_array_equal(got, right)
+    losses = sf.linear_cross_entropy(
+        hidden, matrix, target, linear_bias=linear_bias, ignore_index=-1, reduction="none"
+    )
+    plain = sf.linear_target_scores(
+        hidden, matrix, target, linear_bias=linear_bias, ignore_index=-1, memory=memory
+    )
+    np.testing.assert_array_equal(plain.log_prob, 0 - losses)
+
+
+def test_scores_of_hidden_states_by_the_reference() -> None:
+    random = np.random.default_rng(0)
+    hidden, matrix = random.normal(size=(9, 5)), random.normal(size=(30, 5))
+    target = random.integers(0, 30, 9)
+    for dtype in (None, np.float32, np.longdouble):
+        found = sf.linear_target_scores(hidden, matrix, target, top_k=3, dtype=dtype)
+        wanted = sf.reference.linear_target_scores(hidden, matrix, target, top_k=3, dtype=dtype)
+        for got, right in zip(found, wanted, strict=True):
+            assert (got is None) == (right is None)
+            if got is not None and right is not None:
+                assert got.dtype == right.dtype
+                np.testing.assert_allclose(got, right, 1e-5)
+    row = sf.linear_target_scores(hidden[0], matrix, 3)
+    assert row.rank.ndim == 0
+    none = sf.linear_target_scores(hidden[:0], matrix, target[:0], top_k=2)
+    assert none.top_indices is not None
+    assert none.top_indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize("module", [sf, sf.reference])
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"where": [True, False]}, ValueError, r"where must have one value.*\(3,\).*\(2,\)"),
+        ({"where": np.ones((2, 3), bool)}, ValueError, "where must have one value"),
+        ({"where": [1, 0, 1]}, TypeError, "where must hold booleans"),
+        ({"memory": 0}, ValueError, "memory must be > 0"),
+        ({"top_k": 4}, ValueError, r"top_k must be in \[0, 3\]"),
+        ({"ties": "last"}, ValueError, "ties must be"),
+        ({"temperature": 0}, ValueError, "temperature must be"),
+        ({"target": [0, 3]}, IndexError, r"target\[1\] is 3"),
+        ({"target": np.zeros((2, 3))}, TypeError, "class probabilities"),
+        ({"target": [0]}, ValueError, "target of class indices must have"),
+        ({"linear_weight": np.zeros((3, 4))}, ValueError, "linear_weight must have"),
+        ({"linear_bias": np.zeros(2)}, ValueError, "linear_bias must have"),
+        ({"dtype": "int32"}, TypeError, "dtype must be"),
+    ],
+)
+def test_errors_of_hidden_states(
+    module: Any, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    given = {"hidden": np.zeros((2, 5)), "linear_weight": np.zeros((3, 5)), "target": [0, 2]}
+    with pytest.raises(error, match=words):
+        module.linear_target_scores(**(given | options))
+
+
+def test_too_little_memory_says_how_much_it_takes() -> None:
+    with pytest.raises(ValueError, match=r"memory must be at least \d+ bytes"):
+        sf.linear_target_scores(np.zeros((2, 5)), np.zeros((3, 5)), [0, 2], memory=10)

@@ -1,7 +1,7 @@
 # Classes shared out over arrays: what is found out about the chunks of a row in one call, and the
 # state of a row that is merged from the chunks of all.
 #
-# Chunks are merged as they are in an undivided call, so where they begin at the same classes the bits
+# Chunks are merged as they are in an undivided call: where they begin at the same classes, the bits
 # are the same. A label that is not among the classes at hand is counted as the one behind the last.
 #
 # Uses state.pxi, tasks.pxi.
