@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -482,3 +484,28 @@ def test_errors_of_hidden_states(
 def test_too_little_memory_says_how_much_it_takes() -> None:
     with pytest.raises(ValueError, match=r"memory must be at least \d+ bytes"):
         sf.linear_target_scores(np.zeros((2, 5)), np.zeros((3, 5)), [0, 2], memory=10)
+
+
+# The example
+
+
+def test_example_of_a_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parent.parent / "examples"
+    if not folder.is_dir():
+        pytest.skip("the examples are not beside the tests")
+    monkeypatch.syspath_prepend(str(folder))
+    example = importlib.import_module("text_scores")
+    path = tmp_path / "logits.npy"
+    tokens = example.write_logits(path, 300, 500)
+    found = example.scores_of(path, tokens)
+    logits = np.load(path)
+    log_probs = truth.log_softmax(logits)
+    own = np.take_along_axis(log_probs, tokens[:, None], axis=1)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    right = {
+        "perplexity": np.exp(-own.mean()),
+        "accuracy": (order[:, 0] == tokens).mean(),
+        "top-5 accuracy": (order[:, :5] == tokens[:, None]).any(axis=1).mean(),
+        "mean entropy, nats": truth.entropy(logits).mean(),
+    }
+    assert found == pytest.approx({name: float(value) for name, value in right.items()}, rel=1e-5)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -343,3 +346,18 @@ def test_nothing_is_written_before_an_error() -> None:
     with pytest.raises(IndexError, match="target"):
         sharded.cross_entropy_grad(x, [0, 5], states, grad_out=out)
     assert (out == 7).all()
+
+
+# The example
+
+
+def test_example_of_four_processes() -> None:
+    path = Path(__file__).resolve().parent.parent / "examples" / "sharded_classes.py"
+    if not path.exists():
+        pytest.skip("the examples are not beside the tests")
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "gradients have the same bits: True" in done.stdout
+    in_each, in_one = done.stdout.split()[1], done.stdout.split()[5]
+    assert in_each == in_one
