@@ -2,9 +2,9 @@
 
     python examples/sharded_classes.py
 
-Each process has a quarter of the class matrix and makes the logits of its classes. It sends what they
-sum up to, a hundred bytes a row, to all others; from the merged states each has the loss, and the
-gradient by its own logits, with the bits of one process that has all classes.
+Each process has a quarter of the class matrix and makes the logits of its classes. It sends what
+they sum up to, some 150 bytes a row, to all others; from the merged states each has the loss, and
+the gradient by its own logits, with the bits of one process that has all classes.
 """
 
 from __future__ import annotations

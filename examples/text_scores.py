@@ -2,9 +2,9 @@
 
     python examples/text_scores.py [--positions 4096] [--classes 32000]
 
-The logits, one row of float16 for each token, are in a memory map that may be larger than the memory
-at hand: target_scores reads each row once and keeps a few numbers of it. Here they are made up: a
-model that gives the next token a good chance.
+The logits, one row of float16 for each token, are in a memory map that may be larger than the
+memory at hand: target_scores reads each row once and keeps a few numbers of it. Here they are made
+up: a model that gives the next token a good chance.
 """
 
 from __future__ import annotations
