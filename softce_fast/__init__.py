@@ -2,8 +2,9 @@
 
 A call goes one way: a public function (_softmax.py, _losses.py, _scores.py, _linear.py, _binary.py,
 sharded.py) tries the short way for small calls, has its arguments checked (_checks.py), finds an
-array for each result (_arrays.py), and calls _kernels/execute, which lays the arrays out, makes a plan, and shares the
-rows out over threads (_threads.py says how many) to the kernels of the build in use (_dispatch.py).
+array for each result (_arrays.py), and calls _kernels/execute, which lays the arrays out, makes a
+plan, and shares the rows out over threads (_threads.py says how many) to the kernels of the build
+in use (_dispatch.py).
 """
 
 import os as _os

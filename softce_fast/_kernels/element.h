@@ -12,19 +12,66 @@
 /* What is computed in, as a kind. */
 enum { REAL_KIND = sizeof(real) == 4 ? KIND_FLOAT32 : KIND_FLOAT64 };
 
-/* ---- float16 -------------------------------------------------------------------------------- */
+/* ---- half types, a register at a time --------------------------------------------------------- */
 
-#if defined(COMPUTE_FLOAT32) && PART_BYTES > 16
-/* The CPU has an instruction for float16, which GCC does not find by itself. */
+#if defined(COMPUTE_FLOAT32)
+typedef uint16_t part_halves __attribute__((vector_size(PART_BYTES / 2)));
+
+/* GCC converts such vectors by halves, which takes twice as long. */
+#if PART_BYTES == 64
+#define WORDS_WIDEN(h) _mm512_cvtepu16_epi32((__m256i)(h))
+#define WORDS_NARROW(w) _mm512_cvtepi32_epi16((__m512i)(w))
+#elif PART_BYTES == 32
+#define WORDS_WIDEN(h) _mm256_cvtepu16_epi32((__m128i)(h))
+#define WORDS_NARROW(w) \
+    _mm256_castsi256_si128(_mm256_permute4x64_epi64( \
+        _mm256_packus_epi32((__m256i)(w), (__m256i)(w)), 0x08))
+#else
+#define WORDS_WIDEN(h) __builtin_convertvector(h, part_words)
+#define WORDS_NARROW(w) __builtin_convertvector(w, part_halves)
+#endif
+
+INLINE part bfloat16_load(const char *from) {
+    part_halves h;
+    memcpy(&h, from, sizeof h);
+    return (part)((part_words)WORDS_WIDEN(h) << 16);
+}
+
+/* kind.h's bfloat16_narrow(). */
+INLINE void bfloat16_store(char *to, part v) {
+    const part_words u = (part_words)v, rounded = u + ((u >> 16 & 1) + 0x7fff);
+#if PART_BYTES == 64
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const part_words result = (part_words)_mm512_mask_or_epi32(
+        (__m512i)rounded, is_nan, (__m512i)u, _mm512_set1_epi32(0x400000));
+#else
+    const part_words is_nan = (part_words)(v != v);
+    const part_words result = (rounded & ~is_nan) | ((u | 0x400000) & is_nan);
+#endif
+    const part_halves h = (part_halves)WORDS_NARROW(result >> 16);
+    memcpy(to, &h, sizeof h);
+}
+
+/* Float16, where the CPU has an instruction for it. */
 #if PART_BYTES == 64
 #define FLOAT16_LOAD(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define FLOAT16_STORE(p, v) \
     _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
-#else
+#elif PART_BYTES == 32
 #define FLOAT16_LOAD(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define FLOAT16_STORE(p, v) \
     _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 #endif
+
+#define PARTS_LOAD(load) \
+    for (; n >= PART_LANES; n -= PART_LANES, to += PART_LANES, from += 2 * PART_LANES) \
+        part_store(to, load(from));
+#define PARTS_STORE(store) \
+    for (; n >= PART_LANES; n -= PART_LANES, from += PART_LANES, to += 2 * PART_LANES) \
+        store(to, part_load(from));
+#else
+#define PARTS_LOAD(load)
+#define PARTS_STORE(store)
 #endif
 
 /* ---- runs of neighbours ------------------------------------------------------------------------ */
@@ -54,11 +101,12 @@ static __attribute__((noinline, unused)) void elements_load(real *restrict to, c
     case KIND_UINT64: LOAD(uint64_t, )
     case KIND_FLOAT16:
 #if defined(FLOAT16_LOAD)
-        for (; n >= PART_LANES; n -= PART_LANES, to += PART_LANES, from += 2 * PART_LANES)
-            part_store(to, FLOAT16_LOAD(from));
+        PARTS_LOAD(FLOAT16_LOAD)
 #endif
         LOAD(uint16_t, float16_widen)
-    case KIND_BFLOAT16: LOAD(uint16_t, bfloat16_widen)
+    case KIND_BFLOAT16:
+        PARTS_LOAD(bfloat16_load)
+        LOAD(uint16_t, bfloat16_widen)
     case KIND_FLOAT32: LOAD(float, )
     default: LOAD(double, )
     }
@@ -76,48 +124,121 @@ static __attribute__((noinline, unused)) void elements_store(char *to, const rea
     switch (kind) {
     case KIND_FLOAT16:
 #if defined(FLOAT16_LOAD)
-        for (; n >= PART_LANES; n -= PART_LANES, from += PART_LANES, to += 2 * PART_LANES)
-            FLOAT16_STORE(to, part_load(from));
+        PARTS_STORE(FLOAT16_STORE)
 #endif
         STORE(uint16_t, float16_narrow)
-    case KIND_BFLOAT16: STORE(uint16_t, bfloat16_narrow)
+    case KIND_BFLOAT16:
+        PARTS_STORE(bfloat16_store)
+        STORE(uint16_t, bfloat16_narrow)
     case KIND_FLOAT32: STORE(float, )
     default: STORE(double, )
     }
 #undef STORE
 }
 
+/* Copy past the caches, 16 bytes or a multiple. */
+INLINE void bytes_stream(char *to, const char *from, ptrdiff_t bytes) {
+#if defined(__AVX__)
+    for (; bytes >= 32; bytes -= 32, from += 32, to += 32)
+        _mm256_stream_si256((__m256i *)to, *(const __m256i *)from);
+#endif
+#if defined(__SSE2__)
+    for (; bytes > 0; bytes -= 16, from += 16, to += 16)
+        _mm_stream_si128((__m128i *)to, *(const __m128i *)from);
+#else
+    memcpy(to, from, bytes);
+#endif
+}
+
 /* The same past the caches: n is a number of lines, each LANES elements on a boundary of as many. */
 static __attribute__((noinline, unused)) void elements_stream(char *to, const real *restrict from,
                                                               ptrdiff_t n, int kind) {
+    enum { MOST = 16 * LANES };
+    char line[MOST * 8] __attribute__((aligned(64)));
     const ptrdiff_t size = kind_size(kind);
     if (size == sizeof(real)) {
         for (; n > 0; n -= LANES, from += LANES, to += VECTOR_BYTES)
             vector_stream((real *)to, vector_load(from));
         return;
     }
-    for (; n > 0; n -= LANES, from += LANES, to += LANES * size) {
-        char line[LANES * 8] __attribute__((aligned(64)));
-#if defined(__AVX2__) && defined(COMPUTE_FLOAT32)
-        if (kind == KIND_FLOAT16) {
-            for (int i = 0; i < PARTS; i++)
-                FLOAT16_STORE(line + 2 * i * PART_LANES, part_load(from + i * PART_LANES));
-        } else
-#endif
-        if (kind == KIND_BFLOAT16)
-            for (int i = 0; i < LANES; i++) {
-                const uint16_t h = bfloat16_narrow((float)from[i]);
-                memcpy(line + 2 * i, &h, sizeof h);
-            }
-        else
-            elements_store(line, from, LANES, kind);
-#if defined(__SSE2__)
-        for (ptrdiff_t i = 0; i < LANES * size; i += 16)
-            _mm_stream_si128((__m128i *)(to + i), *(const __m128i *)(line + i));
-#else
-        memcpy(to, line, LANES * size);
-#endif
+    for (; n > 0; n -= MOST, from += MOST, to += MOST * size) {
+        const ptrdiff_t bytes = (n < MOST ? n : MOST) * size;
+        elements_store(line, from, bytes / size, kind);
+        bytes_stream(to, line, bytes);
     }
+}
+
+/* ---- a vector at a time --------------------------------------------------------------------------
+ * Of the kind that is computed in or, where that is float32, of a half type. */
+
+INLINE int kind_has_vectors(int kind) {
+    return kind == REAL_KIND
+           || (REAL_KIND == KIND_FLOAT32 && (kind == KIND_FLOAT16 || kind == KIND_BFLOAT16));
+}
+
+INLINE vector kind_vector(const char *from, int kind) {
+    vector v;
+#if defined(COMPUTE_FLOAT32)
+    if (kind == KIND_BFLOAT16) {
+        for (int i = 0; i < PARTS; i++) v.p[i] = bfloat16_load(from + 2 * i * PART_LANES);
+        return v;
+    }
+    if (kind == KIND_FLOAT16) {
+#if defined(FLOAT16_LOAD)
+        for (int i = 0; i < PARTS; i++) v.p[i] = FLOAT16_LOAD(from + 2 * i * PART_LANES);
+#else
+        elements_load((real *)&v, from, LANES, kind);
+#endif
+        return v;
+    }
+#endif
+    return vector_load((const real *)from);
+}
+
+/* The first `count` elements, and numbers. */
+INLINE vector kind_vector_first(const char *from, ptrdiff_t count, int kind) {
+    uint16_t first[LANES] = {0};
+    if (kind == REAL_KIND) return vector_load_first((const real *)from, count);
+    memcpy(first, from, count * sizeof(uint16_t));
+    return kind_vector((const char *)first, kind);
+}
+
+INLINE void kind_vector_store(char *to, vector v, int kind) {
+    if (kind == REAL_KIND) {
+        vector_store((real *)to, v);
+        return;
+    }
+#if defined(COMPUTE_FLOAT32)
+    if (kind == KIND_BFLOAT16)
+        for (int i = 0; i < PARTS; i++) bfloat16_store(to + 2 * i * PART_LANES, v.p[i]);
+    else
+#if defined(FLOAT16_STORE)
+        for (int i = 0; i < PARTS; i++) FLOAT16_STORE(to + 2 * i * PART_LANES, v.p[i]);
+#else
+        elements_store(to, (const real *)&v, LANES, kind);
+#endif
+#endif
+}
+
+INLINE void kind_vector_store_first(char *to, vector v, ptrdiff_t count, int kind) {
+    uint16_t first[LANES];
+    if (kind == REAL_KIND) {
+        vector_store_first((real *)to, v, count);
+        return;
+    }
+    kind_vector_store((char *)first, v, kind);
+    memcpy(to, first, count * sizeof(uint16_t));
+}
+
+/* Past the caches; `to` is on a boundary of a vector. */
+INLINE void kind_vector_stream(char *to, vector v, int kind) {
+    uint16_t line[LANES] __attribute__((aligned(32)));
+    if (kind == REAL_KIND) {
+        vector_stream((real *)to, v);
+        return;
+    }
+    kind_vector_store((char *)line, v, kind);
+    bytes_stream(to, (const char *)line, LANES * sizeof(uint16_t));
 }
 
 /* ---- elements apart ------------------------------------------------------------------------------ */

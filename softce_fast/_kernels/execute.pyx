@@ -73,9 +73,9 @@ cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept 
     if result_kind == KIND_FLOAT64 or not 1e-20 <= temperature <= 1e20:
         # Beyond these the kernels' constants, multiples of it, leave the range of float32.
         return True
-    for role in range(OUTPUT):
+    for role in range(LABELS):
         kind = problem.arrays[role].kind
-        if problem.arrays[role].data != NULL and (
+        if role != <int>OUTPUT and problem.arrays[role].data != NULL and (
             kind == KIND_FLOAT64 or KIND_INT32 <= kind <= KIND_UINT64
         ):
             return True

@@ -19,7 +19,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN, fabs
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport llabs
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from .numbers cimport *
 from .problem cimport *

@@ -20,7 +20,7 @@ cpdef enum Threshold:
     PANEL_BYTES = 524288       # with as many bytes of a chunk at most, for the second-level cache,
     FEWEST_TASKS = 8           # and so that this many tasks are left.
     # ALONG
-    WORK_AT_ONCE = 4096        # Numbers of rows worked on together, in the first-level cache.
+    WORK_AT_ONCE = 8192        # Numbers of rows worked on together, in the first-level cache.
     KEPT_CLASSES = 131072      # Longest row whose exponentials the second-level cache keeps,
     KEPT_BYTES = 33554432      # and largest output that is worth it: they come back from a cache.
     # Memory
@@ -67,10 +67,14 @@ cdef inline Py_ssize_t batch_bytes(const Problem *problem, Role role) noexcept n
 cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept nogil:
     """Whether the passes can read INPUT where it is."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    if array.kind != real_kind or array.swapped or has(problem, MASK):
+    if array.swapped or has(problem, MASK) or problem.layout.class_axes > 1:
         return False
-    if problem.layout.class_axes > 1:
-        return False
+    if array.kind != real_kind:
+        # Half types are converted as they are read, along rows.
+        return (
+            is_half_kind(array.kind) and real_kind == KIND_FLOAT32
+            and problem.plan.passes == ALONG and has_row_state(problem.operation)
+            and not notes_maximum(problem.operation) and has_neighbour_classes(problem, INPUT))
     return has_neighbour_classes(problem, INPUT) or (
         problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT))
 

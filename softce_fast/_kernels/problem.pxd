@@ -53,9 +53,9 @@ cdef enum Role:
     INPUT
     SECOND
     MASK             # of bool: what takes part
+    OUTPUT
     WEIGHT           # binary losses: of each element,
     POS_WEIGHT       # and of the yes part
-    OUTPUT
     # One number a row:
     LABELS
     SAMPLE_WEIGHT

@@ -517,24 +517,26 @@ INLINE void prefetch_near(const char *p) {
     __builtin_prefetch(p, 0, 3);
 }
 
-/* Whether any of LANES class indices is `ignored`, or outside [0, classes). */
-INLINE int labels_are_special(const int64_t *labels, int64_t ignored, int64_t classes) {
+/* Copy LANES class indices; whether any of them is `ignored`, or outside [0, classes). What is
+ * compared is what was copied: another thread may change it where it came from. */
+INLINE int labels_take(int64_t *to, const char *from, int64_t ignored, int64_t classes) {
     typedef int64_t indices __attribute__((vector_size(PART_BYTES)));
     enum { COUNT = PART_BYTES / sizeof(int64_t) };
     const indices none = {0};
     int64_t special = 0;
+    indices label;
     int k;
-#if PART_BYTES == 64
+#if PART_BYTES < 64
+    indices found = none;
+#endif
     for (k = 0; k < LANES; k += COUNT) {
-        const __m512i label = _mm512_loadu_si512(labels + k);
-        special |= _mm512_cmpeq_epi64_mask(label, (__m512i)(none + ignored))
-                   | _mm512_cmpge_epu64_mask(label, (__m512i)(none + classes));
+        memcpy(&label, from + k * sizeof(int64_t), sizeof(label));
+        memcpy(to + k, &label, sizeof(label));
+#if PART_BYTES == 64
+        special |= _mm512_cmpeq_epi64_mask((__m512i)label, (__m512i)(none + ignored))
+                   | _mm512_cmpge_epu64_mask((__m512i)label, (__m512i)(none + classes));
     }
 #else
-    indices found = none;
-    for (k = 0; k < LANES; k += COUNT) {
-        indices label;
-        memcpy(&label, labels + k, sizeof(label));
         found |= (label == none + ignored) | (label < none) | (label >= none + classes);
     }
     for (k = 0; k < COUNT; k++)

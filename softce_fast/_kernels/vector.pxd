@@ -76,7 +76,7 @@ cdef extern from "vector.h" nogil:
     void stores_finish()
     void prefetch(const char *p)
     void prefetch_near(const char *p)
-    bint labels_are_special(const int64_t *labels, int64_t ignored, int64_t classes)
+    bint labels_take(int64_t *to, const char *start, int64_t ignored, int64_t classes)
 
 
 cdef inline vector vector_counting() noexcept nogil:

@@ -256,16 +256,17 @@ cdef real row_compare(
         ties_split(problem, group.labels[k]) - chunk * CHUNK, <int64_t>stretch.n))
     cdef Candidate *best = row_best(problem, 0, k, scratch)
     cdef Py_ssize_t count = chunk_best(problem)
+    cdef const real *x = <const real *>stretch.x
     cdef real[16] own
     if count > 0:
         if chunk == 0 or problem.plan.by_chunks:
             best_clear(best, count)
-        row_select(stretch.x, stretch.n, chunk * CHUNK, best, count)
+        row_select(x, stretch.n, chunk * CHUNK, best, count)
         if chunk == problem.plan.chunks - 1 and not problem.plan.by_chunks:
             best_sort(best, count)
     vector_store(own, group.own_logit)
-    return count_below(stretch.x, split, own[k]) + count_below(
-        stretch.x + split, stretch.n - split, next_above(own[k]))
+    return count_below(x, split, own[k]) + count_below(
+        x + split, stretch.n - split, next_above(own[k]))
 
 
 cdef vector tile_below(
@@ -317,7 +318,7 @@ cdef inline mask set_rest(
 
 cdef void along_rest(
     const Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state,
-    const real **x, const Scratch *scratch,
+    const char **x, const Scratch *scratch,
 ) noexcept nogil:
     """Sum a chunk of the group without the maximum of each row."""
     cdef mask again = set_rest(group, problem, chunk, state, &scratch.scale)
@@ -333,14 +334,15 @@ cdef void along_rest(
         return
     stretch.n = chunk_length(problem, chunk)
     stretch.kept = NULL
-    stretch.ahead = 0
+    stretch.kind = REAL_KIND
+    stretch.size = 0    # nothing is fetched
     vector_store(position, state.position)
     vector_store(shift, state.reference.shift)
     vector_store(exponent, state.reference.exponent)
     for k in range(group.rows):
         sums_put(&sums, k, double_double_from(vector_set(0.0)))
         if rows >> k & 1:
-            stretch.x = x[k]
+            stretch.x = stretch.ahead = stretch.near = x[k]
             stretch.pivot = <Py_ssize_t>position[k]
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])

@@ -146,36 +146,71 @@ cdef inline void tile_load_packed(real *tile, const real *x, Py_ssize_t n) noexc
         vector_store(tile + c * LANES, columns[c])
 
 
+cdef inline bint rows_follow(
+    const Group *group, const Problem *problem, Role role
+) noexcept nogil:
+    """Whether the rows of a whole group follow each other, class by class."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    return (
+        has_neighbours(&problem.layout, array) and group.rows == LANES
+        and problem.plan.chunks == 1
+        and group.offsets[<int>role].step == problem.layout.classes * array.size)
+
+
+cdef void group_exclude(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, real *rows, real value,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Replace what a mask leaves out of the rows of a group, packed."""
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k
+    if rows_follow(group, problem, MASK):
+        numbers_exclude(
+            rows, included.data + in_group(group, problem, MASK, 0), LANES * n, value)
+        return
+    for k in range(group.rows):
+        row_exclude(
+            &problem.layout, included, in_group(group, problem, MASK, k), chunk * CHUNK, n,
+            rows + k * n, value, scratch.raw)
+
+
+cdef void group_gather(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *rows,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Copy the rows of a group, packed; lanes without a row repeat the first one."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t k
+    if rows_follow(group, problem, role):
+        numbers_load(rows, array.data + in_group(group, problem, role, 0), LANES * n, array.kind)
+    else:
+        for k in range(group.rows):
+            row_gather(
+                &problem.layout, array, in_group(group, problem, role, k), chunk * CHUNK, n,
+                rows + k * n, scratch.raw)
+    if role == INPUT and has(problem, MASK):
+        group_exclude(group, problem, chunk, rows, NEGATIVE_INFINITY, scratch)
+    for k in range(group.rows, LANES):
+        memcpy(rows + k * n, rows, n * sizeof(real))
+
+
 cdef void tile_fill_by_row(
     const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *tile,
     const Scratch *scratch,
 ) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef bint masked = has(problem, MASK) and role == INPUT
-    cdef Py_ssize_t k
-    cdef real *row
     if (
-        group.rows == LANES and group.offsets[<int>role].step != 0 and not masked
-        and is_plain(&problem.layout, array)
+        group.offsets[<int>role].step != 0 and is_plain(&problem.layout, array)
+        and not (role == INPUT and has(problem, MASK))
     ):
         tile_load(
             tile, array.data + in_group(group, problem, role, 0)
             + chunk * CHUNK * <Py_ssize_t>sizeof(real), group.offsets[<int>role].step, n)
         return
-    for k in range(LANES):
-        row = scratch.staged + k * n
-        if k >= group.rows:
-            # Lanes without a row repeat the first one.
-            memcpy(row, scratch.staged, n * sizeof(real))
-            continue
-        row_gather(
-            &problem.layout, array, in_group(group, problem, role, k), chunk * CHUNK, n, row,
-            scratch.raw)
-        if masked:
-            row_exclude(
-                &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
-                chunk * CHUNK, n, row, NEGATIVE_INFINITY, scratch.raw)
+    group_gather(group, problem, role, chunk, scratch.staged, scratch)
     tile_load(tile, <const char *>scratch.staged, n * <Py_ssize_t>sizeof(real), n)
 
 
@@ -532,23 +567,39 @@ cdef void tile_spread(
 # ---- emit ----------------------------------------------------------------------------------------
 
 
+cdef enum TileTarget:
+    # What the classes of a target get instead of, or on top of, their share of the sum.
+    NO_TARGET = 0
+    BY_LABEL = 1
+    DENSE = 2
+
+
 cdef struct TileOutput:
     # What to write for the classes of a tile.
     OutputKind kind
+    int target                 # of TileTarget
     const real *values         # exponentials or logits
     DoubleDouble factor
     vector unscale
     vector minus
     vector coefficient_factor
     Reference reference
-    bint dense                 # subtract coefficient_factor * coefficient
     Coefficients coefficients
-    bint by_label
     vector label               # the class that gets at_label instead
     vector at_label
     vector top                 # dense targets: the same for at_top, which goes first
     vector at_top
     vector active              # rows where this is not above 0 get 0
+
+
+cdef struct TilePlace:
+    # A chunk of a tile, and where its output goes:
+    const RowState *state
+    const real *values
+    Py_ssize_t n
+    char *to
+    Py_ssize_t row_stride
+    Py_ssize_t class_stride    # by rows if 0, else class by class
 
 
 cdef inline vector rows_active(const Group *group) noexcept nogil:
@@ -562,34 +613,31 @@ cdef inline vector rows_active(const Group *group) noexcept nogil:
     return vector_load(active)
 
 
-cdef inline void tile_output_open(
-    TileOutput *output, const Group *group, const Problem *problem, Py_ssize_t chunk,
-    const RowState *state, const real *tile,
+cdef inline TileOutput tile_output_open(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    OutputKind kind, int target,
 ) noexcept nogil:
-    """Describe the output of one chunk of a tile."""
-    output.values = tile
-    output.dense = is_dense(problem.operation)
-    output.by_label = has(problem, LABELS)
-    output.kind = FROM_KEPT
-    if is_pair(problem.operation):
-        output.kind = FINISHED
-        return
-    if emits_logarithms(problem.operation):
-        output.kind = LOGARITHMS
-    elif problem.plan.chunks > 1:
-        output.kind = FROM_LOGITS
-    output.factor = chunk_factor(group, problem, state, &output.reference)
+    """Describe the output of one chunk of a tile; what is not needed is not set."""
+    cdef TileOutput output
+    output.values = place.values
+    output.kind = kind
+    output.target = target
+    if kind == FINISHED:
+        return output
+    output.factor = chunk_factor(group, problem, place.state, &output.reference)
     output.unscale = group.recipe.unscale
     output.minus = group.recipe.minus
-    if output.dense:
-        output.coefficients = tile_coefficients_of(problem, chunk, tile)
+    if target & DENSE:
+        output.coefficients = tile_coefficients_of(problem, chunk, place.values)
         output.coefficient_factor = group.recipe.coefficient_factor
         output.top = classes_in_chunk(group.recipe.top, chunk)
         output.at_top = group.recipe.at_top
-    if output.by_label:
+    if target & BY_LABEL:
         output.label = classes_in_chunk(group.labels, chunk)
         output.at_label = group.recipe.at_label
-    output.active = rows_active(group)
+    if target != NO_TARGET:
+        output.active = rows_active(group)
+    return output
 
 
 cdef inline vector tile_output(
@@ -603,7 +651,7 @@ cdef inline vector tile_output(
         return vector_subtract(cooled_difference(v, tile.minus, scale), tile.factor.high)
     if tile.kind == FROM_LOGITS:
         v = exponential(v, tile.reference, scale)
-    if tile.dense:
+    if tile.target & DENSE:
         v = vector_multiply(
             vector_fnma(
                 tile.coefficient_factor, tile_coefficient(&tile.coefficients, c),
@@ -611,11 +659,11 @@ cdef inline vector tile_output(
             tile.unscale)
     else:
         v = output_product(v, tile.factor, tile.unscale, scale.few_digits)
-    if tile.by_label:
+    if tile.target & BY_LABEL:
         v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
-    if tile.dense:
+    if tile.target & DENSE:
         v = vector_select(vector_equal(tile.top, vector_set(<real>c)), tile.at_top, v)
-    if tile.dense or tile.by_label:
+    if tile.target != NO_TARGET:
         v = vector_select(vector_greater(tile.active, vector_set(0.0)), v, vector_set(0.0))
     return v
 
@@ -662,63 +710,85 @@ cdef inline void tile_unpack(
 
 
 cdef inline void tile_lay(
-    const TileOutput *tile, Py_ssize_t n, const Scale *scale, char *to, Py_ssize_t row_stride,
-    Py_ssize_t class_stride,
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale_, OutputKind kind, int target, Arithmetic arithmetic,
 ) noexcept nogil:
-    """Lay the output out by rows, or, where there is a `class_stride`, class by class."""
-    cdef Py_ssize_t c
-    if class_stride == 0:
-        tile_unpack(tile, n, scale, to, row_stride)
-        return
-    for c in range(n):
-        vector_store(<real *>(to + c * class_stride), tile_output(tile, c, scale))
-
-
-cdef inline void tile_lay_kind(
-    const TileOutput *given, Py_ssize_t n, const Scale *scale_, char *to, Py_ssize_t row_stride,
-    Py_ssize_t class_stride, Arithmetic arithmetic,
-) noexcept nogil:
-    """tile_lay() with constants for what the output is made of."""
-    cdef TileOutput tile = given[0]
+    """Lay the output out; `kind`, `target` and `arithmetic` are constants where they can be."""
+    cdef TileOutput tile = tile_output_open(group, problem, chunk, place, kind, target)
     cdef Scale scale = scale_with(scale_, arithmetic)
-    if tile.kind == LOGARITHMS:
-        tile.kind = LOGARITHMS
-        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
-    elif tile.kind == FINISHED:
-        tile.kind = FINISHED
-        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
-    elif tile.kind == FROM_LOGITS:
-        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
-    elif tile.dense and tile.by_label:
-        tile.kind = FROM_KEPT
-        tile.dense = tile.by_label = True
-        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
-    elif tile.dense:
-        tile.kind = FROM_KEPT
-        tile.dense = True
-        tile.by_label = False
-        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
-    elif tile.by_label:
-        tile.kind = FROM_KEPT
-        tile.dense = False
-        tile.by_label = True
-        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
-    else:
-        tile.kind = FROM_KEPT
-        tile.dense = tile.by_label = False
-        tile_lay(&tile, n, &scale, to, row_stride, class_stride)
+    cdef Py_ssize_t c
+    if place.class_stride == 0:
+        tile_unpack(&tile, place.n, &scale, place.to, place.row_stride)
+        return
+    for c in range(place.n):
+        vector_store(<real *>(place.to + c * place.class_stride), tile_output(&tile, c, &scale))
 
 
-cdef void tile_emit(
-    const TileOutput *tile, Py_ssize_t n, const Scale *scale, char *to, Py_ssize_t row_stride,
-    Py_ssize_t class_stride,
+# A function for each kind of output, which has its registers to itself.
+
+
+cdef void tile_emit_kept(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale,
 ) noexcept nogil:
-    if tile.kind != FROM_KEPT:
-        tile_lay_kind(tile, n, scale, to, row_stride, class_stride, GENERAL)
-    elif scale.few_digits:
-        tile_lay_kind(tile, n, scale, to, row_stride, class_stride, FEW_DIGITS)
+    if not scale.few_digits:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, NO_TARGET, PLAIN)
     else:
-        tile_lay_kind(tile, n, scale, to, row_stride, class_stride, PLAIN)
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, NO_TARGET, FEW_DIGITS)
+
+
+cdef void tile_emit_by_label(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale,
+) noexcept nogil:
+    if not scale.few_digits:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL, PLAIN)
+    else:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL, FEW_DIGITS)
+
+
+cdef void tile_emit_dense(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale,
+) noexcept nogil:
+    if has(problem, LABELS):
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL | DENSE, PLAIN)
+    else:
+        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, DENSE, PLAIN)
+
+
+cdef void tile_emit_other(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale,
+) noexcept nogil:
+    cdef int target = NO_TARGET
+    if is_pair(problem.operation):
+        tile_lay(group, problem, chunk, place, scale, FINISHED, NO_TARGET, PLAIN)
+    elif emits_logarithms(problem.operation):
+        tile_lay(group, problem, chunk, place, scale, LOGARITHMS, NO_TARGET, GENERAL)
+    else:
+        if has(problem, LABELS):
+            target |= BY_LABEL
+        if is_dense(problem.operation):
+            target |= DENSE
+        tile_lay(group, problem, chunk, place, scale, FROM_LOGITS, target, GENERAL)
+
+
+cdef inline void tile_emit(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
+    const Scale *scale,
+) noexcept nogil:
+    if (
+        is_pair(problem.operation) or emits_logarithms(problem.operation)
+        or problem.plan.chunks > 1
+    ):
+        tile_emit_other(group, problem, chunk, place, scale)
+    elif is_dense(problem.operation):
+        tile_emit_dense(group, problem, chunk, place, scale)
+    elif has(problem, LABELS):
+        tile_emit_by_label(group, problem, chunk, place, scale)
+    else:
+        tile_emit_kept(group, problem, chunk, place, scale)
 
 
 cdef void run_write(
@@ -778,10 +848,6 @@ cdef void tile_write_by_row(
     cdef Py_ssize_t k, offset
     for k in range(group.rows):
         offset = in_group(group, problem, OUTPUT, k)
-        if clears_excluded(problem):
-            row_exclude(
-                &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
-                chunk * CHUNK, n, rows + k * n, 0, scratch.raw)
         if has_neighbours(&problem.layout, array):
             write_run(
                 &scratch.writer, rows + k * n, n,
@@ -805,39 +871,36 @@ cdef void tiles_emit_by_class(
     """Write one chunk of the tiles of a batch whose rows are neighbours."""
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
-    cdef Py_ssize_t t, class_stride = LANES * sizeof(real)
-    cdef TileOutput output
-    cdef real *tile
-    cdef char *to
+    cdef Py_ssize_t t
+    cdef TilePlace place
     cdef bint straight
     runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     straight = (
         goes_straight(problem) and scratch.runs.count == 1 and rows % LANES == 0
         and step_in_runs(array) == sizeof(real))
+    place.n = chunk_length(problem, chunk)
+    place.row_stride = 0
     for t in range(tiles):
-        tile = scratch.kept + t * scratch.kept_stride
-        tile_output_open(
-            &output, groups + t, problem, chunk,
-            chunk_state(groups + t, problem, t, chunk, scratch), tile)
-        to = <char *>tile
+        place.state = chunk_state(groups + t, problem, t, chunk, scratch)
+        place.values = scratch.kept + t * scratch.kept_stride
+        place.to = <char *>place.values
+        place.class_stride = LANES * sizeof(real)
         if straight:
-            class_stride = array.class_stride
-            to = (
+            place.class_stride = array.class_stride
+            place.to = (
                 array.data + scratch.runs.offset[0] + t * LANES * <Py_ssize_t>sizeof(real)
-                + chunk * CHUNK * class_stride)
-        tile_emit(
-            &output, chunk_length(problem, chunk), &scratch.scale, to, 0, class_stride)
+                + chunk * CHUNK * array.class_stride)
+        tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
     if not straight:
         tiles_write_by_class(groups, problem, tiles, chunk, scratch)
 
 
 cdef inline bint is_packed(const Problem *problem) noexcept nogil:
-    """Whether the rows of the output follow each other, whole and unmasked."""
+    """Whether the rows of the output follow each other, whole."""
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
     return (
         has_neighbours(&problem.layout, array) and problem.plan.chunks == 1
-        and array.row_stride == problem.layout.classes * array.size
-        and not clears_excluded(problem))
+        and array.row_stride == problem.layout.classes * array.size)
 
 
 cdef void tiles_emit_by_row(
@@ -849,27 +912,32 @@ cdef void tiles_emit_by_row(
     cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t t, step
     cdef bint straight = goes_straight(problem) and has_neighbours(&problem.layout, array)
-    cdef TileOutput output
-    cdef char *to
+    cdef bint masked = clears_excluded(problem)
+    cdef TilePlace place
     cdef char *room = NULL
-    if is_packed(problem) and not (straight and groups[tiles - 1].rows == LANES):
+    place.n = n
+    place.class_stride = 0
+    if is_packed(problem) and not (straight and n % LANES == 0):
         room = <char *>writer_room(
             &scratch.writer, array.data + in_group(groups, problem, OUTPUT, 0))
     for t in range(tiles):
-        to = array.data + in_group(groups + t, problem, OUTPUT, 0)
+        place.state = chunk_state(groups + t, problem, t, chunk, scratch)
+        place.values = scratch.kept + t * scratch.kept_stride
         step = groups[t].offsets[<int>OUTPUT].step
-        tile_output_open(
-            &output, groups + t, problem, chunk,
-            chunk_state(groups + t, problem, t, chunk, scratch),
-            scratch.kept + t * scratch.kept_stride)
+        place.row_stride = packed
         if room != NULL:
-            tile_emit(&output, n, &scratch.scale, room + t * LANES * packed, packed, 0)
-        elif straight and groups[t].rows == LANES and (step == packed or (step != 0 and n >= 4)):
-            tile_emit(
-                &output, n, &scratch.scale, to + chunk * CHUNK * <Py_ssize_t>sizeof(real), step,
-                0)
+            place.to = room + t * LANES * packed
+        elif straight and groups[t].rows == LANES and step != 0 and n >= 4:
+            place.to = (
+                array.data + in_group(groups + t, problem, OUTPUT, 0)
+                + chunk * CHUNK * <Py_ssize_t>sizeof(real))
+            place.row_stride = step
         else:
-            tile_emit(&output, n, &scratch.scale, <char *>scratch.staged, packed, 0)
+            place.to = <char *>scratch.staged
+        tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
+        if masked:
+            group_exclude(groups + t, problem, chunk, <real *>place.to, 0, scratch)
+        if place.to == <char *>scratch.staged:
             tile_write_by_row(groups + t, problem, chunk, scratch.staged, scratch)
     if room != NULL:
         writer_take(

@@ -14,38 +14,57 @@ cdef enum:
 # ---- one chunk of a row --------------------------------------------------------------------------
 
 
-cdef inline vector row_maxima(const real *x, Py_ssize_t n) noexcept nogil:
+cdef inline vector row_maxima(const char *x, Py_ssize_t n, int kind) noexcept nogil:
     """The greatest elements that are numbers, lane by lane, in any order; -inf where none is.
 
     Whole vectors are read from the start of cache lines on: what is read twice does no harm.
     """
+    cdef Py_ssize_t size = kind_size(kind)
     cdef vector a = vector_set(NEGATIVE_INFINITY)
     cdef vector b = a, c = a, d = a
     cdef Py_ssize_t i
     if n < LANES:
-        return vector_maximum(vector_load_first(x, n), a)
-    a = vector_maximum(vector_load(x), a)
-    b = vector_maximum(vector_load(x + n - LANES), b)
-    i = max(<Py_ssize_t>0, stream_head(x, sizeof(real)))
+        return vector_maximum(element_vector(x, 0, n, kind), a)
+    a = vector_maximum(kind_vector(x, kind), a)
+    b = vector_maximum(kind_vector(x + (n - LANES) * size, kind), b)
+    i = max(<Py_ssize_t>0, stream_head(x, size))
     while i + 4 * LANES <= n:
-        a = vector_maximum(vector_load(x + i), a)
-        b = vector_maximum(vector_load(x + i + LANES), b)
-        c = vector_maximum(vector_load(x + i + 2 * LANES), c)
-        d = vector_maximum(vector_load(x + i + 3 * LANES), d)
+        a = vector_maximum(kind_vector(x + i * size, kind), a)
+        b = vector_maximum(kind_vector(x + (i + LANES) * size, kind), b)
+        c = vector_maximum(kind_vector(x + (i + 2 * LANES) * size, kind), c)
+        d = vector_maximum(kind_vector(x + (i + 3 * LANES) * size, kind), d)
         i += 4 * LANES
     while i + LANES <= n:
-        a = vector_maximum(vector_load(x + i), a)
+        a = vector_maximum(kind_vector(x + i * size, kind), a)
         i += LANES
     return vector_maximum(vector_maximum(a, b), vector_maximum(c, d))
 
 
-cdef inline vector row_vector(const real *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+cdef real row_maximum(const char *x, Py_ssize_t n, int kind) noexcept nogil:
+    if kind == REAL_KIND:
+        return vector_reduce_maximum(row_maxima(x, n, REAL_KIND))
+    if kind == KIND_BFLOAT16:
+        return vector_reduce_maximum(row_maxima(x, n, KIND_BFLOAT16))
+    return vector_reduce_maximum(row_maxima(x, n, KIND_FLOAT16))
+
+
+cdef inline vector element_vector(
+    const char *x, Py_ssize_t i, Py_ssize_t n, int kind
+) noexcept nogil:
     """The vector from class i on; -inf past the end."""
     if i + LANES <= n:
-        return vector_load(x + i)
-    if i < n:
-        return vector_load_first(x + i, n - i)
-    return vector_set(NEGATIVE_INFINITY)
+        return kind_vector(x + i * kind_size(kind), kind)
+    if i >= n:
+        return vector_set(NEGATIVE_INFINITY)
+    if kind == REAL_KIND:
+        return vector_load_first(<const real *>x + i, n - i)
+    return vector_select(
+        vector_greater(vector_set(<real>(n - i)), vector_counting()),
+        kind_vector_first(x + i * kind_size(kind), n - i, kind), vector_set(NEGATIVE_INFINITY))
+
+
+cdef inline vector row_vector(const real *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    return element_vector(<const char *>x, i, n, REAL_KIND)
 
 
 cdef inline void row_store(real *to, vector v, Py_ssize_t count) noexcept nogil:
@@ -56,19 +75,40 @@ cdef inline void row_store(real *to, vector v, Py_ssize_t count) noexcept nogil:
         vector_store(to, v)
 
 
-cdef inline Py_ssize_t row_find(const real *x, Py_ssize_t n, real value) noexcept nogil:
-    """The first position of `value`; -1 if it is nowhere."""
+cdef inline unsigned int places_of(
+    const char *x, Py_ssize_t i, Py_ssize_t n, vector wanted, int kind
+) noexcept nogil:
+    """Which of the classes from i on are `wanted`: bits."""
+    return vector_mask_bits(vector_equal(element_vector(x, i, n, kind), wanted))
+
+
+cdef inline Py_ssize_t element_find(
+    const char *x, Py_ssize_t n, real value, int kind
+) noexcept nogil:
     cdef vector wanted = vector_set(value)
     cdef Py_ssize_t i = 0, k
     cdef unsigned int found
+    while i + 4 * LANES <= n and not (
+        places_of(x, i, n, wanted, kind) | places_of(x, i + LANES, n, wanted, kind)
+        | places_of(x, i + 2 * LANES, n, wanted, kind)
+        | places_of(x, i + 3 * LANES, n, wanted, kind)
+    ):
+        i += 4 * LANES
     while i < n:
-        found = vector_mask_bits(vector_equal(row_vector(x, i, n), wanted))
+        found = places_of(x, i, n, wanted, kind)
         if found != 0:
             for k in range(min(<Py_ssize_t>LANES, n - i)):
                 if found >> k & 1:
                     return i + k
         i += LANES
     return -1
+
+
+cdef Py_ssize_t row_find(const char *x, Py_ssize_t n, real value, int kind) noexcept nogil:
+    """The first position of `value`; -1 if it is nowhere."""
+    if kind == REAL_KIND:
+        return element_find(x, n, value, REAL_KIND)
+    return element_find(x, n, value, kind)
 
 
 cdef inline vector run_sum(const vector *e) noexcept nogil:
@@ -85,26 +125,28 @@ cdef inline void run_drop(vector *e, Py_ssize_t place, vector counting) noexcept
 
 cdef struct Stretch:
     # Classes of a row whose exponentials are added up.
-    const real *x
+    const char *x
+    int kind              # of its elements
     Py_ssize_t n
     Py_ssize_t pivot      # what is left out; outside [0, n) for nothing
     real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
-    Py_ssize_t ahead      # bytes from x to what comes next, which is fetched meanwhile
+    const char *ahead     # what is fetched meanwhile, `size` bytes a class: up to the second cache
+    const char *near      # and, where nothing is kept, up to the first
+    Py_ssize_t size       # (of an element in memory)
 
 
 cdef inline DoubleDouble row_exponentials(
-    const Stretch *stretch, Reference reference, const Scale *scale_, bint keep,
+    const Stretch *stretch, Reference reference, const Scale *scale_, bint keep, int kind,
     Arithmetic arithmetic,
 ) noexcept nogil:
-    """Return the sum of the exponentials, lane by lane; `keep` and `arithmetic` are constants.
-
-    Where nothing is kept, what comes next is fetched up to the first-level cache half way there.
-    """
+    """Return the sum of the exponentials, lane by lane; the last three: constants if possible."""
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
-    cdef const real *x = stretch.x
+    cdef const char *x = stretch.x
     cdef real *kept = stretch.kept
-    cdef Py_ssize_t n = stretch.n, pivot = stretch.pivot, ahead = stretch.ahead
+    cdef Py_ssize_t n = stretch.n, pivot = stretch.pivot, size = stretch.size
+    cdef const char *ahead = stretch.ahead
+    cdef const char *near = stretch.near
     cdef DoubleDouble total = double_double_from(vector_set(0.0))
     cdef vector run = vector_set(0.0)
     cdef vector[RUN] e
@@ -112,10 +154,11 @@ cdef inline DoubleDouble row_exponentials(
     cdef Py_ssize_t i = 0, k
     while i + RUN * LANES <= n:
         for k in range(RUN):
-            prefetch(<const char *>(x + i + k * LANES) + ahead)
+            prefetch(ahead + (i + k * LANES) * size)
             if not keep:
-                prefetch_near(<const char *>(x + i + k * LANES) + ahead // 2)
-            e[k] = exponential(vector_load(x + i + k * LANES), reference, scale)
+                prefetch_near(near + (i + k * LANES) * size)
+            e[k] = exponential(
+                kind_vector(x + (i + k * LANES) * kind_size(kind), kind), reference, scale)
             if keep:
                 vector_store(kept + i + k * LANES, e[k])
         if i <= pivot < i + RUN * LANES:
@@ -135,7 +178,8 @@ cdef inline DoubleDouble row_exponentials(
         for k in range(RUN):
             e[k] = vector_set(0.0)
             if i + k * LANES < n:
-                e[k] = exponential(row_vector(x, i + k * LANES, n), reference, scale)
+                e[k] = exponential(
+                    element_vector(x, i + k * LANES, n, kind), reference, scale)
                 if keep:
                     row_store(kept + i + k * LANES, e[k], n - i - k * LANES)
         if i <= pivot:
@@ -154,33 +198,45 @@ cdef DoubleDouble exponentials_plain(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, PLAIN)
-    return row_exponentials(stretch, reference, scale, True, PLAIN)
+        return row_exponentials(stretch, reference, scale, False, REAL_KIND, PLAIN)
+    return row_exponentials(stretch, reference, scale, True, REAL_KIND, PLAIN)
 
 
-cdef DoubleDouble exponentials_few(
+cdef DoubleDouble exponentials_bfloat16(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, FEW_DIGITS)
-    return row_exponentials(stretch, reference, scale, True, FEW_DIGITS)
+        return row_exponentials(stretch, reference, scale, False, KIND_BFLOAT16, FEW_DIGITS)
+    return row_exponentials(stretch, reference, scale, True, KIND_BFLOAT16, FEW_DIGITS)
+
+
+cdef DoubleDouble exponentials_float16(
+    const Stretch *stretch, Reference reference, const Scale *scale
+) noexcept nogil:
+    if stretch.kept == NULL:
+        return row_exponentials(stretch, reference, scale, False, KIND_FLOAT16, FEW_DIGITS)
+    return row_exponentials(stretch, reference, scale, True, KIND_FLOAT16, FEW_DIGITS)
 
 
 cdef DoubleDouble exponentials_general(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
-    return row_exponentials(stretch, reference, scale, stretch.kept != NULL, GENERAL)
+    return row_exponentials(
+        stretch, reference, scale, stretch.kept != NULL, stretch.kind, GENERAL)
 
 
 cdef inline DoubleDouble row_absorb(
     const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
 ) noexcept nogil:
     """row_exponentials() in the arithmetic that the row needs."""
-    if scale.tempered or shifted:
-        return exponentials_general(stretch, reference, scale)
-    if scale.few_digits:
-        return exponentials_few(stretch, reference, scale)
-    return exponentials_plain(stretch, reference, scale)
+    if not (scale.tempered or shifted):
+        if stretch.kind == REAL_KIND and not scale.few_digits:
+            return exponentials_plain(stretch, reference, scale)
+        if stretch.kind == KIND_BFLOAT16 and scale.few_digits:
+            return exponentials_bfloat16(stretch, reference, scale)
+        if stretch.kind == KIND_FLOAT16 and scale.few_digits:
+            return exponentials_float16(stretch, reference, scale)
+    return exponentials_general(stretch, reference, scale)
 
 
 # ---- sums of many rows ---------------------------------------------------------------------------
@@ -415,7 +471,7 @@ cdef inline real *row_kept(
     return scratch.kept + k * scratch.kept_stride + chunk * CHUNK
 
 
-cdef inline const real *row_input(
+cdef inline const char *row_input(
     const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk, real *buffer,
     const Scratch *scratch,
 ) noexcept nogil:
@@ -424,24 +480,29 @@ cdef inline const real *row_input(
     cdef Py_ssize_t offset = in_group(group, problem, INPUT, k)
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     if not problem.plan.gather:
-        return <const real *>(array.data + offset) + chunk * CHUNK
+        return array.data + offset + chunk * CHUNK * array.size
     row_gather(&problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw)
     if has(problem, MASK):
         row_exclude(
             &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
             chunk * CHUNK, n, buffer, NEGATIVE_INFINITY, scratch.raw)
-    return buffer
+    return <const char *>buffer
+
+
+cdef inline int input_kind(const Problem *problem) noexcept nogil:
+    """The kind of what row_input() gives."""
+    return REAL_KIND if problem.plan.gather else problem.arrays[<int>INPUT].kind
 
 
 cdef inline Py_ssize_t row_pivot(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const real *x,
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const char *x,
     real maximum,
 ) noexcept nogil:
     """Which class of a chunk of row k is left out of its sum; -1 for none."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t label
     if leaves_out_maximum(problem.operation):
-        return row_find(x, n, maximum)
+        return row_find(x, n, maximum, input_kind(problem))
     if not leaves_out_label(problem.operation):
         return -1
     label = group.labels[k] - chunk * CHUNK
@@ -461,8 +522,8 @@ cdef void along_absorb(
 ) noexcept nogil:
     """Fill the state of one chunk of the group, row by row."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t k, stop, pivot, first = 0
-    cdef const real *x[16]
+    cdef Py_ssize_t k, stop, first = 0
+    cdef const char *x[16]
     cdef real[16] maximum
     cdef real[16] position
     cdef real[16] shift
@@ -472,29 +533,32 @@ cdef void along_absorb(
     cdef DenseSums dense
     cdef Stretch stretch
     stretch.n = n
-    stretch.ahead = problem.plan.ahead
+    stretch.kind = input_kind(problem)
+    stretch.size = problem.arrays[<int>INPUT].size
     if is_scored(problem.operation):
         own_logit_find(group, problem)
     for k in range(LANES):
-        maximum[k] = 0
+        maximum[k] = dense.own[k] = dense.below[k] = 0
         position[k] = -1
-        dense.own[k] = dense.below[k] = 0
     while first < group.rows:
         stop = min(first + problem.plan.rows_at_once, group.rows)
         for k in range(first, stop):
             x[k] = row_input(
                 group, problem, k, chunk, scratch.staged + (k - first) * scratch.staged_stride,
                 scratch)
-            maximum[k] = vector_reduce_maximum(row_maxima(x[k], n))
+            maximum[k] = row_maximum(x[k], n, stretch.kind)
         state.maximum = vector_load(maximum)
         state.reference = reference_for(state.maximum, &scratch.scale)
         vector_store(shift, state.reference.shift)
         vector_store(exponent, state.reference.exponent)
         for k in range(first, stop):
-            pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
-            position[k] = <real>pivot
+            stretch.pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
+            position[k] = <real>stretch.pivot
             stretch.x = x[k]
-            stretch.pivot = pivot
+            stretch.ahead = (
+                problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
+                + chunk * CHUNK * stretch.size + problem.plan.ahead)
+            stretch.near = stretch.ahead - problem.plan.ahead // 2
             if is_dense(problem.operation):
                 along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             reference.shift = vector_set(shift[k])
@@ -503,26 +567,28 @@ cdef void along_absorb(
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
             if is_scored(problem.operation):
-                position[k] = <real>row_find(x[k], n, maximum[k])
-                stretch.pivot = <Py_ssize_t>position[k]
-                along_compare(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
+                position[k] = along_compare(
+                    group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
         first = stop
     state.others = rows_reduce(&sums, group.rows, n)
     state.position = vector_load(position)
+    state.below = double_double_from(vector_load(dense.below))
     if sums_coefficients(problem):
         dense_reduce(group, problem, chunk, state, &dense)
     if is_scored(problem.operation):
-        state.below = double_double_from(vector_load(dense.below))
         along_rest(group, problem, chunk, state, x, scratch)
 
 
-cdef inline void along_compare(
+cdef inline real along_compare(
     const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k,
-    const Stretch *stretch, real maximum, DenseSums *dense, const Scratch *scratch,
+    Stretch *stretch, real maximum, DenseSums *dense, const Scratch *scratch,
 ) noexcept nogil:
+    """What scores take of a chunk of row k besides its sum; return where its maximum is."""
+    stretch.pivot = row_find(stretch.x, stretch.n, maximum, REAL_KIND)
     dense.below[k] = row_compare(group, problem, chunk, k, stretch, scratch)
     if wants_entropy(problem):
         along_spread(group, problem, chunk, k, stretch, maximum, dense, scratch)
+    return <real>stretch.pivot
 
 
 cdef inline void along_spread(
@@ -532,8 +598,8 @@ cdef inline void along_spread(
     cdef Coefficients coefficients = coefficients_of(group, problem, k, chunk, scratch)
     cdef DoubleDouble total, spread
     row_spread_of(
-        stretch.x, stretch.n, spread_origin(vector_set(maximum)), &coefficients, stretch.pivot,
-        &total, &spread)
+        <const real *>stretch.x, stretch.n, spread_origin(vector_set(maximum)), &coefficients,
+        stretch.pivot, &total, &spread)
     sums_put(&dense.spread, k, spread)
     sums_put(&dense.coefficients, k, total)
     if coefficients.probabilities != NULL:
@@ -579,7 +645,9 @@ cdef enum OutputKind:
 
 cdef struct RowOutput:
     # What to write for n classes of a row, in one number of each vector of a Recipe.
-    const real *x             # kept exponentials, or logits
+    const char *x             # kept exponentials, or logits,
+    int source                # and the kind of them
+    int stored                # kind of the output
     Reference reference
     DoubleDouble factor
     vector unscale
@@ -626,11 +694,8 @@ cdef inline vector row_output_at(
     const Scale *scale,
 ) noexcept nogil:
     """The output from class i on, as much of a vector as there is."""
-    cdef vector v
-    if i + LANES <= n:
-        v = row_output(row, vector_load(row.x + i), kind, i, n, scale)
-    else:
-        v = row_output(row, vector_load_first(row.x + i, n - i), kind, i, n, scale)
+    cdef vector v = row_output(
+        row, element_vector(row.x, i, n, row.source), kind, i, n, scale)
     if i <= row.label < i + LANES:
         v = vector_select(
             vector_equal(counting, vector_set(<real>(row.label - i))), vector_set(row.at_label), v)
@@ -642,7 +707,7 @@ cdef inline vector row_output_at(
 
 cdef inline void row_emit(
     const RowOutput *row_, OutputKind kind, Py_ssize_t n, const Scale *scale_,
-    Arithmetic arithmetic, real *to, Joints *joints,
+    Arithmetic arithmetic, char *to, Joints *joints,
 ) noexcept nogil:
     """Write n classes of a row, past the caches if there are `joints`.
 
@@ -652,6 +717,7 @@ cdef inline void row_emit(
     cdef RowOutput row = row_[0]
     cdef Scale scale = scale_with(scale_, arithmetic)
     cdef vector counting = vector_counting()
+    cdef Py_ssize_t size = kind_size(row.stored)
     cdef Py_ssize_t i = 0, head = -1
     if joints != NULL:
         head = joint_head(joints, to)
@@ -660,19 +726,22 @@ cdef inline void row_emit(
             joint_first(joints, to, row_output_at(&row, kind, 0, n, counting, &scale), i)
     if head >= 0:
         while i + LANES <= n:
-            vector_stream(to + i, row_output_at(&row, kind, i, n, counting, &scale))
+            kind_vector_stream(
+                to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
             i += LANES
     else:
         while i + LANES <= n:
-            vector_store(to + i, row_output_at(&row, kind, i, n, counting, &scale))
+            kind_vector_store(
+                to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
             i += LANES
     if i < n:
         if head >= 0:
             joint_last(
-                joints, to + i, row_output_at(&row, kind, i, n, counting, &scale), n - i)
+                joints, to + i * size, row_output_at(&row, kind, i, n, counting, &scale), n - i)
         else:
-            vector_store_first(
-                to + i, row_output_at(&row, kind, i, n, counting, &scale), n - i)
+            kind_vector_store_first(
+                to + i * size, row_output_at(&row, kind, i, n, counting, &scale), n - i,
+                row.stored)
 
 
 # A function for each kind of output, which has its registers to itself. Exponentials that are kept
@@ -680,42 +749,65 @@ cdef inline void row_emit(
 
 
 cdef void emit_kept(
-    const RowOutput *row_, Py_ssize_t n, const Scale *scale, real *to, Joints *joints
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
+    row.source = REAL_KIND
     if row.dense:
         row.dense = True
         row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
-    elif scale.few_digits:
-        row.dense = False
+        return
+    row.dense = False
+    if not scale.few_digits and row.stored == REAL_KIND:
+        row.stored = REAL_KIND
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+    elif not scale.few_digits:
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+    else:
+        emit_kept_few(&row, n, scale, to, joints)
+
+
+cdef void emit_kept_few(
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
+) noexcept nogil:
+    cdef RowOutput row = row_[0]
+    row.source = REAL_KIND
+    row.dense = False
+    if row.stored == KIND_BFLOAT16:
+        row.stored = KIND_BFLOAT16
+        row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
+    elif row.stored == KIND_FLOAT16:
+        row.stored = KIND_FLOAT16
         row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
     else:
-        row.dense = False
-        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+        row.stored = REAL_KIND
+        row_emit(&row, FROM_KEPT, n, scale, FEW_DIGITS, to, joints)
 
 
 cdef void emit_again(
-    const RowOutput *row_, Py_ssize_t n, const Scale *scale, bint shifted, real *to, Joints *joints
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, bint shifted, char *to, Joints *joints
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
-    if row.dense or scale.tempered or shifted:
+    if (
+        row.dense or scale.tempered or shifted or scale.few_digits
+        or row.source != REAL_KIND or row.stored != REAL_KIND
+    ):
         row_emit(&row, FROM_LOGITS, n, scale, GENERAL, to, joints)
-    elif scale.few_digits:
-        row.dense = False
-        row_emit(&row, FROM_LOGITS, n, scale, FEW_DIGITS, to, joints)
     else:
         row.dense = False
+        row.source = row.stored = REAL_KIND
         row_emit(&row, FROM_LOGITS, n, scale, PLAIN, to, joints)
 
 
 cdef void emit_logarithms(
-    const RowOutput *row_, Py_ssize_t n, const Scale *scale, real *to, Joints *joints
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
     row.dense = False
-    if scale.tempered:
+    if scale.tempered or row.source != REAL_KIND or row.stored != REAL_KIND:
         row_emit(&row, LOGARITHMS, n, scale, GENERAL, to, joints)
     else:
+        row.source = row.stored = REAL_KIND
         row_emit(&row, LOGARITHMS, n, scale, PLAIN, to, joints)
 
 
@@ -780,13 +872,21 @@ cdef inline void rows_output_open(
             vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high))
 
 
+cdef struct RowPlace:
+    # Where a chunk of a row is put,
+    char *to
+    int kind           # as what,
+    Joints *joints     # and past the caches if there are such
+
+
 cdef inline void row_make(
     const RowsOutput *rows, const Group *group, const Problem *problem, Py_ssize_t chunk,
-    Py_ssize_t k, const Scratch *scratch, real *to, Joints *joints,
+    Py_ssize_t k, const Scratch *scratch, RowPlace place,
 ) noexcept nogil:
     """Compute a chunk of the output of one row."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef RowOutput row
+    row.stored = place.kind
     row.reference.shift = vector_set(rows.shift[k])
     row.reference.exponent = vector_set(rows.exponent[k])
     row.factor.high = vector_set(rows.factor[k])
@@ -804,14 +904,16 @@ cdef inline void row_make(
         row.top = group.recipe.top[k] - chunk * CHUNK
         row.at_top = rows.at_top[k]
     if problem.plan.keep and not rows.again >> k & 1:
-        row.x = row_kept(group, problem, k, chunk, scratch)
-        emit_kept(&row, n, &scratch.scale, to, joints)
+        row.x = <const char *>row_kept(group, problem, k, chunk, scratch)
+        emit_kept(&row, n, &scratch.scale, place.to, place.joints)
         return
+    row.source = input_kind(problem)
     row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
     if emits_logarithms(problem.operation):
-        emit_logarithms(&row, n, &scratch.scale, to, joints)
+        emit_logarithms(&row, n, &scratch.scale, place.to, place.joints)
     else:
-        emit_again(&row, n, &scratch.scale, rows.shift[k] != 0, to, joints)
+        emit_again(
+            &row, n, &scratch.scale, rows.shift[k] != 0, place.to, place.joints)
 
 
 cdef void along_emit(
@@ -821,38 +923,38 @@ cdef void along_emit(
     """Write one chunk of the group's rows, one after the other."""
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t k, i, offset
+    cdef Py_ssize_t k, offset
     cdef bint masked = clears_excluded(problem)
     cdef bint neighbours = has_neighbours(&problem.layout, output)
-    cdef bint straight = is_plain(&problem.layout, output) and not masked
-    cdef Joints *joints = NULL
+    cdef bint straight = neighbours and kind_has_vectors(output.kind) and not masked
+    cdef RowPlace place
     cdef RowsOutput rows
-    cdef real *to
     rows_output_open(&rows, group, problem, state)
+    place.kind = output.kind if straight else REAL_KIND
+    place.joints = NULL
+    if straight and problem.plan.stream:
+        place.joints = &scratch.writer.joints
     for k in range(group.rows):
         offset = in_group(group, problem, OUTPUT, k)
-        to = scratch.packed
-        if straight:
-            to = <real *>(output.data + offset) + chunk * CHUNK
-            if problem.plan.stream:
-                joints = &scratch.writer.joints
-        elif neighbours:
-            to = writer_room(
-                &scratch.writer, output.data + offset + chunk * CHUNK * output.size)
-        if group.ignored >> k & 1:
-            if joints != NULL:
-                joints_close(joints)
-            for i in range(n):
-                to[i] = 0
+        place.to = output.data + offset + chunk * CHUNK * output.size
+        if neighbours and not straight:
+            place.to = <char *>writer_room(&scratch.writer, place.to)
+        elif not neighbours:
+            place.to = <char *>scratch.packed
+        if not group.ignored >> k & 1:
+            row_make(&rows, group, problem, chunk, k, scratch, place)
         else:
-            row_make(&rows, group, problem, chunk, k, scratch, to, joints)
+            if place.joints != NULL:
+                joints_close(place.joints)
+            memset(place.to, 0, n * kind_size(place.kind))
         if straight:
             continue
         if masked:
             row_exclude(
                 &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
-                chunk * CHUNK, n, to, 0, scratch.raw)
+                chunk * CHUNK, n, <real *>place.to, 0, scratch.raw)
         if neighbours:
             writer_take(&scratch.writer, n)
         else:
-            row_scatter(&problem.layout, output, offset, chunk * CHUNK, n, to, scratch.raw)
+            row_scatter(
+                &problem.layout, output, offset, chunk * CHUNK, n, <real *>place.to, scratch.raw)

@@ -12,6 +12,13 @@ cdef extern from "element.h" nogil:
         char *to, Py_ssize_t to_step, const char *start, Py_ssize_t step, Py_ssize_t n,
         Py_ssize_t size)
     void elements_swap(char *p, Py_ssize_t n, Py_ssize_t size)
+    # A vector at a time:
+    bint kind_has_vectors(int kind)
+    vector kind_vector(const char *start, int kind)
+    vector kind_vector_first(const char *start, Py_ssize_t count, int kind)
+    void kind_vector_store(char *to, vector v, int kind)
+    void kind_vector_store_first(char *to, vector v, Py_ssize_t count, int kind)
+    void kind_vector_stream(char *to, vector v, int kind)
 
 
 cdef inline bint has_neighbours(const Layout *layout, const Array *array) noexcept nogil:
@@ -123,10 +130,19 @@ cdef void row_exclude(
     real *x, real value, char *raw,
 ) noexcept nogil:
     """Replace what a mask leaves out of n classes of a row."""
+    cdef const char *taken = included.data + offset + start * included.class_stride
+    if not has_neighbours(layout, included):
+        bytes_gather(layout, included, included.data + offset, start, n, raw)
+        taken = raw
+    numbers_exclude(x, taken, n, value)
+
+
+cdef inline void numbers_exclude(
+    real *x, const char *taken, Py_ssize_t n, real value
+) noexcept nogil:
     cdef Py_ssize_t i
-    bytes_gather(layout, included, included.data + offset, start, n, raw)
     for i in range(n):
-        x[i] = x[i] if raw[i] != 0 else value
+        x[i] = x[i] if taken[i] != 0 else value
 
 
 cdef void row_scatter(

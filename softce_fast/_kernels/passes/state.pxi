@@ -65,10 +65,10 @@ cdef struct PairSum:
 
 cdef struct Group:
     # Up to LANES rows, a row in each lane.
+    int64_t[16] labels
     Py_ssize_t first
     Py_ssize_t rows
-    Offsets[9] offsets         # by Role
-    int64_t[16] labels
+    Offsets[4] offsets         # by Role, of those before WEIGHT
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
     PairSum[16] sums           # of two arrays
@@ -121,22 +121,16 @@ cdef inline Py_ssize_t in_group(
 cdef inline void group_open(
     Group *group, const Problem *problem, Py_ssize_t first, Py_ssize_t rows
 ) noexcept nogil:
+    cdef int role
     group.first = first
     group.rows = rows
     group.ignored = 0
     group.weights.given = False
     group.own_is_known = False
-    offsets_fill(
-        &group.offsets[<int>INPUT], &problem.layout, &problem.arrays[<int>INPUT], first, rows)
-    if has(problem, OUTPUT):
-        offsets_fill(
-            &group.offsets[<int>OUTPUT], &problem.layout, &problem.arrays[<int>OUTPUT], first, rows)
-    if has(problem, SECOND):
-        offsets_fill(
-            &group.offsets[<int>SECOND], &problem.layout, &problem.arrays[<int>SECOND], first, rows)
-    if has(problem, MASK):
-        offsets_fill(
-            &group.offsets[<int>MASK], &problem.layout, &problem.arrays[<int>MASK], first, rows)
+    for role in range(<int>WEIGHT):
+        if has(problem, <Role>role):
+            offsets_fill(
+                &group.offsets[role], &problem.layout, &problem.arrays[role], first, rows)
     if has(problem, LABELS):
         group_labels(group, problem)
     if has(problem, SAMPLE_WEIGHT):
@@ -148,24 +142,17 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
     cdef const Array *array = &problem.arrays[<int>LABELS]
     cdef const char *start = array.data + row_offset(&problem.layout, array, group.first)
     cdef Py_ssize_t k
-    for k in range(LANES):
-        group.labels[k] = 0
     if array.row_stride == array.size or group.rows == 1:
-        prefetch(start + LABELS_AHEAD)
-        prefetch(start + LABELS_AHEAD + 64)
-        if array.kind == KIND_INT64 and group.rows == LANES and not array.swapped:
-            memcpy(group.labels, start, LANES * sizeof(int64_t))
-        else:
-            labels_read(
-                group.labels, start, array.size, group.rows, array.kind, array.swapped)
-    else:
-        for k in range(group.rows):
-            labels_read(
-                group.labels + k,
-                array.data + row_offset(&problem.layout, array, group.first + k), 0, 1,
-                array.kind, array.swapped)
-    if labels_are_special(
-        group.labels, problem.options.ignore_index, problem.layout.classes
+        prefetch_near(start + LABELS_AHEAD)
+        prefetch_near(start + LABELS_AHEAD + 64)
+    if not (
+        array.kind == KIND_INT64 and array.row_stride == sizeof(int64_t)
+        and group.rows == LANES and not array.swapped
+    ):
+        group_labels_read(group, problem)
+        start = <const char *>group.labels
+    if labels_take(
+        group.labels, start, problem.options.ignore_index, problem.layout.classes
     ):
         for k in range(LANES):
             if group.labels[k] == problem.options.ignore_index:
@@ -176,6 +163,22 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
                 group.labels[k], <int64_t>(problem.layout.classes - (not problem.shard.given))))
     if problem.options.class_weight != NULL or problem.options.label_smoothing != 0:
         group_label_weights(group, problem)
+
+
+cdef void group_labels_read(Group *group, const Problem *problem) noexcept nogil:
+    cdef const Array *array = &problem.arrays[<int>LABELS]
+    cdef const char *start = array.data + row_offset(&problem.layout, array, group.first)
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        group.labels[k] = 0
+    if array.row_stride == array.size or group.rows == 1:
+        labels_read(group.labels, start, array.size, group.rows, array.kind, array.swapped)
+        return
+    for k in range(group.rows):
+        labels_read(
+            group.labels + k,
+            array.data + row_offset(&problem.layout, array, group.first + k), 0, 1,
+            array.kind, array.swapped)
 
 
 cdef void group_label_weights(Group *group, const Problem *problem) noexcept nogil:

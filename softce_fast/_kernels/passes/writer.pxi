@@ -13,8 +13,10 @@ cdef enum:
 
 cdef struct Joints:
     # Lines of memory in which rows meet.
+    int kind                 # of the elements that they become,
+    Py_ssize_t size          # and bytes of one
     real[JOINTS][32] line    # each with room for a vector more
-    real *at[JOINTS]         # where they go
+    char *at[JOINTS]         # where they go
     Py_ssize_t whole         # how many there were that are whole,
     Py_ssize_t written       # how many of these are written,
     Py_ssize_t pending       # and numbers of the next one
@@ -24,6 +26,7 @@ cdef struct Lines:
     # Numbers that are put together.
     int kind             # of the elements that they become,
     Py_ssize_t size      # and bytes of one
+    bint stream          # past the caches
     real *buffer
     char *at             # where the first number of the buffer goes
     Py_ssize_t next      # those from here
@@ -32,7 +35,6 @@ cdef struct Lines:
 
 cdef struct Writer:
     Lines lines
-    bint stream          # past the caches
     Py_ssize_t begin     # the first number of the buffer that is ours,
     Py_ssize_t end       # and the end of those that wait
     Joints joints
@@ -43,36 +45,45 @@ cdef inline void writer_open(
 ) noexcept nogil:
     writer.lines.kind = array.kind
     writer.lines.size = array.size
-    writer.stream = stream
+    writer.lines.stream = stream
     writer.lines.buffer = buffer
     writer.lines.at = NULL
     writer.begin = 0
     writer.end = 0
     writer.lines.next = 0
     writer.lines.whole = 0
+    writer.joints.kind = array.kind
+    writer.joints.size = array.size
     writer.joints.whole = 0
     writer.joints.written = 0
     writer.joints.pending = 0
 
 
 cdef inline void line_step(Lines *lines) noexcept nogil:
-    """Write the next whole line, if there is one."""
-    if lines.next < lines.whole:
-        if lines.kind == REAL_KIND:
+    """Write the next whole line, if there is one and it needs no conversion."""
+    if lines.next < lines.whole and lines.kind == REAL_KIND:
+        if lines.stream:
             vector_stream(<real *>lines.at + lines.next, vector_load(lines.buffer + lines.next))
         else:
-            elements_stream(
-                lines.at + lines.next * lines.size, lines.buffer + lines.next, LANES, lines.kind)
+            vector_store(<real *>lines.at + lines.next, vector_load(lines.buffer + lines.next))
         lines.next += LANES
+
+
+cdef inline void lines_write(
+    const Lines *lines, Py_ssize_t begin, Py_ssize_t end, bint stream
+) noexcept nogil:
+    cdef char *to = lines.at + begin * lines.size
+    if stream:
+        elements_stream(to, lines.buffer + begin, end - begin, lines.kind)
+    else:
+        elements_store(to, lines.buffer + begin, end - begin, lines.kind)
 
 
 cdef void writer_advance(Writer *writer, bint flush) noexcept nogil:
     """Write the lines that wait, and move the rest to the front; if `flush`, write that, too."""
     cdef Lines *lines = &writer.lines
     if lines.next < lines.whole:
-        elements_stream(
-            lines.at + lines.next * lines.size, lines.buffer + lines.next,
-            lines.whole - lines.next, lines.kind)
+        lines_write(lines, lines.next, lines.whole, lines.stream)
     if lines.whole > 0:
         vector_store(lines.buffer, vector_load(lines.buffer + lines.whole))
         lines.at += lines.whole * lines.size
@@ -81,9 +92,7 @@ cdef void writer_advance(Writer *writer, bint flush) noexcept nogil:
     lines.next = 0
     lines.whole = 0
     if flush and writer.begin < writer.end:
-        elements_store(
-            lines.at + writer.begin * lines.size, lines.buffer + writer.begin,
-            writer.end - writer.begin, lines.kind)
+        lines_write(lines, writer.begin, writer.end, False)
         writer.end = writer.begin
 
 
@@ -93,9 +102,7 @@ cdef inline real *writer_room(Writer *writer, char *to) noexcept nogil:
     writer_advance(writer, lines.at + writer.end * lines.size != to)
     if writer.begin < writer.end:
         return lines.buffer + writer.end
-    writer.begin = 0
-    if writer.stream:
-        writer.begin = (LANES - max(<Py_ssize_t>0, stream_head(to, lines.size))) % LANES
+    writer.begin = (LANES - max(<Py_ssize_t>0, stream_head(to, lines.size))) % LANES
     writer.end = writer.begin
     lines.at = to - writer.begin * lines.size
     return lines.buffer + writer.begin
@@ -105,16 +112,10 @@ cdef inline void writer_take(Writer *writer, Py_ssize_t n) noexcept nogil:
     """n numbers were put there."""
     cdef Lines *lines = &writer.lines
     writer.end += n
-    if not writer.stream:
-        elements_store(lines.at, lines.buffer, n, lines.kind)
-        writer.end = 0
-        return
     lines.whole = writer.end // LANES * LANES
     if writer.begin > 0 and lines.whole > 0:
         # The start of the first line belongs to others.
-        elements_store(
-            lines.at + writer.begin * lines.size, lines.buffer + writer.begin,
-            LANES - writer.begin, lines.kind)
+        lines_write(lines, writer.begin, LANES, False)
         lines.next = LANES
 
 
@@ -130,9 +131,9 @@ cdef inline void write_run(Writer *writer, const real *x, Py_ssize_t n, char *to
 cdef inline void joints_write(Joints *joints, Py_ssize_t waiting) noexcept nogil:
     """Write whole lines until so many wait."""
     while joints.whole - joints.written > waiting:
-        vector_stream(
+        kind_vector_stream(
             joints.at[joints.written % JOINTS],
-            vector_load(joints.line[joints.written % JOINTS]))
+            vector_load(joints.line[joints.written % JOINTS]), joints.kind)
         joints.written += 1
 
 
@@ -140,27 +141,30 @@ cdef inline void joints_close(Joints *joints) noexcept nogil:
     """Write all there is."""
     joints_write(joints, 0)
     if joints.pending > 0:
-        memcpy(
-            joints.at[joints.whole % JOINTS], joints.line[joints.whole % JOINTS],
-            joints.pending * sizeof(real))
+        kind_vector_store_first(
+            joints.at[joints.whole % JOINTS],
+            vector_load(joints.line[joints.whole % JOINTS]), joints.pending, joints.kind)
         joints.pending = 0
 
 
-cdef inline Py_ssize_t joint_head(Joints *joints, real *to) noexcept nogil:
+cdef inline Py_ssize_t joint_head(Joints *joints, char *to) noexcept nogil:
     """How many numbers of a row that goes to `to` are in a line with what was before them."""
-    if joints.pending > 0 and joints.at[joints.whole % JOINTS] + joints.pending != to:
+    if (
+        joints.pending > 0
+        and joints.at[joints.whole % JOINTS] + joints.pending * joints.size != to
+    ):
         joints_close(joints)
     if joints.pending > 0:
         return LANES - joints.pending
-    return stream_head(to, sizeof(real))
+    return stream_head(to, joints.size)
 
 
 cdef inline void joint_first(
-    Joints *joints, real *to, vector first, Py_ssize_t count
+    Joints *joints, char *to, vector first, Py_ssize_t count
 ) noexcept nogil:
     """Write the first numbers of a row, `count` of them, less than a line."""
     if joints.pending == 0:
-        vector_store_first(to, first, count)
+        kind_vector_store_first(to, first, count, joints.kind)
         return
     vector_store(joints.line[joints.whole % JOINTS] + joints.pending, first)
     joints.pending += count
@@ -171,7 +175,7 @@ cdef inline void joint_first(
 
 
 cdef inline void joint_last(
-    Joints *joints, real *to, vector last, Py_ssize_t count
+    Joints *joints, char *to, vector last, Py_ssize_t count
 ) noexcept nogil:
     """Keep the last numbers of a row, which begin a line."""
     vector_store(joints.line[joints.whole % JOINTS], last)
@@ -182,5 +186,5 @@ cdef inline void joint_last(
 cdef inline void writer_close(Writer *writer) noexcept nogil:
     writer_advance(writer, True)
     joints_close(&writer.joints)
-    if writer.stream:
+    if writer.lines.stream:
         stores_finish()
