@@ -46,7 +46,7 @@ if _find_spec("softce_fast._kernels.probe") is None:
         "must be files of their own; unpack it, or install it with `pip install`"
     )
 
-from . import _checks, reference
+from . import _checks, reference, sharded
 from ._binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -54,7 +54,7 @@ from ._binary import (
 )
 from ._config import show_config, warn_if_serial
 from ._kernels import execute as _execute
-from ._linear import linear_cross_entropy, linear_cross_entropy_with_grad
+from ._linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_target_scores
 from ._losses import (
     cross_entropy,
     cross_entropy_from_probs,
@@ -62,6 +62,7 @@ from ._losses import (
     cross_entropy_with_grad_and_hessian,
     nll_loss,
 )
+from ._scores import target_scores
 from ._softmax import (
     log_softmax,
     log_softmax_backward,
@@ -71,10 +72,11 @@ from ._softmax import (
 )
 from ._threads import get_num_threads, num_threads, set_num_threads
 from ._version import __version__
-from .reference import LinearGrads
+from .reference import LinearGrads, TargetScores
 
 __all__ = [
     "LinearGrads",
+    "TargetScores",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -86,6 +88,7 @@ __all__ = [
     "get_num_threads",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "linear_target_scores",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
@@ -93,9 +96,11 @@ __all__ = [
     "num_threads",
     "reference",
     "set_num_threads",
+    "sharded",
     "show_config",
     "softmax",
     "softmax_backward",
+    "target_scores",
 ]
 
 for _names in (globals(), vars(reference)):

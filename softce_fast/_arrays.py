@@ -74,9 +74,14 @@ def shares_memory(first: Array, second: Array) -> bool:
         return True
 
 
-def row_blocks(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Return indices of blocks of whole rows along `axes`: BLOCK_SIZE elements, or one row."""
-    budget = BLOCK_SIZE // max(1, math.prod(shape[axis] for axis in axes))
+def row_blocks(
+    shape: tuple[int, ...], axes: tuple[int, ...], size: int = BLOCK_SIZE, most: int = BLOCK_SIZE
+) -> Iterator[tuple[slice, ...]]:
+    """Return indices of blocks of whole rows along `axes`: `size` elements, or one row.
+
+    There are at most `most` rows in a block.
+    """
+    budget = min(most, size // max(1, math.prod(shape[axis] for axis in axes)))
     slices = [[slice(None)]] * len(shape)
     for axis in reversed([axis for axis in range(len(shape)) if axis not in axes]):
         step = max(1, min(shape[axis], budget))

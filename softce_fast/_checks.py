@@ -22,6 +22,7 @@ DType = np.dtype[Any]
 
 REDUCTIONS = ("none", "mean", "sum")
 EMPTY_VALUES = ("nan", "zero")
+TIES = ("first", "min", "max")  # in the order of the kernels' Ties
 MOST_THREADS = 1024
 
 _ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
@@ -216,6 +217,23 @@ def check_empty(empty: str) -> None:
     """Refuse a value of empty other than nan and zero."""
     if not isinstance(empty, str) or empty not in EMPTY_VALUES:
         raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
+
+
+def check_ties(ties: str) -> None:
+    """Refuse a value of ties other than first, min and max."""
+    if not isinstance(ties, str) or ties not in TIES:
+        raise ValueError(f"ties must be 'first', 'min' or 'max', got {ties!r}")
+
+
+def check_top_k(top_k: int, classes: int) -> int:
+    """Return top_k as an int from 0 to the number of classes."""
+    try:
+        value = operator.index(top_k)
+    except TypeError:
+        raise TypeError(f"top_k must be an integer, got {top_k!r}") from None
+    if not 0 <= value <= classes:
+        raise ValueError(f"top_k must be in [0, {classes}], for {classes} classes, got {top_k!r}")
+    return value
 
 
 def check_label_smoothing(label_smoothing: float) -> float:
@@ -611,6 +629,65 @@ def check_loss(
         sample_weight = check_sample_weight(sample_weight, arguments.row_shape, name)
         sample_weight = no_wider(sample_weight, result)
     return arguments._replace(weight=weight, sample_weight=sample_weight)
+
+
+class ScoreArguments(NamedTuple):
+    """Checked arguments of target_scores."""
+
+    logits: Array
+    axis: int  # of the classes, counted from the front
+    labels: Array  # not compared with the number of classes yet
+    where: NDArray[np.bool_] | None  # of the shape of the logits
+    top_k: int
+    entropy: bool
+    ties: str
+    ignore_index: int
+    temperature: float
+    softcap: float | None
+    dtype: DType  # of the result
+
+
+def check_scores(
+    logits: ArrayLike,
+    target: ArrayLike,
+    axis: int,
+    *,
+    top_k: int,
+    entropy: bool,
+    ties: str,
+    ignore_index: int,
+    temperature: float,
+    softcap: float | None,
+    where: ArrayLike | None,
+    dtype: DTypeLike | None,
+) -> ScoreArguments:
+    """Return the arguments of target_scores."""
+    array, result = check_values(logits, "logits", dtype)
+    axis = normalize_axis(axis, array.ndim)
+    check_ties(ties)
+    return ScoreArguments(
+        array,
+        axis,
+        check_class_indices(target, array.shape, axis),
+        None if where is None else check_where(where, array.shape, "logits"),
+        check_top_k(top_k, array.shape[axis]),
+        bool(entropy),
+        ties,
+        check_ignore_index(ignore_index),
+        check_temperature(temperature),
+        check_softcap(softcap),
+        result,
+    )
+
+
+def check_class_indices(target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
+    """Return a target that may hold class indices alone."""
+    labels, is_labels = check_target(target, shape, axis)
+    if not is_labels:
+        raise TypeError(
+            f"target must hold class indices (integers), got class probabilities of {labels.dtype}"
+        )
+    return labels
 
 
 def check_gradient_out(call: LossArguments, grad_out: object | None) -> None:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _arrays, _checks, _fresh_outputs, _losses, reference
+from . import _arrays, _checks, _fresh_outputs, _losses, _scores, reference
 from ._checks import LinearArrays
-from .reference import LinearGrads
+from .reference import LinearGrads, TargetScores
 
 Array = NDArray[Any]
 DType = np.dtype[Any]
@@ -241,6 +241,102 @@ def linear_cross_entropy_with_grad(
     call = _Call(hidden, linear_weight, target, linear_bias, sample_weight, dtype, memory, options)
     outs = hidden_grad_out, weight_grad_out, bias_grad_out
     return _evaluate(call, _Wanted(grads, accumulate, outs))
+
+
+def linear_target_scores(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    top_k: int = 0,
+    entropy: bool = False,
+    ties: str = "first",
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    memory: int = MEMORY,
+) -> TargetScores:
+    r"""Return how targets do by the logits ``hidden @ linear_weight.T + linear_bias``.
+
+    The logits are never whole in memory.
+
+    Parameters
+    ----------
+    hidden, linear_weight
+        As in :func:`linear_cross_entropy`.
+    target : array_like
+        Class indices: integers of the shape of `hidden` without its last axis.
+    linear_bias
+        As in :func:`linear_cross_entropy`.
+    top_k, entropy, ties, ignore_index, temperature, softcap
+        As in :func:`target_scores`.
+    where : array_like of bool, shape (C,), optional
+        Classes that are allowed.
+    dtype, memory
+        As in :func:`linear_cross_entropy`.
+
+    Returns
+    -------
+    TargetScores
+        As from :func:`target_scores`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As :func:`target_scores` and :func:`linear_cross_entropy`.
+
+    Notes
+    -----
+    As :func:`target_scores`, of logits in the dtype that is computed in: those of half types are
+    not rounded. The log-probabilities have the bits of the losses of :func:`linear_cross_entropy`
+    where the blocks are the same; on `memory` and on bits see there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softce_fast as sf
+    >>> hidden = np.array([[1.0, 0.5]])
+    >>> classes = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.2]])
+    >>> sf.linear_target_scores(hidden, classes, np.array([1])).rank
+    array([1])
+    """
+    arrays = _checks.check_linear(hidden, linear_weight, linear_bias, dtype)
+    compute = _checks.compute_dtype(arrays.dtype)
+    classes = len(arrays.weight)
+    row_shape = arrays.hidden.shape[:-1]
+    labels = _checks.check_class_indices(target, (*row_shape, classes), len(row_shape))
+    options: dict[str, Any] = {
+        "top_k": top_k, "entropy": entropy, "ties": ties, "ignore_index": ignore_index,
+        "temperature": temperature, "softcap": softcap, "where": _checks.check_allowed_classes(where, classes),
+        "dtype": compute,
+    }  # fmt: skip
+    call = _checks.check_scores(
+        np.empty((0, classes), compute), labels.reshape(-1)[:0], 1, **options
+    )
+    memory = _checks.check_memory(memory)
+    _checks.check_labels(labels, classes, call.ignore_index)
+    if compute.itemsize > 8 or classes == 0:
+        return reference.linear_target_scores(
+            arrays.hidden, arrays.weight, labels, linear_bias=arrays.bias, memory=memory,
+            **{**options, "dtype": arrays.dtype},
+        )  # fmt: skip
+    batch = _Batch(arrays, labels, None, {"weight": None, "where": None, "reduction": "none"})
+    batch.count = batch.rows
+    plan = _plan(arrays, batch, (), memory)
+    found = _scores.empty_scores((batch.rows,), call)
+    with np.errstate(all="ignore"):
+        run = _Run(arrays, batch, plan, LinearGrads(None, None, None), False)
+        for start in range(0, batch.rows, plan.rows):
+            rows = slice(start, min(start + plan.rows, batch.rows))
+            logits = run.logits_of(rows)
+            block = _checks.check_scores(logits, batch.target[rows], 1, **options)
+            for to, part in zip(found, _scores.scores(block), strict=True):
+                if to is not None:
+                    to[rows] = part
+        return _scores.delivered(found, row_shape, arrays.dtype)
 
 
 class _Call(NamedTuple):
@@ -644,6 +740,10 @@ class _Run:
         if losses is None:
             return _losses.reduced(total, batch.divisor, options["empty"], batch.dtype)
         return _arrays.deliver(losses.reshape(batch.row_shape), batch.dtype)
+
+    def logits_of(self, rows: Rows) -> Array:
+        """Return the logits of rows, until those of others are asked for."""
+        return self._logits(self._hidden_rows(rows))
 
     def _hidden_rows(self, rows: Rows) -> Array:
         if self.hidden_fits and isinstance(rows, slice):

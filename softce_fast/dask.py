@@ -1,7 +1,8 @@
-"""softmax, logsumexp and cross-entropy of Dask arrays: lazy, the class axis in one chunk.
+"""softmax, logsumexp and cross-entropy of Dask arrays: lazy, in any chunks.
 
-The rows may be in any chunks, each of which is a call of this package. Every task computes on one
-thread: Dask has the others.
+Chunks of whole rows are a call of this package each. Where the class axis is in several chunks, the
+row states of each (softce_fast.sharded) are merged in a tree, and results are made of these. Every
+task computes on one thread: Dask has the others.
 """
 
 # Dask's own annotations say that chunks are a str and shapes may be floats.
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import softce_fast as sf
+from softce_fast import sharded
 from softce_fast._adapters import requires
 
 with requires("Dask 2024.8 or later", extra="dask"):
@@ -35,8 +37,7 @@ def softmax(x: da.Array, axis: int = -1, *, temperature: float = 1.0) -> da.Arra
     Parameters
     ----------
     x : dask.array.Array, shape (..., C, ...)
-        Real numbers. The class axis is one chunk, ``x.rechunk({axis: -1})``; the other axes are in
-        any chunks, also unknown ones.
+        Real numbers, in any chunks; those of the class axis must be known.
     axis : int, default -1
         The class axis.
     temperature : float, default 1.0
@@ -55,8 +56,6 @@ def softmax(x: da.Array, axis: int = -1, *, temperature: float = 1.0) -> da.Arra
         If `x` is not a Dask array, or not of real numbers.
     ValueError
         If the chunks of the class axis are unknown, or an option is out of range.
-    NotImplementedError
-        If the class axis is more than one chunk.
 
     Notes
     -----
@@ -92,7 +91,7 @@ def log_softmax(x: da.Array, axis: int = -1, *, temperature: float = 1.0) -> da.
 
     Raises
     ------
-    AxisError, TypeError, ValueError, NotImplementedError
+    AxisError, TypeError, ValueError
         As :func:`softmax`.
 
     Notes
@@ -126,7 +125,7 @@ def logsumexp(x: da.Array, axis: int = -1, *, keepdims: bool = False) -> da.Arra
 
     Raises
     ------
-    AxisError, TypeError, ValueError, NotImplementedError
+    AxisError, TypeError, ValueError
         As :func:`softmax`.
 
     Notes
@@ -141,7 +140,12 @@ def logsumexp(x: da.Array, axis: int = -1, *, keepdims: bool = False) -> da.Arra
     1001.386294...
     """
     axis, dtype = _checked(x, axis)
-    sums = _blocks(_logsumexp, _rows(x, axis), x, _all(x), dtype=dtype, axis=axis)
+    if x.numblocks[axis] > 1:
+        states = _states(x, axis, None, None, 1.0)
+        rows = _rows(x, axis)
+        sums = _blocks(_logsumexp_of, rows, states, rows, dtype=dtype, into=dtype)
+    else:
+        sums = _blocks(_logsumexp, _rows(x, axis), x, _all(x), dtype=dtype, axis=axis)
     return da.expand_dims(sums, axis) if keepdims else sums
 
 
@@ -167,7 +171,8 @@ def cross_entropy(
         Real numbers, in chunks as of :func:`softmax`.
     target : array_like or dask.array.Array
         Class indices, of the shape of `logits` without the class axis, in chunks of its own or, if
-        these are unknown, in those of `logits`; or class probabilities, of the shape of `logits`.
+        these are unknown, in those of `logits`; or class probabilities, of the shape of `logits`,
+        whose class axis is one chunk then.
     axis : int, default -1
         The class axis.
     weight : array_like, shape (C,), optional
@@ -184,8 +189,10 @@ def cross_entropy(
 
     Raises
     ------
-    AxisError, TypeError, ValueError, NotImplementedError
+    AxisError, TypeError, ValueError
         As :func:`softmax`; also if a shape does not fit.
+    NotImplementedError
+        For class probabilities if the class axis is more than one chunk.
     IndexError
         From computing, for a label that is no class; the position is that in its chunk.
 
@@ -288,11 +295,6 @@ def _checked(x: Any, axis: int, name: str = "x") -> tuple[int, Any]:
     axis = range(x.ndim)[axis]
     if any(isnan(length) for length in x.chunks[axis]):
         raise ValueError(f"the chunks of {name} along the class axis, {axis}, must be known")
-    if x.numblocks[axis] > 1:
-        raise NotImplementedError(
-            f"the class axis of {name} must be one chunk, {name}.rechunk({{{axis}: -1}}), "
-            f"got {x.numblocks[axis]} chunks"
-        )
     return axis, dtype
 
 
@@ -306,6 +308,10 @@ def _normalized(x: da.Array, axis: int, temperature: float, log: bool) -> da.Arr
     axis, dtype = _checked(x, axis)
     sf.softmax(np.zeros(1), temperature=temperature)  # raises for an option out of range
     options = {"axis": axis, "log": log, "temperature": temperature}
+    if x.numblocks[axis] > 1:
+        states = _states(x, axis, None, None, temperature)
+        operands = x, _all(x), states, _rows(x, axis)
+        return _blocks(_softmax_of, _all(x), *operands, dtype=dtype, **options)
     return _blocks(_softmax, _all(x), x, _all(x), dtype=dtype, **options)
 
 
@@ -343,7 +349,21 @@ def _cross_entropy(
             raise ValueError(f"weight must have shape ({logits.shape[axis]},), got {weight.shape}")
     of_rows = [target, places, *_given(sample_weight, rows)]
     shared = {"axis": axis, "weight": weight, "ignore_index": ignore_index}
-    losses = _blocks(_losses, rows, logits, whole, *of_rows, dtype=dtype, **shared, **options)
+    states = None
+    if logits.numblocks[axis] == 1:
+        losses = _blocks(_losses, rows, logits, whole, *of_rows, dtype=dtype, **shared, **options)
+    elif places == whole:
+        raise NotImplementedError(
+            "for a target of class probabilities the class axis of logits must be one chunk, "
+            f"logits.rechunk({{{axis}: -1}}), got {logits.numblocks[axis]} chunks"
+        )
+    else:
+        of_states = {name: value for name, value in options.items() if name != "temperature"}
+        states = _states(logits, axis, target, weight, options["temperature"])
+        losses = _blocks(
+            _losses_of, rows, states, rows, *_given(sample_weight, rows), dtype=dtype,
+            ignore_index=ignore_index, into=dtype, **of_states,
+        )  # fmt: skip
     divisor = None
     if reduction == "mean" and denominator is None:
         row_weights = _blocks(_row_weights, rows, *of_rows, dtype=np.float64, **shared)
@@ -357,7 +377,37 @@ def _cross_entropy(
     if not wants_grad:
         return loss, None
     operands = [logits, whole, *of_rows, *_given(divisor, ())]
+    if states is not None:
+        of_classes = _of_classes(logits, axis, weight)
+        shared.pop("weight")
+        operands += [states, rows, *of_classes]
+        gradient = _blocks(_gradient_of, whole, *operands, dtype=dtype, **shared, **options)
+        return loss, gradient
     return loss, _blocks(_gradient, whole, *operands, dtype=dtype, **shared, **options)
+
+
+def _of_classes(x: da.Array, axis: int, weight: Array | None) -> list[Any]:
+    """Return the numbers and the weights of the classes, as operands of `_blocks`."""
+    chunks: Any = (x.chunks[axis],)
+    numbers = da.arange(x.shape[axis], chunks=chunks)
+    weights = None if weight is None else da.from_array(weight, chunks=chunks)
+    return [numbers, (axis,), *_given(weights, (axis,))]
+
+
+def _states(
+    x: da.Array, axis: int, target: da.Array | None, weight: Array | None, temperature: float
+) -> da.Array:
+    """Return the row states of all classes: those of each chunk, merged in a tree."""
+    operands = [x, _all(x), *_given(target, _rows(x, axis)), *_of_classes(x, axis, weight)]
+    adjusted = {axis: lambda length: 1}  # a block has one element for all of its classes
+    parts = da.blockwise(
+        _states_of, _all(x), *operands, meta=np.empty((0,) * x.ndim, object), concatenate=True,
+        adjust_chunks=adjusted, axis=axis, temperature=temperature,
+    )  # fmt: skip
+    return da.reduction(
+        parts, _as_they_are, _merged, axis=axis, combine=_merged, concatenate=False, dtype=object,
+        meta=np.empty((0,) * (x.ndim - 1), object),
+    )  # fmt: skip
 
 
 def _given(array: da.Array | None, indices: Indices) -> list[Any]:
@@ -410,6 +460,73 @@ def _softmax(block: Array, *, axis: int, log: bool, temperature: float) -> Any:
 @_on_one_thread
 def _logsumexp(block: Array, *, axis: int) -> Any:
     return np.asarray(sf.logsumexp(block, axis))
+
+
+@_on_one_thread
+def _states_of(
+    logits: Array, target: Any, classes: Array, weight: Any, *, axis: int, temperature: float
+) -> Any:
+    states = sharded.row_states(
+        logits, target, axis, class_offset=int(classes[0]) if classes.size else 0, weight=weight,
+        temperature=temperature,
+    )  # fmt: skip
+    return np.expand_dims(states, axis)
+
+
+def _as_they_are(states: Array, axis: Any, keepdims: bool) -> Array:
+    return states
+
+
+def _merged(states: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+    """Merge states along an axis; of a single block there is no list."""
+    merged = sharded.merge(*_flat(states))
+    return merged if keepdims else np.squeeze(merged, axis)
+
+
+def _flat(states: Any) -> list[Array]:
+    if not isinstance(states, list):
+        return [states]
+    return [array for item in states for array in _flat(item)]
+
+
+@_on_one_thread
+def _softmax_of(block: Array, states: Array, *, axis: int, log: bool, temperature: float) -> Any:
+    function = sharded.log_softmax if log else sharded.softmax
+    return function(block, states, axis, temperature=temperature)
+
+
+@_on_one_thread
+def _logsumexp_of(states: Array, *, into: Any) -> Any:
+    return np.asarray(sharded.logsumexp(states)).astype(into)  # no rows have none of their own
+
+
+@_on_one_thread
+def _losses_of(states: Array, sample_weight: Any, *, into: Any, **options: Any) -> Any:
+    losses = sharded.cross_entropy(states, sample_weight=sample_weight, reduction="none", **options)
+    return np.asarray(losses).astype(into)
+
+
+@_on_one_thread
+def _gradient_of(
+    logits: Array,
+    target: Array,
+    sample_weight: Any,
+    divisor: Array | None,
+    states: Array,
+    classes: Array,
+    weight: Any,
+    *,
+    axis: int,
+    **options: Any,
+) -> Any:
+    if divisor is None:
+        options["reduction"] = "sum"
+    else:
+        options["denominator"] = float(divisor)
+    return sharded.cross_entropy_grad(
+        logits, target, states, axis, class_offset=int(classes[0]) if classes.size else 0,
+        weight=weight, sample_weight=sample_weight, **options,
+    )  # fmt: skip
 
 
 @_on_one_thread

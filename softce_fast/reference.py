@@ -14,8 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks
-from ._arrays import deliver
-from ._checks import BackwardArguments, BinaryArguments, LossArguments, SoftmaxArguments
+from ._arrays import deliver, unwrapped
+from ._checks import (
+    BackwardArguments,
+    BinaryArguments,
+    LossArguments,
+    ScoreArguments,
+    SoftmaxArguments,
+)
 
 __all__ = [
     "binary_cross_entropy",
@@ -27,12 +33,14 @@ __all__ = [
     "cross_entropy_with_grad_and_hessian",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "linear_target_scores",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
     "nll_loss",
     "softmax",
     "softmax_backward",
+    "target_scores",
 ]
 
 Array = NDArray[Any]
@@ -592,6 +600,99 @@ def loss_gradient_and_hessian(
         return loss, grad, deliver(hessian, call.dtype, hessian_out)
 
 
+# Scores
+
+
+class TargetScores(NamedTuple):
+    """What is found out about the target of each row; None for what is not asked for."""
+
+    log_prob: Array
+    rank: Array
+    argmax: Array
+    logsumexp: Array
+    entropy: Array | None
+    top_indices: Array | None
+    top_log_probs: Array | None
+
+
+def target_scores(
+    logits: ArrayLike,
+    target: ArrayLike,
+    axis: int = -1,
+    *,
+    top_k: int = 0,
+    entropy: bool = False,
+    ties: str = "first",
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> TargetScores:
+    """Log-probability and rank of a target, and what its row has besides."""
+    call = _checks.check_scores(
+        logits, target, axis, top_k=top_k, entropy=entropy, ties=ties, ignore_index=ignore_index,
+        temperature=temperature, softcap=softcap, where=where, dtype=dtype,
+    )  # fmt: skip
+    return scores(call)
+
+
+def scores(call: ScoreArguments) -> TargetScores:
+    """Return the scores of a checked call."""
+    classes = call.logits.shape[call.axis]
+    _checks.check_labels(call.labels, classes, call.ignore_index)
+    ignored = call.labels == call.ignore_index
+    labels = np.where(ignored, 0, call.labels).astype(np.intp)
+    # Logits are compared in their own dtype, whatever the result's.
+    own = _checks.compute_dtype(_checks.result_dtype(call.logits.dtype))
+    given = np.moveaxis(call.logits, call.axis, -1).astype(own)
+    allowed = np.ones(given.shape, np.bool_)
+    if call.where is not None:
+        allowed = np.moveaxis(call.where, call.axis, -1)
+        given = np.where(allowed, given, own.type(-np.inf))
+    with np.errstate(all="ignore"):
+        values = given.astype(_checks.compute_dtype(call.dtype))
+        if call.softcap is not None:
+            values, _ = _softcapped(values, call.softcap)
+        shifted, maximum = _minus_maximum(values, (-1,), call.temperature)
+        exponentials, top, others = _split_sum(shifted, (-1,))
+        log_sum = _log_sum(top, others)
+        bad = ~np.isfinite(maximum[..., 0] + others[..., 0])
+        log_probs = np.where(bad[..., None], np.nan, shifted - log_sum)
+        log_total = _cool(maximum, call.temperature) + log_sum
+        log_total = np.where(np.isinf(maximum), maximum, log_total)[..., 0]
+        log_prob = np.where(ignored, 0, _pick(log_probs, labels))
+        spread = _product(exponentials, -shifted).sum(axis=-1)
+        of_row = np.where(bad, np.nan, log_sum[..., 0] + spread / (top + others)[..., 0])
+        excluded = ~_pick(allowed, labels)
+        rank = np.where(bad | ignored | excluded, -1, _ranks(given, allowed, labels, call.ties))
+        argmax = np.where(bad, -1, given.argmax(axis=-1) if classes else -1)
+        order = np.lexsort((-given, ~allowed), axis=-1)[..., : call.top_k]
+        top_log_probs = np.take_along_axis(log_probs, order, axis=-1)
+        found = np.take_along_axis(allowed, order, axis=-1) & ~bad[..., None]
+        return TargetScores(
+            deliver(log_prob, call.dtype),
+            unwrapped(rank.astype(np.int64)),
+            unwrapped(argmax.astype(np.int64)),
+            deliver(log_total, call.dtype),
+            deliver(of_row, call.dtype) if call.entropy else None,
+            np.where(found, order, -1).astype(np.int64) if call.top_k else None,
+            deliver(top_log_probs, call.dtype) if call.top_k else None,
+        )
+
+
+def _ranks(values: Array, allowed: Array, labels: Array, ties: str) -> Array:
+    """Return how many values count as above that of each row's label."""
+    own = _pick(values, labels)[..., None]
+    above: Array = (values > own).sum(axis=-1)
+    equal = (values == own) & allowed
+    if ties == "first":
+        equal &= np.arange(values.shape[-1]) < labels[..., None]
+    if ties != "min":
+        above = above + equal.sum(axis=-1) - (ties == "max")
+    return above
+
+
 # Losses of hidden states and a class matrix
 
 
@@ -702,6 +803,37 @@ def linear_cross_entropy_with_grad(
             for name, out in zip(_checks.LINEAR_GRADS, outs, strict=True)
         }
     return deliver(loss, arrays.dtype), LinearGrads(**found)
+
+
+def linear_target_scores(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    top_k: int = 0,
+    entropy: bool = False,
+    ties: str = "first",
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    memory: int = 256 * 2**20,
+) -> TargetScores:
+    """Scores by ``hidden @ linear_weight.T + linear_bias``, which is made whole here."""
+    arrays = _checks.check_linear(hidden, linear_weight, linear_bias, dtype)
+    compute = _checks.compute_dtype(arrays.dtype)
+    mask = _checks.check_allowed_classes(where, len(arrays.weight))
+    _checks.check_memory(memory)
+    with np.errstate(all="ignore"):
+        logits = arrays.hidden.astype(compute) @ arrays.weight.astype(compute).T
+        if arrays.bias is not None:
+            logits = logits + arrays.bias.astype(compute)
+    return target_scores(
+        logits, target, top_k=top_k, entropy=entropy, ties=ties, ignore_index=ignore_index,
+        temperature=temperature, softcap=softcap, where=mask, dtype=arrays.dtype,
+    )  # fmt: skip
 
 
 def negative_log(call: LossArguments, is_log: bool) -> Any:

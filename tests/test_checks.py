@@ -34,11 +34,13 @@ WITH_LOGITS = (
     "binary_cross_entropy_with_logits_with_grad",
 )
 BINARY = ("binary_cross_entropy", *WITH_LOGITS)
-FUNCTIONS = (*NORMALISERS, *BACKWARD, *LOSSES, *BINARY)
+SCORES = ("target_scores",)
+WITH_CLASSES = (*LOSSES, *SCORES)
+FUNCTIONS = (*NORMALISERS, *BACKWARD, *WITH_CLASSES, *BINARY)
 FIRST_ARGUMENT = {
     **dict.fromkeys(NORMALISERS, "x"),
     **dict.fromkeys(BACKWARD, "grad_output"),
-    **dict.fromkeys((*FROM_LOGITS, *WITH_LOGITS), "logits"),
+    **dict.fromkeys((*FROM_LOGITS, *WITH_LOGITS, *SCORES), "logits"),
     "nll_loss": "log_probs",
     "cross_entropy_from_probs": "probs",
     "binary_cross_entropy": "probs",
@@ -54,7 +56,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     """Return valid positional arguments."""
     if name in NORMALISERS:
         return (X,)
-    return (X, Y) if name in LOSSES else (P, P)
+    return (X, Y) if name in WITH_CLASSES else (P, P)
 
 
 class Case(NamedTuple):
@@ -106,7 +108,7 @@ def axis_out_of_range_or_repeated() -> Iterator[Case]:
             yield Case(name, (*arguments, axis), {}, TypeError, ["axis"])
     for name in NORMALISERS:
         yield Case(name, (1.0, 1), {}, AxisError, ["axis", "0"])
-    for name in LOSSES:
+    for name in WITH_CLASSES:
         for axis in (2, -3):
             yield Case(name, (X, Y, axis), {}, AxisError, ["axis", "2"])
         for axis in (None, (1,), 1.0, -1.0, np.array([-1]), "1"):
@@ -115,7 +117,7 @@ def axis_out_of_range_or_repeated() -> Iterator[Case]:
 
 
 def label_out_of_range() -> Iterator[Case]:
-    for name in LOSSES:
+    for name in WITH_CLASSES:
         for labels, words in [
             ([0, 3], ["target[1] is 3", "[0, 3)", "-100"]),
             ([-1, 7], ["target[0] is -1", "[0, 3)"]),
@@ -144,18 +146,21 @@ def label_out_of_range() -> Iterator[Case]:
         labels = np.zeros((3, 2, 2, 2), int)
         labels[2, 1, 0, 1] = -7
         yield Case(name, (four, labels, 1), {}, IndexError, ["target[2, 1, 0, 1] is -7"])
+    for name in LOSSES:
         for options in (
             {"weight": np.ones(3)}, {"sample_weight": np.ones(2)}, {"denominator": 3.0},
             {"dtype": np.float64, "reduction": "none"}, {"reduction": "sum"},
         ):  # fmt: skip
             yield Case(name, (X, [0, 3]), options, IndexError, ["target[1] is 3"])
+    for options in ({"top_k": 2}, {"entropy": True}, {"where": X < 9}, {"dtype": np.float32}):
+        yield Case("target_scores", (X, [0, 3]), options, IndexError, ["target[1] is 3"])
     for name in FROM_LOGITS:
         for options in ({"label_smoothing": 0.1}, {"z_loss": 0.1}, {"temperature": 2.0}):
             yield Case(name, (X, [0, 3]), options, IndexError, ["target[1] is 3"])
 
 
 def wrong_shape() -> Iterator[Case]:
-    for name in LOSSES:
+    for name in WITH_CLASSES:
         first = FIRST_ARGUMENT[name]
         for target in ([[0, 1, 2]], [0, 1, 2], 0, [[0], [2]], np.zeros((2, 3), int)):
             words = ["target", first, "(2,)", str(np.shape(target))]
@@ -163,6 +168,8 @@ def wrong_shape() -> Iterator[Case]:
         for target in ([0.0, 1.0], X.T, X[None], np.zeros(0)):
             words = ["target", first, "(2, 3)", str(np.shape(target)), "integer"]
             yield Case(name, (X, target), {}, ValueError, words)
+    for name in LOSSES:
+        first = FIRST_ARGUMENT[name]
         for weight in ([1, 2], [[1, 2, 3]], 2.0, np.ones(4), np.ones(1)):
             words = ["weight", "class", "(3,)", str(np.shape(weight))]
             yield Case(name, (X, Y), {"weight": weight}, ValueError, words)
@@ -179,10 +186,10 @@ def wrong_shape() -> Iterator[Case]:
         if name in WITH_LOGITS:
             words = ["pos_weight", "(2, 3)", "(1, 2, 3)"]
             yield Case(name, (P, P), {"pos_weight": P[None]}, ValueError, words)
-    for name in NORMALISERS:
+    for name in (*NORMALISERS, *SCORES):
         for where in ([True, False], np.ones((3, 2), bool), np.ones((1, 2, 3), bool)):
-            words = ["where", "x", "(2, 3)", str(np.shape(where))]
-            yield Case(name, (X,), {"where": where}, ValueError, words)
+            words = ["where", FIRST_ARGUMENT[name], "(2, 3)", str(np.shape(where))]
+            yield Case(name, arguments_of(name), {"where": where}, ValueError, words)
     yield Case("logsumexp", (X,), {"b": [1, 2]}, ValueError, ["b", "(2, 3)", "(2,)"])
     for name in BACKWARD:
         words = ["grad_output", "output", "(1, 3)", "(2, 3)"]
@@ -245,7 +252,7 @@ def not_real_numbers() -> Iterator[Case]:
         if name in BACKWARD:
             for bad, word in NOT_REAL:
                 yield Case(name, (arguments[0], bad), {}, TypeError, ["output", word])
-        if name in (*LOSSES, *BINARY):
+        if name in (*WITH_CLASSES, *BINARY):
             for bad, word in [*NOT_REAL, (np.ma.array(Y), "masked")]:
                 yield Case(name, (arguments[0], bad), {}, TypeError, ["target", word])
         for option in ("weight", "sample_weight", "pos_weight", "b"):
@@ -253,22 +260,27 @@ def not_real_numbers() -> Iterator[Case]:
                 for bad, word in [(np.ones(3) * 1j, "complex"), (["1", "2", "3"], "<U1"),
                                   (np.ma.ones(3), "masked")]:  # fmt: skip
                     yield Case(name, arguments, {option: bad}, TypeError, [option, word])
-    for name in NORMALISERS:
+    for name in (*NORMALISERS, *SCORES):
         masked = np.ma.array([True, False, True])
-        yield Case(name, (X,), {"where": masked}, TypeError, ["where", "masked"])
+        yield Case(name, arguments_of(name), {"where": masked}, TypeError, ["where", "masked"])
 
 
 def not_the_right_kind() -> Iterator[Case]:
-    for name in LOSSES:
+    for dtype in ("f2", "f4", "f8", np.longdouble):
+        words = ["target", "class indices", "probabilities", np.dtype(dtype).name]
+        yield Case("target_scores", (X, P.astype(dtype)), {}, TypeError, words)
+    for name in WITH_CLASSES:
         for labels in ([True, False], np.array([True, False])):
             words = ["target", "boolean", "integers"]
             yield Case(name, (X, labels), {}, TypeError, words)
         yield Case(name, (X, X > 0), {}, TypeError, ["target", "boolean"])
-    for name in NORMALISERS:
+    for name in (*NORMALISERS, *SCORES):
+        arguments = arguments_of(name)
         for where in ([1, 0, 1], np.ones((2, 3)), 1, np.ones(3, np.uint8)):
             dtype = str(np.asarray(where).dtype)
-            yield Case(name, (X,), {"where": where}, TypeError, ["where", "boolean", dtype])
-        yield Case(name, (X,), {"where": "abc"}, TypeError, ["where"])
+            words = ["where", "boolean", dtype]
+            yield Case(name, arguments, {"where": where}, TypeError, words)
+        yield Case(name, arguments, {"where": "abc"}, TypeError, ["where"])
 
 
 def option_out_of_range() -> Iterator[Case]:
@@ -283,7 +295,7 @@ def option_out_of_range() -> Iterator[Case]:
             yield Case(name, (X, Y), {"z_loss": value}, ValueError, words)
         for bad in ("1", np.zeros(1), None):
             yield Case(name, (X, Y), {"z_loss": bad}, TypeError, ["z_loss", repr(bad)])
-    for name in (*SOFTMAXES, *BACKWARD, *FROM_LOGITS):
+    for name in (*SOFTMAXES, *BACKWARD, *FROM_LOGITS, *SCORES):
         arguments = arguments_of(name)
         for value in (0, 0.0, -0.0, -1, INF, -INF, NAN, 10**400):
             words = ["temperature", "> 0", repr(value)[:10]]
@@ -303,6 +315,16 @@ def option_out_of_range() -> Iterator[Case]:
             words = ["denominator", "finite", repr(value)]
             yield Case(name, (X, Y), {"denominator": value}, ValueError, words)
         yield Case(name, (X, Y), {"denominator": "4"}, TypeError, ["denominator", "'4'"])
+    for value in (-1, 4, 10**30):
+        words = ["top_k", "[0, 3]", "3 classes", str(value)]
+        yield Case("target_scores", (X, Y), {"top_k": value}, ValueError, words)
+    for bad in (None, 1.0, "1", [1]):
+        words = ["top_k", "integer", repr(bad)]
+        yield Case("target_scores", (X, Y), {"top_k": bad}, TypeError, words)
+    for bad in ("last", "", None, 0, "FIRST"):
+        words = ["ties", repr(bad), "'first'", "'min'", "'max'"]
+        yield Case("target_scores", (X, Y), {"ties": bad}, ValueError, words)
+    for name in WITH_CLASSES:
         for bad in (1.5, None, "1"):
             words = ["ignore_index", "integer", repr(bad)]
             yield Case(name, (X, Y), {"ignore_index": bad}, TypeError, words)

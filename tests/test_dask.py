@@ -178,18 +178,111 @@ def test_the_graph_grows_with_the_chunks_alone() -> None:
         assert len(dict(graph)) < 8 * parts
 
 
+# The class axis in several chunks
+
+CLASS_CHUNKS = [(7, 5), (1, 2, 0, 9), (4, 4, 4)]
+
+
+@pytest.mark.parametrize("class_chunks", CLASS_CHUNKS)
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
+def test_softmaxes_of_classes_in_chunks(
+    class_chunks: Any, chunks: Any, axis: int, dtype: Any
+) -> None:
+    logits, _ = problem(axis, dtype)
+    x = chunked(logits, axis, chunks).rechunk({axis: class_chunks})
+    result = sf.softmax(logits, axis)
+    options = {"rtol": tolerance(result.dtype), "atol": tolerance(result.dtype)}
+    for temperature in (1.0, 0.7):
+        for name in ("softmax", "log_softmax"):
+            ours = getattr(adapter, name)(x, axis, temperature=temperature)
+            assert ours.chunks == x.chunks
+            assert_eq(ours, getattr(sf, name)(logits, axis, temperature=temperature), **options)
+    for keepdims in (False, True):
+        ours = adapter.logsumexp(x, axis, keepdims=keepdims)
+        assert_eq(ours, sf.logsumexp(logits, axis, keepdims=keepdims), **options)
+
+
+@pytest.mark.parametrize("class_chunks", CLASS_CHUNKS)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "names", [(), ("weight", "sample_weight"), ("label_smoothing", "z_loss"), ("temperature",)]
+)
+def test_losses_of_classes_in_chunks(
+    class_chunks: Any, axis: int, reduction: str, names: tuple[str, ...]
+) -> None:
+    logits, labels = problem(axis)
+    x = chunked(logits, axis, CHUNKS[1]).rechunk({axis: class_chunks})
+    random = np.random.default_rng(1)
+    values = {
+        "weight": random.uniform(0.5, 2, CLASSES), "sample_weight": random.uniform(0, 2, SHAPE),
+        "label_smoothing": 0.1, "z_loss": 0.1, "temperature": 0.5,
+    }  # fmt: skip
+    options: Any = {name: values[name] for name in names} | {"reduction": reduction}
+    for target in (labels, da.from_array(labels, chunks=(3, 1))):
+        ours = adapter.cross_entropy_with_grad(x, target, axis, **options)
+        right = sf.cross_entropy_with_grad(logits, labels, axis, **options)
+        for found, wanted in zip(ours, right, strict=True):
+            assert_eq(found, wanted, rtol=1e-13, atol=1e-15)
+        assert ours[1].chunks == x.chunks
+        assert_eq(adapter.cross_entropy(x, target, axis, **options), right[0], rtol=1e-13)
+
+
+def test_classes_in_chunks_and_rows_in_unknown_ones() -> None:
+    logits, labels = problem(-1)
+    x = da.from_array(logits, chunks=(2, 3, 5))
+    keep = np.array([True, False, True, True])
+    kept, target = x[da.from_array(keep, chunks=2)], da.from_array(labels, chunks=2)
+    target = target[da.from_array(keep, chunks=2)].rechunk({1: 3})
+    loss, gradient = adapter.cross_entropy_with_grad(kept, target)
+    right = sf.cross_entropy_with_grad(logits[keep], labels[keep])
+    np.testing.assert_allclose(loss.compute(), right[0], 1e-14)
+    np.testing.assert_allclose(gradient.compute(), right[1], 1e-13, 1e-16)
+
+
+def test_states_go_from_process_to_process() -> None:
+    logits, labels = problem(-1)
+    x = da.from_array(logits, chunks=(2, 3, 5))
+    with dask.config.set(scheduler="processes", num_workers=2):
+        loss = adapter.cross_entropy(x, labels).compute()
+    assert loss == pytest.approx(sf.cross_entropy(logits, labels), rel=1e-14)
+
+
+def test_the_graph_of_classes_in_chunks_grows_with_these_alone() -> None:
+    for parts in (8, 32, 128):
+        x = da.zeros((4, 4 * parts), chunks=(4, 4))
+        labels = da.zeros(4, chunks=4, dtype=int)
+        graph = dask.optimize(*adapter.cross_entropy_with_grad(x, labels))[0].__dask_graph__()
+        assert len(dict(graph)) < 8 * parts
+
+
+def test_a_label_in_no_chunk() -> None:
+    x = da.zeros((4, 6), chunks=(2, 4))
+    with pytest.raises(IndexError, match=r"target\[1\] is 6.*\[0, 6\)"):
+        adapter.cross_entropy(x, np.array([0, 1, 2, 6])).compute()
+
+
 @pytest.mark.parametrize("name", adapter.__all__)
-def test_the_class_axis_must_be_one_known_chunk(name: str) -> None:
+def test_chunks_of_the_class_axis_must_be_known(name: str) -> None:
     logits, labels = problem(1)
     x = da.from_array(logits, chunks=(2, 7, 3))
     more = (labels,) if name.startswith("cross") else ()
     function = getattr(adapter, name)
-    with pytest.raises(NotImplementedError, match=r"\.rechunk\({1: -1}\), got 2 chunks"):
-        function(x, *more, axis=-2)
     unknown = x[:, da.from_array(np.arange(CLASSES) > 2, chunks=7)]
     with pytest.raises(ValueError, match="along the class axis, 1, must be known"):
         function(unknown, *more, axis=-2)
-    function(x.rechunk({1: -1}), *more, axis=-2)  # as the message says
+
+
+def test_class_probabilities_take_classes_in_one_chunk() -> None:
+    logits, _ = problem(1)
+    x = da.from_array(logits, chunks=(2, 7, 3))
+    target = sf.softmax(logits, 1)
+    with pytest.raises(NotImplementedError, match=r"\.rechunk\({1: -1}\), got 2 chunks"):
+        adapter.cross_entropy(x, target, axis=-2)
+    ours = adapter.cross_entropy(x.rechunk({1: -1}), target, axis=-2)  # as the message says
+    assert_eq(ours, sf.cross_entropy(logits, target, 1), rtol=1e-13)
 
 
 def test_errors() -> None:

@@ -21,12 +21,13 @@ sys.path.insert(0, str(TOOLS))
 
 import fuzz
 
-FLAGS = {"accumulate", "keepdims", "return_sign"}  # anything is true or false
+FLAGS = {"accumulate", "entropy", "keepdims", "return_sign"}  # anything is true or false
 # Functions put together from others are not in the fuzzer and the table; they have tests alone.
 COMPOSED = {
     "cross_entropy_with_grad_and_hessian": "test_hessian.py",
     "linear_cross_entropy": "test_linear.py",
     "linear_cross_entropy_with_grad": "test_linear.py",
+    "linear_target_scores": "test_scores.py",
 }
 FUNCTIONS = [
     name

@@ -124,6 +124,14 @@ def logsumexp_scale(logits: Array, **options: Any) -> Array:
     return result
 
 
+@np.errstate(all="ignore")
+def entropy(logits: Array, **options: Any) -> Array:
+    """Entropy of the softmax, in nats."""
+    parts = _parts(logits, **options)
+    spread = _sum(_times(parts.exponentials, -parts.shifted))
+    return (np.log1p(parts.others) + spread / (1 + parts.others))[..., 0]
+
+
 class Entries(NamedTuple):
     """Numbers that are differences, and the sizes at which their errors are measured."""
 

@@ -237,7 +237,11 @@ def draw_batch(random: Random, case: Case) -> Array:
     """Draw the first argument."""
     special = 0.02 if "backward" in case.name else 0.05 if case.is_binary else 0.2
     positive = case.name in ("cross_entropy_from_probs", "binary_cross_entropy")
-    return case.new(random, case.shape, any_dtype(random), positive=positive, special=special)
+    batch = case.new(random, case.shape, any_dtype(random), positive=positive, special=special)
+    if case.name == "target_scores" and batch.dtype.kind == "f" and pick(random, 0.3):
+        if batch.flags.writeable:
+            batch[...] = np.round(batch)  # many are equal
+    return batch
 
 
 def draw_output_of_forward(random: Random, case: Case) -> Array:
@@ -252,7 +256,7 @@ def draw_target(random: Random, case: Case) -> Array:
     if case.is_binary:
         dtype = np.bool_ if pick(random, 0.2) else one_of(random, FLOATS)
         return case.new(random, case.shape, dtype, positive=True, special=0.05)
-    if pick(random, 0.3):
+    if case.name != "target_scores" and pick(random, 0.3):
         return case.new(random, case.shape, one_of(random, FLOATS), positive=True)
     labels = case.add(place(random, case.rows, one_of(random, LABELS)))
     limits, classes = np.iinfo(labels.dtype), case.shape[case.class_axis]
@@ -302,6 +306,10 @@ def draw_mask(random: Random, case: Case) -> Array:
     mask = case.add(place(random, shape, np.bool_))
     mask[...] = random.random(shape) < random.choice([0.1, 0.7, 1.0])
     return mask
+
+
+def draw_top_k(random: Random, case: Case) -> int:
+    return int(min(case.shape[case.class_axis], random.choice([0, 1, 5, 17, 40, 1000])))
 
 
 def draw_output(random: Random, case: Case) -> Array | None:
@@ -370,6 +378,9 @@ DRAWN: dict[str, tuple[float, Drawn]] = {
     "reduction": (0.6, among("mean", "sum", "none")),
     "denominator": (0.1, among(1.0, 0.5, 1e3, -2.0, 0.0, 1e-35, 1e35, 1e-300)),
     "empty": (0.2, among("nan", "zero")),
+    "top_k": (0.5, draw_top_k),
+    "entropy": (0.5, among(True, False)),
+    "ties": (0.6, among(*_checks.TIES)),
     "keepdims": (0.3, among(True)),
     "return_sign": (0.1, among(True)),
     "out": (0.4, draw_output),
@@ -412,6 +423,9 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "denominator": [math.nan, math.inf, "three"],
     "ignore_index": [1.5, "none", 2**63, -(2**64), None],
     "weight": [np.ones(3, np.complex64), np.ones((2, 2, 2, 2, 2, 2)), "heavy", object()],
+    "top_k": [-1, 10**6, 1.5, "five", None],
+    "entropy": [0, 1],
+    "ties": ["last", None, 0],
     "pos_weight": [np.ones(3, np.complex64), "heavy"],
     "sample_weight": [np.ones((1, 9, 1)), "light", [None]],
     "where": [1, np.ones((4, 1, 3, 1, 9, 2), bool), "all", [2]],
@@ -518,6 +532,11 @@ def expected_result(case: Case) -> Expected:
             if name in options:
                 options[name] = wide(options[name], dtype if name == "b" else None)
         result = function(*floats, **options)
+        if case.name == "target_scores":
+            # Logits are compared as they are given, not as the result is rounded.
+            return Expected(None, result._replace(**{
+                name: getattr(plain, name) for name in ("rank", "argmax", "top_indices")
+            }))  # fmt: skip
         if options.get("reduction", "mean") != "mean" or not case.is_loss:
             return Expected(None, result)
         if options.get("denominator"):
@@ -669,6 +688,15 @@ def check_numbers(case: Case, result: Any, expected: Expected) -> None:
     if case.name.startswith("cross_entropy") and "probs" not in case.name:
         check_digits(case, result)
     size, gradient_size = magnitudes(case, expected.divisor)
+    if case.name == "target_scores":
+        for name, found, right in zip(result._fields, result, expected.result, strict=True):
+            if (found is None) != (right is None):
+                raise Failure(f"{name} is {found}, should be {right}")
+            if found is not None and _checks.is_floating(found.dtype):
+                compare(case, found, right, name, size)
+            elif found is not None and not np.array_equal(found, right):
+                raise Failure(f"{name} is {found}, should be {right}")
+        return
     compared = compare(case, first_of(result), first_of(expected.result), "result", size)
     if not (compared and isinstance(result, tuple)) or case.options.get("denominator") == 0:
         return

@@ -11,6 +11,7 @@ _ThreadsFor = Callable[[int], int]
 
 OPERATIONS: tuple[str, ...]
 PASSES: tuple[str, ...]
+SPLIT: int
 Threshold: Any  # an enumeration; plan.pxi has its members
 
 def use(float32_table: object, float64_table: object) -> None: ...
@@ -75,6 +76,37 @@ def cross_entropy_fast(
     grad_out: Any,
     threads_for: _ThreadsFor,
 ) -> tuple[Any, _Array | None] | None: ...
+def scores(
+    logits: _Array,
+    labels: _Array,
+    where: _Array | None,
+    results: dict[str, _Array],
+    axis: int,
+    top_k: int,
+    ties: int,
+    temperature: float,
+    softcap: float,
+    ignore_index: int,
+    threads_for: _ThreadsFor,
+) -> bool: ...
+def shard(
+    operation: str,
+    logits: _Array,
+    labels: _Array | None,
+    where: _Array | None,
+    result: _Array | None,
+    output: _Array | None,
+    axis: int,
+    states: dict[str, NDArray[np.float64]],
+    class_weight: NDArray[np.float64] | None,
+    sample_weight: _Array | None,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    gradient_scale: float,
+    dtype: np.dtype[Any],
+    threads_for: _ThreadsFor,
+) -> None: ...
 def negative_log(
     values: _Array,
     labels: _Array | None,

@@ -40,6 +40,9 @@ include "signature.pxi"
 
 import_array()
 
+# Classes that are merged together: shards that begin at multiples of so many keep the bits.
+SPLIT = CHUNK
+
 cdef enum:
     # Memory that the stack may give.
     STACK_BYTES = 32768
@@ -288,8 +291,8 @@ def cross_entropy(
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
     Of `labels` and `probabilities` one is None. `losses`, `gradient` and, beside a gradient,
-    `hessian` are written where they are given, but not if a label is no class. The gradient is that of the sum, or with `mean` that of
-    the mean, which divides by `denominator` if that is not None. Dividing by 0 is left to the
+    `hessian` are written where they are given, but not if a label is no class. The gradient is that
+    of the sum, or with `mean` that of the mean, which divides by `denominator` if given. Dividing by 0 is left to the
     caller. Losses and gradients, but not the sum, are multiplied by 2**power: what was taken out
     of weights before. `dtype` is that of the results, if it is not that of the logits.
     """
@@ -318,6 +321,120 @@ def cross_entropy(
     set_rows(&call, losses, class_weight, sample_weight)
     return run_loss(
         &call, &scan, mean, denominator, result_kind_for(dtype, logits), threads_for)
+
+
+def scores(
+    ndarray logits not None, ndarray labels not None, ndarray where, dict results not None,
+    int axis, Py_ssize_t top_k, int ties, double temperature, double softcap, ignore_index,
+    threads_for,
+):
+    """Fill the arrays of `results` in, by name; return whether all labels are classes.
+
+    If one is not, nothing is written. Those of `entropy`, `top_indices` and `top_log_probs` may be
+    missing; `ties` is the number of Ties.
+    """
+    cdef Call call
+    cdef Scan scan
+    cdef Problem *problem = &call.problem
+    cdef const Kernels *kernels
+    cdef ndarray log_prob = results["log_prob"]
+    cdef int result_kind = kind_of(log_prob), n_threads, bad = 0
+    call_open(&call, SCORES, logits, <unsigned long long>1 << axis)
+    call_array(&call, INPUT, logits)
+    if where is not None:
+        call_array(&call, MASK, where)
+    set_target(&call, &scan, labels, None, ignore_index)
+    set_rows(&call, log_prob, None, None)
+    problem.options.temperature = temperature
+    problem.options.softcap = softcap
+    problem.scores.ties = <Ties>ties
+    problem.scores.top_k = top_k
+    problem.scores.rank = <int64_t *>score_bytes(problem, results, "rank", KIND_INT64, 1)
+    problem.scores.argmax = <int64_t *>score_bytes(problem, results, "argmax", KIND_INT64, 1)
+    problem.scores.logsumexp = score_bytes(problem, results, "logsumexp", result_kind, 1)
+    problem.scores.entropy = score_bytes(problem, results, "entropy", result_kind, 1)
+    problem.scores.top_indices = <int64_t *>score_bytes(
+        problem, results, "top_indices", KIND_INT64, top_k)
+    problem.scores.top_log_probs = score_bytes(
+        problem, results, "top_log_probs", result_kind, top_k)
+    kernels = kernels_for(problem, result_kind)
+    n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
+    scan_rows(&scan, problem, n_threads, &bad)
+    if not bad:
+        run(problem, kernels, n_threads, result_kind, False)
+    return not bad
+
+
+def shard(
+    str operation not None, ndarray logits not None, ndarray labels, ndarray where,
+    ndarray result, ndarray output, int axis, dict states not None, ndarray class_weight,
+    ndarray sample_weight, double label_smoothing, double z_loss, double temperature,
+    double gradient_scale, dtype, threads_for,
+):
+    """Run an operation of a row state on some of the classes of each row.
+
+    `states` has an array "exported", of (rows, chunks, 8) float64, which what is known of the
+    classes is written to, and nothing else is done; or "imported", the same of all classes, and
+    where there are labels "label_logit" and "label_weight", a number each row. Labels are counted
+    from the first of these classes on, other classes are the number of these, and -1 is ignored.
+    """
+    cdef Call call
+    cdef Problem *problem = &call.problem
+    cdef Shard *of = &problem.shard
+    cdef const Kernels *kernels
+    cdef int number = OPERATIONS.index(operation)
+    cdef int result_kind = result_kind_for(dtype, logits)
+    call_open(&call, <Operation>number, logits, <unsigned long long>1 << axis)
+    call_array(&call, INPUT, logits)
+    if where is not None:
+        call_array(&call, MASK, where)
+    if labels is not None:
+        call_array(&call, LABELS, labels, True)
+        check_labels(&problem.arrays[<int>LABELS])
+    if output is not None:
+        call_result(&call, OUTPUT, output)
+    set_rows(&call, result, class_weight, sample_weight)
+    problem.options.label_smoothing = label_smoothing
+    problem.options.z_loss = z_loss
+    problem.options.temperature = temperature
+    problem.options.gradient_scale = gradient_scale
+    problem.options.ignore_index = -1
+    of.given = True
+    of.exported = <double *>shard_bytes(states, "exported")
+    of.imported = <double *>shard_bytes(states, "imported")
+    of.label_logit = <double *>shard_bytes(states, "label_logit")
+    of.label_weight = <double *>shard_bytes(states, "label_weight")
+    if of.imported != NULL:
+        of.chunks = PyArray_SIZE(<ndarray>states["imported"]) // (
+            SHARD_NUMBERS * problem.layout.rows)
+    kernels = kernels_for(problem, result_kind)
+    run(
+        problem, kernels, threads_of(work_of(problem), kernels.lanes, threads_for), result_kind,
+        False)
+
+
+cdef char *shard_bytes(dict states, str name) except? NULL:
+    cdef ndarray array = states.get(name)
+    if array is None:
+        return NULL
+    if kind_of(array) != KIND_FLOAT64 or not PyArray_ISCARRAY_RO(array):
+        raise ValueError(f"{name} is a contiguous array of float64")
+    return PyArray_BYTES(array)
+
+
+cdef char *score_bytes(
+    const Problem *problem, dict results, str name, int kind, Py_ssize_t per_row
+) except? NULL:
+    """Where the scores of that name go; NULL where they are not wanted."""
+    cdef ndarray array = results.get(name)
+    if array is None:
+        return NULL
+    if (
+        kind_of(array) != kind or not PyArray_ISCARRAY(array)
+        or PyArray_SIZE(array) != problem.layout.rows * per_row
+    ):
+        raise ValueError(f"{name} is no array for these scores")
+    return PyArray_BYTES(array)
 
 
 def negative_log(

@@ -16,8 +16,8 @@
 # What is `cdef inline` is inlined wherever it is called; the rest, by GCC, nowhere (see setup.py).
 # So each pass is a function with all its loops, and no two compete for registers.
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport fabs
-from libc.stdint cimport int64_t
+from libc.math cimport NAN, fabs
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
 
@@ -33,6 +33,8 @@ include "passes/across.pxi"
 include "operations/softmax.pxi"
 include "operations/cross_entropy.pxi"
 include "operations/hessian.pxi"
+include "operations/scores.pxi"
+include "operations/shards.pxi"
 include "passes/pairs.pxi"
 include "operations/backward.pxi"
 include "operations/likelihood.pxi"

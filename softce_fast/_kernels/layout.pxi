@@ -16,6 +16,7 @@ cdef extern from "numpy/arrayobject.h":
     npy_intp *PyArray_DIMS(ndarray)
     object PyArray_Empty(int, npy_intp *, PyArray_Descr *, int)
     bint PyArray_ISCARRAY_RO(ndarray)
+    bint PyArray_ISCARRAY(ndarray)
     bint PyArray_ISNOTSWAPPED(ndarray)
     bint PyArray_ISWRITEABLE(ndarray)
     npy_intp PyArray_ITEMSIZE(ndarray)

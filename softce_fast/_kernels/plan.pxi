@@ -12,6 +12,8 @@ cpdef enum Threshold:
     PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
     #                            arrays; in float64 always half of it.
     STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
+    TOP_ACROSS = 32            # Most classes that are selected, and
+    CLASSES_ACROSS = 16777216  # longest row where they are: float32 numbers its classes.
     BATCH = 4                  # Groups worked on together: of packed rows,
     BATCH_CLASSES = 256        # with so many classes in all at most;
     MOST_BATCH = 16            # of neighbouring rows,
@@ -33,14 +35,14 @@ cpdef enum Threshold:
 
 # By the numbers of Operation and Pass.
 OPERATIONS = (
-    "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy",
+    "softmax", "log_softmax", "logsumexp", "cross_entropy", "dense_cross_entropy", "scores",
     "softmax_backward", "log_softmax_backward", "probability_loss", "label_loss", "binary_loss",
 )
 PASSES = ("along", "across")
 
 
 cdef inline bint has_row_state(Operation operation) noexcept nogil:
-    return operation <= DENSE_CROSS_ENTROPY
+    return operation <= SCORES
 
 
 cdef inline bint can_go_across(Operation operation) noexcept nogil:
@@ -73,7 +75,7 @@ cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept 
         return (
             is_half_kind(array.kind) and real_kind == KIND_FLOAT32
             and problem.plan.passes == ALONG and has_row_state(problem.operation)
-            and not is_dense(problem.operation) and has_neighbour_classes(problem, INPUT))
+            and not notes_maximum(problem.operation) and has_neighbour_classes(problem, INPUT))
     return has_neighbour_classes(problem, INPUT) or (
         problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT))
 
@@ -121,6 +123,12 @@ cdef inline bint can_keep_in_output(const Problem *problem, int real_kind) noexc
     return True
 
 
+cdef inline bint selects_along(const Problem *problem) noexcept nogil:
+    """Whether the classes that are selected are too many, or too far apart, to go across."""
+    return problem.scores.top_k > TOP_ACROSS or (
+        problem.scores.top_k > 0 and problem.layout.classes > CLASSES_ACROSS)
+
+
 cdef inline bint can_leave_rest_along(const Problem *problem) noexcept nogil:
     return problem.plan.passes == ACROSS and has_neighbour_classes(problem, INPUT)
 
@@ -135,7 +143,9 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef bint neighbours = has_neighbour_classes(problem, INPUT)
     cdef Py_ssize_t most = ACROSS_CLASSES
-    if problem.plan.by_chunks or not can_go_across(problem.operation):
+    if (
+        problem.plan.by_chunks or not can_go_across(problem.operation) or selects_along(problem)
+    ):
         return ALONG
     if not neighbours or input.row_stride == 0 or (output.data != NULL and not (
         has_neighbour_classes(problem, OUTPUT)
@@ -162,16 +172,11 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
 cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nogil:
     """How many groups go across together."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.layout.classes)
-    cdef Py_ssize_t bytes_ = columns * 64    # a vector's each
+    cdef Py_ssize_t bytes_ = columns * 64 * tile_sections(problem)    # a vector's each
     if problem.plan.passes == ALONG:
         return 1
     if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
-    if is_pair(problem.operation) or emits_logarithms(problem.operation) or is_dense(
-        problem.operation
-    ):
-        # What is added up lies behind the logits; and behind probabilities.
-        bytes_ *= 3 if coefficients_by_row(problem) else 2
     return max(1, min(
         min(<Py_ssize_t>MOST_BATCH, PANEL_BYTES // bytes_),
         problem.layout.rows // (lanes * FEWEST_TASKS)))
@@ -218,6 +223,8 @@ cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
     """Whether a task is a chunk of a row."""
     if problem.operation == BINARY_LOSS:
         return problem.plan.chunks > 1    # whatever the threads: its sums are by task
+    if problem.shard.given:
+        return True
     return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
 
 
@@ -326,7 +333,8 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
         name
         for name, holds in (
             ("passes", plan.passes == ACROSS and (
-                plan.by_chunks or not can_go_across(problem.operation))),
+                plan.by_chunks or not can_go_across(problem.operation)
+                or selects_along(problem))),
             ("by_chunks", plan.by_chunks and plan.chunks == 1),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),

@@ -40,6 +40,7 @@ cdef enum Operation:
     LOGSUMEXP
     CROSS_ENTROPY            # of class indices
     DENSE_CROSS_ENTROPY      # of targets that have a coefficient for every class
+    SCORES                   # of class indices
     # Sums over two arrays (pairs.pxi):
     SOFTMAX_BACKWARD         # INPUT: gradient by the output, SECOND: probabilities
     LOG_SOFTMAX_BACKWARD     # INPUT: gradient by the output, SECOND: log-probabilities
@@ -120,6 +121,40 @@ cdef struct Options:
     const double *other_sums       # for each class of all others' class weights; NULL: classes - 1
 
 
+cdef enum Ties:
+    # Which of the classes whose logit is the label's own count as above it:
+    TIES_FIRST    # those before the label,
+    TIES_MIN      # none,
+    TIES_MAX      # or all others
+
+
+cdef struct Scores:
+    # What SCORES finds out besides its result, row by row; NULL for what is not asked for.
+    Ties ties
+    int64_t *rank
+    int64_t *argmax
+    char *logsumexp           # of the kind of RESULT, as
+    char *entropy             # this
+    int64_t *top_indices      # top_k a row
+    char *top_log_probs       # and this
+    Py_ssize_t top_k
+
+
+cdef enum:
+    SHARD_NUMBERS = 8    # maximum, its reference (2), sums of exponentials (2) and coefficients
+    #                      (2), spread: of a chunk of a row, all in float64
+
+
+cdef struct Shard:
+    # Where the classes of INPUT are some of a row's: see operations/shards.pxi.
+    bint given
+    double *exported             # what is found out about each chunk, instead of results; or
+    const double *imported       # the same of all chunks of the whole row,
+    Py_ssize_t chunks            # and how many these are
+    const double *label_logit    # of each row,
+    const double *label_weight   # and the weight of its class, less what smoothing takes
+
+
 cdef enum Pass:
     ALONG     # lanes of a vector on neighbouring classes of a row
     ACROSS    # a row in each lane
@@ -149,6 +184,8 @@ cdef struct Problem:
     Layout layout
     Array[10] arrays           # by Role
     Options options
+    Scores scores
+    Shard shard
     Plan plan
     double *task_sums         # of the results of each task; NULL if not asked for.
     double *row_results       # Where rows have many chunks instead: of each row.
@@ -233,12 +270,34 @@ cdef inline bint leaves_out_maximum(Operation operation) noexcept nogil:
 
 cdef inline bint leaves_out_label(Operation operation) noexcept nogil:
     """The same of that of its label."""
-    return operation == CROSS_ENTROPY
+    return operation == CROSS_ENTROPY or operation == SCORES
+
+
+cdef inline bint is_scored(Operation operation) noexcept nogil:
+    """Whether a row's classes are compared with one another: see operations/scores.pxi."""
+    return operation == SCORES
+
+
+cdef inline bint notes_maximum(Operation operation) noexcept nogil:
+    """Whether it is to be known which class has the maximum."""
+    return is_dense(operation) or is_scored(operation)
 
 
 cdef inline bint is_dense(Operation operation) noexcept nogil:
     """Whether the target has a coefficient for every class."""
     return operation == DENSE_CROSS_ENTROPY
+
+
+cdef inline bint wants_entropy(const Problem *problem) noexcept nogil:
+    return problem.scores.entropy != NULL
+
+
+cdef inline bint sums_coefficients(const Problem *problem) noexcept nogil:
+    """Whether what is summed besides the exponentials has a coefficient for each class.
+
+    For the entropy, the exponential itself.
+    """
+    return is_dense(problem.operation) or wants_entropy(problem)
 
 
 cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
@@ -247,8 +306,13 @@ cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
 
 
 cdef inline bint coefficients_by_row(const Problem *problem) noexcept nogil:
-    """Whether the coefficients of dense targets do."""
-    return problem.arrays[<int>SECOND].data != NULL or shares_by_row(problem)
+    """Whether the coefficients differ from row to row."""
+    return has(problem, SECOND) or wants_entropy(problem) or shares_by_row(problem)
+
+
+cdef inline bint merges_chunks(const Problem *problem) noexcept nogil:
+    """Whether the state of a row is another than that of a chunk."""
+    return problem.plan.chunks > 1 or problem.shard.given
 
 
 cdef inline bint is_pair(Operation operation) noexcept nogil:
@@ -266,6 +330,15 @@ cdef inline bint corrects_output(const Problem *problem) noexcept nogil:
     return (
         problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY
     ) and (problem.arrays[<int>MASK].data != NULL or problem.options.softcap != 0)
+
+
+cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
+    """How many numbers a tile has for each logit: what is added up lies behind what is read on."""
+    if coefficients_by_row(problem):
+        return 3
+    return 2 if (
+        emits_logarithms(problem.operation) or notes_maximum(problem.operation)
+        or is_pair(problem.operation) or has(problem, HESSIAN)) else 1
 
 
 cdef inline bint has(const Problem *problem, Role role) noexcept nogil:

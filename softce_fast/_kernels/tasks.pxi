@@ -26,6 +26,9 @@ cdef void groups_finish(
     elif problem.operation == LOGSUMEXP:
         for k in range(count):
             finish_logsumexp(groups + k, problem, scratch)
+    elif problem.operation == SCORES:
+        for k in range(count):
+            finish_scores(groups + k, problem, row_best(problem, k, 0, scratch), scratch)
     else:
         for k in range(count):
             finish_total(groups + k, problem, scratch)
@@ -84,16 +87,6 @@ cdef inline char *part_take(char **memory, size_t size) noexcept nogil:
     return part
 
 
-cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:
-    """How many numbers of a tile there are for each of a group's logits."""
-    if coefficients_by_row(problem):
-        return 3
-    return 2 if (
-        emits_logarithms(problem.operation) or is_dense(problem.operation)
-        or has(problem, HESSIAN)
-    ) else 1
-
-
 cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
     """Whether rows of an array are closer to each other than its classes."""
     cdef int role
@@ -143,14 +136,15 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.kept = <real *>part_take(&memory, kept * sizeof(real))
     scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
     scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
-    scratch.writer.lines.buffer = <real *>part_take(&memory, buffer * sizeof(real))
-    scratch.hessian_writer.lines.buffer = <real *>part_take(
+    scratch.writers.output.lines.buffer = <real *>part_take(&memory, buffer * sizeof(real))
+    scratch.writers.hessian.lines.buffer = <real *>part_take(
         &memory, buffer * sizeof(real) if has(problem, HESSIAN) else 0)
     scratch.target = <real *>part_take(
         &memory, max(padded, <Py_ssize_t>MOST_ROWS) * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
     scratch.runs = <Runs *>part_take(
         &memory, 3 * sizeof(Runs) if across and any_by_class(problem) else 0)
+    scratch.best = part_take(&memory, best_size(problem))
     return memory - start
 
 
@@ -172,19 +166,19 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
         scratch.factors[0] = factors_of_all(scale_of_gradients(problem))
         scratch.factors[1] = factors_of_all(scale_of_hessian(problem))
     writer_open(
-        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
-        scratch.writer.lines.buffer)
+        &scratch.writers.output, &problem.arrays[<int>OUTPUT], problem.plan.stream,
+        scratch.writers.output.lines.buffer)
     if has(problem, HESSIAN):
         writer_open(
-            &scratch.hessian_writer, &problem.arrays[<int>HESSIAN], problem.plan.stream,
-            scratch.hessian_writer.lines.buffer)
+            &scratch.writers.hessian, &problem.arrays[<int>HESSIAN], problem.plan.stream,
+            scratch.writers.hessian.lines.buffer)
 
 
 cdef inline void scratch_close(const Problem *problem, Scratch *scratch) noexcept nogil:
     if has(problem, OUTPUT):
-        writer_close(&scratch.writer)
+        writer_close(&scratch.writers.output)
     if has(problem, HESSIAN):
-        writer_close(&scratch.hessian_writer)
+        writer_close(&scratch.writers.hessian)
 
 
 # ---- tasks of rows -------------------------------------------------------------------------------
@@ -268,7 +262,7 @@ cdef void rows_across(
             tiles_open(groups, problem, tiles, chunk, scratch)
             tiles_exponentials(groups, problem, tiles, chunk, scratch)
             tiles_sum(groups, problem, tiles, chunk, scratch)
-        if problem.plan.chunks > 1 or is_dense(problem.operation):
+        if problem.plan.chunks > 1 or notes_maximum(problem.operation):
             for k in range(tiles):
                 group_merge(
                     groups + k, problem, scratch.states + k * problem.plan.chunks,
@@ -289,7 +283,8 @@ cdef void rows_across(
 cdef size_t states_size(const Problem *problem) noexcept nogil:
     return round_up(
         problem.layout.rows * problem.plan.chunks * sizeof(RowState)
-    ) + problem.layout.rows * sizeof(Group)
+    ) + round_up(problem.layout.rows * sizeof(Group)) + (
+        problem.layout.rows * problem.plan.chunks * chunk_best(problem) * sizeof(Candidate))
 
 
 cdef inline RowState *shared_states(const Problem *problem, Py_ssize_t row) noexcept nogil:
@@ -301,12 +296,19 @@ cdef inline Group *shared_group(const Problem *problem, Py_ssize_t row) noexcept
         problem.layout.rows * problem.plan.chunks * sizeof(RowState))) + row
 
 
+cdef inline char *shared_best(const Problem *problem, Py_ssize_t task) noexcept nogil:
+    """What is selected of a chunk of a row."""
+    return <char *>shared_group(problem, 0) + round_up(
+        problem.layout.rows * sizeof(Group)) + task * chunk_best(problem) * sizeof(Candidate)
+
+
 cdef void absorb_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Problem *problem = <const Problem *>context
     cdef Scratch scratch
     cdef environment before = environment_enter()
     scratch_open(problem, memory, &scratch)
     group_open(scratch.groups, problem, task // problem.plan.chunks, 1)
+    scratch.best = shared_best(problem, task)
     along_absorb(
         scratch.groups, problem, task % problem.plan.chunks, <RowState *>problem.states + task,
         &scratch)
@@ -324,7 +326,14 @@ cdef void finish_task(const void *context, Py_ssize_t task, char *memory) noexce
     for row in range(problem.layout.rows):
         group = shared_group(problem, row)
         group_open(group, problem, row, 1)
-        group_merge(group, problem, shared_states(problem, row), &scratch.scale)
+        if problem.shard.exported != NULL:
+            shard_export(problem, row, shared_states(problem, row))
+            continue
+        if problem.shard.given:
+            shard_merge(group, problem, shared_states(problem, row), &scratch.scale)
+        else:
+            group_merge(group, problem, shared_states(problem, row), &scratch.scale)
+        best_merge(problem, shared_best(problem, row * problem.plan.chunks), &scratch)
         groups_finish(group, problem, 1, &scratch)
         group_results(
             group, problem, NULL if problem.row_results == NULL else problem.row_results + row)

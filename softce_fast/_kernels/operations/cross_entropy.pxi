@@ -15,8 +15,8 @@ cdef inline void finish_total(
     """Add what was left out of the sum of exponentials: that of the label, or of the maximum."""
     if leaves_out_maximum(problem.operation):
         group.own_logit = group.whole.maximum
-    elif not group.own_is_known:
-        group.own_logit = label_logits(group, problem, &scratch.softcap)
+    else:
+        own_logit_find(group, problem, &scratch.softcap)
     group.own = exponential_pair(group.own_logit, group.whole.reference, &scratch.scale)
     group.total = double_double_merge(group.whole.others, group.own)
 
@@ -335,7 +335,7 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
     cdef Py_ssize_t k
     for k in range(LANES):
         coefficient[k] = group.weights.even[k] if shares_by_row(problem) else even
-        if problem.options.class_weight != NULL:
+        if problem.options.class_weight != NULL and group.labels[k] < problem.layout.classes:
             coefficient[k] *= problem.options.class_weight[group.labels[k]]
         coefficient[k] = power_apply(
             coefficient[k] + group.weights.label[k], -problem.options.coefficient_power)
@@ -358,6 +358,8 @@ cdef inline vector other_coefficients_of_labels(
             others[k] = even * (
                 <double>(problem.layout.classes - 1) if problem.options.other_sums == NULL
                 else problem.options.other_sums[top])
+        if problem.shard.given:
+            others[k] = shard_other_coefficients(group, problem, even, top)
         if group.labels[k] != top:
             others[k] += power_apply(
                 group.weights.label[k], -problem.options.coefficient_power)

@@ -71,9 +71,13 @@ cdef inline void finish_logsumexp(
     cdef const Scale *scale = &scratch.scale
     cdef DoubleDouble own = exponential_pair(whole.maximum, whole.reference, scale)
     cdef vector infinity = vector_set(-NEGATIVE_INFINITY)
-    cdef vector result = vector_select(
+    cdef vector maximum = whole.maximum
+    cdef vector result
+    if scale.tempered:
+        maximum = vector_multiply(maximum, vector_set(scale.inverse))
+    result = vector_select(
         vector_greater(own.high, whole.others.high),
-        vector_add(whole.maximum, log_of_rest(whole, scale)),
+        vector_add(maximum, log_of_rest(whole, scale)),
         log_total(double_double_merge(whole.others, own), whole.reference, scale))
     numbers_store(group.result, result)
     if vector_mask_bits(vector_equal(whole.maximum, infinity)) != 0:
@@ -92,16 +96,13 @@ cdef void finish_infinite(Group *group, const Problem *problem) noexcept nogil:
 
 cdef bint row_has_nan(const Group *group, const Problem *problem, Py_ssize_t k) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    cdef const Array *included = &problem.arrays[<int>MASK]
     cdef Py_ssize_t c
     cdef real x
     for c in range(problem.layout.classes):
         x = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, c))
-        if x != x and (included.data == NULL or included.data[
-            in_group(group, problem, MASK, k) + class_offset(&problem.layout, included, c)
-        ] != 0):
+        if x != x and not is_excluded(group, problem, k, c):
             return True
     return False
 

@@ -416,7 +416,7 @@ cdef void tiles_exponentials(
     if goes_by_class(&problem.layout, array):
         terms.ahead_stride = array.class_stride
     terms.pivot_logit = vector_set(0.0)
-    terms.lines = &scratch.writer.lines
+    terms.lines = &scratch.writers.output.lines
     for t in range(tiles):
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
@@ -434,12 +434,14 @@ cdef void tiles_exponentials(
             continue
         if is_dense(problem.operation):
             tile_spread(problem, chunk, state, tile, terms.terms)
+        elif wants_entropy(problem):
+            terms.exponentials = tile + n * LANES
         elif not has(problem, OUTPUT) or emits_logarithms(problem.operation):
             terms.exponentials = NULL
         tile_absorb_others(&terms, n, state.reference, &scratch.scale)
-        groups[t].own_logit = terms.pivot_logit
-        groups[t].own_is_known = (
-            leaves_out_label(problem.operation) and problem.plan.chunks == 1)
+        if leaves_out_label(problem.operation) and problem.plan.chunks == 1:
+            groups[t].own_logit = terms.pivot_logit
+            groups[t].own_is_known = True
 
 
 cdef void tiles_sum(
@@ -452,6 +454,8 @@ cdef void tiles_sum(
         chunk_state(groups + t, problem, t, chunk, scratch).others = tile_sums(
             tile_terms(problem, scratch.kept + t * scratch.kept_stride, n), n,
             scratch.scale.few_digits)
+        if is_scored(problem.operation):
+            tile_compare(groups + t, problem, t, chunk, scratch)
 
 
 # ---- sums ----------------------------------------------------------------------------------------
@@ -583,7 +587,7 @@ cdef inline vector tile_coefficients_lay(
 cdef void tile_spread(
     const Problem *problem, Py_ssize_t chunk, RowState *state, const real *tile, real *terms
 ) noexcept nogil:
-    """Sum what dense targets take over one chunk."""
+    """Sum, over one chunk, what there are coefficients for."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Coefficients coefficients = tile_coefficients_of(problem, chunk, tile)
     cdef vector origin = spread_origin(state.maximum)

@@ -139,7 +139,7 @@ cdef inline DoubleDouble row_exponentials(
     const Stretch *stretch, Reference reference, const Scale *scale_, bint keep, int kind,
     Arithmetic arithmetic,
 ) noexcept nogil:
-    """Return the sum of the exponentials, lane by lane; the last three are constants if possible."""
+    """Return the sum of the exponentials, lane by lane; the last three: constants if possible."""
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
     cdef const char *x = stretch.x
@@ -444,7 +444,9 @@ cdef inline Coefficients coefficients_of(
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
-    if shares_by_row(problem):
+    if wants_entropy(problem):
+        coefficients.probabilities = scratch.packed
+    elif shares_by_row(problem):
         row_shares(group, problem, k, chunk, coefficients.share, scratch)
         coefficients.probabilities = scratch.target
         coefficients.share = vector_set(1.0)
@@ -493,6 +495,8 @@ cdef inline real *row_kept(
     const Scratch *scratch,
 ) noexcept nogil:
     """Where the exponentials of a chunk of a row are kept; NULL if they are not."""
+    if wants_entropy(problem):
+        return scratch.packed    # not for long
     if not problem.plan.keep:
         return NULL
     if problem.plan.keep_in_output:
@@ -565,10 +569,11 @@ cdef inline Py_ssize_t row_pivot(
 
 
 cdef struct DenseSums:
-    # What dense targets sum of each row of a group.
+    # What is summed of each row of a group besides its exponentials.
     RowSums coefficients
     RowSums spread
     real[16] own       # the coefficient of the maximum
+    real[16] below     # scores: how many classes are not above the label
 
 
 cdef void along_absorb(
@@ -576,7 +581,7 @@ cdef void along_absorb(
 ) noexcept nogil:
     """Fill the state of one chunk of the group, row by row."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t k, stop, pivot, first = 0
+    cdef Py_ssize_t k, stop, first = 0
     cdef const char *x[16]
     cdef real[16] maximum
     cdef real[16] position
@@ -589,10 +594,11 @@ cdef void along_absorb(
     stretch.n = n
     stretch.kind = input_kind(problem)
     stretch.size = problem.arrays[<int>INPUT].size
+    if is_scored(problem.operation):
+        own_logit_find(group, problem, &scratch.softcap)
     for k in range(LANES):
-        maximum[k] = 0
+        maximum[k] = dense.own[k] = dense.below[k] = 0
         position[k] = -1
-        dense.own[k] = 0
     while first < group.rows:
         stop = min(first + problem.plan.rows_at_once, group.rows)
         for k in range(first, stop):
@@ -605,14 +611,13 @@ cdef void along_absorb(
         vector_store(shift, state.reference.shift)
         vector_store(exponent, state.reference.exponent)
         for k in range(first, stop):
-            pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
-            position[k] = <real>pivot
+            stretch.pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
+            position[k] = <real>stretch.pivot
             stretch.x = x[k]
             stretch.ahead = (
                 problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
                 + chunk * CHUNK * stretch.size + problem.plan.ahead)
             stretch.near = stretch.ahead - problem.plan.ahead // 2
-            stretch.pivot = pivot
             if is_dense(problem.operation):
                 along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             reference.shift = vector_set(shift[k])
@@ -620,11 +625,29 @@ cdef void along_absorb(
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
+            if is_scored(problem.operation):
+                position[k] = along_compare(
+                    group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
         first = stop
     state.others = rows_reduce(&sums, group.rows, n)
     state.position = vector_load(position)
-    if is_dense(problem.operation):
+    state.below = double_double_from(vector_load(dense.below))
+    if sums_coefficients(problem):
         dense_reduce(group, problem, chunk, state, &dense)
+    if is_scored(problem.operation):
+        along_rest(group, problem, chunk, state, x, scratch)
+
+
+cdef inline real along_compare(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k,
+    Stretch *stretch, real maximum, DenseSums *dense, const Scratch *scratch,
+) noexcept nogil:
+    """What scores take of a chunk of row k besides its sum; return where its maximum is."""
+    stretch.pivot = row_find(stretch.x, stretch.n, maximum, REAL_KIND)
+    dense.below[k] = row_compare(group, problem, chunk, k, stretch, scratch)
+    if wants_entropy(problem):
+        along_spread(group, problem, chunk, k, stretch, maximum, dense, scratch)
+    return <real>stretch.pivot
 
 
 cdef inline void along_spread(
@@ -634,8 +657,8 @@ cdef inline void along_spread(
     cdef Coefficients coefficients = coefficients_of(group, problem, k, chunk, scratch)
     cdef DoubleDouble total, spread
     row_spread_of(
-        <const real *>stretch.x, stretch.n, spread_origin(vector_set(maximum)), &coefficients, stretch.pivot,
-        &total, &spread)
+        <const real *>stretch.x, stretch.n, spread_origin(vector_set(maximum)), &coefficients,
+        stretch.pivot, &total, &spread)
     sums_put(&dense.spread, k, spread)
     sums_put(&dense.coefficients, k, total)
     if coefficients.probabilities != NULL:
@@ -916,7 +939,7 @@ cdef inline DoubleDouble chunk_factor(
     """
     cdef mask low
     reference[0] = state.reference
-    if problem.plan.chunks == 1 or emits_logarithms(problem.operation):
+    if not merges_chunks(problem) or emits_logarithms(problem.operation):
         return factor
     low = vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high)
     reference.shift = vector_select(low, group.whole.reference.shift, reference.shift)
@@ -947,7 +970,7 @@ cdef inline void rows_output_open(
         vector_store(rows.minus, chunk_factor(
             double_double_from(curvature.share), group, problem, state, &references).high)
     rows.again = 0
-    if problem.plan.chunks > 1 and problem.plan.keep:
+    if merges_chunks(problem) and problem.plan.keep:
         rows.again = vector_mask_bits(
             vector_greater(vector_set(CHUNK_FACTOR_LIMIT), state.factor.high))
 

@@ -164,8 +164,8 @@ cdef void pair_write(
     elif output.kind == REAL_KIND and not problem.plan.stream:
         pair_emit(group, problem, k, chunk, scratch, <real *>to)
     else:
-        pair_emit(group, problem, k, chunk, scratch, writer_room(&scratch.writer, to))
-        writer_take(&scratch.writer, chunk.n)
+        pair_emit(group, problem, k, chunk, scratch, writer_room(&scratch.writers.output, to))
+        writer_take(&scratch.writers.output, chunk.n)
 
 
 cdef void pairs_along(
@@ -280,8 +280,8 @@ cdef environment pair_open(
     scratch_place(problem, memory, scratch)
     scratch.scale = scale_for(1.0, False)
     writer_open(
-        &scratch.writer, &problem.arrays[<int>OUTPUT], problem.plan.stream,
-        scratch.writer.lines.buffer)
+        &scratch.writers.output, &problem.arrays[<int>OUTPUT], problem.plan.stream,
+        scratch.writers.output.lines.buffer)
     # A logarithm is to see the smallest probabilities.
     return environment_plain() if problem.operation == PROBABILITY_LOSS else environment_enter()
 

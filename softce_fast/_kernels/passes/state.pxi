@@ -20,9 +20,11 @@ cdef struct RowState:
     DoubleDouble others              # sum of the exponentials, without the one that is left out
     vector position                  # of the maximum among the classes, where that is the one; -1
     DoubleDouble factor              # from this reference to that of the merged state
-    DoubleDouble other_coefficients  # dense targets: sum without the maximum's own,
+    DoubleDouble other_coefficients  # of the coefficients, the sum without the maximum's own,
     vector own_coefficient           # that one,
     vector spread                    # and the sum of coefficient * (maximum - x)
+    DoubleDouble rest                # scores: `others` with the maximum left out instead,
+    DoubleDouble below               # and how many classes are not above the label
 
 
 cdef struct Curvature:
@@ -171,8 +173,8 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
                 group.ignored |= <unsigned int>1 << k
                 group.labels[k] = 0
             # They were checked, but another Python thread may have changed them since.
-            group.labels[k] = max(
-                <int64_t>0, min(group.labels[k], <int64_t>(problem.layout.classes - 1)))
+            group.labels[k] = max(<int64_t>0, min(
+                group.labels[k], <int64_t>(problem.layout.classes - (not problem.shard.given))))
     if problem.options.class_weight != NULL or problem.options.label_smoothing != 0:
         group_label_weights(group, problem)
 
@@ -203,7 +205,8 @@ cdef void group_label_weights(Group *group, const Problem *problem) noexcept nog
     if problem.options.class_weight == NULL:
         return
     for k in range(LANES):
-        group.weights.label[k] *= problem.options.class_weight[group.labels[k]]
+        if group.labels[k] < problem.layout.classes:
+            group.weights.label[k] *= problem.options.class_weight[group.labels[k]]
         if (
             group.weights.label[k] == 0 and not is_dense(problem.operation)
             and problem.options.z_loss == 0
@@ -256,12 +259,20 @@ cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
                 <Py_ssize_t>1, classes_allowed(group, problem, k))
 
 
+cdef inline bint is_excluded(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t c
+) noexcept nogil:
+    """Whether a mask excludes class c of row k."""
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    return included.data != NULL and included.data[
+        in_group(group, problem, MASK, k) + class_offset(&problem.layout, included, c)] == 0
+
+
 cdef inline vector label_logits(
     const Group *group, const Problem *problem, const Softcap *cap
 ) noexcept nogil:
     """The logit of each row's label, capped; -inf where a mask excludes it."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    cdef const Array *included = &problem.arrays[<int>MASK]
     cdef real[16] logit
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -270,14 +281,19 @@ cdef inline vector label_logits(
         logit[k] = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, group.labels[k]))
-        if included.data != NULL and included.data[
-            in_group(group, problem, MASK, k)
-            + class_offset(&problem.layout, included, group.labels[k])
-        ] == 0:
+        if is_excluded(group, problem, k, group.labels[k]):
             logit[k] = NEGATIVE_INFINITY
     if problem.options.softcap != 0:
         return softcapped(vector_load(logit), cap)
     return vector_load(logit)
+
+
+cdef inline void own_logit_find(
+    Group *group, const Problem *problem, const Softcap *cap
+) noexcept nogil:
+    if not group.own_is_known:
+        group.own_logit = label_logits(group, problem, cap)
+        group.own_is_known = True
 
 
 # ---- merging -------------------------------------------------------------------------------------
@@ -300,59 +316,84 @@ cdef void group_merge(
     Group *group, const Problem *problem, RowState *states, const Scale *scale
 ) noexcept nogil:
     """Bring the states of all chunks to one reference, that of the whole row."""
-    cdef RowState *whole = &group.whole
     cdef Py_ssize_t chunk
-    cdef vector zero = vector_set(0.0)
     cdef vector first = vector_set(1.0)
-    cdef Reference between
-    cdef mask occupied
+    cdef vector maximum = states[0].maximum
+    cdef RowState state
     if problem.plan.chunks == 1:
-        if is_dense(problem.operation):
-            group_note_top(group, 0, whole, ~<unsigned int>0)
+        if notes_maximum(problem.operation):
+            group_note_top(group, 0, &group.whole, ~<unsigned int>0)
         return
-    whole.maximum = states[0].maximum
     for chunk in range(1, problem.plan.chunks):
-        whole.maximum = vector_maximum(states[chunk].maximum, whole.maximum)
-    whole.reference = reference_for(whole.maximum, scale)
-    whole.others = double_double_from(zero)
-    whole.other_coefficients = whole.others
-    whole.own_coefficient = zero
-    whole.spread = zero
+        maximum = vector_maximum(states[chunk].maximum, maximum)
+    state_open(&group.whole, maximum, scale)
     for chunk in range(problem.plan.chunks):
-        occupied = vector_greater(states[chunk].maximum, vector_set(NEGATIVE_INFINITY))
-        # Its reference as seen from the row's: a power of two where neither is shifted.
-        between.shift = zero
-        between.exponent = vector_select(occupied, vector_subtract(
-            whole.reference.exponent, states[chunk].reference.exponent), zero)
-        states[chunk].factor = exponential_pair(
-            vector_select(occupied, vector_subtract(
-                states[chunk].reference.shift, whole.reference.shift), zero),
-            between, scale)
-        state_merge(group, problem, states, chunk, &first, scale)
+        state_set_factor(states + chunk, &group.whole, scale)
+        state = states[chunk]
+        state_merge(group, problem, &state, chunk, &first, scale)
+
+
+cdef inline void state_open(RowState *whole, vector maximum, const Scale *scale) noexcept nogil:
+    """The state of rows of that maximum, of which nothing is summed yet."""
+    whole.maximum = maximum
+    whole.reference = reference_for(maximum, scale)
+    whole.others = double_double_from(vector_set(0.0))
+    whole.other_coefficients = whole.others
+    whole.own_coefficient = vector_set(0.0)
+    whole.spread = vector_set(0.0)
+    whole.rest = whole.others
+    whole.below = whole.others
+
+
+cdef inline void state_set_factor(
+    RowState *state, const RowState *whole, const Scale *scale
+) noexcept nogil:
+    """Its reference as seen from the row's: a power of two where neither is shifted."""
+    cdef vector zero = vector_set(0.0)
+    cdef mask occupied = vector_greater(state.maximum, vector_set(NEGATIVE_INFINITY))
+    cdef Reference between
+    between.shift = zero
+    between.exponent = vector_select(occupied, vector_subtract(
+        whole.reference.exponent, state.reference.exponent), zero)
+    state.factor = exponential_pair(
+        vector_select(occupied, vector_subtract(
+            state.reference.shift, whole.reference.shift), zero),
+        between, scale)
 
 
 cdef inline void state_merge(
-    Group *group, const Problem *problem, const RowState *states, Py_ssize_t chunk, vector *first,
+    Group *group, const Problem *problem, RowState *state, Py_ssize_t chunk, vector *first,
     const Scale *scale,
 ) noexcept nogil:
-    """Add one state to that of the whole row; `first` is 1 where no maximum was left out yet."""
+    """Add one state, which it uses up, to that of the whole row.
+
+    `first` is 1 where no maximum was left out yet.
+    """
     cdef RowState *whole = &group.whole
-    cdef const RowState *state = states + chunk
     cdef vector zero = vector_set(0.0)
     cdef vector is_top, gap
+    cdef vector left_out = zero
     cdef mask chosen = vector_greater(zero, zero)
-    cdef DoubleDouble part = state.others
-    if leaves_out_maximum(problem.operation):
+    if any_lane(vector_greater(vector_set(1 / TWO_TO_64), state.factor.high)):
+        state_lift(state, problem, whole, scale)
+    if wants_entropy(problem):
+        state_scale_coefficients(state)
+    if leaves_out_maximum(problem.operation) or is_scored(problem.operation):
         # Each left its own maximum out; only the row's, the first of them, is to stay out.
         is_top = vector_select(vector_equal(state.maximum, whole.maximum), first[0], zero)
         first[0] = vector_subtract(first[0], is_top)
         chosen = vector_greater(is_top, zero)
         group_note_top(group, chunk, state, vector_mask_bits(chosen))
-        part = double_double_add(part, vector_select(chosen, zero, exponential(
-            state.maximum, state.reference, scale)))
-    whole.others = double_double_merge(
-        whole.others, double_double_product(part, state.factor))
-    if not is_dense(problem.operation):
+        left_out = vector_select(
+            chosen, zero, exponential(state.maximum, state.reference, scale))
+    if is_scored(problem.operation):
+        whole.rest = double_double_merge(whole.rest, double_double_product(
+            double_double_add(state.rest, left_out), state.factor))
+        whole.below = double_double_merge(whole.below, state.below)
+        left_out = zero
+    whole.others = double_double_merge(whole.others, double_double_product(
+        double_double_add(state.others, left_out), state.factor))
+    if not sums_coefficients(problem):
         return
     whole.own_coefficient = vector_select(chosen, state.own_coefficient, whole.own_coefficient)
     whole.other_coefficients = double_double_add(
@@ -366,6 +407,38 @@ cdef inline void state_merge(
         double_double_rounded(
             double_double_add(state.other_coefficients, state.own_coefficient)),
         gap, state.spread))
+
+
+cdef inline DoubleDouble double_double_scaled(DoubleDouble a, vector power) noexcept nogil:
+    a.high = vector_multiply(a.high, power)
+    a.low = vector_multiply(a.low, power)
+    return a
+
+
+cdef void state_lift(
+    RowState *state, const Problem *problem, const RowState *whole, const Scale *scale
+) noexcept nogil:
+    """Take the headroom out of sums far below the row, whose factor would else lose its digits."""
+    cdef mask far = vector_greater(vector_set(1 / TWO_TO_64), state.factor.high)
+    cdef vector down = vector_select(
+        far, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0))
+    state.reference.exponent = vector_add(state.reference.exponent, vector_select(
+        far, vector_set(HEADROOM), vector_set(0.0)))
+    state.others = double_double_scaled(state.others, down)
+    if is_scored(problem.operation):
+        state.rest = double_double_scaled(state.rest, down)
+    if wants_entropy(problem):
+        state.other_coefficients = double_double_scaled(state.other_coefficients, down)
+        state.own_coefficient = vector_multiply(state.own_coefficient, down)
+        state.spread = vector_multiply(state.spread, down)
+    state_set_factor(state, whole, scale)
+
+
+cdef inline void state_scale_coefficients(RowState *state) noexcept nogil:
+    """Bring coefficients that are exponentials to the reference of the merged state."""
+    state.other_coefficients = double_double_product(state.other_coefficients, state.factor)
+    state.own_coefficient = vector_multiply(state.own_coefficient, state.factor.high)
+    state.spread = vector_multiply(state.spread, state.factor.high)
 
 
 # ---- the memory of a thread ----------------------------------------------------------------------
@@ -382,6 +455,11 @@ cdef struct Runs:
     Py_ssize_t[MOST_ROWS] length     # and how many rows it has
 
 
+cdef struct Writers:
+    Writer output
+    Writer hessian
+
+
 cdef struct Scratch:
     Scale scale
     Softcap softcap            # if there is any
@@ -396,10 +474,10 @@ cdef struct Scratch:
     char *raw                  # elements before they are converted
     double *results            # of the rows of a task
     Group *groups              # of a batch
-    Writer writer
-    Writer hessian_writer
+    Writers writers
     Runs *runs                 # of the rows of a batch in an array, in the mask and in the logits
+    char *best                 # what is selected of the rows at work: see operations/scores.pxi
 
 
 cdef inline Writer *writer_of(Scratch *scratch, Role role) noexcept nogil:
-    return &scratch.hessian_writer if role == HESSIAN else &scratch.writer
+    return &scratch.writers.hessian if role == HESSIAN else &scratch.writers.output

@@ -1,0 +1,363 @@
+"""softce_fast.sharded: classes in several arrays give what they give in one."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+import truth
+from softce_fast import sharded
+from test_digits import Digits, rows_with_gaps, target_for
+from truth import Array
+
+pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
+
+SPLIT = sharded.SPLIT
+OPTIONS: list[tuple[str, ...]] = [
+    (), ("weight",), ("sample_weight",), ("z_loss",), ("temperature",),
+    ("label_smoothing",), ("weight", "label_smoothing"), ("weight", "sample_weight", "z_loss"),
+]  # fmt: skip
+VALUES = {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7}
+
+
+def options_for(names: tuple[str, ...], rows: int, classes: int) -> dict[str, Any]:
+    random = np.random.default_rng(4)
+    options = {name: VALUES.get(name) for name in names}
+    if "weight" in options:
+        options["weight"] = random.uniform(0.1, 5, classes)
+    if "sample_weight" in options:
+        options["sample_weight"] = np.append(0.0, random.uniform(0.1, 5, rows - 1))
+    return options
+
+
+class Sharded:
+    """All functions on shards of the last axis, put together again."""
+
+    def __init__(self, logits: Array, target: Array, cuts: Sequence[int], **options: Any) -> None:
+        ends = [0, *cuts, logits.shape[-1]]
+        of_loss = {k: v for k, v in options.items() if k not in ("weight", "temperature", "where")}
+        reduction = {name: of_loss.pop(name) for name in ("reduction",) if name in of_loss}
+        of_logits = {name: options[name] for name in ("temperature",) if name in options}
+        parts = []
+        for start, stop in itertools.pairwise(ends):
+            cut = {
+                name: options[name][..., start:stop]
+                for name in ("weight", "where") if name in options
+            }  # fmt: skip
+            parts.append((logits[..., start:stop], {"class_offset": start, **cut, **of_logits}))
+        self.each = [sharded.row_states(part, target, **more) for part, more in parts]
+        self.states = sharded.merge(*self.each)
+        self.logsumexp = sharded.logsumexp(self.states)
+        self.loss = sharded.cross_entropy(self.states, **of_loss, **reduction)
+
+        def joined(function: Any, names: set[str]) -> Array:
+            return np.concatenate(
+                [
+                    function(part, self.states, **{k: v for k, v in more.items() if k in names})
+                    for part, more in parts
+                ],
+                axis=-1,
+            )
+
+        self.softmax = joined(sharded.softmax, {"temperature", "where"})
+        self.log_softmax = joined(sharded.log_softmax, {"temperature", "where"})
+        self.gradient = np.concatenate(
+            [
+                sharded.cross_entropy_grad(
+                    part, target, self.states, **more, **of_loss, **reduction
+                )
+                for part, more in parts
+            ],
+            axis=-1,
+        )
+
+
+def case(classes: int, dtype: np.dtype, offset: float = 0.0) -> tuple[Array, Array]:
+    random = np.random.default_rng(classes)
+    logits = random.normal(scale=3, size=(9, classes)) + offset
+    target = random.integers(0, classes, 9)
+    target[::2] = logits[::2].argmax(axis=1)
+    target[3] = -100
+    return logits.astype(dtype), target
+
+
+# Bits
+
+
+@pytest.mark.parametrize("names", OPTIONS, ids="-".join)
+@pytest.mark.parametrize("offset", [0.0, -300.0, 3e4])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_splits_at_multiples_have_the_bits_of_the_whole(
+    full_dtype: np.dtype, names: tuple[str, ...], offset: float, reduction: str
+) -> None:
+    classes = 3 * SPLIT + 700
+    logits, target = case(classes, full_dtype, offset)
+    options = options_for(names, len(logits), classes) | {"reduction": reduction}
+    of_logits = {name: options[name] for name in ("temperature",) if name in options}
+    loss, gradient = sf.cross_entropy_with_grad(logits, target, **options)
+    for cuts in ([SPLIT], [2 * SPLIT], [SPLIT, 2 * SPLIT, 3 * SPLIT]):
+        found = Sharded(logits, target, cuts, **options)
+        np.testing.assert_array_equal(found.softmax, sf.softmax(logits, **of_logits))
+        np.testing.assert_array_equal(found.log_softmax, sf.log_softmax(logits, **of_logits))
+        if not of_logits:
+            np.testing.assert_array_equal(found.logsumexp, sf.logsumexp(logits))
+        if "label_smoothing" in options:
+            continue
+        np.testing.assert_array_equal(found.loss, loss)
+        np.testing.assert_array_equal(found.gradient, gradient)
+
+
+def test_half_types_have_the_bits_of_the_whole(half_dtype: np.dtype) -> None:
+    logits, target = case(2 * SPLIT + 5, half_dtype)
+    loss, gradient = sf.cross_entropy_with_grad(logits, target)
+    found = Sharded(logits, target, [SPLIT])
+    for got, right in (
+        (found.loss, loss), (found.gradient, gradient), (found.softmax, sf.softmax(logits)),
+        (found.logsumexp, sf.logsumexp(logits)),
+    ):  # fmt: skip
+        assert np.asarray(got).dtype == half_dtype
+        np.testing.assert_array_equal(got, right)
+
+
+def test_bits_do_not_depend_on_threads_axis_or_grouping(full_dtype: np.dtype) -> None:
+    logits, target = case(3 * SPLIT, full_dtype)
+    states = [
+        sharded.row_states(logits[:, k * SPLIT : (k + 1) * SPLIT], target, class_offset=k * SPLIT)
+        for k in range(3)
+    ]
+    whole = sharded.merge(*states)
+    loss = sharded.cross_entropy(whole, reduction="none")
+    for other in (
+        sharded.merge(states[0], sharded.merge(states[1], states[2])),
+        sharded.merge(sharded.merge(states[0], states[1]), states[2]),
+        sharded.row_states(np.asfortranarray(logits), target),
+        sharded.row_states(logits.T, target, 0),
+    ):
+        np.testing.assert_array_equal(sharded.cross_entropy(other, reduction="none"), loss)
+        np.testing.assert_array_equal(sharded.logsumexp(other), sharded.logsumexp(whole))
+    with sf.num_threads(3):
+        more = sharded.row_states(logits, target)
+        np.testing.assert_array_equal(sharded.cross_entropy(more, reduction="none"), loss)
+        probabilities = sharded.softmax(logits.T, whole, 0)
+    np.testing.assert_array_equal(probabilities.T, sf.softmax(logits))
+
+
+# Digits, of any split
+
+
+@pytest.mark.parametrize("names", OPTIONS, ids="-".join)
+def test_digits(full_dtype: np.dtype, names: tuple[str, ...]) -> None:
+    with Digits(full_dtype) as digits:
+        for classes, cuts in (
+            (2, [1]), (3, [1, 2]), (10, [3, 4, 9]), (100, [0, 50]), (1000, [1, 999]),
+            (5000, [4095, 4097]), (10_000, list(range(500, 10_000, 500))),
+        ):  # fmt: skip
+            logits = rows_with_gaps(classes, full_dtype)
+            target = target_for("labels", logits)
+            options = options_for(names, len(logits), classes)
+            of_logits = {name: options[name] for name in ("temperature",) if name in options}
+            right = truth.cross_entropy_with_options(logits, target, reduction="none", **options)
+            found = Sharded(logits, target, cuts, reduction="none", **options)
+            digits.check("loss", found.loss, right.loss, classes)
+            digits.check(
+                "gradient", found.gradient, right.gradient, classes, scale=right.gradient_scale
+            )
+            digits.check("softmax", found.softmax, truth.softmax(logits, **of_logits), classes)
+            log_probs = truth.log_softmax(logits, **of_logits)
+            digits.check("log_softmax", found.log_softmax, log_probs, classes)
+            scale = truth.logsumexp_scale(logits, **of_logits)
+            total = truth.logsumexp(logits, **of_logits)
+            digits.check("logsumexp", found.logsumexp, total, classes, scale=scale)
+
+
+def test_merging_in_any_order() -> None:
+    logits, target = case(40, np.dtype(np.float64))
+    right = truth.cross_entropy_with_options(logits, target, reduction="none").loss
+    states = Sharded(logits, target, [7, 8, 30]).each
+    for order in itertools.permutations(states):
+        merged = sharded.merge(order[0], sharded.merge(*order[1:]))
+        loss = sharded.cross_entropy(merged, reduction="none")
+        np.testing.assert_allclose(loss, right.astype(float), 1e-15)
+
+
+def test_states_can_be_sent_saved_and_indexed(tmp_path: Any) -> None:
+    logits, target = case(30, np.dtype(np.float32))
+    states = Sharded(logits, target, [10]).each
+    loss = sharded.cross_entropy(sharded.merge(*states), reduction="none")
+    np.save(tmp_path / "states.npy", states[0])
+    back = np.load(tmp_path / "states.npy"), pickle.loads(pickle.dumps(states[1]))
+    np.testing.assert_array_equal(
+        sharded.cross_entropy(sharded.merge(*back), reduction="none"), loss
+    )
+    again = sharded.merge(*(np.concatenate([item[:4], item[4:]]) for item in states))
+    np.testing.assert_array_equal(sharded.cross_entropy(again, reduction="none"), loss)
+    stacked = np.stack([states[0], states[0]])
+    assert sharded.logsumexp(stacked).shape == (2, 9)
+
+
+# Masks and edge values
+
+
+def test_excluded_classes(full_dtype: np.dtype) -> None:
+    logits, target = case(50, full_dtype)
+    allowed = np.random.default_rng(0).random(logits.shape) < 0.5
+    allowed[:2] = True
+    allowed[4] = False
+    dirty = np.where(allowed, logits, full_dtype.type(np.nan))
+    found = Sharded(dirty, target, [20, 21], where=allowed, reduction="none")
+    for k, (row, kept, label) in enumerate(zip(logits, allowed, target, strict=True)):
+        if label == -100:
+            assert found.loss[k] == 0
+            assert not found.gradient[k].any()
+        elif not kept.any() or not kept[label]:
+            assert found.loss[k] == np.inf
+            assert not found.gradient[k, label]
+        else:
+            right = float(truth.log_softmax(row[kept])[int(kept[:label].sum())])
+            np.testing.assert_allclose(found.loss[k], -right, 1e-5)
+        if kept.any():
+            right_probs = truth.softmax(row[kept]).astype(float)
+            np.testing.assert_allclose(found.softmax[k, kept], right_probs, 1e-5)
+            assert not found.softmax[k, ~kept].any()
+    assert not found.gradient[~allowed].any()
+
+
+def test_rows_that_are_not_finite() -> None:
+    nan, inf = np.nan, np.inf
+    x = np.array([
+        [-inf] * 4, [inf, 0, 0, 0], [0, 0, 0, inf], [inf, 0, 0, nan], [0, 0, nan, 0],
+        [-inf, -inf, 1, 2],
+    ])  # fmt: skip
+    target = np.full(6, 3)
+    found = Sharded(x, target, [2], reduction="none")
+    np.testing.assert_array_equal(found.logsumexp, sf.logsumexp(x))
+    np.testing.assert_array_equal(found.softmax, sf.softmax(x))
+    loss, gradient = sf.cross_entropy_with_grad(x, target, reduction="none")
+    np.testing.assert_array_equal(found.loss, loss)
+    np.testing.assert_array_equal(found.gradient, gradient)
+
+
+def test_shards_without_classes_and_rows() -> None:
+    logits, target = case(5, np.dtype(np.float64))
+    found = Sharded(logits, target, [0, 5, 5])
+    np.testing.assert_array_equal(found.softmax, sf.softmax(logits))
+    empty = sharded.row_states(np.zeros((2, 0)))
+    assert sharded.logsumexp(sharded.merge(empty, empty)).tolist() == [-np.inf, -np.inf]
+    none = sharded.row_states(np.zeros((0, 3)), np.zeros(0, int))
+    assert sharded.logsumexp(none).shape == (0,)
+    assert np.isnan(sharded.cross_entropy(none))
+    assert sharded.cross_entropy(none, empty="zero") == 0
+
+
+def test_integers_and_a_single_row() -> None:
+    row = np.array([3, 1, 2], np.int16)
+    states = sharded.merge(sharded.row_states(row[:1], 2), sharded.row_states(
+        row[1:], 2, class_offset=1))  # fmt: skip
+    assert states.shape == ()
+    assert sharded.cross_entropy(states) == sf.cross_entropy(row, 2)
+    assert sharded.cross_entropy(states).dtype == np.float64
+
+
+def test_results_go_where_they_are_wanted() -> None:
+    logits, target = case(30, np.dtype(np.float32))
+    states = sharded.row_states(logits, target)
+    for function, right in (
+        (lambda out: sharded.softmax(logits, states, out=out), sf.softmax(logits)),
+        (
+            lambda out: sharded.cross_entropy_grad(logits, target, states, grad_out=out),
+            sf.cross_entropy_with_grad(logits, target)[1],
+        ),
+    ):
+        out = np.empty_like(logits)
+        assert function(out) is out
+        np.testing.assert_array_equal(out, right)
+    sharded.softmax(logits, states, out=logits)
+    np.testing.assert_array_equal(logits, sf.softmax(case(30, np.dtype(np.float32))[0]))
+
+
+# Errors
+
+
+def test_errors() -> None:
+    x, y = np.zeros((2, 3)), np.array([0, 2])
+    states = sharded.row_states(x, y)
+    plain = sharded.row_states(x)
+    far = sharded.row_states(x, [0, 3])
+    other = sharded.row_states(x, y, class_offset=3)
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (lambda: sharded.cross_entropy(far), IndexError, r"target\[1\] is 3.*\[0, 3\).*-100"),
+        (lambda: sharded.cross_entropy(plain), ValueError, "states must have a target"),
+        (lambda: sharded.merge(), TypeError, "merge must be given states"),
+        (lambda: sharded.merge(states, x), TypeError, "row_states, got ndarray"),
+        (lambda: sharded.logsumexp([1.0]), TypeError, "row_states, got list"),
+        (lambda: sharded.merge(states, other[:1]), ValueError, r"one shape, got \(2,\) and \(1,\)"),
+        (lambda: sharded.merge(states, plain), ValueError, "the same labelled"),
+        (lambda: sharded.merge(states, far), ValueError, "the same target"),
+        (lambda: sharded.merge(states, states), ValueError, "class twice"),
+        (
+            lambda: sharded.merge(plain, sharded.row_states(x.astype("f4"))),
+            ValueError, "the same dtype",
+        ),
+        (
+            lambda: sharded.merge(plain, sharded.row_states(x, temperature=2)),
+            ValueError, "the same temperature",
+        ),
+        (lambda: sharded.row_states(x, x), NotImplementedError, "class probabilities"),
+        (lambda: sharded.row_states(x.astype("g")), NotImplementedError, "longdouble"),
+        (lambda: sharded.row_states(x, class_offset=-1), ValueError, "class_offset must be >= 0"),
+        (lambda: sharded.row_states(x, class_offset=1.5), TypeError, "class_offset must be an int"),
+        (lambda: sharded.row_states(x, temperature=0), ValueError, "temperature must be"),
+        (lambda: sharded.row_states(x, weight=[1, 2]), ValueError, r"weight must have.*\(3,\)"),
+        (lambda: sharded.row_states(x, y, 2), np.exceptions.AxisError, "axis"),
+        (lambda: sharded.row_states(x, y, where=[1, 0, 1]), TypeError, "where must hold booleans"),
+        (lambda: sharded.softmax(x[:1], states), ValueError, r"states must have.*\(1,\)"),
+        (lambda: sharded.softmax(x, states, out=x[:1]), ValueError, "out must have shape"),
+        (lambda: sharded.cross_entropy(states, reduction="all"), ValueError, "reduction must be"),
+        (lambda: sharded.cross_entropy(states, empty=0), ValueError, "empty must be"),
+        (lambda: sharded.cross_entropy(states, label_smoothing=2), ValueError, r"in \[0, 1\]"),
+        (
+            lambda: sharded.cross_entropy_grad(x, y[::-1], states),
+            ValueError, "target must be that of the states",
+        ),
+        (
+            lambda: sharded.cross_entropy(
+                sharded.row_states(x, y, where=[True, True, False]), label_smoothing=0.1),
+            NotImplementedError, "label_smoothing is not served together with where",
+        ),
+    ]  # fmt: skip
+    for call, error, words in cases:
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_nothing_is_written_before_an_error() -> None:
+    x = np.zeros((2, 3))
+    states = sharded.row_states(x, [0, 5])
+    out = np.full_like(x, 7)
+    with pytest.raises(IndexError, match="target"):
+        sharded.cross_entropy_grad(x, [0, 5], states, grad_out=out)
+    assert (out == 7).all()
+
+
+# The example
+
+
+def test_example_of_four_processes() -> None:
+    path = Path(__file__).resolve().parent.parent / "examples" / "sharded_classes.py"
+    if not path.exists():
+        pytest.skip("the examples are not beside the tests")
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "gradients have the same bits: True" in done.stdout
+    in_each, in_one = done.stdout.split()[1], done.stdout.split()[5]
+    assert in_each == in_one
