@@ -40,10 +40,12 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like, shape (..., C, ...)
-        Unnormalised log-probabilities, of any real dtype and any strides.
+        Unnormalised log-probabilities, of any real dtype and any strides. The bits of bfloat16 in
+        uint16 are numbers like any others: pass ``bits.view(ml_dtypes.bfloat16)``.
     target : array_like
         Integers of the shape of `logits` without the class axis: class indices. Or floating
-        numbers of the shape of `logits`: class probabilities.
+        numbers of the shape of `logits`: class probabilities, which are taken as they stand.
+        Labels that their dtype has wrapped round (200 is -56 in int8) cannot be told.
     axis : int, default -1
         The class axis. PyTorch's and ONNX's layout is ``axis=1``.
     weight : array_like, shape (C,), optional
@@ -527,7 +529,7 @@ def cross_entropy_from_probs(
     Parameters
     ----------
     probs : array_like, shape (..., C, ...)
-        Probabilities. They are neither normalised nor clamped.
+        Probabilities. They are neither normalised nor clamped, nor checked to be in [0, 1].
     target, axis, weight, sample_weight, ignore_index, reduction, denominator, empty, dtype
         As in :func:`cross_entropy`.
 

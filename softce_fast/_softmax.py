@@ -32,7 +32,7 @@ def softmax(
     x : array_like, shape (..., C, ...)
         Real numbers of any dtype and any strides.
     axis : int, tuple of int, or None, default -1
-        The axis or axes of a row. None takes all of them.
+        The axis or axes of a row. None takes all of them, which is SciPy's default.
     where : array_like of bool, optional
         Elements to include; broadcast to the shape of `x`. The others get probability 0 and are
         not read into any sum.
@@ -108,7 +108,7 @@ def log_softmax(
     x : array_like, shape (..., C, ...)
         Real numbers of any dtype and any strides.
     axis : int, tuple of int, or None, default -1
-        The axis or axes of a row. None takes all of them.
+        The axis or axes of a row. None takes all of them, which is SciPy's default.
     where : array_like of bool, optional
         Elements to include; broadcast to the shape of `x`. The others get -inf and are not read
         into any sum.
@@ -166,7 +166,7 @@ def logsumexp(
     x : array_like, shape (..., C, ...)
         Real numbers of any dtype and any strides.
     axis : int, tuple of int, or None, default -1
-        The axis or axes of a row. None takes all of them.
+        The axis or axes of a row. None takes all of them, which is SciPy's default.
     b : array_like, optional
         Weights of the exponentials, broadcast to the shape of `x`; they may be negative.
     where : array_like of bool, optional

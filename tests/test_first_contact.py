@@ -148,3 +148,18 @@ def test_functions_stay_functions() -> None:
         function = getattr(sf, name)
         assert inspect.isfunction(function)
         assert pickle.loads(pickle.dumps(function)) is function
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("softmax", "SciPy's default"),
+        ("logsumexp", "SciPy's default"),
+        ("cross_entropy", "bits.view(ml_dtypes.bfloat16)"),
+        ("cross_entropy", "wrapped round"),
+        ("cross_entropy_from_probs", "nor checked to be in [0, 1]"),
+        ("num_threads", "processes that keep the CPUs busy"),
+    ],
+)
+def test_what_no_error_can_tell_is_documented(name: str, words: str) -> None:
+    assert words in " ".join((inspect.getdoc(getattr(sf, name)) or "").split())
