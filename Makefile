@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 BENCH_ARGS ?=
 ABLATION_ARGS ?=
+WAYS_ARGS ?=
 RUNS ?=
 COMPARE_ARGS ?=
 WHEEL_ARGS ?=
@@ -38,7 +39,7 @@ BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCE
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help build check test coverage test-oldest bench ablation history compare lint wheel
+.PHONY: help build check test coverage test-oldest bench ablation ways history compare lint wheel
 .PHONY: sdist-check aarch64 clean
 
 help: ## this list
@@ -72,6 +73,9 @@ bench: $(STAMPS)/native $(STAMPS)/group-bench ## train on real images; softce_fa
 ablation: $(STAMPS)/built $(STAMPS)/group-bench ## what each mechanism gains, into docs/design.md
 	$(PY) benchmarks/ablation.py --json benchmarks/results/ablation.json $(ABLATION_ARGS)
 	$(PY) benchmarks/report.py readme docs/design.md
+
+ways: $(STAMPS)/native $(STAMPS)/torch $(STAMPS)/group-compare ## no slow way: layouts, masks, dtypes, options
+	$(PY) benchmarks/ways.py --json benchmarks/results/ways.json $(WAYS_ARGS)
 
 history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, beside one another
 	$(PY) -m pytest_benchmark $(HISTORY:--benchmark-%=--%) compare --sort=name \

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -40,6 +41,8 @@ LOCAL = RESULTS / "local"
 FLOOR = "three products"  # of linear.py: the matrix products that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 PLANNED = "as planned"  # the same of ablation.py
+PLAIN_WAY = "plain"  # the same of ways.py
+BESIDE, MOST_BESIDE = "beside a busy process", 3  # times its time on a quiet machine
 REACHED, SHORT, PLAIN = "#2a78b5", "#e07b1a", "#9a9a9a"
 
 Document = dict[str, Any]
@@ -485,6 +488,79 @@ def linear_rows(document: Document) -> pd.DataFrame:
     )
 
 
+def way_ratio(cell: Entry) -> float:
+    """Times the plain call's time; where there is none, the peer's."""
+    seconds = cell["seconds"]
+    return float(seconds["way"] / seconds.get(PLAIN_WAY, seconds.get("peer", math.nan)))
+
+
+def way_reached(cell: Entry) -> bool:
+    lead, slowed = min(over_way([cell], "peer"), default=math.inf), over_way([cell], BESIDE)
+    return (
+        way_ratio(cell) <= cell["target"]
+        and lead >= cell["ahead"]
+        and max(slowed, default=0) <= MOST_BESIDE
+    )
+
+
+def over_way(cells: list[Entry], name: str) -> list[float]:
+    """Those times over the way's, where they were measured."""
+    found = [cell["seconds"] for cell in cells]
+    return [seconds[name] / seconds["way"] for seconds in found if name in seconds]
+
+
+def ways_rows(document: Document) -> pd.DataFrame:
+    """Way and dtype by class count: the least favourable of operations and sizes."""
+    title = "time over that of the plain call"
+    cells = [cell for cell in document["cells"] if not math.isnan(way_ratio(cell))]
+    grouped = pd.DataFrame(cells).assign(cell=cells).groupby(["way", "dtype"], sort=False)
+    rows = []
+    for (way, dtype), group in grouped:
+        found = list(group["cell"])
+        row = {title: way, "dtype": dtype, "target": f"{min(c['target'] for c in found):g}"}
+        for classes in sorted({cell["classes"] for cell in found}):
+            worst = max((c for c in found if c["classes"] == classes), key=way_ratio)
+            row[f"{classes} classes"] = f"{ratio_text(way_ratio(worst))} {worst['operation']}"
+        leads, slowed = (over_way(found, name) for name in ("peer", BESIDE))
+        row["least of the peer's times over ours"] = ratio_text(min(leads, default=None))
+        row[f"{BESIDE}, over its own time"] = ratio_text(max(slowed, default=None))
+        row["reached"] = f"{sum(map(way_reached, found))} of {len(found)}"
+        rows.append(row)
+    table = table_of(rows)
+    return table.loc[:, (table != "").any()]
+
+
+def plot_ways(document: Document, directory: Path) -> list[Path]:
+    """A row a way, a mark a class count (the least favourable), the target as a line."""
+    cells = [cell for cell in document["cells"] if not math.isnan(way_ratio(cell))]
+    frame = pd.DataFrame(cells).assign(ratio=[way_ratio(cell) for cell in cells])
+    names, dtypes = list(frame["way"].unique()), list(frame["dtype"].unique())
+    figure, axes = pyplot.subplots(
+        1, len(dtypes), figsize=(3 + 3 * len(dtypes), 0.3 * len(names) + 1.6), squeeze=False,
+        sharex=True, sharey=True,
+    )  # fmt: skip
+    for axis, dtype in zip(axes.flat, dtypes, strict=True):
+        chosen = frame[frame["dtype"] == dtype]
+        for classes, group in chosen.groupby("classes"):
+            worst = group.groupby("way")["ratio"].max()
+            axis.plot(worst, [names.index(n) for n in worst.index], "o", label=f"{classes} classes")
+        for name, target in chosen.groupby("way")["target"].min().items():
+            place = names.index(name)
+            axis.plot([target] * 2, [place - 0.4, place + 0.4], "k-", linewidth=2)
+        axis.set_title(dtype)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}x")
+        axis.xaxis.set_minor_formatter("")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    axes[0, -1].legend(loc="upper right")
+    figure.suptitle(
+        f"Time over the plain call's, of the least favourable operation; target: line\n"
+        f"{machine.one_line(document)}", fontsize=10,
+    )  # fmt: skip
+    return [save(figure, directory / "ways.png")]
+
+
 # ---------------------------------------------------------------------------------------- documents
 
 
@@ -516,6 +592,7 @@ KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], lis
     "waiting": (plain(waiting_rows), no_plots),
     "linear": (plain(linear_rows), no_plots),
     "ablation": (for_readme(ablation_rows, 3), no_plots),
+    "ways": (for_readme(ways_rows), plot_ways),
 }
 # What stands in a page, in its order: the section, the file, the text.
 SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
@@ -525,6 +602,7 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
         ("speed", "scaling-threads.json", for_readme(threads_rows)),
         ("speed", "options.json", for_readme(options_rows, 1)),
         ("speed", "waiting.json", for_readme(waiting_rows)),
+        ("speed", "ways.json", for_readme(ways_rows)),
         ("accuracy", "accuracy.json", for_readme(accuracy_rows, 2, "Against long double. ")),
     ),
     "design.md": (("ablation", "ablation.json", for_readme(ablation_rows, 3)),),
