@@ -34,7 +34,13 @@ def softmax_fast(
     threads_for: _ThreadsFor,
 ) -> _Array | None: ...
 def logsumexp(
-    x: _Array, result: _Array, where: _Array | None, axes: _Axes, threads_for: _ThreadsFor
+    x: _Array,
+    factors: _Array | None,
+    result: _Array,
+    sign: _Array | None,
+    where: _Array | None,
+    axes: _Axes,
+    threads_for: _ThreadsFor,
 ) -> None: ...
 def logsumexp_fast(x: Any, axis: Any, threads_for: _ThreadsFor) -> _Array | None: ...
 def cross_entropy(
@@ -71,6 +77,16 @@ def cross_entropy_fast(
     grad_out: Any,
     threads_for: _ThreadsFor,
 ) -> tuple[Any, _Array | None] | None: ...
+def negative_log_fast(
+    values: Any,
+    target: Any,
+    axis: Any,
+    ignore_index: Any,
+    reduction: Any,
+    empty: Any,
+    logarithms: bool,
+    threads_for: _ThreadsFor,
+) -> Any: ...
 def negative_log(
     values: _Array,
     labels: _Array | None,

@@ -28,7 +28,8 @@ cpdef enum Threshold:
     #                            lines from other threads.
     # Tasks
     ROWS_PER_TASK = 2048       # Most rows of a task: their results are kept until its end.
-    LABELS_PER_TASK = 4096     # The same of losses that are one element each.
+    LABELS_PER_TASK = 4096     # The same of losses that are one element each,
+    LABEL_WORK = 8             # which counts as so many: it lies in a cache line of its own.
 
 
 # By the numbers of Operation and Pass.
@@ -65,7 +66,7 @@ cdef inline Py_ssize_t batch_bytes(const Problem *problem, Role role) noexcept n
 cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept nogil:
     """Whether the passes can read INPUT where it is."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    if array.swapped or has(problem, MASK) or problem.layout.class_axes > 1:
+    if array.swapped or has(problem, MASK) or problem.layout.class_axes > 1 or is_weighted(problem):
         return False
     if array.kind != real_kind:
         # Half types are converted as they are read, along rows.
@@ -158,8 +159,9 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
         return 1
     if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
-    if is_pair(problem.operation) or emits_logarithms(problem.operation) or is_dense(
-        problem.operation
+    if (
+        is_pair(problem.operation) or emits_logarithms(problem.operation)
+        or is_dense(problem.operation) or is_weighted(problem)
     ):
         # What is added up lies behind the logits; and behind probabilities.
         bytes_ *= 3 if has(problem, SECOND) else 2

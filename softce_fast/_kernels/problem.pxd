@@ -33,7 +33,7 @@ cdef enum Operation:
     # A row state, finished and emitted (tasks.pxi):
     SOFTMAX
     LOG_SOFTMAX
-    LOGSUMEXP
+    LOGSUMEXP                # SECOND, if given: factors of the exponentials
     CROSS_ENTROPY            # of class indices
     DENSE_CROSS_ENTROPY      # of targets that have a coefficient for every class
     # Sums over two arrays (pairs.pxi):
@@ -59,6 +59,7 @@ cdef enum Role:
     LABELS
     SAMPLE_WEIGHT
     RESULT
+    SIGN             # of the sum whose logarithm RESULT is
     ROLES
 
 
@@ -137,7 +138,7 @@ cdef struct Plan:
 cdef struct Problem:
     Operation operation
     Layout layout
-    Array[9] arrays           # by Role
+    Array[10] arrays          # by Role
     Options options
     Plan plan
     double *task_sums         # of the results of each task; NULL if not asked for.
@@ -229,6 +230,11 @@ cdef inline bint leaves_out_label(Operation operation) noexcept nogil:
 cdef inline bint is_dense(Operation operation) noexcept nogil:
     """Whether the target has a coefficient for every class."""
     return operation == DENSE_CROSS_ENTROPY
+
+
+cdef inline bint is_weighted(const Problem *problem) noexcept nogil:
+    """Whether exponentials are multiplied before they are added up, by those of SECOND."""
+    return problem.operation == LOGSUMEXP and has(problem, SECOND)
 
 
 cdef inline bint is_pair(Operation operation) noexcept nogil:

@@ -21,7 +21,7 @@ cdef struct RowState:
     vector position                  # of the maximum among the classes, where that is the one; -1
     DoubleDouble factor              # from this reference to that of the merged state
     DoubleDouble other_coefficients  # dense targets: sum without the maximum's own,
-    vector own_coefficient           # that one,
+    vector own_coefficient           # that one; or its factor,
     vector spread                    # and the sum of coefficient * (maximum - x)
 
 
@@ -221,8 +221,19 @@ cdef inline vector label_logits(const Group *group, const Problem *problem) noex
     """The logit of each row's label; -inf where a mask excludes it."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef const Array *included = &problem.arrays[<int>MASK]
+    cdef const Offsets *offsets = &group.offsets[<int>INPUT]
+    cdef const char *row = array.data + offsets.of_row[0]
     cdef real[16] logit
     cdef Py_ssize_t k
+    if (
+        offsets.step != 0 and array.kind == REAL_KIND and not array.swapped
+        and included.data == NULL and problem.layout.class_axes <= 1
+    ):
+        for k in range(LANES):
+            memcpy(
+                &logit[k], row + k * offsets.step + group.labels[k] * array.class_stride,
+                sizeof(real))
+        return vector_load(logit)
     for k in range(LANES):
         logit[k] = 0
     for k in range(group.rows):
@@ -296,7 +307,7 @@ cdef inline void state_merge(
     cdef RowState *whole = &group.whole
     cdef const RowState *state = states + chunk
     cdef vector zero = vector_set(0.0)
-    cdef vector is_top, gap
+    cdef vector is_top, top, gap
     cdef mask chosen = vector_greater(zero, zero)
     cdef DoubleDouble part = state.others
     if leaves_out_maximum(problem.operation):
@@ -305,13 +316,16 @@ cdef inline void state_merge(
         first[0] = vector_subtract(first[0], is_top)
         chosen = vector_greater(is_top, zero)
         group_note_top(group, chunk, state, vector_mask_bits(chosen))
-        part = double_double_add(part, vector_select(chosen, zero, exponential(
-            state.maximum, state.reference, scale)))
+        top = exponential(state.maximum, state.reference, scale)
+        if is_weighted(problem):
+            top = vector_multiply(top, state.own_coefficient)
+        part = double_double_add(part, vector_select(chosen, zero, top))
+        whole.own_coefficient = vector_select(
+            chosen, state.own_coefficient, whole.own_coefficient)
     whole.others = double_double_merge(
         whole.others, double_double_product(part, state.factor))
     if not is_dense(problem.operation):
         return
-    whole.own_coefficient = vector_select(chosen, state.own_coefficient, whole.own_coefficient)
     whole.other_coefficients = double_double_add(
         double_double_merge(whole.other_coefficients, state.other_coefficients),
         vector_select(chosen, zero, state.own_coefficient))
