@@ -101,14 +101,19 @@ cdef inline vector log_weighted(
     """
     cdef vector zero = vector_set(0.0)
     cdef vector infinity = vector_set(-NEGATIVE_INFINITY)
-    cdef DoubleDouble own = double_double_multiply(
-        exponential_pair(whole.maximum, whole.reference, scale), whole.own_coefficient)
-    cdef DoubleDouble total = double_double_merge(whole.others, own)
-    cdef mask negative = vector_greater(zero, total.high)
-    cdef vector of_own = vector_add(
+    cdef DoubleDouble own = exponential_pair(whole.maximum, whole.reference, scale)
+    cdef DoubleDouble total
+    cdef mask negative
+    cdef vector of_own, of_all
+    # Rounded as the others' products are, so that equal ones of opposite signs leave 0.
+    own.high = vector_multiply(own.high, whole.own_coefficient)
+    own.low = vector_multiply(own.low, whole.own_coefficient)
+    total = double_double_merge(whole.others, own)
+    negative = vector_greater(zero, total.high)
+    of_own = vector_add(
         plain_logarithm(vector_absolute(whole.own_coefficient), zero),
         logarithm_of_share(whole.others, own, whole.maximum, whole.reference, scale))
-    cdef vector of_all = vector_add(whole.reference.shift, logarithm(
+    of_all = vector_add(whole.reference.shift, logarithm(
         vector_absolute(total.high),
         vector_select(negative, vector_subtract(zero, total.low), total.low),
         whole.reference.exponent))
