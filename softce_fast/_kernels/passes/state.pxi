@@ -322,8 +322,11 @@ cdef inline void state_merge(
         part = double_double_add(part, vector_select(chosen, zero, top))
         whole.own_coefficient = vector_select(
             chosen, state.own_coefficient, whole.own_coefficient)
-    whole.others = double_double_merge(
-        whole.others, double_double_product(part, state.factor))
+    part = double_double_product(part, state.factor)
+    if is_weighted(problem):
+        # Without fused multiply-adds, what the largest products lose is not to be had.
+        part.low = vector_select(vector_equal(part.low, part.low), part.low, zero)
+    whole.others = double_double_merge(whole.others, part)
     if not is_dense(problem.operation):
         return
     whole.other_coefficients = double_double_add(
