@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 BENCH_ARGS ?=
 ABLATION_ARGS ?=
+WAYS_ARGS ?=
 RUNS ?=
 COMPARE_ARGS ?=
 SPHINX_ARGS ?=
@@ -39,7 +40,7 @@ BUILD_SOURCES := setup.py pyproject.toml softce_fast/_version.py $(KERNEL_SOURCE
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help build check test coverage test-oldest bench ablation history compare lint wheel
+.PHONY: help build check test coverage test-oldest bench ablation ways history compare lint wheel
 .PHONY: docs pages sdist-check aarch64 clean
 
 help: ## this list
@@ -79,6 +80,9 @@ docs: $(STAMPS)/native $(STAMPS)/group-docs ## the documentation, into build/doc
 
 pages: $(STAMPS)/native $(STAMPS)/group-bench ## tables and plots of all pages, from recorded results
 	$(PY) benchmarks/report.py pages
+
+ways: $(STAMPS)/native $(STAMPS)/torch $(STAMPS)/group-compare ## no slow way: layouts, masks, dtypes, options
+	$(PY) benchmarks/ways.py --json benchmarks/results/ways.json $(WAYS_ARGS)
 
 history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, beside one another
 	$(PY) -m pytest_benchmark $(HISTORY:--benchmark-%=--%) compare --sort=name \

@@ -25,6 +25,7 @@ pyplot.rcParams.update({
 })  # fmt: skip
 
 OURS, OTHERS = "#2a78b5", "#b9b9b9"
+PLAIN_WAY = "plain"  # what other ways of ways.py are compared with
 
 Document = dict[str, Any]
 Entry = dict[str, Any]
@@ -197,3 +198,40 @@ def scaling(document: Document, directory: Path) -> list[Path]:
             axis.axline((1, 1), slope=1, color="k", linestyle=":", linewidth=1)
     figure.suptitle(f"{points['dtype'][0]}: {machine.one_line(document)}", fontsize=10)
     return [save(figure, directory / f"{'scaling-threads' if threads else 'scaling'}.png")]
+
+
+def way_ratio(cell: Entry) -> float:
+    """Times the plain call's time; where there is none, the peer's."""
+    seconds = cell["seconds"]
+    return float(seconds["way"] / seconds.get(PLAIN_WAY, seconds.get("peer", math.nan)))
+
+
+def ways(document: Document, directory: Path) -> list[Path]:
+    """A row a way, a mark a class count (the least favourable), the target as a line."""
+    cells = [cell for cell in document["cells"] if not math.isnan(way_ratio(cell))]
+    frame = pd.DataFrame(cells).assign(ratio=[way_ratio(cell) for cell in cells])
+    names, dtypes = list(frame["way"].unique()), list(frame["dtype"].unique())
+    figure, axes = pyplot.subplots(
+        1, len(dtypes), figsize=(3 + 3 * len(dtypes), 0.3 * len(names) + 1.6), squeeze=False,
+        sharex=True, sharey=True,
+    )  # fmt: skip
+    for axis, dtype in zip(axes.flat, dtypes, strict=True):
+        chosen = frame[frame["dtype"] == dtype]
+        for classes, group in chosen.groupby("classes"):
+            worst = group.groupby("way")["ratio"].max()
+            axis.plot(worst, [names.index(n) for n in worst.index], "o", label=f"{classes} classes")
+        for name, target in chosen.groupby("way")["target"].min().items():
+            place = names.index(name)
+            axis.plot([target] * 2, [place - 0.4, place + 0.4], "k-", linewidth=2)
+        axis.set_title(dtype)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}x")
+        axis.xaxis.set_minor_formatter("")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    axes[0, -1].legend(loc="upper right")
+    figure.suptitle(
+        f"Time over the plain call's, of the least favourable operation; target: line\n"
+        f"{machine.one_line(document)}", fontsize=10,
+    )  # fmt: skip
+    return [save(figure, directory / "ways.png")]

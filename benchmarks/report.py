@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,6 +30,7 @@ LOCAL = RESULTS / "local"
 FLOOR = "three products"  # of linear.py: the matrix products that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 PLANNED = "as planned"  # the same of ablation.py
+BESIDE, MOST_BESIDE = "beside a busy process", 3  # times its time on a quiet machine
 
 Document = dict[str, Any]
 Entry = dict[str, Any]
@@ -420,6 +422,42 @@ def linear_rows(document: Document) -> pd.DataFrame:
     )
 
 
+def way_reached(cell: Entry) -> bool:
+    lead, slowed = min(over_way([cell], "peer"), default=math.inf), over_way([cell], BESIDE)
+    return (
+        plots.way_ratio(cell) <= cell["target"]
+        and lead >= cell["ahead"]
+        and max(slowed, default=0) <= MOST_BESIDE
+    )
+
+
+def over_way(cells: list[Entry], name: str) -> list[float]:
+    """Those times over the way's, where they were measured."""
+    found = [cell["seconds"] for cell in cells]
+    return [seconds[name] / seconds["way"] for seconds in found if name in seconds]
+
+
+def ways_rows(document: Document) -> pd.DataFrame:
+    """Way and dtype by class count: the least favourable of operations and sizes."""
+    title = "time over that of the plain call"
+    cells = [cell for cell in document["cells"] if not math.isnan(plots.way_ratio(cell))]
+    grouped = pd.DataFrame(cells).assign(cell=cells).groupby(["way", "dtype"], sort=False)
+    rows = []
+    for (way, dtype), group in grouped:
+        found = list(group["cell"])
+        row = {title: way, "dtype": dtype, "target": f"{min(c['target'] for c in found):g}"}
+        for classes in sorted({cell["classes"] for cell in found}):
+            worst = max((c for c in found if c["classes"] == classes), key=plots.way_ratio)
+            row[f"{classes} classes"] = f"{ratio_text(plots.way_ratio(worst))} {worst['operation']}"
+        leads, slowed = (over_way(found, name) for name in ("peer", BESIDE))
+        row["least of the peer's times over ours"] = ratio_text(min(leads, default=None))
+        row[f"{BESIDE}, over its own time"] = ratio_text(max(slowed, default=None))
+        row["reached"] = f"{sum(map(way_reached, found))} of {len(found)}"
+        rows.append(row)
+    table = table_of(rows)
+    return table.loc[:, (table != "").any()]
+
+
 # ---------------------------------------------------------------------------------------- documents
 
 
@@ -447,6 +485,7 @@ KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], lis
     "waiting": (plain(waiting_rows), plots.none),
     "linear": (plain(linear_rows), plots.none),
     "ablation": (for_page(ablation_rows, 3), plots.none),
+    "ways": (for_page(ways_rows), plots.ways),
 }
 # What stands in a page, in its order: the section, the file, the text.
 SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
@@ -457,6 +496,7 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
         ("threads", "scaling-threads.json", for_page(threads_rows)),
         ("options", "options.json", for_page(options_rows, 1)),
         ("waiting", "waiting.json", for_page(waiting_rows)),
+        ("ways", "ways.json", for_page(ways_rows)),
         ("accuracy", "accuracy.json", for_page(accuracy_rows, 2, "Against long double. ")),
     ),
     "docs/design.md": (("ablation", "ablation.json", for_page(ablation_rows, 3)),),

@@ -47,7 +47,7 @@ def busy_process() -> Iterator[None]:
 SITUATIONS: dict[str, tuple[float, Callable[[], AbstractContextManager[None]]]] = {
     "back to back": (0.0, nullcontext),
     "every 50 ms": (0.05, nullcontext),
-    "beside a busy process": (0.0, busy_process),
+    report.BESIDE: (0.0, busy_process),
 }
 
 

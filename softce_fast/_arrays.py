@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +16,6 @@ DType = np.dtype[Any]
 # range of float64.
 TEMPERATURES = (1e-200, 1e200)
 SOFTCAPS = (1e-100, 1e100)
-
-# Elements of rows that NumPy works on together: they stay in the second-level cache.
-BLOCK_SIZE = 1 << 17
 
 
 def left_to_numpy(
@@ -72,22 +66,6 @@ def shares_memory(first: Array, second: Array) -> bool:
         return np.shares_memory(first, second, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
-
-
-def row_blocks(
-    shape: tuple[int, ...], axes: tuple[int, ...], size: int = BLOCK_SIZE, most: int = BLOCK_SIZE
-) -> Iterator[tuple[slice, ...]]:
-    """Return indices of blocks of whole rows along `axes`: `size` elements, or one row.
-
-    There are at most `most` rows in a block.
-    """
-    budget = min(most, size // max(1, math.prod(shape[axis] for axis in axes)))
-    slices = [[slice(None)]] * len(shape)
-    for axis in reversed([axis for axis in range(len(shape)) if axis not in axes]):
-        step = max(1, min(shape[axis], budget))
-        budget //= step
-        slices[axis] = [slice(start, start + step) for start in range(0, shape[axis], step)]
-    return itertools.product(*slices)
 
 
 def unwrapped(result: Array, out: Array | None = None) -> Array:

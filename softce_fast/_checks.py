@@ -432,6 +432,24 @@ def check_softmax(
     return SoftmaxArguments(array, axes, mask, temperature, empty, result)
 
 
+def _common_dtype(*operands: Any) -> DType:
+    """Return the dtype of a result of two arrays, given by dtype, or Python's numbers."""
+    try:
+        return result_dtype(np.result_type(*operands))
+    except TypeError:  # NumPy has no rule for bfloat16 beside some
+        return promote(*(result_dtype(operand) for operand in operands))
+
+
+def _broadcast(x: Array, b: Array) -> tuple[Array, Array]:
+    try:
+        x, b = np.broadcast_arrays(x, b)
+    except ValueError:
+        raise ValueError(
+            f"b must broadcast against x, of shape {x.shape}, got shape {b.shape}"
+        ) from None
+    return x, b
+
+
 class LogsumexpArguments(NamedTuple):
     """Checked arguments of logsumexp."""
 
@@ -454,10 +472,18 @@ def check_logsumexp(
 ) -> LogsumexpArguments:
     """Return the arguments of logsumexp."""
     array, result = check_values(x, "x", dtype)
-    axes = normalize_axes(axis, array.ndim)
     factor = None
     if b is not None:
-        factor = check_broadcast(real_array(b, "b"), array.shape, "b", "x")
+        factor = real_array(b, "b")
+        if dtype is None:
+            result = _common_dtype(
+                *(
+                    v if type(v) in (bool, int, float) else a.dtype
+                    for v, a in ((x, array), (b, factor))
+                )
+            )
+        array, factor = _broadcast(array, no_wider(factor, result))
+    axes = normalize_axes(axis, array.ndim)
     mask = None if where is None else check_where(where, array.shape)
     shape = tuple(
         1 if i in axes else n for i, n in enumerate(array.shape) if keepdims or i not in axes

@@ -310,8 +310,8 @@ def linear_target_scores(
     labels = _checks.check_class_indices(target, (*row_shape, classes), len(row_shape))
     options: dict[str, Any] = {
         "top_k": top_k, "entropy": entropy, "ties": ties, "ignore_index": ignore_index,
-        "temperature": temperature, "softcap": softcap, "where": _checks.check_allowed_classes(where, classes),
-        "dtype": compute,
+        "temperature": temperature, "softcap": softcap,
+        "where": _checks.check_allowed_classes(where, classes), "dtype": compute,
     }  # fmt: skip
     call = _checks.check_scores(
         np.empty((0, classes), compute), labels.reshape(-1)[:0], 1, **options

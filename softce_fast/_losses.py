@@ -505,9 +505,8 @@ def nll_loss(
     0.357
     """
     return _negative_log(
-        "log_probs", log_probs, target, axis, weight=weight, sample_weight=sample_weight,
-        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+        "log_probs", log_probs, target, axis, weight, sample_weight, ignore_index, reduction,
+        denominator, empty, dtype,
     )  # fmt: skip
 
 
@@ -557,18 +556,40 @@ def cross_entropy_from_probs(
     0.357
     """
     return _negative_log(
-        "probs", probs, target, axis, weight=weight, sample_weight=sample_weight,
-        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
-        dtype=dtype,
+        "probs", probs, target, axis, weight, sample_weight, ignore_index, reduction, denominator,
+        empty, dtype,
     )  # fmt: skip
 
 
 def _negative_log(
-    name: str, values: ArrayLike, target: ArrayLike, axis: int, **options: Any
+    name: str,
+    values: ArrayLike,
+    target: ArrayLike,
+    axis: int,
+    weight: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    ignore_index: int,
+    reduction: str,
+    denominator: float | None,
+    empty: str,
+    dtype: DTypeLike | None,
 ) -> Any:
     """Return the loss of probabilities (`name` is "probs") or of log-probabilities."""
-    call = _checks.check_loss(name, values, target, axis, **options)
     is_log = name == "log_probs"
+    if (
+        weight is None and sample_weight is None and denominator is None
+        and _checks.is_own_dtype(dtype, values)
+    ):  # fmt: skip
+        loss = execute.negative_log_fast(
+            values, target, axis, ignore_index, reduction, empty, is_log, threads_for
+        )
+        if loss is not None:
+            return loss
+    call = _checks.check_loss(
+        name, values, target, axis, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, reduction=reduction, denominator=denominator, empty=empty,
+        dtype=dtype,
+    )  # fmt: skip
     if _arrays.left_to_numpy(call.values, call.dtype):
         return reference.negative_log(call, is_log)
     losses = _losses_array(call)

@@ -168,7 +168,9 @@ def logsumexp(
     axis : int, tuple of int, or None, default -1
         The axis or axes of a row. None takes all of them, which is SciPy's default.
     b : array_like, optional
-        Weights of the exponentials, broadcast to the shape of `x`; they may be negative.
+        Weights of the exponentials, which may be negative; `x` and `b` are broadcast against each
+        other. A weight of 0 takes its term out, and so does an element of -inf, whatever the
+        other holds. The result is of the wider dtype, unless `b` is a Python number.
     where : array_like of bool, optional
         Elements to include; broadcast to the shape of `x`.
     keepdims : bool, default False
@@ -196,7 +198,7 @@ def logsumexp(
     -----
     .. math:: \log \sum_j b_j \exp(x_j)
 
-    Calls with `b` are served by plain NumPy, block by block.
+    Without `return_sign` a sum below 0 gives NaN, and one of 0, as ever, -inf.
 
     Examples
     --------
@@ -219,37 +221,13 @@ def logsumexp(
             return_sign=return_sign, dtype=call.dtype, out=out,
         )  # fmt: skip
     row_shape = tuple(n for i, n in enumerate(call.x.shape) if i not in call.axes)
-    if call.b is not None:
-        result, sign = _weighted(call)
-        if not return_sign:
-            result[sign == -1] = np.nan
-    else:
-        result = np.empty(row_shape, call.dtype)
-        execute.logsumexp(call.x, result, call.where, call.axes, threads_for)
-        sign = np.where(np.isnan(result), result, 1)
-        if np.isneginf(result).any():  # a half type may have no room for the result
-            with np.errstate(invalid="ignore"):
-                counts = (
-                    (call.x > -np.inf) if call.where is None else call.where & (call.x > -np.inf)
-                )
-            sign = np.where(np.isneginf(result) & ~counts.any(axis=call.axes), 0, sign)
+    result = np.empty(row_shape, call.dtype)
+    sign = np.empty_like(result) if return_sign else None
+    execute.logsumexp(call.x, call.b, result, sign, call.where, call.axes, threads_for)
     total = _arrays.deliver(result.reshape(call.shape), call.dtype, out)
-    if not return_sign:
+    if sign is None:
         return total
     return total, _arrays.deliver(sign.reshape(call.shape), call.dtype)
-
-
-def _weighted(call: _checks.LogsumexpArguments) -> tuple[Array, Array]:
-    """Return the logsumexp with `b`, and its sign, by plain NumPy."""
-    assert call.b is not None
-    shape = tuple(1 if i in call.axes else n for i, n in enumerate(call.x.shape))
-    result, sign = np.empty(shape, call.dtype), np.empty(shape, call.dtype)
-    for block in _arrays.row_blocks(call.x.shape, call.axes):
-        result[block], sign[block] = reference.logsumexp(
-            call.x[block], call.axes, b=call.b[block], keepdims=True, return_sign=True,
-            where=None if call.where is None else call.where[block], dtype=call.dtype,
-        )  # fmt: skip
-    return result, sign
 
 
 def softmax_backward(

@@ -177,7 +177,7 @@ def logsumexp(
         values, factor = _included(call), call.b
         if factor is not None:
             factor = factor.astype(values.dtype, copy=False)
-            read = factor != 0 if call.where is None else (factor != 0) & call.where
+            read = (factor != 0) & (values != -np.inf)
             factor = np.where(read, factor, 0)
             values = np.where(read, values, values.dtype.type(-np.inf))
         maximum = values.max(axis=axes, keepdims=True, initial=-np.inf)

@@ -146,9 +146,6 @@ def logsumexp(
     """
     if not _served(a) or not (b is None or _served(b)):
         return scipy_logsumexp(a, axis, b, keepdims, return_sign)
-    if b is not None:
-        dtype = np.result_type(*(x if np.isscalar(x) else np.asarray(x) for x in (a, b)))
-        a, b = np.broadcast_arrays(np.asarray(a, dtype), b)
     return sf.logsumexp(a, axis, b=b, keepdims=keepdims, return_sign=return_sign)
 
 

@@ -22,6 +22,7 @@ in the order of the classes; with label smoothing they have its digits.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Iterator
@@ -73,6 +74,19 @@ def _dtype_of_states(chunks: int) -> DType:
     )  # fmt: skip
 
 
+def _row_blocks(
+    shape: tuple[int, ...], axes: tuple[int, ...], size: int
+) -> Iterator[tuple[slice, ...]]:
+    """Return indices of blocks of whole rows along `axes`: `size` elements, or one row."""
+    budget = min(_BLOCK_ROWS, size // max(1, math.prod(shape[axis] for axis in axes)))
+    slices = [[slice(None)]] * len(shape)
+    for axis in reversed([axis for axis in range(len(shape)) if axis not in axes]):
+        step = max(1, min(shape[axis], budget))
+        budget //= step
+        slices[axis] = [slice(start, start + step) for start in range(0, shape[axis], step)]
+    return itertools.product(*slices)
+
+
 class _Shard(NamedTuple):
     """Checked arguments of a call that has logits."""
 
@@ -94,7 +108,7 @@ class _Shard(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[tuple[slice, ...], tuple[Any, ...]]]:
         """Yield indices of blocks of rows: in the logits, and in what has a number for each row."""
-        for block in _arrays.row_blocks(self.logits.shape, (self.axis,), _BLOCK_SIZE, _BLOCK_ROWS):
+        for block in _row_blocks(self.logits.shape, (self.axis,), _BLOCK_SIZE):
             yield block, (*block[: self.axis], *block[self.axis + 1 :], ...)
 
 
@@ -220,7 +234,9 @@ def _checked(
     weights = None
     if weight is not None:
         weights = np.ascontiguousarray(
-            _checks.check_class_weight(weight, classes, array.shape[:axis] + array.shape[axis + 1 :]),
+            _checks.check_class_weight(
+                weight, classes, array.shape[:axis] + array.shape[axis + 1 :]
+            ),
             np.float64,
         )
     mask = None if where is None else _checks.check_where(where, array.shape, "logits")
@@ -414,7 +430,7 @@ def _finish(
     rows = _rows_of(states)
     compute = _checks.compute_dtype(rows.dtype)
     labels = None if ignored is None else np.where(ignored, -1, 0)
-    for slices in _arrays.row_blocks(states.shape, (), _BLOCK_ROWS):
+    for slices in _row_blocks(states.shape, (), _BLOCK_ROWS):
         block: Any = (*slices, ...)
         execute.shard(
             operation, logit[block].astype(compute)[..., None],

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import plots
 import report
 import shapes
 import timing
+import ways
 from peers import Peer
 from shapes import CASES, Case, Problem
 from timing import Timing
@@ -304,6 +305,71 @@ def test_mechanisms_are_taken_out_where_they_are_in_use() -> None:
     assert "few digits" in names("softmax_out", (100, 100), "float16")
     large = names("softmax_out", (2**20, 8))
     assert large == across - {"rest along"} | {"stores past the caches", "fetching ahead"}
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_every_way_is_the_same_as_in_pytorch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    way = ways.WAYS[name]
+    dtype = "float32" if "float32" in way.dtypes else "float16"
+    for operation in way.operations:
+        plain = ways.Arguments.plain(operation, 2 * way.inner, 20, dtype)
+        arguments = way.change(plain)
+        ours, theirs = arguments.call()(), ways.torch_call(arguments)
+        if theirs is None:
+            continue
+        parts, right = ((x if isinstance(x, tuple) else (x,)) for x in (ours, theirs()))
+        for part, tensor in zip(parts, right, strict=True):
+            rounding = 1e-2 if dtype == "float16" else 1e-5
+            torch.testing.assert_close(
+                torch.from_numpy(np.atleast_1d(part)), torch.atleast_1d(tensor), rtol=rounding,
+                atol=rounding, check_dtype=False,
+            )  # fmt: skip
+
+
+def test_ways_that_there_is_no_memory_for_are_left_out() -> None:
+    options = SimpleNamespace(megabytes=[1], classes=[10, 1000])
+    way = ways.WAYS["class axis in the middle, inner 1024"]
+    assert list(ways.sizes(way, options, "float32")) == [(26_214, 10, 1)]
+
+
+def way_cell(name: str, operation: str, classes: int, **seconds: float) -> dict[str, Any]:
+    cell = {"way": name, "operation": operation, "classes": classes, "dtype": "float32"}
+    return {**cell, "target": 1.5, "ahead": 1, "seconds": seconds}
+
+
+def test_ways_report(tmp_path: Path) -> None:
+    cells = [
+        way_cell("gaps", "softmax", 10, plain=1, way=1.2, peer=2.4),
+        way_cell("gaps", "logsumexp", 10, plain=1, way=1.3, peer=1.2),
+        way_cell("gaps", "softmax", 100, **{"plain": 1, "way": 3, report.BESIDE: 12}),
+        way_cell("labels", "nll_loss", 100, way=1, peer=2),
+        way_cell("labels", "cross_entropy_from_probs", 100, way=1),
+    ]
+    document = {**HEAD, "cells": cells}
+    assert report.ways_rows(document).to_dict("records") == [
+        {
+            "time over that of the plain call": "gaps",
+            "dtype": "float32",
+            "target": "1.5",
+            "10 classes": "1.30 logsumexp",
+            "100 classes": "3.00 softmax",
+            "least of the peer's times over ours": "0.92",
+            "beside a busy process, over its own time": "4.00",
+            "reached": "1 of 3",
+        },
+        {
+            "time over that of the plain call": "labels",
+            "dtype": "float32",
+            "target": "1.5",
+            "10 classes": "",
+            "100 classes": "0.50 nll_loss",
+            "least of the peer's times over ours": "2.00",
+            "beside a busy process, over its own time": "",
+            "reached": "1 of 1",
+        },
+    ]
+    assert [path.name for path in plots.ways(document, tmp_path)] == ["ways.png"]
 
 
 def test_ablation_report() -> None:

@@ -500,6 +500,76 @@ def test_logsumexp_return_sign_without_b(full_dtype: np.dtype, b: Any) -> None:
     assert_near(value, sf.logsumexp(x).astype(np.longdouble) + np.log(b or 1), full_dtype)
 
 
+@pytest.mark.parametrize("classes", [1, 3, 16, 17, 100, 1000, 4097, 10_000])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("b_shape", [(20, 1), (1, -1), (20, -1)])
+def test_logsumexp_with_b_has_its_digits(
+    full_dtype: np.dtype, b_shape: Any, axis: int, classes: int
+) -> None:
+    """Against long double, relative to the sum of all magnitudes where they cancel."""
+    random = np.random.default_rng(classes)
+    x = random.normal(scale=4, size=(20, classes)).astype(full_dtype)
+    shape = tuple(classes if n == -1 else n for n in b_shape)
+    b = (random.normal(size=shape) * (random.random(shape) < 0.8)).astype(full_dtype)
+    exponentials = np.exp(x.astype(np.longdouble)) * b
+    total, size = exponentials.sum(1), np.abs(exponentials).sum(1)
+    poisoned = np.where(np.broadcast_to(b, x.shape) == 0, np.nan, x)
+    arrays = (a if axis == 1 else np.ascontiguousarray(a.T) for a in (poisoned, b))
+    found, sign = sf.logsumexp(next(arrays), axis, b=next(arrays), return_sign=True)
+    assert found.dtype == sign.dtype == full_dtype
+    np.testing.assert_array_equal(sign, np.sign(total).astype(full_dtype))
+    counts = total != 0
+    right = np.log(np.abs(total[counts]))
+    epsilon = 8 * np.finfo(full_dtype).eps
+    allowed = epsilon * (np.abs(right) + size[counts] / np.abs(total[counts]) + 1)
+    assert (np.abs(found[counts] - right) <= allowed).all()
+    np.testing.assert_array_equal(found[~counts], -np.inf)
+
+
+@pytest.mark.parametrize("classes", [4, 40, 5000])
+@pytest.mark.parametrize(
+    ("x", "b", "expected", "sign"),
+    [
+        ([1, 1], [1, -1], -np.inf, 0),
+        ([7, 7, 7, 2, 2], [1, -0.5, -0.5, 3, -3], -np.inf, 0),
+        ([5, 1], [0, -2], 1 + np.log(2), -1),
+        ([np.nan, 1], [0, 1], 1, 1),
+        ([np.inf, 1], [0, 1], 1, 1),
+        ([np.inf, 1], [-2, 1], np.inf, -1),
+        ([np.inf, np.inf], [3, -2], np.inf, 1),
+        ([np.inf, np.inf], [2, -2], np.nan, np.nan),
+        ([np.inf, np.nan], [1, 1], np.nan, np.nan),
+        ([1, 2], [1, np.nan], np.nan, np.nan),
+        ([-np.inf, 2], [np.nan, 1], 2, 1),
+        ([1, 2], [np.inf, 1], np.inf, 1),
+        ([2, 1], [-np.inf, 1], np.inf, -1),
+        ([2, 1], [0, 0], -np.inf, 0),
+        ([-np.inf, -np.inf], [-1, 2], -np.inf, 0),
+        ([0, 0], [1e38, 1e38], np.log(2e38), 1),
+        ([50, 1], [1e-37, 1e-37], 50 + np.log(1e-37), 1),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_edges_of_b(
+    dtype: np.dtype, rows: int, x: Any, b: Any, expected: float, sign: float, classes: int
+) -> None:
+    """Also among elements of weight 0, in the middle of a long row."""
+    if dtype == np.float16 and abs(b[1]) in (1e38, 1e-37):
+        pytest.skip("float16 has no such numbers")
+    if len(x) > classes:
+        classes = len(x)
+    values = np.full((rows, classes), 3, dtype)
+    weights = np.zeros_like(values)
+    start = (classes - len(x)) // 2
+    values[:, start : start + len(x)], weights[:, start : start + len(x)] = x, b
+    for function in (sf.logsumexp, sf.reference.logsumexp):
+        found, found_sign = function(values, b=weights, return_sign=True)
+        assert_near(found, np.full(rows, expected, np.longdouble), dtype)
+        np.testing.assert_array_equal(found_sign.astype(float), sign)
+        alone = function(values, b=weights).astype(float)
+        np.testing.assert_array_equal(alone, np.nan if sign < 0 else found.astype(float))
+
+
 @with_names
 def test_own_dtype_changes_nothing(dtype: np.dtype, name: str) -> None:
     """It takes the short way of small calls, too: the general checks are not asked."""

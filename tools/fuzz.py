@@ -238,9 +238,9 @@ def draw_batch(random: Random, case: Case) -> Array:
     special = 0.02 if "backward" in case.name else 0.05 if case.is_binary else 0.2
     positive = case.name in ("cross_entropy_from_probs", "binary_cross_entropy")
     batch = case.new(random, case.shape, any_dtype(random), positive=positive, special=special)
-    if case.name == "target_scores" and batch.dtype.kind == "f" and pick(random, 0.3):
-        if batch.flags.writeable:
-            batch[...] = np.round(batch)  # many are equal
+    is_rounded = case.name == "target_scores" and pick(random, 0.3)
+    if is_rounded and batch.dtype.kind == "f" and batch.flags.writeable:
+        batch[...] = np.round(batch)  # many are equal
     return batch
 
 

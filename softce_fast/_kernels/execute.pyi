@@ -35,7 +35,13 @@ def softmax_fast(
     threads_for: _ThreadsFor,
 ) -> _Array | None: ...
 def logsumexp(
-    x: _Array, result: _Array, where: _Array | None, axes: _Axes, threads_for: _ThreadsFor
+    x: _Array,
+    factors: _Array | None,
+    result: _Array,
+    sign: _Array | None,
+    where: _Array | None,
+    axes: _Axes,
+    threads_for: _ThreadsFor,
 ) -> None: ...
 def logsumexp_fast(x: Any, axis: Any, threads_for: _ThreadsFor) -> _Array | None: ...
 def cross_entropy(
@@ -107,6 +113,16 @@ def shard(
     dtype: np.dtype[Any],
     threads_for: _ThreadsFor,
 ) -> None: ...
+def negative_log_fast(
+    values: Any,
+    target: Any,
+    axis: Any,
+    ignore_index: Any,
+    reduction: Any,
+    empty: Any,
+    logarithms: bool,
+    threads_for: _ThreadsFor,
+) -> Any: ...
 def negative_log(
     values: _Array,
     labels: _Array | None,

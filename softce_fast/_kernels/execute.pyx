@@ -204,7 +204,7 @@ cdef double sum_of_tasks(const double *sums, Py_ssize_t n) noexcept nogil:
 cdef inline Py_ssize_t work_of(const Problem *problem) noexcept nogil:
     """How many numbers a call works on."""
     if problem.operation == LABEL_LOSS:
-        return problem.layout.rows
+        return problem.layout.rows * LABEL_WORK
     return problem.layout.rows * problem.layout.classes
 
 
@@ -268,13 +268,21 @@ def softmax(
 
 
 def logsumexp(
-    ndarray x not None, ndarray result not None, ndarray where, tuple axes not None, threads_for
+    ndarray x not None, ndarray factors, ndarray result not None, ndarray sign, ndarray where,
+    tuple axes not None, threads_for,
 ):
-    """Write the logsumexp along `axes` to `result`, which has the other axes."""
+    """Write the logsumexp along `axes` to `result`, and the sum's sign; they have the other axes.
+
+    `factors`: of the exponentials, of the shape of x. Without `sign` a negative sum gives NaN.
+    """
     cdef Call call
     call_open(&call, LOGSUMEXP, x, axes_bits(axes))
     call_array(&call, INPUT, x)
+    if factors is not None:
+        call_array(&call, SECOND, factors)
     call_result(&call, RESULT, result, True)
+    if sign is not None:
+        call_result(&call, SIGN, sign, True)
     if where is not None:
         call_array(&call, MASK, where)
     call_close(&call)

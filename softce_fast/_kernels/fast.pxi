@@ -126,20 +126,23 @@ cdef bint takes_labels(target, ndarray logits) noexcept:
         and same_shape(<ndarray>target, logits, ndim))
 
 
+cdef inline bint is_mean(values, target, axis, ignore_index, reduction, empty) noexcept:
+    """Whether a loss is the mean over labels."""
+    return (
+        is_input(values) and is_last_axis(axis) and type(ignore_index) is int
+        and is_word(reduction, "mean") and is_word(empty, "nan")
+        and takes_labels(target, <ndarray>values))
+
+
 def cross_entropy_fast(
     logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction, empty,
     bint with_grad, grad_out, threads_for,
 ):
     """Return the mean loss and its gradient (or None), of an ordinary call."""
     cdef Call call
-    cdef double loss
-    cdef float narrow
-    cdef int kind
     if not (
-        is_input(logits) and is_last_axis(axis) and type(ignore_index) is int
+        is_mean(logits, target, axis, ignore_index, reduction, empty)
         and is_float(label_smoothing, 0.0) and is_float(z_loss, 0.0) and is_float(temperature, 1.0)
-        and is_word(reduction, "mean") and is_word(empty, "nan")
-        and takes_labels(target, <ndarray>logits)
         and (grad_out is None or takes_result(grad_out, <ndarray>logits))
     ):
         return None
@@ -155,31 +158,43 @@ def cross_entropy_fast(
         and output_is_apart(&call, LABELS)
     ):
         return None
-    kind = call.problem.arrays[<int>INPUT].kind
-    if not mean_loss(&call, kind, ignore_index, threads_for, &loss):
+    loss = mean_loss(&call, logits, ignore_index, threads_for)
+    return None if loss is None else (loss, grad_out)
+
+
+def negative_log_fast(
+    values, target, axis, ignore_index, reduction, empty, bint logarithms, threads_for
+):
+    """Return the mean loss of given (log-)probabilities, of an ordinary call."""
+    cdef Call call
+    if not is_mean(values, target, axis, ignore_index, reduction, empty):
         return None
-    if kind == KIND_FLOAT32:
-        narrow = <float>loss
-        return PyArray_Scalar(&narrow, PyArray_DESCR(logits), NULL), grad_out
-    if kind == KIND_FLOAT64:
-        return PyArray_Scalar(&loss, PyArray_DESCR(logits), NULL), grad_out
-    return (<object>PyArray_DESCR(logits)).type(loss), grad_out
+    fast_open(&call, LABEL_LOSS, values)
+    call_array(&call, LABELS, target, True)
+    call_close(&call)
+    call.problem.options.logarithms = logarithms
+    return mean_loss(&call, values, ignore_index, threads_for)
 
 
-cdef int mean_loss(
-    Call *call, int kind, ignore_index, threads_for, double *loss
-) except -1:
-    """Run the call; return 0, with nothing done, if a label is no class or no row counts."""
+cdef object mean_loss(Call *call, ndarray values, ignore_index, threads_for):
+    """Run the call; None, with nothing done, if a label is no class or no row counts."""
     cdef Problem *problem = &call.problem
+    cdef int kind = problem.arrays[<int>INPUT].kind
     cdef const Kernels *kernels = kernels_for(problem, kind)
     cdef int n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
     cdef int bad = 0
-    cdef double divisor
+    cdef double divisor, loss
+    cdef float narrow
     cdef Scan scan
     set_ignored(&scan, problem, ignore_index)
     divisor = scan_rows(&scan, problem, n_threads, &bad)
     if bad or divisor == 0:
-        return 0
+        return None
     problem.options.gradient_scale = 1 / divisor
-    loss[0] = run(problem, kernels, n_threads, kind, True) / divisor
-    return 1
+    loss = run(problem, kernels, n_threads, kind, True) / divisor
+    if kind == KIND_FLOAT32:
+        narrow = <float>loss
+        return PyArray_Scalar(&narrow, PyArray_DESCR(values), NULL)
+    if kind == KIND_FLOAT64:
+        return PyArray_Scalar(&loss, PyArray_DESCR(values), NULL)
+    return (<object>PyArray_DESCR(values)).type(loss)

@@ -16,7 +16,7 @@
 # What is `cdef inline` is inlined wherever it is called; the rest, by GCC, nowhere (see setup.py).
 # So each pass is a function with all its loops, and no two compete for registers.
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport NAN, fabs
+from libc.math cimport NAN, fabs, isnan
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset

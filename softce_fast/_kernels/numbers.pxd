@@ -37,6 +37,7 @@ cdef struct Scale:
     real ln2_low
     real shift_limit     # largest |maximum| served without a shift: an element in exp's range of a
     #                      larger one is within a factor of 2 of it, the subtraction is exact
+    real headroom        # see reference_for()
     bint tempered        # temperature != 1
     bint shifted         # references may have a shift
     bint few_digits      # results are stored with fewer digits than they are computed with
@@ -151,6 +152,7 @@ cdef inline Scale scale_for(double temperature, bint few_digits) noexcept nogil:
         product_error(step, temperature) + 2.31904681384629956e-17 / STEPS * temperature)
     cdef double high, low
     scale.few_digits = few_digits
+    scale.headroom = HEADROOM
     scale.tempered = temperature != 1.0
     scale.shifted = True
     scale.inverse = <real>(1.0 / temperature)
@@ -317,7 +319,7 @@ cdef inline Reference reference_for(vector maximum, const Scale *scale) noexcept
     n = vector_fma(
         vector_subtract(finite, reference.shift), vector_set(scale.log2e / STEPS), rounder)
     reference.exponent = vector_subtract(
-        vector_subtract(n, rounder), vector_set(HEADROOM))
+        vector_subtract(n, rounder), vector_set(scale.headroom))
     return reference
 
 

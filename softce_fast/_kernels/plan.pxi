@@ -30,7 +30,8 @@ cpdef enum Threshold:
     #                            lines from other threads.
     # Tasks
     ROWS_PER_TASK = 2048       # Most rows of a task: their results are kept until its end.
-    LABELS_PER_TASK = 4096     # The same of losses that are one element each.
+    LABELS_PER_TASK = 4096     # The same of losses that are one element each,
+    LABEL_WORK = 8             # which counts as so many: it lies in a cache line of its own.
 
 
 # By the numbers of Operation and Pass.
@@ -66,7 +67,7 @@ cdef inline Py_ssize_t batch_bytes(const Problem *problem, Role role) noexcept n
 cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept nogil:
     """Whether the passes can read INPUT where it is."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    if array.swapped or has(problem, MASK) or problem.layout.class_axes > 1:
+    if array.swapped or has(problem, MASK) or problem.layout.class_axes > 1 or is_weighted(problem):
         return False
     if problem.options.softcap != 0:
         return False

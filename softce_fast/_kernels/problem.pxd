@@ -37,7 +37,7 @@ cdef enum Operation:
     # A row state, finished and emitted (tasks.pxi):
     SOFTMAX
     LOG_SOFTMAX
-    LOGSUMEXP
+    LOGSUMEXP                # SECOND, if given: factors of the exponentials
     CROSS_ENTROPY            # of class indices
     DENSE_CROSS_ENTROPY      # of targets that have a coefficient for every class
     SCORES                   # of class indices
@@ -64,6 +64,7 @@ cdef enum Role:
     LABELS
     SAMPLE_WEIGHT
     RESULT
+    SIGN             # of the sum whose logarithm RESULT is
     ROLES
 
 
@@ -182,7 +183,7 @@ cdef struct Plan:
 cdef struct Problem:
     Operation operation
     Layout layout
-    Array[10] arrays           # by Role
+    Array[11] arrays          # by Role
     Options options
     Scores scores
     Shard shard
@@ -313,6 +314,11 @@ cdef inline bint coefficients_by_row(const Problem *problem) noexcept nogil:
 cdef inline bint merges_chunks(const Problem *problem) noexcept nogil:
     """Whether the state of a row is another than that of a chunk."""
     return problem.plan.chunks > 1 or problem.shard.given
+
+
+cdef inline bint is_weighted(const Problem *problem) noexcept nogil:
+    """Whether exponentials are multiplied before they are added up, by those of SECOND."""
+    return problem.operation == LOGSUMEXP and has(problem, SECOND)
 
 
 cdef inline bint is_pair(Operation operation) noexcept nogil:

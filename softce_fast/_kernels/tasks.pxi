@@ -46,31 +46,39 @@ cdef inline void group_results(
     Group *group, const Problem *problem, double *results
 ) noexcept nogil:
     """Hand the results of the group's rows over: to the array of them, and to the task's sum."""
-    cdef const Array *array = &problem.arrays[<int>RESULT]
-    cdef real[16] lane
     cdef Py_ssize_t k
     if results != NULL:
         if group.rows == LANES:
             memcpy(results, group.result, LANES * sizeof(double))
         else:
             memcpy(results, group.result, group.rows * sizeof(double))
-    if array.data == NULL:
+    if not has(problem, RESULT):
         return
     if problem.options.power != 0:
         for k in range(LANES):
             group.result[k] = power_apply(group.result[k], problem.options.power)
+    group_write(group, problem, RESULT, group.result)
+
+
+cdef inline void group_write(
+    const Group *group, const Problem *problem, Role role, const double *values
+) noexcept nogil:
+    """Write one number for each of the group's rows."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef real[16] lane
+    cdef Py_ssize_t k
     if (
         group.rows == LANES and array.kind == REAL_KIND and array.row_stride == sizeof(real)
         and not array.swapped
     ):
         for k in range(LANES):
-            lane[k] = <real>group.result[k]
+            lane[k] = <real>values[k]
         vector_store(<real *>(array.data + group.first * sizeof(real)), vector_load(lane))
     else:
         for k in range(group.rows):
             number_write(
                 array.data + row_offset(&problem.layout, array, group.first + k),
-                group.result[k], array.kind, array.swapped)
+                values[k], array.kind, array.swapped)
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -162,6 +170,8 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
     if problem.options.softcap != 0:
         scratch.softcap = softcap_for(problem.options.softcap)
+    if is_weighted(problem):
+        scratch.scale.headroom = 0    # their factors may need all of the range
     if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
         scratch.factors[0] = factors_of_all(scale_of_gradients(problem))
         scratch.factors[1] = factors_of_all(scale_of_hessian(problem))

@@ -95,6 +95,7 @@ cdef real others_of_top(
     shift = lane[k]
     reference.shift = vector_set(shift)
     stretch.kept = NULL
+    stretch.factors = NULL
     stretch.kind = input_kind(problem)
     stretch.size = kind_size(stretch.kind)
     for chunk in range(problem.plan.chunks):

@@ -334,6 +334,7 @@ cdef void along_rest(
         return
     stretch.n = chunk_length(problem, chunk)
     stretch.kept = NULL
+    stretch.factors = NULL
     stretch.kind = REAL_KIND
     stretch.size = 0    # nothing is fetched
     vector_store(position, state.position)
@@ -496,7 +497,9 @@ cdef void finish_special(
         group.result[k] = NAN
     numbers.logsumexp[k] = NAN
     numbers.entropy[k] = NAN
-    if fabs(numbers.maximum[k]) == -NEGATIVE_INFINITY and not row_has_nan(group, problem, k):
+    if fabs(numbers.maximum[k]) == -NEGATIVE_INFINITY and not isnan(
+        infinite_weight(group, problem, k)
+    ):
         numbers.logsumexp[k] = numbers.maximum[k]
 
 

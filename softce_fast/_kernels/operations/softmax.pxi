@@ -70,41 +70,115 @@ cdef inline void finish_logsumexp(
     cdef RowState *whole = &group.whole
     cdef const Scale *scale = &scratch.scale
     cdef DoubleDouble own = exponential_pair(whole.maximum, whole.reference, scale)
-    cdef vector infinity = vector_set(-NEGATIVE_INFINITY)
+    cdef vector sign = vector_select(
+        vector_greater(whole.maximum, vector_set(NEGATIVE_INFINITY)),
+        vector_set(1.0), vector_set(0.0))
     cdef vector maximum = whole.maximum
     cdef vector result
+    cdef double[16] signs
     if scale.tempered:
         maximum = vector_multiply(maximum, vector_set(scale.inverse))
-    result = vector_select(
-        vector_greater(own.high, whole.others.high),
-        vector_add(maximum, log_of_rest(whole, scale)),
-        log_total(double_double_merge(whole.others, own), whole.reference, scale))
+    if is_weighted(problem):
+        result = log_weighted(whole, scale, &sign)
+    else:
+        result = vector_select(
+            vector_greater(own.high, whole.others.high),
+            vector_add(maximum, log_of_rest(whole, scale)),
+            log_total(double_double_merge(whole.others, own), whole.reference, scale))
     numbers_store(group.result, result)
-    if vector_mask_bits(vector_equal(whole.maximum, infinity)) != 0:
-        finish_infinite(group, problem)
+    numbers_store(signs, sign)
+    if vector_mask_bits(vector_equal(
+        whole.maximum, vector_set(-NEGATIVE_INFINITY)
+    )) != 0:
+        finish_infinite(group, problem, signs)
+    if is_weighted(problem) or has(problem, SIGN):
+        finish_signs(group, problem, signs)
 
 
-cdef void finish_infinite(Group *group, const Problem *problem) noexcept nogil:
+cdef inline vector log_weighted(
+    const RowState *whole, const Scale *scale, vector *sign
+) noexcept nogil:
+    """The logarithm of the magnitude of a sum with factors, and the sum's sign.
+
+    It is taken apart as without them, which gives the same bits where the factors are 1.
+    """
+    cdef vector zero = vector_set(0.0)
+    cdef vector infinity = vector_set(-NEGATIVE_INFINITY)
+    cdef DoubleDouble own = exponential_pair(whole.maximum, whole.reference, scale)
+    cdef DoubleDouble total
+    cdef mask negative
+    cdef vector of_own, of_all
+    # Rounded as the others' products are, so that equal ones of opposite signs leave 0.
+    own.high = vector_multiply(own.high, whole.own_coefficient)
+    own.low = vector_multiply(own.low, whole.own_coefficient)
+    total = double_double_merge(whole.others, own)
+    negative = vector_greater(zero, total.high)
+    of_own = vector_add(
+        plain_logarithm(vector_absolute(whole.own_coefficient), zero),
+        logarithm_of_share(whole.others, own, whole.maximum, whole.reference, scale))
+    of_all = vector_add(whole.reference.shift, logarithm(
+        vector_absolute(total.high),
+        vector_select(negative, vector_subtract(zero, total.low), total.low),
+        whole.reference.exponent))
+    sign[0] = vector_select(negative, vector_set(-1.0), vector_select(
+        vector_greater(total.high, zero), vector_set(1.0), total.high))
+    return vector_select(
+        vector_greater(vector_absolute(own.high), vector_absolute(whole.others.high)),
+        vector_add(whole.maximum, of_own),
+        vector_select(vector_equal(vector_absolute(total.high), infinity), infinity, of_all))
+
+
+cdef void finish_infinite(Group *group, const Problem *problem, double *signs) noexcept nogil:
     """An infinite maximum is the logsumexp, unless there is a NaN; two of them look like one."""
     cdef real[16] maximum
+    cdef double weight
     cdef Py_ssize_t k
     vector_store(maximum, group.whole.maximum)
     for k in range(group.rows):
-        if maximum[k] == -NEGATIVE_INFINITY and not row_has_nan(group, problem, k):
-            group.result[k] = maximum[k]
+        if maximum[k] == -NEGATIVE_INFINITY:
+            weight = infinite_weight(group, problem, k)
+            signs[k] = 1 if weight > 0 else -1
+            group.result[k] = maximum[k] if weight < 0 or weight > 0 else weight * maximum[k]
 
 
-cdef bint row_has_nan(const Group *group, const Problem *problem, Py_ssize_t k) noexcept nogil:
+cdef double infinite_weight(
+    const Group *group, const Problem *problem, Py_ssize_t k
+) noexcept nogil:
+    """The sum of the factors of a row's infinite elements; NaN if the row has a NaN."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef const Array *second = &problem.arrays[<int>SECOND]
+    cdef double weight = 0, factor = 1
     cdef Py_ssize_t c
     cdef real x
     for c in range(problem.layout.classes):
+        if is_excluded(group, problem, k, c):
+            continue
         x = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, c))
-        if x != x and not is_excluded(group, problem, k, c):
-            return True
-    return False
+        if second.data != NULL:
+            factor = real_read(
+                second, second.data + in_group(group, problem, SECOND, k)
+                + class_offset(&problem.layout, second, c))
+        if factor == 0 or x == NEGATIVE_INFINITY:
+            continue
+        if x != x or factor != factor:
+            return x + factor
+        if x == -NEGATIVE_INFINITY:
+            weight += factor
+    return weight
+
+
+cdef void finish_signs(Group *group, const Problem *problem, double *signs) noexcept nogil:
+    """Write the signs of the sums; without them a negative one has no logarithm."""
+    cdef Py_ssize_t k
+    if not has(problem, SIGN):
+        for k in range(LANES):
+            group.result[k] = group.result[k] if signs[k] >= 0 else NAN
+        return
+    for k in range(LANES):
+        signs[k] = group.result[k] if group.result[k] != group.result[k] else signs[k]
+    group_write(group, problem, SIGN, signs)
 
 
 cdef inline void numbers_store(double *to, vector v) noexcept nogil:

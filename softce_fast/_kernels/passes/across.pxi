@@ -203,6 +203,7 @@ cdef void tile_fill_by_row(
 ) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t c
     if (
         group.offsets[<int>role].step != 0 and is_plain(&problem.layout, array)
         and not (role == INPUT and has(problem, MASK))
@@ -210,6 +211,14 @@ cdef void tile_fill_by_row(
         tile_load(
             tile, array.data + in_group(group, problem, role, 0)
             + chunk * CHUNK * <Py_ssize_t>sizeof(real), group.offsets[<int>role].step, n)
+        return
+    if array.inner_stride == 0 and problem.layout.row_axes == 1 and not (
+        role == INPUT and has(problem, MASK)
+    ):
+        # One row, broadcast.
+        row_gather(&problem.layout, array, 0, chunk * CHUNK, n, scratch.staged, scratch.raw)
+        for c in range(n):
+            vector_store(tile + c * LANES, vector_set(scratch.staged[c]))
         return
     group_gather(group, problem, role, chunk, scratch.staged, scratch)
     tile_load(tile, <const char *>scratch.staged, n * <Py_ssize_t>sizeof(real), n)
@@ -365,6 +374,23 @@ cdef void tile_absorb_others(
     tile_absorb(tile, n, reference, scale, True)
 
 
+cdef inline vector tile_weigh(const TileTerms *tile, Py_ssize_t n) noexcept nogil:
+    """Multiply the terms by the factors, which lie behind the logits; return that of the pivot."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector own = zero
+    cdef vector x, factor
+    cdef mask here
+    cdef Py_ssize_t c
+    for c in range(n):
+        x = vector_load(tile.logits + c * LANES)
+        factor = vector_load(tile.logits + (n + c) * LANES)
+        here = vector_equal(tile.pivot, vector_set(<real>c))
+        own = vector_select(here, weighted(vector_set(1.0), x, factor), own)
+        vector_store(tile.terms + c * LANES, vector_select(
+            here, zero, weighted(vector_load(tile.terms + c * LANES), x, factor)))
+    return own
+
+
 cdef inline vector classes_in_chunk(const int64_t *classes, Py_ssize_t chunk) noexcept nogil:
     """A class of each row counted from the start of the chunk; outside [0, CHUNK) if elsewhere."""
     cdef real[16] counted
@@ -395,10 +421,14 @@ cdef inline void tiles_open(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t
     cdef RowState *state
+    cdef real *tile
     tiles_read(groups, problem, tiles, chunk, scratch)
     for t in range(tiles):
         state = chunk_state(groups + t, problem, t, chunk, scratch)
-        state.maximum = tile_maximum(scratch.kept + t * scratch.kept_stride, n)
+        tile = scratch.kept + t * scratch.kept_stride
+        if is_weighted(problem):
+            copy_weighty(tile, tile, tile + n * LANES, n * LANES)
+        state.maximum = tile_maximum(tile, n)
         state.reference = reference_for(state.maximum, &scratch.scale)
 
 
@@ -439,6 +469,8 @@ cdef void tiles_exponentials(
         elif not has(problem, OUTPUT) or emits_logarithms(problem.operation):
             terms.exponentials = NULL
         tile_absorb_others(&terms, n, state.reference, &scratch.scale)
+        if is_weighted(problem):
+            state.own_coefficient = tile_weigh(&terms, n)
         if leaves_out_label(problem.operation) and problem.plan.chunks == 1:
             groups[t].own_logit = terms.pivot_logit
             groups[t].own_is_known = True

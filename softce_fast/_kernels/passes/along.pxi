@@ -130,16 +130,46 @@ cdef struct Stretch:
     Py_ssize_t n
     Py_ssize_t pivot      # what is left out; outside [0, n) for nothing
     real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
+    const real *factors   # of the exponentials before they are added up; NULL for none
     const char *ahead     # what is fetched meanwhile, `size` bytes a class: up to the second cache
     const char *near      # and, where nothing is kept, up to the first
     Py_ssize_t size       # (of an element in memory)
 
 
-cdef inline DoubleDouble row_exponentials(
-    const Stretch *stretch, Reference reference, const Scale *scale_, bint keep, int kind,
-    Arithmetic arithmetic,
+cdef inline vector weighted(vector e, vector x, vector factor) noexcept nogil:
+    """exp(x) times a factor; nothing of x = -inf, whatever the factor."""
+    return vector_select(
+        vector_equal(x, vector_set(NEGATIVE_INFINITY)), vector_set(0.0),
+        vector_multiply(e, factor))
+
+
+cdef inline vector row_exponential(
+    vector x, const Stretch *row, Py_ssize_t i, Reference reference, const Scale *scale, bint weigh
 ) noexcept nogil:
-    """Return the sum of the exponentials, lane by lane; the last three: constants if possible."""
+    """The exponentials of x, which begins at class i."""
+    cdef vector e = exponential(x, reference, scale)
+    if weigh:
+        return weighted(e, x, row_vector(row.factors, i, row.n))
+    return e
+
+
+cdef inline void copy_weighty(
+    real *to, const real *x, const real *factors, Py_ssize_t n
+) noexcept nogil:
+    """Copy what has a factor other than 0, and -inf for all else; `to` may be x."""
+    cdef Py_ssize_t i = 0
+    while i < n:
+        row_store(to + i, vector_select(
+            vector_equal(row_vector(factors, i, n), vector_set(0.0)),
+            vector_set(NEGATIVE_INFINITY), row_vector(x, i, n)), n - i)
+        i += LANES
+
+
+cdef inline DoubleDouble row_exponentials(
+    const Stretch *stretch, Reference reference, const Scale *scale_, bint keep, bint weigh,
+    int kind, Arithmetic arithmetic,
+) noexcept nogil:
+    """Return the sum of the exponentials, lane by lane; the last four are constants if possible."""
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
     cdef const char *x = stretch.x
@@ -157,8 +187,9 @@ cdef inline DoubleDouble row_exponentials(
             prefetch(ahead + (i + k * LANES) * size)
             if not keep:
                 prefetch_near(near + (i + k * LANES) * size)
-            e[k] = exponential(
-                kind_vector(x + (i + k * LANES) * kind_size(kind), kind), reference, scale)
+            e[k] = row_exponential(
+                kind_vector(x + (i + k * LANES) * kind_size(kind), kind), stretch, i + k * LANES,
+                reference, scale, weigh)
             if keep:
                 vector_store(kept + i + k * LANES, e[k])
         if i <= pivot < i + RUN * LANES:
@@ -178,8 +209,9 @@ cdef inline DoubleDouble row_exponentials(
         for k in range(RUN):
             e[k] = vector_set(0.0)
             if i + k * LANES < n:
-                e[k] = exponential(
-                    element_vector(x, i + k * LANES, n, kind), reference, scale)
+                e[k] = row_exponential(
+                    element_vector(x, i + k * LANES, n, kind), stretch, i + k * LANES, reference,
+                    scale, weigh)
                 if keep:
                     row_store(kept + i + k * LANES, e[k], n - i - k * LANES)
         if i <= pivot:
@@ -198,37 +230,47 @@ cdef DoubleDouble exponentials_plain(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, REAL_KIND, PLAIN)
-    return row_exponentials(stretch, reference, scale, True, REAL_KIND, PLAIN)
+        return row_exponentials(stretch, reference, scale, False, False, REAL_KIND, PLAIN)
+    return row_exponentials(stretch, reference, scale, True, False, REAL_KIND, PLAIN)
 
 
 cdef DoubleDouble exponentials_bfloat16(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, KIND_BFLOAT16, FEW_DIGITS)
-    return row_exponentials(stretch, reference, scale, True, KIND_BFLOAT16, FEW_DIGITS)
+        return row_exponentials(stretch, reference, scale, False, False, KIND_BFLOAT16, FEW_DIGITS)
+    return row_exponentials(stretch, reference, scale, True, False, KIND_BFLOAT16, FEW_DIGITS)
 
 
 cdef DoubleDouble exponentials_float16(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, KIND_FLOAT16, FEW_DIGITS)
-    return row_exponentials(stretch, reference, scale, True, KIND_FLOAT16, FEW_DIGITS)
+        return row_exponentials(stretch, reference, scale, False, False, KIND_FLOAT16, FEW_DIGITS)
+    return row_exponentials(stretch, reference, scale, True, False, KIND_FLOAT16, FEW_DIGITS)
 
 
 cdef DoubleDouble exponentials_general(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     return row_exponentials(
-        stretch, reference, scale, stretch.kept != NULL, stretch.kind, GENERAL)
+        stretch, reference, scale, stretch.kept != NULL, False, stretch.kind, GENERAL)
+
+
+cdef DoubleDouble exponentials_weighted(
+    const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
+) noexcept nogil:
+    if not shifted and not scale.few_digits:
+        return row_exponentials(stretch, reference, scale, False, True, REAL_KIND, PLAIN)
+    return row_exponentials(stretch, reference, scale, False, True, REAL_KIND, GENERAL)
 
 
 cdef inline DoubleDouble row_absorb(
     const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
 ) noexcept nogil:
     """row_exponentials() in the arithmetic that the row needs."""
+    if stretch.factors != NULL:
+        return exponentials_weighted(stretch, reference, scale, shifted)
     if not (scale.tempered or shifted):
         if stretch.kind == REAL_KIND and not scale.few_digits:
             return exponentials_plain(stretch, reference, scale)
@@ -431,6 +473,16 @@ cdef void row_spread_of(
         row_spread(x, n, origin, &coefficients, top, total, spread)
 
 
+cdef inline const real *second_read(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk,
+    const Scratch *scratch,
+) noexcept nogil:
+    """A chunk of row k of SECOND: where it is if it is plain, else a copy."""
+    return row_read(
+        &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
+        chunk * CHUNK, chunk_length(problem, chunk), scratch.target, scratch.raw)
+
+
 cdef inline Coefficients coefficients_of(
     const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk,
     const Scratch *scratch,
@@ -452,9 +504,7 @@ cdef inline Coefficients coefficients_of(
         coefficients.share = vector_set(1.0)
         coefficients.even = vector_set(0.0)
     elif has(problem, SECOND):
-        coefficients.probabilities = row_read(
-            &problem.layout, &problem.arrays[<int>SECOND], in_group(group, problem, SECOND, k),
-            chunk * CHUNK, chunk_length(problem, chunk), scratch.target, scratch.raw)
+        coefficients.probabilities = second_read(group, problem, k, chunk, scratch)
     return coefficients
 
 
@@ -526,7 +576,13 @@ cdef inline const char *row_input(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     if is_read_in_place(problem):
         return array.data + offset + chunk * CHUNK * array.size
-    row_gather(&problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw)
+    if is_weighted(problem):
+        copy_weighty(
+            buffer, row_read(
+                &problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw),
+            second_read(group, problem, k, chunk, scratch), n)
+    else:
+        row_gather(&problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw)
     if has(problem, MASK):
         row_exclude(
             &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
@@ -572,7 +628,7 @@ cdef struct DenseSums:
     # What is summed of each row of a group besides its exponentials.
     RowSums coefficients
     RowSums spread
-    real[16] own       # the coefficient of the maximum
+    real[16] own       # the coefficient, or factor, of the maximum
     real[16] below     # scores: how many classes are not above the label
 
 
@@ -594,6 +650,7 @@ cdef void along_absorb(
     stretch.n = n
     stretch.kind = input_kind(problem)
     stretch.size = problem.arrays[<int>INPUT].size
+    stretch.factors = NULL
     if is_scored(problem.operation):
         own_logit_find(group, problem, &scratch.softcap)
     for k in range(LANES):
@@ -620,6 +677,8 @@ cdef void along_absorb(
             stretch.near = stretch.ahead - problem.plan.ahead // 2
             if is_dense(problem.operation):
                 along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
+            elif is_weighted(problem):
+                along_factors(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
@@ -631,6 +690,7 @@ cdef void along_absorb(
         first = stop
     state.others = rows_reduce(&sums, group.rows, n)
     state.position = vector_load(position)
+    state.own_coefficient = vector_load(dense.own)
     state.below = double_double_from(vector_load(dense.below))
     if sums_coefficients(problem):
         dense_reduce(group, problem, chunk, state, &dense)
@@ -665,16 +725,23 @@ cdef inline void along_spread(
         dense.own[k] = coefficient_at(&coefficients, stretch.pivot, stretch.n)
 
 
+cdef inline void along_factors(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k,
+    Stretch *stretch, real maximum, DenseSums *dense, const Scratch *scratch,
+) noexcept nogil:
+    stretch.factors = second_read(group, problem, k, chunk, scratch)
+    if maximum > NEGATIVE_INFINITY:
+        dense.own[k] = stretch.factors[stretch.pivot]
+
+
 cdef inline void dense_reduce(
     const Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state,
     const DenseSums *dense,
 ) noexcept nogil:
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     state.spread = double_double_rounded(rows_reduce(&dense.spread, group.rows, n))
-    state.own_coefficient = vector_set(0.0)
     if coefficients_by_row(problem):
         state.other_coefficients = rows_reduce(&dense.coefficients, group.rows, n)
-        state.own_coefficient = vector_load(dense.own)
     else:
         state.other_coefficients = chunk_coefficients(problem, chunk)
 

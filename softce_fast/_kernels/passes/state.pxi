@@ -21,7 +21,7 @@ cdef struct RowState:
     vector position                  # of the maximum among the classes, where that is the one; -1
     DoubleDouble factor              # from this reference to that of the merged state
     DoubleDouble other_coefficients  # of the coefficients, the sum without the maximum's own,
-    vector own_coefficient           # that one,
+    vector own_coefficient           # that one; or its factor,
     vector spread                    # and the sum of coefficient * (maximum - x)
     DoubleDouble rest                # scores: `others` with the maximum left out instead,
     DoubleDouble below               # and how many classes are not above the label
@@ -273,8 +273,20 @@ cdef inline vector label_logits(
 ) noexcept nogil:
     """The logit of each row's label, capped; -inf where a mask excludes it."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef const Offsets *offsets = &group.offsets[<int>INPUT]
+    cdef const char *row = array.data + offsets.of_row[0]
     cdef real[16] logit
     cdef Py_ssize_t k
+    if (
+        offsets.step != 0 and array.kind == REAL_KIND and not array.swapped
+        and not has(problem, MASK) and problem.layout.class_axes <= 1
+        and problem.options.softcap == 0 and not problem.shard.given
+    ):
+        for k in range(LANES):
+            memcpy(
+                &logit[k], row + k * offsets.step + group.labels[k] * array.class_stride,
+                sizeof(real))
+        return vector_load(logit)
     for k in range(LANES):
         logit[k] = 0
     for k in range(group.rows):
@@ -373,6 +385,7 @@ cdef inline void state_merge(
     cdef vector zero = vector_set(0.0)
     cdef vector is_top, gap
     cdef vector left_out = zero
+    cdef DoubleDouble part
     cdef mask chosen = vector_greater(zero, zero)
     if any_lane(vector_greater(vector_set(1 / TWO_TO_64), state.factor.high)):
         state_lift(state, problem, whole, scale)
@@ -384,18 +397,24 @@ cdef inline void state_merge(
         first[0] = vector_subtract(first[0], is_top)
         chosen = vector_greater(is_top, zero)
         group_note_top(group, chunk, state, vector_mask_bits(chosen))
-        left_out = vector_select(
-            chosen, zero, exponential(state.maximum, state.reference, scale))
+        left_out = exponential(state.maximum, state.reference, scale)
+        if is_weighted(problem):
+            left_out = vector_multiply(left_out, state.own_coefficient)
+        left_out = vector_select(chosen, zero, left_out)
+        whole.own_coefficient = vector_select(
+            chosen, state.own_coefficient, whole.own_coefficient)
     if is_scored(problem.operation):
         whole.rest = double_double_merge(whole.rest, double_double_product(
             double_double_add(state.rest, left_out), state.factor))
         whole.below = double_double_merge(whole.below, state.below)
         left_out = zero
-    whole.others = double_double_merge(whole.others, double_double_product(
-        double_double_add(state.others, left_out), state.factor))
+    part = double_double_product(double_double_add(state.others, left_out), state.factor)
+    if is_weighted(problem):
+        # Without fused multiply-adds, what the largest products lose is not to be had.
+        part.low = vector_select(vector_equal(part.low, part.low), part.low, zero)
+    whole.others = double_double_merge(whole.others, part)
     if not sums_coefficients(problem):
         return
-    whole.own_coefficient = vector_select(chosen, state.own_coefficient, whole.own_coefficient)
     whole.other_coefficients = double_double_add(
         double_double_merge(whole.other_coefficients, state.other_coefficients),
         vector_select(chosen, zero, state.own_coefficient))

@@ -1,0 +1,489 @@
+"""No slow way: the time of each way to call over that of the plain call on as many elements.
+
+Plain is contiguous, classes last, one dtype, no mask. A way is what users have instead: classes in
+front or in the middle, gaps, masks, other dtypes, options. Where PyTorch has the way, its time over
+ours is measured, too. `WAYS` is the one table of them, with the targets. One round of the plain
+call, the way and PyTorch follows the other, in one process. All of it takes hours: --only,
+--operation, --classes, --dtype and --megabytes choose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import machine
+import peers
+import report
+import softce_fast
+import timing
+import waiting
+from plots import PLAIN_WAY
+from report import BESIDE
+from shapes import HALF_DTYPES, ITEM_SIZES, Array, Case, Problem
+from timing import Call
+
+CLASSES = (10, 100, 1000, 32_000)
+MEGABYTES = (32, 128)
+
+
+class Operation(NamedTuple):
+    """A public function: its inputs of the size of the batch, and where its output goes."""
+
+    inputs: tuple[str, ...]
+    output: str = ""
+    labels: bool = False
+
+
+OPERATIONS = {
+    "softmax": Operation(("x",), "out"),
+    "log_softmax": Operation(("x",), "out"),
+    "logsumexp": Operation(("x",)),
+    "cross_entropy": Operation(("logits",), labels=True),
+    "cross_entropy_with_grad": Operation(("logits",), "grad_out", labels=True),
+    "softmax_backward": Operation(("grad_output", "output"), "out"),
+    "log_softmax_backward": Operation(("grad_output", "output"), "out"),
+    "binary_cross_entropy_with_logits": Operation(("logits", "target")),
+    "binary_cross_entropy_with_logits_with_grad": Operation(("logits", "target"), "grad_out"),
+    "nll_loss": Operation(("log_probs",), labels=True),
+    "cross_entropy_from_probs": Operation(("probs",), labels=True),
+}
+LABEL_LOSSES = ("nll_loss", "cross_entropy_from_probs")
+BACKWARD = ("softmax_backward", "log_softmax_backward")
+ANY = tuple(name for name in OPERATIONS if name not in LABEL_LOSSES)
+FORWARD = tuple(name for name in ANY if name not in BACKWARD)
+MASKED = ("softmax", "log_softmax", "logsumexp")
+WITH_TARGET = ("cross_entropy", "cross_entropy_with_grad")
+
+
+# --------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a function is called with."""
+
+    function: str
+    batch: dict[str, Array]  # of rows x classes, the output among them
+    rows: dict[str, Array] = field(default_factory=dict)  # an element for each row
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def plain(cls, function: str, rows: int, classes: int, dtype: str) -> Arguments:
+        """Random ones, the same in every process."""
+        operation = OPERATIONS[function]
+        generator = np.random.default_rng(0)
+        number = np.float64 if dtype == "float64" else np.float32
+
+        def values(name: str) -> Array:
+            x: Array = generator.standard_normal((rows, classes), number)
+            if name == "probs" or (name, function) == ("output", "softmax_backward"):
+                x = softce_fast.softmax(x)
+            elif name in ("output", "log_probs"):
+                x = softce_fast.log_softmax(x)
+            elif name == "target":
+                x = 1 / (1 + np.exp(x))
+            return x.astype(dtype, copy=False)
+
+        batch = {name: values(name) for name in operation.inputs}
+        options: dict[str, Any] = {} if function.startswith("binary") else {"axis": -1}
+        if operation.output:
+            batch[operation.output] = np.full_like(batch[operation.inputs[0]], 1)  # its pages
+        if operation.output == "grad_out":
+            options["reduction"] = "sum"  # a mean's gradient would be 0 in float16
+        # Of every ten classes the last one is nobody's: see `class_mask`.
+        labels = generator.integers(0, max(1, classes // 10 * 9), rows)
+        target = {"target": labels + labels // 9} if operation.labels else {}
+        return cls(function, batch, target, options)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return OPERATIONS[self.function].inputs
+
+    @property
+    def output(self) -> str:
+        return OPERATIONS[self.function].output
+
+    def first(self, rows: int) -> Arguments:
+        """Those of so many rows."""
+        return replace(
+            self,
+            batch={name: array[:rows] for name, array in self.batch.items()},
+            rows={name: array[:rows] for name, array in self.rows.items()},
+        )
+
+    def having(self, **options: Any) -> Arguments:
+        return replace(self, options=self.options | options)
+
+    def as_inputs(self, change: Callable[[Array], Array]) -> Arguments:
+        """With other inputs and the same output."""
+        return replace(
+            self, batch=self.batch | {name: change(self.batch[name]) for name in self.inputs}
+        )
+
+    def call(self) -> Call:
+        return partial(
+            getattr(softce_fast, self.function), **self.batch, **self.rows, **self.options
+        )
+
+
+# -------------------------------------------------------------------------------------- ways
+
+Change = Callable[[Arguments], Arguments]
+
+
+def first(plain: Arguments) -> Arguments:
+    """Classes in front."""
+    batch = {name: np.ascontiguousarray(array.T) for name, array in plain.batch.items()}
+    found = replace(plain, batch=batch)
+    return found.having(axis=0) if "axis" in plain.options else found
+
+
+def middle(inner: int) -> Change:
+    """Classes in the middle, `inner` rows beside one another behind them."""
+
+    def change(plain: Arguments) -> Arguments:
+        def moved(array: Array) -> Array:
+            return np.ascontiguousarray(
+                array.reshape(-1, inner, array.shape[-1]).transpose(0, 2, 1)
+            )
+
+        found = replace(
+            plain,
+            batch={name: moved(array) for name, array in plain.batch.items()},
+            rows={name: array.reshape(-1, inner) for name, array in plain.rows.items()},
+        )
+        return found.having(axis=1) if "axis" in plain.options else found
+
+    return change
+
+
+def spaced(array: Array, part: slice, length: int) -> Array:
+    """The same numbers as a part of longer rows."""
+    memory = np.ones_like(array, shape=(len(array), length))
+    memory[:, part] = array
+    return memory[:, part]
+
+
+def gaps(plain: Arguments) -> Arguments:
+    classes = plain.batch[plain.inputs[0]].shape[1]
+    return plain.as_inputs(
+        lambda array: spaced(array, slice(classes), classes + max(1, classes // 8))
+    )
+
+
+def reversed_classes(plain: Arguments) -> Arguments:
+    return plain.as_inputs(lambda array: array[:, ::-1].copy()[:, ::-1])
+
+
+def every_second(plain: Arguments) -> Arguments:
+    return plain.as_inputs(lambda array: spaced(array, slice(None, None, 2), 2 * array.shape[1]))
+
+
+def class_mask(plain: Arguments) -> Array:
+    """Without those that are nobody's label."""
+    classes = plain.batch[plain.inputs[0]].shape[1]
+    return np.asarray(np.arange(classes) % 10 != 9)
+
+
+def of_all(plain: Arguments) -> Arguments:
+    shape = plain.batch[plain.inputs[0]].shape
+    mask = np.random.default_rng(1).random(shape, np.float32) < 0.5
+    return plain.having(where=mask | class_mask(plain))
+
+
+def of_classes(plain: Arguments) -> Arguments:
+    return plain.having(where=class_mask(plain))
+
+
+def own_dtype(plain: Arguments) -> Arguments:
+    return plain.having(dtype=plain.batch[plain.inputs[0]].dtype)
+
+
+def wider(plain: Arguments) -> Arguments:
+    dtype = plain.batch[plain.inputs[0]].dtype
+    result = np.dtype(np.float32 if dtype.itemsize == 2 else np.float64)
+    outputs = {
+        name: np.ones_like(array, dtype=result)
+        for name, array in plain.batch.items()
+        if name == plain.output
+    }
+    return replace(plain.having(dtype=result), batch=plain.batch | outputs)
+
+
+def integers(dtype: str) -> Change:
+    """Logits of integers, results of what was plain."""
+
+    def change(plain: Arguments) -> Arguments:
+        name = plain.inputs[0]
+        values = (plain.batch[name].astype(np.float32) * 4 + 32).clip(0, 127).astype(dtype)
+        return replace(own_dtype(plain), batch=plain.batch | {name: values})
+
+    return change
+
+
+def byte_order(plain: Arguments) -> Arguments:
+    return plain.as_inputs(lambda array: array.astype(array.dtype.newbyteorder()))
+
+
+def weights(each: bool) -> Change:
+    def change(plain: Arguments) -> Arguments:
+        x = plain.batch["x"]
+        b: Array = np.ones_like(x) if each else np.ones_like(x[0])
+        b[..., ::2] = 0.5
+        return plain.having(b=b)
+
+    return change
+
+
+def probabilities(other_dtype: bool) -> Change:
+    def change(plain: Arguments) -> Arguments:
+        logits = plain.batch["logits"]
+        name = logits.dtype.name
+        dtype = ("float32" if name != "float32" else "float64") if other_dtype else name
+        target = softce_fast.softmax(logits[::-1], dtype="float32").astype(dtype, copy=False)
+        return replace(plain, batch=plain.batch | {"target": target}, rows={})
+
+    return change
+
+
+def as_it_is(plain: Arguments) -> Arguments:
+    return plain
+
+
+class Way(NamedTuple):
+    """A way to call, and the most that it is to take."""
+
+    target: float  # times the plain call's time, or, without one, PyTorch's
+    change: Change
+    operations: tuple[str, ...] = ANY
+    ahead: float = 0  # least of PyTorch's times over ours; 0: whatever
+    long_target: float = 0  # above 1000 classes; 0: the same
+    dtypes: tuple[str, ...] = tuple(ITEM_SIZES)
+    inner: int = 1  # rows come in groups of so many
+    plain: Change | None = as_it_is  # what it is compared with; None: PyTorch alone
+    shape: tuple[int, int] | None = None  # instead of all class counts and sizes
+    peer: str = "torch"
+
+    def most(self, classes: int) -> float:
+        return self.long_target if classes > 1000 and self.long_target else self.target
+
+
+WAYS = {
+    "class axis first": Way(1.5, first, ahead=1.5, long_target=2),
+    **{
+        f"class axis in the middle, inner {inner}": Way(
+            2 if inner < 16 else 1.5, middle(inner), ahead=1.5, long_target=2, inner=inner
+        )
+        for inner in (2, 7, 16, 64, 100, 1000, 1024)
+    },
+    "rows with gaps": Way(1.5, gaps),
+    "classes reversed": Way(2, reversed_classes),
+    "every second class": Way(3, every_second),
+    "where= of all elements": Way(1.6, of_all, MASKED, ahead=1),
+    "where= of classes": Way(1.6, of_classes, MASKED, ahead=1),
+    "dtype= the input's own": Way(1.6, own_dtype, FORWARD),
+    "half type to float32": Way(1.6, wider, FORWARD, dtypes=HALF_DTYPES),
+    "float32 to float64": Way(2.5, wider, FORWARD, dtypes=("float32",)),
+    "int32": Way(1.6, integers("int32"), FORWARD, dtypes=("float32", "float64")),
+    "uint8": Way(1.6, integers("uint8"), FORWARD, dtypes=("float32", "float64")),
+    "other byte order": Way(1.6, byte_order, dtypes=("float16", "float32", "float64")),
+    "b= of all elements": Way(2, weights(True), ("logsumexp",)),
+    "b= of classes": Way(2, weights(False), ("logsumexp",)),
+    "return_sign=": Way(2, lambda plain: plain.having(return_sign=True), ("logsumexp",)),
+    "probabilities of another dtype": Way(
+        2, probabilities(True), WITH_TARGET, plain=probabilities(False)
+    ),
+    "class probabilities": Way(1.5, probabilities(False), ("cross_entropy_with_grad",)),
+    "label smoothing": Way(
+        1.3, lambda plain: plain.having(label_smoothing=0.1), ("cross_entropy_with_grad",)
+    ),
+    "losses of labels, over PyTorch": Way(1, as_it_is, LABEL_LOSSES, plain=None),
+    "32 x 1000, over ONNX Runtime": Way(
+        1, as_it_is, ("softmax",), dtypes=("float32",), plain=None, shape=(32, 1000),
+        peer="onnxruntime",
+    ),
+}  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- PyTorch
+
+
+def torch_call(arguments: Arguments) -> Call | None:
+    """The same by PyTorch; None where it has no such way."""
+    import torch
+
+    if {"b", "return_sign"} & set(arguments.options):
+        return None
+    torch.set_num_threads(machine.available_cores())
+    try:
+        call = _torch_call(arguments, torch)
+        call()
+    except (TypeError, ValueError, RuntimeError):  # strides below 0, a dtype that it has not
+        return None
+    return call
+
+
+def _torch_call(arguments: Arguments, torch: Any) -> Call:
+    function, options = arguments.function, arguments.options
+    given = {n: peers.to_tensor(a) for n, a in (arguments.batch | arguments.rows).items()}
+    axis, mask = options.get("axis", -1), options.get("where")
+    excluded = None if mask is None else torch.from_numpy(~mask)
+    dtype = getattr(torch, np.dtype(options["dtype"]).name) if "dtype" in options else None
+    x, functional = given[arguments.inputs[0]], torch.nn.functional
+    out = given.get("out")
+
+    def converted(x: Any) -> Any:
+        x = x if excluded is None else x.masked_fill(excluded, -math.inf)
+        return x if dtype is None else x.to(dtype)
+
+    def label_loss() -> Any:
+        if function == "nll_loss":
+            return functional.nll_loss(x, given["target"])
+        return -x.gather(1, given["target"][:, None]).log().mean()
+
+    def loss(x: Any) -> Any:
+        reduction, target = options.get("reduction", "mean"), given["target"]
+        if function.startswith("binary"):
+            return functional.binary_cross_entropy_with_logits(
+                converted(x), target.to(dtype or x.dtype), reduction=reduction
+            )
+        if target.ndim == x.ndim:
+            target = target.movedim(axis, 1)
+        return functional.cross_entropy(
+            converted(x).movedim(axis, 1), target, reduction=reduction,
+            label_smoothing=options.get("label_smoothing", 0.0),
+        )  # fmt: skip
+
+    def with_gradient() -> Any:
+        leaf = x.detach().requires_grad_()
+        value = loss(leaf)
+        return value, torch.autograd.grad(value, leaf)[0]
+
+    def backward() -> Any:
+        return getattr(torch, f"_{function}_data")(x, given["output"], axis, x.dtype)
+
+    def normalized() -> Any:
+        masked = x if excluded is None else converted(x)
+        return getattr(torch, function)(masked, axis, dtype=dtype, out=out)
+
+    calls: dict[str, Call] = {
+        "softmax": normalized,
+        "log_softmax": normalized,
+        "logsumexp": lambda: torch.logsumexp(converted(x), axis),
+        **dict.fromkeys(BACKWARD, backward),
+        **dict.fromkeys(LABEL_LOSSES, label_loss),
+    }
+    return calls.get(function) or (with_gradient if arguments.output else partial(loss, x))
+
+
+def peer_call(way: Way, arguments: Arguments) -> Call | None:
+    peer = peers.PEERS[way.peer]
+    if peer.missing():
+        return None
+    if way.peer == "torch":
+        return torch_call(arguments)
+    shape = arguments.batch[arguments.inputs[0]].shape
+    problem = Problem.of(Case(f"{arguments.function}_out", shape, "float32"))
+    calls = peer.prepared(problem)
+    return calls[timing.fastest(calls)[0]]
+
+
+# ---------------------------------------------------------------------------------- measuring
+
+
+def calls(way: Way, arguments: Arguments) -> dict[str, Call]:
+    """The plain call, the way, and the peer's, those that there are."""
+    rows = len(arguments.batch[arguments.inputs[0]])
+    arguments = arguments.first(rows // way.inner * way.inner)
+    changed = way.change(arguments)
+    found = {"way": changed.call(), "peer": peer_call(way, changed)}
+    if way.plain is not None:
+        found[PLAIN_WAY] = way.plain(arguments).call()
+    return {name: call for name, call in found.items() if call is not None}
+
+
+def cell(way: Way, arguments: Arguments, rounds: int, busy: bool) -> dict[str, Any]:
+    chosen = calls(way, arguments)
+    seconds = timing.medians(timing.alternate(chosen, rounds, seconds=0, least=1))
+    if busy:
+        with waiting.busy_process():
+            beside = timing.alternate({BESIDE: chosen["way"]}, rounds, seconds=0, least=1)
+        seconds |= timing.medians(beside)
+    return {"seconds": seconds}
+
+
+def sizes(way: Way, options: Any, dtype: str) -> Iterator[tuple[int, int, int]]:
+    """Rows, classes and megabytes."""
+    if way.shape:
+        yield *way.shape, 0
+        return
+    for megabytes in options.megabytes:
+        for classes in options.classes:
+            rows = megabytes * 2**20 // ITEM_SIZES[dtype] // classes
+            if rows >= way.inner:
+                yield rows, classes, megabytes
+
+
+def measure(options: Any) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(ImportError):
+        import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 from then on
+    wanted = [
+        (operation, dtype, size, name)
+        for name, way in WAYS.items()
+        if not options.only or any(text in name for text in options.only)
+        for operation in way.operations
+        if operation in options.operation
+        for dtype in way.dtypes
+        if dtype in options.dtype
+        for size in sizes(way, options, dtype)
+    ]
+    made: tuple[Any, Arguments] | None = None
+    for operation, dtype, size, name in tqdm(sorted(wanted, key=lambda entry: entry[:3])):
+        rows, classes, megabytes = size
+        if made is None or made[0] != (operation, dtype, size):
+            made = (
+                (operation, dtype, size), Arguments.plain(operation, rows, classes, dtype)
+            )  # fmt: skip
+        yield {
+            "way": name, "operation": operation, "dtype": dtype, "classes": classes,
+            "megabytes": megabytes, "target": WAYS[name].most(classes), "ahead": WAYS[name].ahead,
+            **cell(WAYS[name], made[1], options.rounds, options.busy),
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = report.parser("ways", __doc__)
+    parser.add_argument("--only", action="append", help="ways with this in their name; repeatable")
+    parser.add_argument("--busy", action="store_true", help=f"each way also {BESIDE}")
+    parser.add_argument("--rounds", type=int, default=7)
+    choices: dict[str, tuple[Any, ...]] = {
+        "operation": tuple(OPERATIONS), "dtype": tuple(ITEM_SIZES), "classes": CLASSES,
+        "megabytes": MEGABYTES,
+    }  # fmt: skip
+    for name, values in choices.items():
+        kind = type(values[0])
+        parser.add_argument(
+            f"--{name}", action="append", type=kind, help=f"repeatable; default: {values}"
+        )
+    options = parser.parse_args()
+    if options.quick:
+        choices |= {"dtype": ("float32",), "classes": (1000,), "megabytes": (1,)}
+        options.rounds = 1
+    for name, values in choices.items():
+        setattr(options, name, getattr(options, name) or values)
+    cells = list(measure(options))
+    order = list(WAYS)
+    cells.sort(key=lambda cell: order.index(cell["way"]))
+    report.finish("ways", options.json, {**machine.describe(["numpy", "torch"]), "cells": cells})
+
+
+if __name__ == "__main__":
+    main()
