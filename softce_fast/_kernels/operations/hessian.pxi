@@ -8,11 +8,18 @@
 
 cdef inline Scaled scale_of_hessian(const Problem *problem) noexcept nogil:
     """What every row's diagonal is multiplied by."""
-    cdef Scaled scale = scale_of_gradients(problem)
+    cdef Scaled scale
     cdef int power
-    scale.number /= power_split(problem.options.temperature, &power)
-    scale.power -= power
-    return scaled_product(scale, problem.options.hessian.scale)
+    cdef double temperature = power_split(problem.options.temperature, &power)
+    cdef double square = temperature * temperature
+    # Rounded once.
+    scale.number = 1 / square
+    scale.number += scale.number * (
+        (1 - scale.number * square) - product_error(scale.number, square)
+        - scale.number * product_error(temperature, temperature))
+    scale.power = problem.options.power + problem.options.coefficient_power - 2 * power
+    return scaled_product(
+        scaled_product(scale, problem.options.gradient_scale), problem.options.hessian.scale)
 
 
 cdef void finish_hessian(
