@@ -10,6 +10,7 @@ import pytest
 import softce_fast as sf
 import truth
 from layouts import STRIDES, assert_same_bits
+from softce_fast._kernels import execute
 from tolerances import smallest_normal
 
 UNITS = 8.0  # a probability, what it misses of 1, and their product
@@ -215,3 +216,16 @@ def test_confident_rows_with_another_label(isa: str, full_dtype: np.dtype) -> No
     expected = truth.cross_entropy_with_options(logits, target, reduction="sum").hessian
     top = np.arange(40), logits.argmax(axis=1)
     assert truth.ulp_error(hessian[top], expected[top], full_dtype).max() <= UNITS / 2
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 16, 17, 100])
+def test_passes_give_the_same_bits(isa: str, dtype: np.dtype, classes: int) -> None:
+    """Also where the class above 1/2 is not the label."""
+    generator = np.random.default_rng(classes)
+    logits = generator.normal(scale=4, size=(61, classes)).astype(dtype)
+    target = generator.integers(0, classes, 61)
+    found = []
+    for passes in ("along", "across"):
+        with execute.forcing(passes=passes):
+            found.append(sf.cross_entropy_with_grad_and_hessian(logits, target)[2])
+    assert_same_bits(*found)
