@@ -22,11 +22,15 @@ def left_to_numpy(
     values: Array, dtype: DType, temperature: float = 1.0, softcap: float | None = None
 ) -> bool:
     """Tell whether reference.py serves a call: long doubles, or nothing to compute."""
-    return (
-        dtype.itemsize > 8
-        or values.size == 0
-        or not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
-        or not (softcap is None or SOFTCAPS[0] <= softcap <= SOFTCAPS[1])
+    return dtype.itemsize > 8 or values.size == 0 or out_of_range(temperature, softcap)
+
+
+def out_of_range(temperature: float, softcap: float | None) -> bool:
+    """Tell whether the kernels cannot hold what they make of these options."""
+    lowest, highest = TEMPERATURES
+    smallest, largest = SOFTCAPS
+    return not lowest <= temperature <= highest or not (
+        softcap is None or smallest <= softcap <= largest
     )
 
 

@@ -380,9 +380,10 @@ def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
         arrays, wanted.grads, wanted.accumulate, wanted.outs, call.dtype
     )
     _check_overlaps(arrays, batch, wanted.outs)
-    if classes == 0 or _arrays.left_to_numpy(
-        arrays.weight, compute, checked.temperature, checked.softcap
-    ):
+    if (
+        compute.itemsize > 8 or classes == 0
+        or _arrays.out_of_range(checked.temperature, checked.softcap)
+    ):  # fmt: skip
         return reference.linear_cross_entropy_with_grad(
             arrays.hidden, arrays.weight, call.target, linear_bias=arrays.bias,
             sample_weight=call.sample_weight, dtype=call.dtype, memory=memory, grads=wanted.grads,

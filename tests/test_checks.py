@@ -274,13 +274,12 @@ def not_the_right_kind() -> Iterator[Case]:
             words = ["target", "boolean", "integers"]
             yield Case(name, (X, labels), {}, TypeError, words)
         yield Case(name, (X, X > 0), {}, TypeError, ["target", "boolean"])
-    for name in (*NORMALISERS, *SCORES):
-        arguments = arguments_of(name)
+    for name in (*NORMALISERS, *FROM_LOGITS, *SCORES):
         for where in ([1, 0, 1], np.ones((2, 3)), 1, np.ones(3, np.uint8)):
             dtype = str(np.asarray(where).dtype)
             words = ["where", "boolean", dtype]
-            yield Case(name, arguments, {"where": where}, TypeError, words)
-        yield Case(name, arguments, {"where": "abc"}, TypeError, ["where"])
+            yield Case(name, arguments_of(name), {"where": where}, TypeError, words)
+        yield Case(name, arguments_of(name), {"where": "abc"}, TypeError, ["where"])
 
 
 def option_out_of_range() -> Iterator[Case]:
@@ -295,6 +294,12 @@ def option_out_of_range() -> Iterator[Case]:
             yield Case(name, (X, Y), {"z_loss": value}, ValueError, words)
         for bad in ("1", np.zeros(1), None):
             yield Case(name, (X, Y), {"z_loss": bad}, TypeError, ["z_loss", repr(bad)])
+    for name in (*FROM_LOGITS, *SCORES):
+        for value in (0, -0.0, -1, INF, -INF, NAN, 10**400):
+            words = ["softcap", "> 0", "None", repr(value)[:10]]
+            yield Case(name, (X, Y), {"softcap": value}, ValueError, words)
+        for bad in ("1", [30.0], np.ones(1)):
+            yield Case(name, (X, Y), {"softcap": bad}, TypeError, ["softcap", repr(bad)])
     for name in (*SOFTMAXES, *BACKWARD, *FROM_LOGITS, *SCORES):
         arguments = arguments_of(name)
         for value in (0, 0.0, -0.0, -1, INF, -INF, NAN, 10**400):

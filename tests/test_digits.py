@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import softce_fast as sf
+import tolerances
 import truth
 from conftest import dtype_named
 from tolerances import ulp_limit
@@ -265,3 +266,76 @@ def test_probabilities_of_another_dtype(full_dtype: np.dtype, target_dtype: str)
             loss, grad = sf.cross_entropy_with_grad(logits, target, reduction="none")
             digits.check("loss", loss, right.loss, classes)
             digits.check("gradient", grad, right.gradient, classes, scale=right.gradient_scale)
+
+
+def masked_case(
+    dtype: np.dtype, choice: str, kind: str, classes: int
+) -> tuple[Array, Any, dict[str, Any]]:
+    """Return a call with a mask that allows the labels; what is excluded holds NaN."""
+    logits = rows_with_gaps(classes, dtype)
+    target = target_for(kind, logits)
+    where = np.random.default_rng(4).random(logits.shape) < 0.6
+    if kind == "labels":
+        np.put_along_axis(where, target[:, None], True, axis=1)
+    else:
+        where[:, 0] = True
+        target = np.where(where, target, 0).astype(dtype)
+    options = options_for(choice, *logits.shape) | {"reduction": "none", "where": where}
+    return np.where(where, logits, np.nan).astype(dtype), target, options
+
+
+@LAYOUTS
+@pytest.mark.parametrize("choice", ["", *OPTIONS, CHOICES[-1]], ids=lambda name: name or "plain")
+def test_masked_losses(full_dtype: np.dtype, choice: str, middle_axis: bool) -> None:
+    with Digits(full_dtype) as digits:
+        for kind, classes in itertools.product(TARGETS, CLASS_COUNTS):
+            logits, target, options = masked_case(full_dtype, choice, kind, classes)
+            right = truth.cross_entropy_with_options(logits, target, **options)
+            if middle_axis:
+                options["where"] = moved(options["where"], True)
+                if "sample_weight" in options:
+                    options["sample_weight"] = options["sample_weight"][None]
+            loss, grad = sf.cross_entropy_with_grad(
+                moved(logits, middle_axis), moved(target, middle_axis), 1, **options
+            )
+            grad = grad[0].T if middle_axis else grad
+            digits.check("loss", loss.reshape(-1), right.loss, kind, classes)
+            digits.check(
+                "gradient", grad, right.gradient, kind, classes, scale=right.gradient_scale
+            )
+
+
+@pytest.mark.parametrize("fraction", [1.01, 1.2, 1.4, 1.6, 1.9])
+def test_capped_logits(full_dtype: np.dtype, fraction: float) -> None:
+    """Beside a logit of 0 a large one is the loss: its own error shows."""
+    if full_dtype == np.float64 and not truth.HAS_EXTENDED:
+        pytest.skip("long double is float64 here")
+    softcap = fraction * 1e6
+    logits = np.concatenate([np.linspace(0.01, 1.5, 20_000), np.linspace(1.5, 30, 2_000)]) * softcap
+    rows = np.stack([np.zeros(len(logits)), logits], axis=1).astype(full_dtype)
+    loss = sf.cross_entropy(rows, np.zeros(len(rows), int), softcap=softcap, reduction="none")
+    right = np.longdouble(softcap) * np.tanh(rows[:, 1] / np.longdouble(softcap))
+    assert truth.ulp_error(loss, right, full_dtype).max() <= 1
+
+
+@LAYOUTS
+@pytest.mark.parametrize("softcap", [0.7, 5.0, 30.0])
+@pytest.mark.parametrize("choice", ["", "smoothing", "cold", "hot", "z-loss"])
+def test_softcap(full_dtype: np.dtype, choice: str, softcap: float, middle_axis: bool) -> None:
+    """Within the limits, and what a unit in the last place of each capped logit makes of it."""
+    epsilon = tolerances.epsilon(full_dtype)
+    for kind, classes in itertools.product(TARGETS, (2, 10, 100, 5000)):
+        logits = rows_with_gaps(classes, full_dtype)
+        target = target_for(kind, logits)
+        options = options_for(choice, *logits.shape) | {"reduction": "none", "softcap": softcap}
+        right = truth.cross_entropy_with_options(logits, target, **options)
+        loss, grad = sf.cross_entropy_with_grad(
+            moved(logits, middle_axis), moved(target, middle_axis), 1, **options
+        )
+        loss, grad = loss.reshape(-1), grad[0].T if middle_axis else grad
+        unit = epsilon * softcap / options.get("temperature", 1.0)
+        limit = 4 * epsilon * np.abs(right.loss) + 4 * unit
+        assert np.all(np.abs(loss - right.loss) <= limit), (kind, classes)
+        scale = np.maximum(np.abs(right.gradient), right.gradient_scale)
+        limit = (2 * unit + 4 * epsilon) * scale + tolerances.smallest_normal(full_dtype)
+        assert np.all(np.abs(grad - right.gradient) <= limit), (kind, classes)

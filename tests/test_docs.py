@@ -138,8 +138,7 @@ def test_names_of_the_contract() -> None:
         "cross_entropy": [
             "weight=None", "sample_weight=None", "ignore_index=-100", "label_smoothing=0.0",
             "z_loss=0.0", "temperature=1.0", "softcap=None", "where=None", "reduction='mean'",
-            "denominator=None",
-            "empty='nan'", "dtype=None",
+            "denominator=None", "empty='nan'", "dtype=None",
         ],
         "nll_loss": [
             "weight=None", "sample_weight=None", "ignore_index=-100", "reduction='mean'",

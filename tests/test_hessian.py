@@ -10,6 +10,7 @@ import pytest
 import softce_fast as sf
 import truth
 from layouts import STRIDES, assert_same_bits
+from softce_fast._kernels import execute
 from tolerances import smallest_normal
 
 UNITS = 8.0  # a probability, what it misses of 1, and their product
@@ -179,3 +180,52 @@ def test_hessian_beside_the_gradient_is_refused() -> None:
         sf.cross_entropy_with_grad_and_hessian(
             np.zeros((2, 3)), np.array([0, 1]), grad_out=out, hessian_out=out
         )
+
+
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+@pytest.mark.parametrize("classes", [3, 100, 5000])
+def test_excluded_classes(isa: str, full_dtype: np.dtype, classes: int, kind: str) -> None:
+    logits, target, *_ = batch(full_dtype, classes, kind)
+    where = np.random.default_rng(2).random(logits.shape) < 0.7
+    if kind == "labels":
+        where[np.arange(40), np.maximum(target, 0)] = True
+    else:
+        target = np.where(where, target, 0)
+        where[:, 0] = True
+    options = {"where": where, "label_smoothing": 0.1, "reduction": "sum"}
+    expected = truth.cross_entropy_with_options(logits, target, **options)
+    logits[~where] = np.nan
+    _, grad, hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, **options)
+    smallest = 16 * classes * smallest_normal(full_dtype)
+    error = truth.ulp_error(hessian, expected.hessian, full_dtype)
+    assert error[np.abs(expected.hessian) >= smallest].max() <= UNITS
+    assert_same_bits(grad, sf.cross_entropy_with_grad(logits, target, **options)[1])
+    _, _, floored = sf.cross_entropy_with_grad_and_hessian(
+        logits, target, hessian_floor=0.5, **options
+    )
+    np.testing.assert_array_equal(floored[~where], 0)
+    counts = np.ones(40, bool) if kind == "probabilities" else target != -100
+    assert floored[counts][where[counts]].min() == 0.5
+
+
+def test_confident_rows_with_another_label(isa: str, full_dtype: np.dtype) -> None:
+    """The class above 1/2 is not the one that is left out of the row's sum."""
+    logits, *_ = batch(full_dtype, 5000, "labels")
+    target = (logits.argmax(axis=1) + 1) % 5000
+    hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, reduction="sum")[2]
+    expected = truth.cross_entropy_with_options(logits, target, reduction="sum").hessian
+    top = np.arange(40), logits.argmax(axis=1)
+    assert truth.ulp_error(hessian[top], expected[top], full_dtype).max() <= UNITS / 2
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 16, 17, 100])
+def test_passes_give_the_same_bits(isa: str, dtype: np.dtype, classes: int) -> None:
+    """Also where the class above 1/2 is not the label."""
+    generator = np.random.default_rng(classes)
+    logits = generator.normal(scale=4, size=(61, classes)).astype(dtype)
+    target = generator.integers(0, classes, 61)
+    found = []
+    for passes in ("along", "across"):
+        with execute.forcing(passes=passes):
+            found.append(sf.cross_entropy_with_grad_and_hessian(logits, target)[2])
+    assert_same_bits(*found)

@@ -150,6 +150,9 @@ class Draw:
         options["label_smoothing"] = self.choice(0.0, 0.0, 0.1, 1.0)
         options["z_loss"] = self.choice(0.0, 0.0, 1e-2)
         options["temperature"] = self.choice(1.0, 1.0, 0.5, 3.0)
+        options["softcap"] = self.choice(None, None, 5.0)
+        if self.chance():
+            options["where"] = self.generator.random(self.classes) < 0.8
         options["denominator"] = self.choice(None, None, 3.0)
         options["empty"] = self.choice("nan", "zero")
 
@@ -184,7 +187,8 @@ def test_linear_is_the_composition(data: Any) -> None:
         draw.hidden, draw.matrix, draw.target, draw.bias, **draw.options
     )
     size = max(1.0, float(np.abs(logits).max(initial=0))) * max(1.0, draw.target.size)
-    assert_close(loss, right, size * max(1.0, float(np.abs(np.nan_to_num(right)).max(initial=0))))
+    finite = np.nan_to_num(right, posinf=0, neginf=0)
+    assert_close(loss, right, size * max(1.0, float(np.abs(finite).max(initial=0))))
     for name, array in zip(NAMES, (draw.hidden, draw.matrix, draw.bias), strict=True):
         gradient = getattr(gradients, name)
         if name not in grads or array is None:
@@ -667,3 +671,44 @@ def test_outputs_share_no_memory() -> None:
     sf.linear_cross_entropy_with_grad(
         np.ones((4, 4)), square, target, hidden_grad_out=pair[:, :4], weight_grad_out=pair[:, 4:]
     )
+
+
+# Classes that are excluded
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_excluded_classes_are_not_there(generator: np.random.Generator, dtype: str) -> None:
+    hidden, matrix = generator.normal(size=(50, 6)), generator.normal(size=(20, 6))
+    allowed = np.arange(20) % 3 != 0
+    target = generator.integers(0, allowed.sum(), 50)
+    hidden, matrix = hidden.astype(dtype), matrix.astype(dtype)
+    options: dict[str, Any] = {"label_smoothing": 0.1, "softcap": 3.0}
+    right, right_gradients = sf.linear_cross_entropy_with_grad(
+        hidden, matrix[allowed], target, **options
+    )
+    matrix[~allowed] = np.nan
+    loss, gradients = sf.linear_cross_entropy_with_grad(
+        hidden, matrix, np.flatnonzero(allowed)[target], where=allowed, **options
+    )
+    assert_close(loss, right, 1)
+    assert_close(gradients.hidden, right_gradients.hidden, 1)
+    assert_close(gradients.weight[allowed], right_gradients.weight, 1)
+    np.testing.assert_array_equal(gradients.weight[~allowed], 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        (np.ones(4, bool), ValueError, r"where must have one value for each class, shape \(5,\)"),
+        (True, ValueError, r"where must have one value for each class.*got \(\)"),
+        (np.ones(5), TypeError, "where must hold booleans, got dtype float64"),
+    ],
+)
+@pytest.mark.parametrize("module", [sf, sf.reference], ids=["kernels", "reference"])
+def test_errors_of_where(module: Any, where: Any, error: type, message: str) -> None:
+    out = np.full((2, 3), 7.0)
+    with pytest.raises(error, match=message):
+        module.linear_cross_entropy_with_grad(
+            np.ones((2, 3)), np.ones((5, 3)), np.zeros(2, int), where=where, hidden_grad_out=out
+        )
+    np.testing.assert_array_equal(out, 7)

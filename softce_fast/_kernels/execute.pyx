@@ -299,10 +299,11 @@ def cross_entropy(
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
     Of `labels` and `probabilities` one is None. `losses`, `gradient` and, beside a gradient,
-    `hessian` are written where they are given, but not if a label is no class. The gradient is that
-    of the sum, or with `mean` that of the mean, which divides by `denominator` if given. Dividing by 0 is left to the
-    caller. Losses and gradients, but not the sum, are multiplied by 2**power: what was taken out
-    of weights before. `dtype` is that of the results, if it is not that of the logits.
+    `hessian` are written where they are given, but not if a label is no class. The gradient is
+    that of the sum, or with `mean` that of the mean, which divides by `denominator` if that is not
+    None. Dividing by 0 is left to the caller. Losses and gradients, but not the sum, are multiplied
+    by 2**power: what was taken out of weights before. `dtype` is that of the results, if it is not
+    that of the logits.
     """
     cdef Call call
     cdef Scan scan

@@ -103,14 +103,13 @@ cdef void row_numbers(
 
 cdef inline void dense_numbers(RowNumbers *numbers, const Group *group) noexcept nogil:
     cdef double[16] low
-    cdef double[16] own
     cdef Py_ssize_t k
+    cdef DoubleDouble total = double_double_add(
+        group.whole.other_coefficients, group.whole.own_coefficient)
     numbers_store(numbers.spread, group.whole.spread)
-    numbers_store(numbers.coefficients, group.whole.other_coefficients.high)
-    numbers_store(low, group.whole.other_coefficients.low)
-    numbers_store(own, group.whole.own_coefficient)
+    numbers_store(numbers.coefficients, total.high)
+    numbers_store(low, total.low)
     for k in range(LANES):
-        numbers.coefficients[k] += own[k]
         if low[k] == low[k]:
             numbers.coefficients[k] += low[k]
 

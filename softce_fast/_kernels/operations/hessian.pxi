@@ -8,11 +8,18 @@
 
 cdef inline Scaled scale_of_hessian(const Problem *problem) noexcept nogil:
     """What every row's diagonal is multiplied by."""
-    cdef Scaled scale = scale_of_gradients(problem)
+    cdef Scaled scale
     cdef int power
-    scale.number /= power_split(problem.options.temperature, &power)
-    scale.power -= power
-    return scaled_product(scale, problem.options.hessian.scale)
+    cdef double temperature = power_split(problem.options.temperature, &power)
+    cdef double square = temperature * temperature
+    # Rounded once.
+    scale.number = 1 / square
+    scale.number += scale.number * (
+        (1 - scale.number * square) - product_error(scale.number, square)
+        - scale.number * product_error(temperature, temperature))
+    scale.power = problem.options.power + problem.options.coefficient_power - 2 * power
+    return scaled_product(
+        scaled_product(scale, problem.options.gradient_scale), problem.options.hessian.scale)
 
 
 cdef void finish_hessian(
@@ -68,15 +75,45 @@ cdef inline void finish_top(
         vector_greater(vector_add(largest.high, largest.high), total))
     if wrong == 0 or is_dense(problem.operation):
         return
+    own[0] = largest
+    if group.own_is_known:
+        tile_others(group, problem, wrong, others, scratch)
+        return
     vector_store(rest, others[0])
     for k in range(group.rows):
         if wrong >> k & 1:
-            rest[k] = others_of_top(group, problem, k, top + k, scratch)
+            rest[k] = row_others(group, problem, k, top + k, scratch)
     others[0] = vector_load(rest)
-    own[0] = largest
 
 
-cdef real others_of_top(
+cdef void tile_others(
+    Group *group, const Problem *problem, unsigned int wrong, vector *others,
+    const Scratch *scratch,
+) noexcept nogil:
+    """row_others() for the rows of a tile that are `wrong`, bits: their exponentials are there."""
+    cdef Py_ssize_t n = problem.layout.classes
+    cdef const real *tile = scratch.kept + (group - scratch.groups) * scratch.kept_stride
+    cdef real *terms = tile_terms(problem, <real *>tile, n)
+    cdef vector zero = vector_set(0.0)
+    cdef vector position = tile_find(tile, n, tile_maximum(tile, n))
+    cdef real[16] top
+    cdef real[16] rest
+    cdef real[16] known
+    cdef Py_ssize_t k
+    for k in range(n):
+        vector_store(terms + k * LANES, vector_select(
+            vector_equal(position, vector_set(<real>k)), zero, vector_load(tile + k * LANES)))
+    vector_store(top, position)
+    vector_store(rest, double_double_rounded(tile_sums(terms, n, scratch.scale.few_digits)))
+    vector_store(known, others[0])
+    for k in range(LANES):
+        if wrong >> k & 1:
+            group.recipe.curvature.top[k] = <int64_t>top[k]
+            known[k] = rest[k]
+    others[0] = vector_load(known)
+
+
+cdef real row_others(
     const Group *group, const Problem *problem, Py_ssize_t k, int64_t *top,
     const Scratch *scratch,
 ) noexcept nogil:
@@ -109,5 +146,6 @@ cdef real others_of_top(
             top[0] = chunk * CHUNK + stretch.pivot
         total = double_double_merge(
             total, row_absorb(&stretch, reference, &scratch.scale, shift != 0))
-    maximum = vector_reduce_compensated(total.high, total.low, &rest)
-    return maximum + rest
+    if problem.layout.classes <= LANES:
+        return vector_reduce_few(total.high, &rest) + rest
+    return vector_reduce_compensated(total.high, total.low, &rest) + rest
