@@ -28,6 +28,7 @@ SOFTMAXES = ("softmax", "log_softmax")
 NORMALISERS = (*SOFTMAXES, "logsumexp")
 BACKWARD = ("softmax_backward", "log_softmax_backward")
 FROM_LOGITS = ("cross_entropy", "cross_entropy_with_grad")
+WITH_MASKS = (*NORMALISERS, *FROM_LOGITS)
 LOSSES = (*FROM_LOGITS, "nll_loss", "cross_entropy_from_probs")
 WITH_LOGITS = (
     "binary_cross_entropy_with_logits",
@@ -150,7 +151,10 @@ def label_out_of_range() -> Iterator[Case]:
         ):  # fmt: skip
             yield Case(name, (X, [0, 3]), options, IndexError, ["target[1] is 3"])
     for name in FROM_LOGITS:
-        for options in ({"label_smoothing": 0.1}, {"z_loss": 0.1}, {"temperature": 2.0}):
+        for options in (
+            {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"temperature": 2.0}, {"softcap": 2.0},
+            {"where": X > 9},
+        ):  # fmt: skip
             yield Case(name, (X, [0, 3]), options, IndexError, ["target[1] is 3"])
 
 
@@ -179,10 +183,10 @@ def wrong_shape() -> Iterator[Case]:
         if name in WITH_LOGITS:
             words = ["pos_weight", "(2, 3)", "(1, 2, 3)"]
             yield Case(name, (P, P), {"pos_weight": P[None]}, ValueError, words)
-    for name in NORMALISERS:
+    for name in WITH_MASKS:
         for where in ([True, False], np.ones((3, 2), bool), np.ones((1, 2, 3), bool)):
-            words = ["where", "x", "(2, 3)", str(np.shape(where))]
-            yield Case(name, (X,), {"where": where}, ValueError, words)
+            words = ["where", FIRST_ARGUMENT[name], "(2, 3)", str(np.shape(where))]
+            yield Case(name, arguments_of(name), {"where": where}, ValueError, words)
     yield Case("logsumexp", (X,), {"b": [1, 2]}, ValueError, ["b", "(2, 3)", "(2,)"])
     for name in BACKWARD:
         words = ["grad_output", "output", "(1, 3)", "(2, 3)"]
@@ -253,9 +257,9 @@ def not_real_numbers() -> Iterator[Case]:
                 for bad, word in [(np.ones(3) * 1j, "complex"), (["1", "2", "3"], "<U1"),
                                   (np.ma.ones(3), "masked")]:  # fmt: skip
                     yield Case(name, arguments, {option: bad}, TypeError, [option, word])
-    for name in NORMALISERS:
+    for name in WITH_MASKS:
         masked = np.ma.array([True, False, True])
-        yield Case(name, (X,), {"where": masked}, TypeError, ["where", "masked"])
+        yield Case(name, arguments_of(name), {"where": masked}, TypeError, ["where", "masked"])
 
 
 def not_the_right_kind() -> Iterator[Case]:
@@ -264,11 +268,12 @@ def not_the_right_kind() -> Iterator[Case]:
             words = ["target", "boolean", "integers"]
             yield Case(name, (X, labels), {}, TypeError, words)
         yield Case(name, (X, X > 0), {}, TypeError, ["target", "boolean"])
-    for name in NORMALISERS:
+    for name in WITH_MASKS:
+        arguments = arguments_of(name)
         for where in ([1, 0, 1], np.ones((2, 3)), 1, np.ones(3, np.uint8)):
             dtype = str(np.asarray(where).dtype)
-            yield Case(name, (X,), {"where": where}, TypeError, ["where", "boolean", dtype])
-        yield Case(name, (X,), {"where": "abc"}, TypeError, ["where"])
+            yield Case(name, arguments, {"where": where}, TypeError, ["where", "boolean", dtype])
+        yield Case(name, arguments, {"where": "abc"}, TypeError, ["where"])
 
 
 def option_out_of_range() -> Iterator[Case]:
@@ -283,6 +288,11 @@ def option_out_of_range() -> Iterator[Case]:
             yield Case(name, (X, Y), {"z_loss": value}, ValueError, words)
         for bad in ("1", np.zeros(1), None):
             yield Case(name, (X, Y), {"z_loss": bad}, TypeError, ["z_loss", repr(bad)])
+        for value in (0, 0.0, -1, INF, -INF, NAN, 10**400):
+            words = ["softcap", "> 0", "None", repr(value)[:10]]
+            yield Case(name, (X, Y), {"softcap": value}, ValueError, words)
+        for bad in ([1.0], "1", np.ones(1)):
+            yield Case(name, (X, Y), {"softcap": bad}, TypeError, ["softcap", repr(bad)])
     for name in (*SOFTMAXES, *BACKWARD, *FROM_LOGITS):
         arguments = arguments_of(name)
         for value in (0, 0.0, -0.0, -1, INF, -INF, NAN, 10**400):

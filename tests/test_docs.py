@@ -137,8 +137,8 @@ def test_names_of_the_contract() -> None:
         "softmax": ["where=None", "temperature=1.0", "empty='nan'", "dtype=None", "out=None"],
         "cross_entropy": [
             "weight=None", "sample_weight=None", "ignore_index=-100", "label_smoothing=0.0",
-            "z_loss=0.0", "temperature=1.0", "reduction='mean'", "denominator=None",
-            "empty='nan'", "dtype=None",
+            "z_loss=0.0", "temperature=1.0", "softcap=None", "where=None", "reduction='mean'",
+            "denominator=None", "empty='nan'", "dtype=None",
         ],
         "nll_loss": [
             "weight=None", "sample_weight=None", "ignore_index=-100", "reduction='mean'",

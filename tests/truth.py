@@ -402,9 +402,9 @@ def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0, doubt: A
     """Error of each result in units in the last place that ``dtype`` has at the truth.
 
     ``floor``: the spacing is taken at max(|truth|, floor), the scale of a gradient's entry or of
-    logsumexp. ``doubt``: an error that does not count. A truth under the smallest normal number counts as 0 error, unless the result strays
-    above that number; one beyond the largest is infinite. What is not finite on one side alone, or
-    not the same, is infinitely wrong.
+    logsumexp. ``doubt``: an error that does not count. A truth under the smallest normal number
+    counts as 0 error, unless the result strays above that number; one beyond the largest is
+    infinite. What is not finite on one side alone, or not the same, is infinitely wrong.
     """
     form = _FORMATS[np.dtype(dtype).name]
     wide_result, wide_truth = _wide(result), _wide(truth)
