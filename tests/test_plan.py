@@ -11,6 +11,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+import softce_fast as sf
 from softce_fast import _dispatch
 from softce_fast._kernels import execute
 
@@ -506,19 +507,24 @@ def test_any_plan_gives_the_same_bits(
     x = rng.normal(scale=3, size=shape).astype(dtype)
     labels = rng.integers(0, shape[1], shape[0])
     probabilities = rng.dirichlet(np.ones(shape[1]), shape[0]).astype(dtype)
+    where = rng.random(shape) < 0.7
+    options: list[dict[str, Any]] = [
+        {}, {"label_smoothing": 0.1}, {"target": probabilities}, {"where": where},
+        {"where": where, "label_smoothing": 0.1}, {"softcap": 5.0},
+        {"softcap": 5.0, "where": where, "target": probabilities},
+    ]  # fmt: skip
 
     def results() -> list[Array]:
-        outputs = [np.full_like(x, np.nan) for _ in range(5)]
-        rows = [np.full(len(x), np.nan, dtype) for _ in range(4)]
+        outputs = [np.full_like(x, np.nan) for _ in range(2)]
         for log in (False, True):
             execute.softmax(x, outputs[log], None, (1,), log, 1.0, False, one_thread)
-        for k, (target, smoothing) in enumerate(((labels, 0.0), (labels, 0.1), (None, 0.0))):
-            execute.cross_entropy(
-                x, target, probabilities if target is None else None, None, rows[k],
-                outputs[2 + k], None, 1, None, None, smoothing, 0.0, 1.0, 0.0, False, None, -100,
-                0, one_thread,
-            )  # fmt: skip
-        return outputs + rows[:3]
+        with sf.num_threads(1):
+            for chosen in options:
+                call = {"target": labels, "reduction": "none", **chosen}
+                outputs += sf.cross_entropy_with_grad(x, **call)
+            for target in (labels, probabilities):
+                outputs += sf.cross_entropy_with_grad_and_hessian(x, target, where=where)
+        return [np.asarray(item) for item in outputs]
 
     expected = results()
     with execute.forcing(**forced):
