@@ -55,10 +55,6 @@ def _capped(x: Array, labels: Array, axis: int, out: Array | None = None) -> Arr
     )[1]
 
 
-def _hessian(x: Array, labels: Array, axis: int) -> Array:
-    return sf.cross_entropy_with_grad_and_hessian(x, labels, axis, reduction="none")[2]
-
-
 def _dense_target(x: Array) -> Array:
     """Numbers in the layout of x, 0 where x is infinite."""
     return (np.abs(x) < 3).astype(x.dtype)
@@ -91,7 +87,6 @@ OPERATIONS: dict[str, Operation] = {
         x, labels, axis, softcap=20.0, reduction="none"
     ),
     "capped_gradient": _capped,
-    "hessian": _hessian,
     # The second array of these may be any numbers: the logits will do.
     "softmax_backward": lambda x, labels, axis, out=None: sf.softmax_backward(x, x, axis, out=out),
     "log_softmax_backward": lambda x, labels, axis, out=None: sf.log_softmax_backward(
