@@ -15,7 +15,7 @@ SMALLEST = "sums and entries whose parts lie below the smallest normal number"
 PLAIN_SUM = "losses of rows are added up plainly, in float64"
 
 OPEN: tuple[tuple[str, str, str], ...] = (
-    ("test_losses", r"(weight|hot|cold)\+z-loss", Z_LOSS),
+    ("test_losses", r"(weight|hot|cold)\+z-loss|float32-z-loss\+where", Z_LOSS),
     ("test_losses", r"float32-.*cold|float64-.*hot", SMALLEST),
     ("test_losses_of_half_types", r"bfloat16-weight\+z-loss", Z_LOSS),
     ("test_reductions", r"float64-sum-.*z-loss", Z_LOSS),

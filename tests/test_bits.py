@@ -37,6 +37,24 @@ def _smoothed(x: Array, labels: Array, axis: int, out: Array | None = None) -> A
     )[1]
 
 
+def _classes_allowed(x: Array) -> Array:
+    """Excludes whole rows, too."""
+    return np.asarray(np.abs(x) < 7)
+
+
+def _allowed(x: Array, labels: Array, axis: int, out: Array | None = None) -> Array:
+    return sf.cross_entropy_with_grad(
+        x, labels, axis, where=_classes_allowed(x), label_smoothing=0.1, reduction="none",
+        grad_out=out,
+    )[1]  # fmt: skip
+
+
+def _capped(x: Array, labels: Array, axis: int, out: Array | None = None) -> Array:
+    return sf.cross_entropy_with_grad(
+        x, labels, axis, softcap=20.0, reduction="none", grad_out=out
+    )[1]
+
+
 def _dense_target(x: Array) -> Array:
     """Numbers in the layout of x, 0 where x is infinite."""
     return (np.abs(x) < 3).astype(x.dtype)
@@ -61,6 +79,14 @@ OPERATIONS: dict[str, Operation] = {
         x, _dense_target(x), axis, reduction="none"
     ),
     "dense_gradient": _dense_gradient,
+    "allowed_loss": lambda x, labels, axis: sf.cross_entropy(
+        x, labels, axis, where=_classes_allowed(x), label_smoothing=0.1, reduction="none"
+    ),
+    "allowed_gradient": _allowed,
+    "capped_loss": lambda x, labels, axis: sf.cross_entropy(
+        x, labels, axis, softcap=20.0, reduction="none"
+    ),
+    "capped_gradient": _capped,
     # The second array of these may be any numbers: the logits will do.
     "softmax_backward": lambda x, labels, axis, out=None: sf.softmax_backward(x, x, axis, out=out),
     "log_softmax_backward": lambda x, labels, axis, out=None: sf.log_softmax_backward(
@@ -72,7 +98,7 @@ OPERATIONS: dict[str, Operation] = {
 # Results of the input's shape.
 WITH_OUTPUT = (
     *("softmax", "log_softmax", "gradient", "smoothed_gradient", "dense_gradient"),
-    *("softmax_backward", "log_softmax_backward"),
+    *("allowed_gradient", "capped_gradient", "softmax_backward", "log_softmax_backward"),
 )
 
 with_classes = pytest.mark.parametrize("classes", CLASS_COUNTS)

@@ -28,13 +28,14 @@ SOFTMAXES = ("softmax", "log_softmax")
 NORMALISERS = (*SOFTMAXES, "logsumexp")
 BACKWARD = ("softmax_backward", "log_softmax_backward")
 FROM_LOGITS = ("cross_entropy", "cross_entropy_with_grad")
+SCORES = ("target_scores",)
+WITH_MASKS = (*NORMALISERS, *FROM_LOGITS, *SCORES)
 LOSSES = (*FROM_LOGITS, "nll_loss", "cross_entropy_from_probs")
 WITH_LOGITS = (
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_with_grad",
 )
 BINARY = ("binary_cross_entropy", *WITH_LOGITS)
-SCORES = ("target_scores",)
 WITH_CLASSES = (*LOSSES, *SCORES)
 FUNCTIONS = (*NORMALISERS, *BACKWARD, *WITH_CLASSES, *BINARY)
 FIRST_ARGUMENT = {
@@ -155,7 +156,10 @@ def label_out_of_range() -> Iterator[Case]:
     for options in ({"top_k": 2}, {"entropy": True}, {"where": X < 9}, {"dtype": np.float32}):
         yield Case("target_scores", (X, [0, 3]), options, IndexError, ["target[1] is 3"])
     for name in FROM_LOGITS:
-        for options in ({"label_smoothing": 0.1}, {"z_loss": 0.1}, {"temperature": 2.0}):
+        for options in (
+            {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"temperature": 2.0}, {"softcap": 2.0},
+            {"where": X > 9},
+        ):  # fmt: skip
             yield Case(name, (X, [0, 3]), options, IndexError, ["target[1] is 3"])
 
 
@@ -186,7 +190,7 @@ def wrong_shape() -> Iterator[Case]:
         if name in WITH_LOGITS:
             words = ["pos_weight", "(2, 3)", "(1, 2, 3)"]
             yield Case(name, (P, P), {"pos_weight": P[None]}, ValueError, words)
-    for name in (*NORMALISERS, *SCORES):
+    for name in WITH_MASKS:
         for where in ([True, False], np.ones((3, 2), bool), np.ones((1, 2, 3), bool)):
             words = ["where", FIRST_ARGUMENT[name], "(2, 3)", str(np.shape(where))]
             yield Case(name, arguments_of(name), {"where": where}, ValueError, words)
@@ -260,7 +264,7 @@ def not_real_numbers() -> Iterator[Case]:
                 for bad, word in [(np.ones(3) * 1j, "complex"), (["1", "2", "3"], "<U1"),
                                   (np.ma.ones(3), "masked")]:  # fmt: skip
                     yield Case(name, arguments, {option: bad}, TypeError, [option, word])
-    for name in (*NORMALISERS, *SCORES):
+    for name in WITH_MASKS:
         masked = np.ma.array([True, False, True])
         yield Case(name, arguments_of(name), {"where": masked}, TypeError, ["where", "masked"])
 
@@ -274,12 +278,12 @@ def not_the_right_kind() -> Iterator[Case]:
             words = ["target", "boolean", "integers"]
             yield Case(name, (X, labels), {}, TypeError, words)
         yield Case(name, (X, X > 0), {}, TypeError, ["target", "boolean"])
-    for name in (*NORMALISERS, *FROM_LOGITS, *SCORES):
+    for name in WITH_MASKS:
+        arguments = arguments_of(name)
         for where in ([1, 0, 1], np.ones((2, 3)), 1, np.ones(3, np.uint8)):
             dtype = str(np.asarray(where).dtype)
-            words = ["where", "boolean", dtype]
-            yield Case(name, arguments_of(name), {"where": where}, TypeError, words)
-        yield Case(name, arguments_of(name), {"where": "abc"}, TypeError, ["where"])
+            yield Case(name, arguments, {"where": where}, TypeError, ["where", "boolean", dtype])
+        yield Case(name, arguments, {"where": "abc"}, TypeError, ["where"])
 
 
 def option_out_of_range() -> Iterator[Case]:

@@ -17,7 +17,7 @@ import softce_fast as sf
 import tolerances
 import truth
 from conftest import dtype_named
-from tolerances import ulp_limit
+from tolerances import epsilon, ulp_limit
 from truth import Array
 
 pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
@@ -32,6 +32,8 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "cold": ("temperature", 0.3),
     "hot": ("temperature", 3.0),
     "z-loss": ("z_loss", 1e-2),
+    "softcap": ("softcap", 20.0),
+    "where": ("where", "two thirds, what the target asks for among them"),
 }
 CHOICES = [
     "+".join(chosen)
@@ -92,6 +94,11 @@ def loss_case(dtype: np.dtype, choice: str, target_kind: str, classes: int) -> t
     logits = rows_with_gaps(classes, dtype)
     target = target_for(target_kind, logits)
     options = options_for(choice, *logits.shape) | {"reduction": "none"}
+    if "where" in options:
+        options["where"] = where = np.random.default_rng(4).random(logits.shape) < 2 / 3
+        where[np.arange(len(logits)), target if target.ndim == 1 else target.argmax(axis=1)] = True
+        target = np.where(where, target, 0).astype(dtype) if target.ndim > 1 else target
+        logits = np.where(where, logits, np.nan).astype(dtype)
     return logits, target, options, truth.cross_entropy_with_options(logits, target, **options)
 
 
@@ -105,10 +112,13 @@ class Digits:
         self.wrong: dict[str, tuple[float, str]] = {}
 
     def check(
-        self, operation: str, found: Any, right: Any, *context: Any, scale: Any = 0.0
-    ) -> None:
+        self, operation: str, found: Any, right: Any, *context: Any, scale: Any = 0.0,
+        doubt: Any = 0.0,
+    ) -> None:  # fmt: skip
         assert np.asarray(found).dtype == self.dtype
-        error = truth.ulp_error(found, right, self.dtype, floor=scale)
+        # A capped logit is rounded to the type that is computed in.
+        step = epsilon(self.dtype if self.dtype.itemsize > 2 else np.float32)
+        error = truth.ulp_error(found, right, self.dtype, floor=scale, doubt=step * doubt)
         worst = float(error.max())
         before, _ = self.wrong.get(operation, (ulp_limit(operation, self.dtype), ""))
         if worst > before:
@@ -157,10 +167,13 @@ def check_losses(digits: Digits, choice: str, case: tuple[str, int], middle_axis
         target = moved(target, True)
         if "sample_weight" in options:
             options["sample_weight"] = options["sample_weight"][None]
+        if "where" in options:
+            options["where"] = moved(options["where"], True)
     loss, grad = sf.cross_entropy_with_grad(logits, target, 1, **options)
     grad = grad[0].T if middle_axis else grad
-    digits.check("loss", loss.reshape(-1), right.loss, *case)
-    digits.check("gradient", grad, right.gradient, *case, scale=right.gradient_scale)
+    digits.check("loss", loss.reshape(-1), right.loss, *case, doubt=right.loss_doubt)
+    digits.check("gradient", grad, right.gradient, *case, scale=right.gradient_scale,
+                 doubt=right.gradient_doubt)  # fmt: skip
 
 
 @pytest.mark.parametrize("choice", ["", *OPTIONS, CHOICES[-1]], ids=lambda name: name or "plain")
@@ -173,8 +186,9 @@ def test_reductions(full_dtype: np.dtype, reduction: str, choice: str) -> None:
             right = truth.cross_entropy_with_options(logits, target, **options)
             loss, grad = sf.cross_entropy_with_grad(logits, target, **options)
             context = target_kind, classes
-            digits.check("loss", loss, right.loss, *context)
-            digits.check("gradient", grad, right.gradient, *context, scale=right.gradient_scale)
+            digits.check("loss", loss, right.loss, *context, doubt=right.loss_doubt)
+            digits.check("gradient", grad, right.gradient, *context, scale=right.gradient_scale,
+                         doubt=right.gradient_doubt)  # fmt: skip
 
 
 @LAYOUTS

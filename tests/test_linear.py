@@ -14,6 +14,7 @@ import pytest
 
 import softce_fast as sf
 import tolerances
+import truth
 from conftest import ISAS, dtype_named
 from layouts import STRIDES, WRITABLE, Array
 from softce_fast import _dispatch, _linear
@@ -404,6 +405,32 @@ def test_negative_infinite_bias_excludes_a_class(generator: np.random.Generator)
     np.testing.assert_allclose(gradients.hidden, right_gradients.hidden, 1e-12)
     np.testing.assert_array_equal(gradients.weight[4], 0)
     assert gradients.bias[4] == 0
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("excluded", [False, True])
+def test_soft_caps_and_allowed_classes(
+    generator: np.random.Generator, softcap: float | None, excluded: bool
+) -> None:
+    """The gradient by difference quotients of the truth of the logits; NaN where excluded."""
+    hidden, matrix = generator.normal(size=(9, 4)), generator.normal(size=(6, 4))
+    where = np.array([True, True, not excluded, True, True, True])
+    target = np.array([0, 1, 3, 4, 5, 0, 1, 3, 4])
+
+    def right(point: Array) -> Any:
+        return truth.cross_entropy_with_options(
+            point @ matrix.T, target, softcap=softcap, where=where
+        ).loss
+
+    quotient = truth.difference_quotient(right, hidden)
+    expected = right(hidden)
+    given = np.where(where[:, None], matrix, np.nan)
+    loss, gradients = sf.linear_cross_entropy_with_grad(
+        hidden, given, target, softcap=softcap, where=where
+    )
+    np.testing.assert_allclose(loss, float(expected), 1e-13)
+    np.testing.assert_allclose(gradients.hidden, quotient, *tolerances.DIFFERENCE_QUOTIENT)
+    np.testing.assert_array_equal(gradients.weight[~where], 0)
 
 
 # Outputs

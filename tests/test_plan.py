@@ -11,6 +11,8 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+import softce_fast as sf
+from layouts import assert_same_bits
 from softce_fast import _dispatch
 from softce_fast._kernels import execute
 
@@ -507,24 +509,30 @@ def test_any_plan_gives_the_same_bits(
     labels = rng.integers(0, shape[1], shape[0])
     probabilities = rng.dirichlet(np.ones(shape[1]), shape[0]).astype(dtype)
     factors = rng.normal(size=shape).astype(dtype)
+    where = rng.random(shape) < 0.7
+    options: list[dict[str, Any]] = [
+        {}, {"label_smoothing": 0.1}, {"target": probabilities}, {"where": where},
+        {"where": where, "label_smoothing": 0.1}, {"softcap": 5.0},
+        {"softcap": 5.0, "where": where, "target": probabilities},
+    ]  # fmt: skip
 
     def results() -> list[Array]:
-        outputs = [np.full_like(x, np.nan) for _ in range(5)]
-        rows = [np.full(len(x), np.nan, dtype) for _ in range(5)]
+        outputs = [np.full_like(x, np.nan) for _ in range(2)]
         for log in (False, True):
             execute.softmax(x, outputs[log], None, (1,), log, 1.0, False, one_thread)
-        for k, (target, smoothing) in enumerate(((labels, 0.0), (labels, 0.1), (None, 0.0))):
-            execute.cross_entropy(
-                x, target, probabilities if target is None else None, None, rows[k],
-                outputs[2 + k], None, 1, None, None, smoothing, 0.0, 1.0, 0.0, False, None, -100,
-                0, one_thread,
-            )  # fmt: skip
+        with sf.num_threads(1):
+            for chosen in options:
+                call = {"target": labels, "reduction": "none", **chosen}
+                outputs += sf.cross_entropy_with_grad(x, **call)
+            for target in (labels, probabilities):
+                outputs += sf.cross_entropy_with_grad_and_hessian(x, target, where=where)
         if "stream" not in forced:  # it has no output of that size
-            execute.logsumexp(x, factors, rows[3], rows[4], None, (1,), one_thread)
-        return outputs + rows
+            outputs += np.full((2, len(x)), np.nan, dtype)
+            execute.logsumexp(x, factors, outputs[-2], outputs[-1], None, (1,), one_thread)
+        return [np.asarray(item) for item in outputs]
 
     expected = results()
     with execute.forcing(**forced):
         found = results()
     for wanted, got in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(got.view(np.uint8), wanted.view(np.uint8))
+        assert_same_bits(got, wanted)

@@ -83,16 +83,23 @@ class _Row:
 
 
 @np.errstate(all="ignore")
+def softcapped(logits: Any, softcap: float | None) -> tuple[Array, Array]:
+    """Return ``softcap * tanh(logits / softcap)`` and its derivative; -inf stays."""
+    wide = _wide(logits)
+    if softcap is None:
+        return wide, np.ones_like(wide)
+    cap = np.longdouble(softcap)
+    far = np.exp(-2 * np.abs(wide / cap))
+    return np.where(np.isinf(wide), wide, cap * np.tanh(wide / cap)), 4 * far / (1 + far) ** 2
+
+
+@np.errstate(all="ignore")
 def _parts(
     logits: Any, *, where: Any = True, temperature: float = 1.0, softcap: float | None = None
 ) -> _Row:
     wide = _wide(logits)
-    slope = np.broadcast_to(1 / np.longdouble(temperature), wide.shape)
-    if softcap is not None:
-        cap = np.longdouble(softcap)
-        far = np.exp(-2 * np.abs(wide / cap))
-        slope = slope * 4 * far / (1 + far) ** 2
-        wide = np.where(np.isneginf(wide), wide, cap * np.tanh(wide / cap))
+    wide, slope = softcapped(wide, softcap)
+    slope = slope / np.longdouble(temperature)
     wide, slope = np.where(where, wide, -np.inf), np.where(where, slope, 0)
     pivot = wide.argmax(axis=-1, keepdims=True)
     largest = np.take_along_axis(wide, pivot, axis=-1)
@@ -201,6 +208,9 @@ class Loss:
     gradient: Array
     gradient_scale: Array  # the size at which the error of an entry is measured
     hessian: Array  # the diagonal
+    # What a relative error of 1 of the capped logits comes to, 0 without softcap.
+    loss_doubt: Array | float = 0.0
+    gradient_doubt: Array | float = 0.0
 
 
 class _Target(NamedTuple):
@@ -285,15 +295,28 @@ def cross_entropy_with_options(
     loss, factor = _reduced(losses, asked, reduction, denominator)
     probabilities, complements = parts.probabilities, parts.complements
     entries = gradient_entries(probabilities, complements, coefficients, parts.pivot)
-    of_z_loss = _times(2 * np.longdouble(z_loss), probabilities * parts.log_total)
+    of_z_loss = _times(2 * np.longdouble(z_loss) * probabilities, parts.log_total)
     gradient = entries.values + of_z_loss
     scale = np.maximum(np.maximum(np.abs(gradient), entries.scale), np.abs(of_z_loss))
     factor = np.asarray(factor)[..., None]
+    hessian = _times(factor, total * probabilities * complements / np.longdouble(temperature) ** 2)
+    loss_doubt: Any = 0.0
+    gradient_doubt: Any = 0.0
+    if softcap is not None:
+        capped, slope = softcapped(logits, softcap)
+        size = np.abs(np.where(np.isfinite(capped) & where, capped, 0)).max(axis=-1, keepdims=True)
+        each = np.abs(gradient) * (parts.slope != 0)
+        loss_doubt = _times(np.abs(factor), _sum(each * size / np.longdouble(temperature)))[..., 0]
+        loss_doubt = loss_doubt if reduction == "none" else loss_doubt.sum()
+        # An entry changes with its own logit, and by no more with all others.
+        gradient_doubt = _times(2 * np.abs(hessian), size * slope)
     return Loss(
         np.asarray(loss),
         _times(factor, gradient * parts.slope),
         _times(np.abs(factor), scale * parts.slope),
-        _times(factor, total * probabilities * complements / np.longdouble(temperature) ** 2),
+        hessian,
+        loss_doubt,
+        gradient_doubt,
     )
 
 
@@ -383,13 +406,13 @@ _FORMATS = {
 }
 
 
-def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0) -> Array:
+def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0, doubt: Any = 0.0) -> Array:
     """Error of each result in units in the last place that ``dtype`` has at the truth.
 
     ``floor``: the spacing is taken at max(|truth|, floor), the scale of a gradient's entry or of
-    logsumexp. A truth under the smallest normal number counts as 0 error, unless the result strays
-    above that number; one beyond the largest is infinite. What is not finite on one side alone, or
-    not the same, is infinitely wrong.
+    logsumexp. ``doubt``: an error that does not count. A truth under the smallest normal number
+    counts as 0 error, unless the result strays above that number; one beyond the largest is
+    infinite. What is not finite on one side alone, or not the same, is infinitely wrong.
     """
     form = _FORMATS[np.dtype(dtype).name]
     wide_result, wide_truth = _wide(result), _wide(truth)
@@ -400,7 +423,7 @@ def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0) -> Array
         magnitude = np.maximum(np.abs(wide_truth), floor)
         _, exponent = np.frexp(np.maximum(magnitude, form.smallest_normal))
         spacing = np.ldexp(np.longdouble(1), exponent - form.precision)
-        error = np.abs(wide_result - wide_truth) / spacing
+        error = np.maximum(np.abs(wide_result - wide_truth) - doubt, 0) / spacing
     smallest = form.smallest_normal
     under = (np.abs(wide_truth) < smallest) & (np.abs(wide_result) <= smallest)
     same = (wide_result == wide_truth) | (np.isnan(wide_result) & np.isnan(wide_truth))

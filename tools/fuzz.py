@@ -305,11 +305,24 @@ def draw_mask(random: Random, case: Case) -> Array:
     shape = tuple(1 if pick(random, 0.3) else n for n in case.shape)[int(pick(random, 0.2)) :]
     mask = case.add(place(random, shape, np.bool_))
     mask[...] = random.random(shape) < random.choice([0.1, 0.7, 1.0])
+    if case.is_loss and mask.shape == case.shape and pick(random, 0.7):
+        allow_target(case, mask)
     return mask
 
 
 def draw_top_k(random: Random, case: Case) -> int:
     return int(min(case.shape[case.class_axis], random.choice([0, 1, 5, 17, 40, 1000])))
+
+
+def allow_target(case: Case, mask: Array) -> None:
+    """Leave nothing of the target to excluded classes, where the loss would be infinite."""
+    target, axis = case.memories[1].array, case.class_axis
+    if target.dtype.kind not in "iu":
+        if target.flags.writeable:
+            target[~mask] = 0
+        return
+    classes = np.arange(case.shape[axis])
+    mask |= np.moveaxis(target[..., None] == classes, -1, axis)
 
 
 def draw_output(random: Random, case: Case) -> Array | None:
@@ -372,7 +385,7 @@ DRAWN: dict[str, tuple[float, Drawn]] = {
         positive=True)),
     "dtype": (0.15, among(*FLOATS)),
     "temperature": (0.2, among(0.1, 0.7, 1.0, 2.0, 30.0, 1e-30, 1e30)),
-    "softcap": (0.2, among(0.5, 5.0, 30.0, 1e30)),
+    "softcap": (0.2, among(None, 0.5, 5.0, 30.0, 1e4, 1e-18, 1e18, 1e-150, 1e150)),
     "label_smoothing": (0.2, among(0.0, 0.1, 1.0)),
     "z_loss": (0.2, among(0.0, 1e-3, 0.5, 1e30)),
     "reduction": (0.6, among("mean", "sum", "none")),
@@ -561,14 +574,14 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
     if case.name in ("cross_entropy_from_probs", "binary_cross_entropy"):
         smallest = float(finite[finite > 0].min()) if (finite > 0).any() else 1.0
         largest = max(largest, abs(math.log(smallest)))
-    temperature = float(options.get("temperature", 1.0))
-    logit = 1 + largest / temperature
+    temperature, softcap = float(options.get("temperature", 1.0)), options.get("softcap")
+    logit = 1 + (largest if softcap is None else min(largest, softcap)) / temperature
     if logit > 1e150:
         return math.inf, math.inf
     z_loss = abs(float(options.get("z_loss", 0.0)))
     result, gradient = logit + z_loss * logit**2, (1 + 2 * z_loss * logit) / temperature
-    if temperature != 1.0:
-        gradient *= logit  # a divided logit is rounded: an error of its exponential
+    if temperature != 1.0 or softcap is not None:
+        gradient *= logit  # a divided or capped logit is rounded: an error of its exponential
     if not case.is_loss:
         return result, gradient
     weight = 1.0
@@ -724,58 +737,80 @@ def check_digits(case: Case, result: Any) -> None:
     factors += [] if is_labels else [target]
     with np.errstate(all="ignore"):
         usable = all(((item >= 0) & np.isfinite(item)).all() for item in factors)
-    if not usable or not np.isfinite(x).all() or options.get("denominator") == 0:
+    allowed = np.broadcast_to(options.get("where", True), x.shape)
+    if not usable or not np.isfinite(x[allowed]).all() or options.get("denominator") == 0:
         return
     if options.keys() & {"z_loss", "softcap", "where"}:
         return
     axis = case.options.get("axis", -1)
+    if "where" in options:
+        options["where"] = np.moveaxis(allowed, axis, -1)
     right = truth.cross_entropy_with_options(
         np.moveaxis(x, axis, -1), target if is_labels else np.moveaxis(target, axis, -1), **options
     )
-    if not np.isfinite(right.loss).all():
+    if np.isnan(right.loss).any():
+        return
+    doubts = doubts_of_softcap(right, options, dtype)
+    if doubts is None:
         return
     lost = lost_below_normal(np.moveaxis(x, axis, -1), right, options, dtype)
     # A sum of many losses has the roundings of its additions; the digits are promised of each.
     if options.get("reduction") == "none" or x.size < 100:
-        check_units("loss", np.asarray(first_of(result)), right.loss, lost.loss)
+        check_units("loss", np.asarray(first_of(result)), right.loss, lost.loss, doubts.loss)
     if isinstance(result, tuple):
         gradient = np.moveaxis(np.asarray(result[1]), axis, -1)
-        check_units("gradient", gradient, right.gradient, lost.gradient, right.gradient_scale)
+        check_units("gradient", gradient, right.gradient, lost.gradient, doubts.gradient,
+                    right.gradient_scale)  # fmt: skip
 
 
-class Lost(NamedTuple):
-    """What a loss and its gradient are greater by for what may count as 0."""
+class Parts(NamedTuple):
+    """Parts of a loss and of its gradient that a result need not have."""
 
-    loss: Array
-    gradient: Array
+    loss: Any
+    gradient: Any
+
+
+def doubts_of_softcap(right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts | None:
+    """Return what capped logits may be off by; None where that is all that a result tells."""
+    step = float(np.finfo(_checks.compute_dtype(dtype)).eps)
+    if step * (options.get("softcap") or 0.0) / options.get("temperature", 1.0) > 0.01:
+        return None
+    return Parts(step * right.loss_doubt, step * right.gradient_doubt)
 
 
 @np.errstate(all="ignore")
-def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtype: Any) -> Lost:
+def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts:
     """Return the parts whose probability, or what it misses of 1, is no normal number.
 
     The kernels may take those for 0, also where a large weight makes of them what the result can
     hold: promised, not kept yet (SMALLEST in tests/open_promises.py).
     """
     temperature = np.longdouble(options.get("temperature", 1.0))
-    logarithms = truth.log_softmax(x, temperature=temperature)
+    of_row = {
+        name: options[name] for name in ("where", "temperature", "softcap") if name in options
+    }
+    logarithms = truth.log_softmax(x, **of_row)
+    _, slope = truth.softcapped(x, options.get("softcap"))
     smallest = np.finfo(_checks.compute_dtype(dtype)).tiny
     # p (1 - p), times the weight of that in the gradient: the smaller of p and 1 - p is tiny.
     share = right.hessian * temperature
     of_rest = np.where(-np.expm1(logarithms) < smallest, share, 0)
     loss = temperature * of_rest.sum(axis=-1)
-    return Lost(
+    return Parts(
         loss if right.loss.shape else loss.sum(),
-        np.where(np.exp(logarithms) < smallest, share, -of_rest),
+        np.where(np.exp(logarithms) < smallest, share, -of_rest) * slope,
     )
 
 
-def check_units(label: str, values: Array, right: Array, lost: Array, scale: Any = 0.0) -> None:
+def check_units(
+    label: str, values: Array, right: Array, lost: Array, doubt: Any, scale: Any = 0.0
+) -> None:
     dtype = values.dtype
     largest = float(finfo(dtype).max)
-    error = truth.ulp_error(values, right, dtype, floor=scale)
+    error = truth.ulp_error(values, right, dtype, floor=scale, doubt=doubt)
     without = right - lost
-    np.minimum(error, truth.ulp_error(values, without, dtype, floor=scale), out=error)
+    error_without = truth.ulp_error(values, without, dtype, floor=scale, doubt=doubt)
+    np.minimum(error, error_without, out=error)
     wide = values.astype(np.longdouble)
     # An exponential that is nearly too small may be a power of two only: up to 2**0.5 times it.
     more = right + lost * 0.42

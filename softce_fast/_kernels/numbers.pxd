@@ -569,17 +569,20 @@ cdef inline vector softcapped(vector x, const Softcap *cap) noexcept nogil:
 
 
 cdef inline vector softcap_gradient(vector gradient, vector x, const Softcap *cap) noexcept nogil:
-    """A gradient by softcapped(x), times 4 * v / (1 + v)**2: that by x."""
+    """A gradient by softcapped(x), times 4 * v / (1 + v)**2: that by x; 0 stays, beside NaN too."""
+    cdef vector zero = vector_set(0.0)
     cdef vector one = vector_set(1.0)
     cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
     cdef mask large = vector_greater(vector_absolute(gradient), one)
+    cdef mask unchanged = vector_equal(gradient, zero)
     # Times 2**HEADROOM: a small slope of a large gradient counts.
     cdef DoubleDouble v = exponential_pair(
-        vector_subtract(vector_set(0.0), vector_absolute(x)), reference_at(-HEADROOM), &cap.scale)
+        vector_subtract(zero, vector_absolute(x)), reference_at(-HEADROOM), &cap.scale)
     cdef DoubleDouble below = double_double_add(
         double_double_from(one), vector_multiply(v.high, down))
     cdef DoubleDouble slope = double_double_product(
         v, double_double_quotient(vector_set(4.0), double_double_product(below, below)))
     gradient = vector_select(large, vector_multiply(gradient, down), gradient)
     gradient = vector_fma(gradient, slope.high, vector_multiply(gradient, slope.low))
-    return vector_select(large, gradient, vector_multiply(gradient, down))
+    return vector_select(
+        unchanged, zero, vector_select(large, gradient, vector_multiply(gradient, down)))
