@@ -412,6 +412,7 @@ def test_scores_of_hidden_states(dtype: np.dtype, memory: int, bias: bool) -> No
     allowed = random.random(200) < 0.8
     for options in (
         {}, {"entropy": True, "top_k": 5, "ties": "max"}, {"temperature": 0.5, "where": allowed},
+        {"softcap": 4.0, "entropy": True, "top_k": 3},
     ):  # fmt: skip
         found = sf.linear_target_scores(
             hidden, matrix, target, linear_bias=linear_bias, memory=memory, ignore_index=-1,
@@ -465,6 +466,7 @@ def test_scores_of_hidden_states_by_the_reference() -> None:
         ({"top_k": 4}, ValueError, r"top_k must be in \[0, 3\]"),
         ({"ties": "last"}, ValueError, "ties must be"),
         ({"temperature": 0}, ValueError, "temperature must be"),
+        ({"softcap": -1}, ValueError, "softcap must be"),
         ({"target": [0, 3]}, IndexError, r"target\[1\] is 3"),
         ({"target": np.zeros((2, 3))}, TypeError, "class probabilities"),
         ({"target": [0]}, ValueError, "target of class indices must have"),
@@ -484,6 +486,28 @@ def test_errors_of_hidden_states(
 def test_too_little_memory_says_how_much_it_takes() -> None:
     with pytest.raises(ValueError, match=r"memory must be at least \d+ bytes"):
         sf.linear_target_scores(np.zeros((2, 5)), np.zeros((3, 5)), [0, 2], memory=10)
+
+
+def test_softcap(full_dtype: np.dtype) -> None:
+    """All by the capped logits, but comparisons, which see more than what saturates."""
+    random = np.random.default_rng(1)
+    for classes in (3, 60, 9000):
+        logits = random.normal(scale=8, size=(21, classes)).astype(full_dtype)
+        logits[:, :3] = [1e6, 3e6, 2e6]
+        logits[::3, 1] = -INF
+        labels = random.integers(0, min(classes, 5), 21)
+        found = sf.target_scores(logits, labels, entropy=True, top_k=2, softcap=5.0)
+        plain = sf.target_scores(logits, labels, top_k=2)
+        for name in ("rank", "argmax", "top_indices"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+        log_probs = truth.log_softmax(logits, softcap=5.0)
+        close = {"rtol": 0, "atol": 40 * float(np.finfo(full_dtype).eps)}
+        label_log_probs = np.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(found.log_prob, label_log_probs, **close)
+        np.testing.assert_allclose(found.logsumexp, truth.logsumexp(logits, softcap=5.0), **close)
+        np.testing.assert_allclose(found.entropy, truth.entropy(logits, softcap=5.0), **close)
+        best = np.take_along_axis(log_probs, plain.top_indices, axis=1)
+        np.testing.assert_allclose(found.top_log_probs, best, **close)
 
 
 # The example

@@ -632,6 +632,26 @@ cdef struct DenseSums:
     real[16] below     # scores: how many classes are not above the label
 
 
+cdef inline Stretch stretch_of(const Problem *problem, Py_ssize_t n) noexcept nogil:
+    """A stretch of n classes, of which nothing is known yet."""
+    cdef Stretch stretch
+    stretch.n = n
+    stretch.kind = input_kind(problem)
+    stretch.size = problem.arrays[<int>INPUT].size
+    stretch.factors = NULL
+    return stretch
+
+
+cdef inline void stretch_fetch(
+    Stretch *stretch, const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk
+) noexcept nogil:
+    """Set what is fetched while a chunk of row k is worked on."""
+    stretch.ahead = (
+        problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
+        + chunk * CHUNK * stretch.size + problem.plan.ahead)
+    stretch.near = stretch.ahead - problem.plan.ahead // 2
+
+
 cdef void along_absorb(
     Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state, Scratch *scratch,
 ) noexcept nogil:
@@ -646,11 +666,7 @@ cdef void along_absorb(
     cdef RowSums sums
     cdef Reference reference
     cdef DenseSums dense
-    cdef Stretch stretch
-    stretch.n = n
-    stretch.kind = input_kind(problem)
-    stretch.size = problem.arrays[<int>INPUT].size
-    stretch.factors = NULL
+    cdef Stretch stretch = stretch_of(problem, n)
     if is_scored(problem.operation):
         own_logit_find(group, problem, &scratch.softcap)
     for k in range(LANES):
@@ -671,10 +687,7 @@ cdef void along_absorb(
             stretch.pivot = row_pivot(group, problem, chunk, k, x[k], maximum[k])
             position[k] = <real>stretch.pivot
             stretch.x = x[k]
-            stretch.ahead = (
-                problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
-                + chunk * CHUNK * stretch.size + problem.plan.ahead)
-            stretch.near = stretch.ahead - problem.plan.ahead // 2
+            stretch_fetch(&stretch, group, problem, k, chunk)
             if is_dense(problem.operation):
                 along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             elif is_weighted(problem):
