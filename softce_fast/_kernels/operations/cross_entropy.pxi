@@ -15,8 +15,8 @@ cdef inline void finish_total(
     """Add what was left out of the sum of exponentials: that of the label, or of the maximum."""
     if leaves_out_maximum(problem.operation):
         group.own_logit = group.whole.maximum
-    else:
-        own_logit_find(group, problem, &scratch.softcap)
+    elif not group.own_is_known:
+        group.own_logit = label_logits(group, problem, &scratch.softcap)
     group.own = exponential_pair(group.own_logit, group.whole.reference, &scratch.scale)
     group.total = double_double_merge(group.whole.others, group.own)
 
