@@ -137,6 +137,9 @@ cdef void finish_infinite(Group *group, const Problem *problem, double *signs) n
     for k in range(group.rows):
         if maximum[k] == -NEGATIVE_INFINITY:
             weight = infinite_weight(group, problem, k)
+            if not is_weighted(problem):
+                # Of a shard, the infinite element may be elsewhere.
+                weight = NAN if isnan(weight) else 1
             signs[k] = 1 if weight > 0 else -1
             group.result[k] = maximum[k] if weight < 0 or weight > 0 else weight * maximum[k]
 
