@@ -564,3 +564,112 @@ def test_gradient_of_one_class_is_zero(dtype: np.dtype, target: str) -> None:
     )
     assert loss == 0
     assert_same_bits(np.abs(gradient), np.zeros_like(gradient))
+
+
+# Masks and soft caps of losses
+
+
+def masked_batch(classes: int, kind: str, dtype: np.dtype) -> tuple[Array, Array, Array]:
+    """Logits, a target that leaves nothing to excluded classes, and a mask."""
+    random = np.random.default_rng(classes)
+    logits = random.normal(scale=3, size=(20, classes)).astype(dtype)
+    where = random.random(logits.shape) < 0.6
+    where[:, 1] = True
+    if kind == "probabilities":
+        probabilities = np.where(where, random.random(logits.shape), 0)
+        return logits, (probabilities / probabilities.sum(axis=1, keepdims=True)), where
+    return logits, np.ones(20, np.int64), where
+
+
+MASKED_KINDS = pytest.mark.parametrize("kind", ["labels", "smoothed labels", "probabilities"])
+CLASSES = pytest.mark.parametrize("classes", [3, 40, 5000])
+
+
+def masked_loss(
+    logits: Array, target: Array, kind: str, module: Any = sf, **options: Any
+) -> tuple[Array, Array]:
+    smoothing = 0.1 if kind == "smoothed labels" else 0.0
+    loss, gradient = module.cross_entropy_with_grad(
+        logits, target, reduction="none", label_smoothing=smoothing, **options
+    )
+    return np.asarray(loss), gradient
+
+
+@MASKED_KINDS
+@CLASSES
+@pytest.mark.parametrize("module", [sf, sf.reference])
+def test_rows_that_a_mask_leaves_nothing_of(
+    full_dtype: np.dtype, classes: int, kind: str, module: Any
+) -> None:
+    logits, target, where = masked_batch(classes, kind, full_dtype)
+    right, right_gradient = masked_loss(logits, target, kind, module, where=where)
+    where[4] = False
+    logits[4] = NAN
+    logits[7, where[7]] = -INF  # nothing that is allowed is finite
+    loss, gradient = masked_loss(logits, target, kind, module, where=where)
+    assert loss[4] == INF
+    np.testing.assert_array_equal(gradient[4], 0)
+    assert np.isnan(loss[7])
+    np.testing.assert_array_equal(gradient[7, ~where[7]], 0)
+    others = np.setdiff1d(np.arange(20), (4, 7))
+    assert_same_bits(loss[others], right[others])
+    assert_same_bits(gradient[others], right_gradient[others])
+
+
+@MASKED_KINDS
+@CLASSES
+@pytest.mark.parametrize("module", [sf, sf.reference])
+def test_a_target_that_a_mask_excludes(
+    full_dtype: np.dtype, classes: int, kind: str, module: Any
+) -> None:
+    logits, target, where = masked_batch(classes, kind, full_dtype)
+    excluded = np.array([np.flatnonzero(~row)[0] if not row.all() else -1 for row in where])
+    chosen = np.flatnonzero(excluded >= 0)
+    if kind == "probabilities":
+        target[chosen, excluded[chosen]] = 0.25
+    else:
+        target[chosen] = excluded[chosen]
+    loss, gradient = masked_loss(logits, target, kind, module, where=where)
+    np.testing.assert_array_equal(loss[chosen], INF)
+    assert np.isfinite(np.delete(loss, chosen)).all()
+    np.testing.assert_array_equal(gradient[~where], 0)
+
+
+@MASKED_KINDS
+@CLASSES
+def test_masks_are_broadcast(full_dtype: np.dtype, classes: int, kind: str) -> None:
+    logits, _, where = masked_batch(classes, kind, full_dtype)
+    of_classes, of_rows = where[3], np.arange(20)[:, None] % 3 > 0
+    target: Array = np.ones(20, np.int64)
+    if kind == "probabilities":
+        target = np.zeros(logits.shape)
+        target[:, 1] = 1
+    for mask in (of_classes, of_rows, np.bool_(True)):
+        whole = np.broadcast_to(mask, logits.shape).copy()
+        found = masked_loss(logits, target, kind, where=mask)
+        for got, right in zip(found, masked_loss(logits, target, kind, where=whole), strict=True):
+            assert_same_bits(got, right)
+
+
+@MASKED_KINDS
+@CLASSES
+@pytest.mark.parametrize("module", [sf, sf.reference])
+def test_logits_without_a_cap(full_dtype: np.dtype, classes: int, kind: str, module: Any) -> None:
+    """-inf stays out, with gradient 0; infinity and NaN are what they are without a soft cap."""
+    logits, target, where = masked_batch(classes, kind, full_dtype)
+    logits[~where] = -INF
+    loss, gradient = masked_loss(logits, target, kind, module, softcap=5.0)
+    smoothed = kind == "smoothed labels"
+    assert np.isfinite(loss[where.all(axis=1) if smoothed else slice(None)]).all()
+    np.testing.assert_array_equal(gradient[~where & ~np.array(smoothed)], 0)
+    logits[2, 1], logits[5, 1] = INF, NAN
+    loss, _ = masked_loss(logits, target, kind, module, softcap=5.0)
+    assert np.isnan(loss[[2, 5]]).all()
+
+
+def test_ignored_rows_under_a_soft_cap(dtype: np.dtype) -> None:
+    logits = np.array([[1, NAN, 2], [1, 2, 3]], dtype)
+    for options in ({"softcap": 30.0}, {"where": [True, True, False]}, {}):
+        loss, gradient = sf.cross_entropy_with_grad(logits, [-100, 0], reduction="none", **options)
+        assert loss[0] == 0
+        np.testing.assert_array_equal(gradient[0], np.zeros(3))
