@@ -294,10 +294,11 @@ def _absorb(shard: _Shard, block: tuple[slice, ...], rows: tuple[Any, ...], stat
         )  # fmt: skip
         return numbers
 
-    for operation, sums in (("softmax", "all"), ("logsumexp", "rest"), ("cross_entropy", "others")):
-        if sums != "others" or shard.labels is not None:
-            numbers = numbers_of(operation, sums)
-            chunks[sums] = numbers[..., 3:5]
+    numbers = numbers_of("softmax", "all")
+    chunks["all"] = numbers[..., 3:5]
+    chunks["rest"] = numbers_of("logsumexp", "rest")[..., 3:5]
+    if shard.labels is not None:
+        chunks["others"] = numbers_of("cross_entropy", "others")[..., 3:5]
     for k, name in enumerate(("maximum", "shift", "exponent")):
         chunks[name] = numbers[..., k]
     if shard.labels is not None and shard.where is None:

@@ -313,7 +313,9 @@ def test_masked_losses(full_dtype: np.dtype, choice: str, middle_axis: bool) -> 
                 moved(logits, middle_axis), moved(target, middle_axis), 1, **options
             )
             grad = grad[0].T if middle_axis else grad
-            digits.check("loss", loss.reshape(-1), right.loss, kind, classes, doubt=right.loss_doubt)
+            digits.check(
+                "loss", loss.reshape(-1), right.loss, kind, classes, doubt=right.loss_doubt
+            )
             digits.check(
                 "gradient", grad, right.gradient, kind, classes, scale=right.gradient_scale,
                 doubt=right.gradient_doubt,

@@ -65,7 +65,7 @@ def cross_entropy(
     power: int,
     threads_for: _ThreadsFor,
     dtype: np.dtype[Any] | None = None,
-    hessian_scale: float = 1,
+    hessian_scale: float = 1.0,
     hessian_floor: float = ...,
 ) -> tuple[float, float] | None: ...
 def cross_entropy_fast(
