@@ -4,7 +4,8 @@
 #
 # with K the sum of the coefficients. Where p is above 1/2, 1 - p is the sum of the others.
 #
-# Uses cross_entropy.pxi, along.pxi (row_input(), row_find(), row_absorb()), numbers.pxd.
+# Uses cross_entropy.pxi, along.pxi (stretch_of(), row_input(), row_find(), row_absorb()),
+# numbers.pxd.
 
 cdef inline Scaled scale_of_hessian(const Problem *problem) noexcept nogil:
     """What every row's diagonal is multiplied by."""
@@ -122,7 +123,7 @@ cdef real row_others(
     cdef real rest, maximum, shift
     cdef Reference reference
     cdef DoubleDouble total = double_double_from(vector_set(0.0))
-    cdef Stretch stretch
+    cdef Stretch stretch = stretch_of(problem, 0)
     cdef Py_ssize_t chunk
     vector_store(lane, group.whole.maximum)
     maximum = lane[k]
@@ -132,9 +133,6 @@ cdef real row_others(
     shift = lane[k]
     reference.shift = vector_set(shift)
     stretch.kept = NULL
-    stretch.factors = NULL
-    stretch.kind = input_kind(problem)
-    stretch.size = kind_size(stretch.kind)
     for chunk in range(problem.plan.chunks):
         stretch.x = row_input(group, problem, k, chunk, scratch.target, scratch)
         stretch.ahead = stretch.near = stretch.x
