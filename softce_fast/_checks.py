@@ -141,9 +141,9 @@ def compute_dtype(dtype: DType) -> DType:
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
-def is_own_dtype(dtype: DTypeLike | None, x: ArrayLike) -> bool:
-    """Tell whether `dtype` is not given, or names that of the array `x`."""
-    return dtype is None or getattr(x, "dtype", None) == dtype
+def is_own_dtype(dtype: DTypeLike, x: ArrayLike) -> bool:
+    """Tell whether `dtype` names that of the array `x`."""
+    return getattr(x, "dtype", None) == dtype
 
 
 def no_wider(array: Array, dtype: DType) -> Array:

@@ -301,7 +301,7 @@ def _cross_entropy(
     """Return the loss, and the gradient or None."""
     if (
         weight is None and sample_weight is None and denominator is None and softcap is None
-        and where is None and _checks.is_own_dtype(dtype, logits)
+        and where is None and (dtype is None or _checks.is_own_dtype(dtype, logits))
     ):  # fmt: skip
         results = execute.cross_entropy_fast(
             logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
@@ -578,7 +578,7 @@ def _negative_log(
     is_log = name == "log_probs"
     if (
         weight is None and sample_weight is None and denominator is None
-        and _checks.is_own_dtype(dtype, values)
+        and (dtype is None or _checks.is_own_dtype(dtype, values))
     ):  # fmt: skip
         loss = execute.negative_log_fast(
             values, target, axis, ignore_index, reduction, empty, is_log, threads_for

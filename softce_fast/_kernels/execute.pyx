@@ -170,6 +170,8 @@ cdef void share_out_problem(
 ) noexcept:
     cdef const Plan *plan = &problem.plan
     cdef bint has_state = has_row_state(problem.operation)
+    cdef ChunkTasks by_chunks = (
+        kernels.rows_by_chunks if has_state else kernels.pairs_by_chunks)
     cdef Stage[3] stages
     cdef Task task = kernels.rows if has_state else kernels.pairs
     if problem.operation == BINARY_LOSS:
@@ -178,9 +180,9 @@ cdef void share_out_problem(
         task = kernels.label_losses
     elif plan.by_chunks:
         # All chunks of all rows, then the rows at once, then, if there is output, all chunks again.
-        stages[0].function = kernels.absorb if has_state else kernels.pair_sums
-        stages[1].function = kernels.finish if has_state else kernels.pair_merge
-        stages[2].function = kernels.emit if has_state else kernels.pair_emit
+        stages[0].function = by_chunks.absorb
+        stages[1].function = by_chunks.finish
+        stages[2].function = by_chunks.emit
         stages[0].tasks = plan.tasks
         stages[1].tasks = 1
         stages[2].tasks = plan.tasks
@@ -368,7 +370,7 @@ def scores(
         problem, results, "top_log_probs", result_kind, top_k)
     kernels = kernels_for(problem, result_kind)
     n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
-    scan_rows(&scan, problem, n_threads, &bad)
+    scan_rows(&scan, problem, kernels, n_threads, &bad)
     if not bad:
         run(problem, kernels, n_threads, result_kind, False)
     return not bad
@@ -496,7 +498,7 @@ cdef object run_loss(
     cdef const Kernels *kernels = kernels_for(problem, result_kind)
     cdef int n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
     cdef int bad = 0
-    cdef double divisor = scan_rows(scan, problem, n_threads, &bad)
+    cdef double divisor = scan_rows(scan, problem, kernels, n_threads, &bad)
     if bad:
         return None
     if denominator is not None:

@@ -197,6 +197,13 @@ cdef struct Problem:
 ctypedef void (*Task)(const void *problem, Py_ssize_t task, char *scratch) noexcept nogil
 
 
+cdef struct ChunkTasks:
+    # The steps of rows that are shared out by chunks:
+    Task absorb            # a chunk of a row (task = row * chunks + chunk),
+    Task finish            # all rows (one task),
+    Task emit              # and a chunk of a row written
+
+
 cdef struct Kernels:
     # What a kernel module offers. `scratch` has scratch_size() bytes for each thread.
     int lanes
@@ -204,14 +211,13 @@ cdef struct Kernels:
     size_t (*scratch_size)(const Problem *) noexcept nogil
     size_t (*states_size)(const Problem *) noexcept nogil
     Task rows              # all steps for the rows of a task
-    Task absorb            # by chunks: a chunk of a row (task = row * chunks + chunk),
-    Task finish            # all rows (one task),
-    Task emit              # and a chunk of a row written
-    Task pairs             # the same for pairs: all steps for the rows of a task,
-    Task pair_sums         # or by chunks: a chunk of a row (task = row * chunks + chunk),
-    Task pair_merge        # all rows (one task),
-    Task pair_emit         # and a chunk of a row written
+    ChunkTasks rows_by_chunks
+    Task pairs             # the same for sums over two arrays
+    ChunkTasks pairs_by_chunks
     Task label_losses      # LABEL_LOSS of the rows of a task
+    Py_ssize_t (*labels_count)(
+        const char *labels, Py_ssize_t n, int kind, int64_t ignored, int64_t classes, int *bad
+    ) noexcept nogil       # see labels.h
     Task binary_losses     # BINARY_LOSS of the rows of a task, or of a chunk of a row
 
 
@@ -272,6 +278,10 @@ cdef inline bint leaves_out_maximum(Operation operation) noexcept nogil:
 cdef inline bint leaves_out_label(Operation operation) noexcept nogil:
     """The same of that of its label."""
     return operation == CROSS_ENTROPY or operation == SCORES
+
+
+cdef inline bint leaves_out_nothing(Operation operation) noexcept nogil:
+    return operation == SOFTMAX
 
 
 cdef inline bint is_scored(Operation operation) noexcept nogil:

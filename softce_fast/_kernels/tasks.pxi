@@ -133,7 +133,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
             staged = plan.rows_at_once * padded
     if across:
         kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
-        staged = max(staged, <size_t>(LANES * padded))
+        staged = max(staged, <size_t>(plan.batch * LANES * padded))
         packed = max(packed, <size_t>MOST_ROWS)
         buffer = max(<Py_ssize_t>MOST_ROWS, plan.batch * LANES * columns) + 2 * LANES
         buffer = max(buffer, <size_t>(padded + 2 * LANES))

@@ -464,7 +464,8 @@ cdef inline void state_scale_coefficients(RowState *state) noexcept nogil:
 
 
 cdef enum:
-    MOST_ROWS = 256    # of a batch: 16 groups
+    MOST_TILES = 16    # of a batch,
+    MOST_ROWS = 256    # and rows of these
 
 
 cdef struct Runs:
