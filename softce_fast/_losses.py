@@ -369,7 +369,14 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
 
     It is taken out of weights that are extreme; a mean is divided by what has lost it, too.
     """
-    class_power, sample_power = _exponent(call.weight), _exponent(call.sample_weight)
+    (class_power, class_range), (sample_power, sample_range) = map(
+        _exponents, (call.weight, call.sample_weight)
+    )
+    if call.reduction != "none":
+        # The largest product is to be in range, and a sum of many: the smallest count for nothing.
+        excess = max(0, class_range + sample_range - _FAR)
+        class_power += excess // 2
+        sample_power += excess - excess // 2
     if call.weight is not None and call.z_loss:
         # What it becomes is to stay in range.
         class_power = max(class_power, math.frexp(call.z_loss)[1] - _FAR)
@@ -392,21 +399,23 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
     return call, power
 
 
-# Binary exponents of weights: from which on they count as extreme, and the most of what they leave.
+# Binary exponents of weights: from which on they count as extreme, and the most of what is left.
 _EXTREME, _FAR = 100, 900
 
 
-def _exponent(weight: Array | None) -> int:
-    """Return the binary exponent in the middle of those of the weights; 0 if there are none."""
+def _exponents(weight: Array | None) -> tuple[int, int]:
+    """Return the middle of the weights' binary exponents, and how far they are from it."""
     if weight is None:
-        return 0
+        return 0, 0
     with np.errstate(invalid="ignore"):  # a NaN of any payload
         size = np.abs(weight).astype(np.float64, copy=False)
     counts = (size > 0) & (size < np.inf)
     least = size.min(where=counts, initial=np.inf)
     if least == np.inf:
-        return 0
-    return int(np.frexp(least)[1] + np.frexp(size.max(where=counts, initial=0))[1]) // 2
+        return 0, 0
+    low, high = (int(np.frexp(x)[1]) for x in (least, size.max(where=counts, initial=0)))
+    middle = (low + high) // 2
+    return middle, high - middle
 
 
 def _checked_sums(

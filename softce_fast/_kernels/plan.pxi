@@ -32,6 +32,9 @@ cpdef enum Threshold:
     ROWS_PER_TASK = 2048       # Most rows of a task: their results are kept until its end.
     LABELS_PER_TASK = 4096     # The same of losses that are one element each,
     LABEL_WORK = 8             # which counts as so many: it lies in a cache line of its own.
+    # Digits
+    SCALE_BITS = 40            # Few will do where what multiplies gradients is 2**±this: it can be
+    #                            put together with 1 / sum then.
 
 
 # By the numbers of Operation and Pass.
@@ -215,6 +218,8 @@ cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcep
     """Whether results are stored with so few digits that plain sums have enough."""
     return (
         is_half_kind(result_kind) and not is_dense(problem.operation)
+        and -SCALE_BITS <= ilogb(
+            problem.options.gradient_scale / problem.options.temperature) <= SCALE_BITS
         and problem.operation != PROBABILITY_LOSS
         and problem.options.class_weight == NULL and problem.options.z_loss == 0
         and not has(problem, SAMPLE_WEIGHT))
