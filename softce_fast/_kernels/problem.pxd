@@ -183,7 +183,7 @@ cdef struct Plan:
 cdef struct Problem:
     Operation operation
     Layout layout
-    Array[11] arrays          # by Role
+    Array[ROLES] arrays       # by Role
     Options options
     Scores scores
     Shard shard

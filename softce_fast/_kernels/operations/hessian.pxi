@@ -77,7 +77,7 @@ cdef inline void finish_top(
     if wrong == 0 or is_dense(problem.operation):
         return
     own[0] = largest
-    if group.own_is_known:
+    if is_in_tile(group, problem):
         tile_others(group, problem, wrong, others, scratch)
         return
     vector_store(rest, others[0])

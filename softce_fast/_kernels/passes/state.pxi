@@ -80,7 +80,7 @@ cdef struct Group:
     int64_t[16] labels
     Py_ssize_t first
     Py_ssize_t rows
-    Offsets[5] offsets         # by Role, of those before WEIGHT
+    Offsets[WEIGHT] offsets    # by Role, of those before WEIGHT
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
     PairSum[16] sums           # of two arrays
@@ -93,6 +93,12 @@ cdef struct Group:
     double[16] from_z          # 2 * z_loss * logsumexp
     double[16] result
     Recipe recipe
+
+
+cdef inline bint is_in_tile(const Group *group, const Problem *problem) noexcept nogil:
+    """Whether all exponentials of a group are in a tile; a rest along rows is no whole group."""
+    return problem.plan.passes == ACROSS and problem.plan.chunks == 1 and not (
+        problem.plan.rest_along and group.rows < LANES)
 
 
 cdef inline Py_ssize_t offset_of(const Offsets *offsets, Py_ssize_t k) noexcept nogil:
