@@ -7,6 +7,7 @@ docstrings describe them in full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -87,6 +88,15 @@ def _minus_maximum(values: Array, axes: tuple[int, ...], temperature: float) -> 
     return _cool(values - maximum, temperature), maximum
 
 
+def _sum(x: Array, axes: tuple[int, ...] = (-1,)) -> Array:
+    """Add up along `axes`, which stay, of length 1; the order in memory does not change the bits."""
+    if not axes:
+        return x
+    rows = np.moveaxis(x, axes, range(-len(axes), 0))
+    rows = rows.reshape(*rows.shape[: -len(axes)], math.prod(rows.shape[-len(axes) :]))
+    return np.expand_dims(np.ascontiguousarray(rows).sum(axis=-1), axes)
+
+
 def _split_sum(shifted: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Return exp(shifted), and its sum in two parts: over the maxima, and over the others.
 
@@ -95,9 +105,9 @@ def _split_sum(shifted: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Arr
     """
     exponentials = np.asarray(np.exp(shifted))
     at_maximum = shifted == 0
-    top = exponentials.sum(axis=axes, keepdims=True, where=at_maximum)
+    top = _sum(np.where(at_maximum, exponentials, 0), axes)
     np.copyto(exponentials, 0, where=at_maximum)
-    others = exponentials.sum(axis=axes, keepdims=True)
+    others = _sum(exponentials, axes)
     return exponentials, top, others
 
 
@@ -132,7 +142,7 @@ def softmax(
         call = _checks.check_softmax(x, axis, where, temperature, empty, dtype, out)
         shifted, maximum = _minus_maximum(_included(call), call.axes, call.temperature)
         exponentials = np.exp(shifted)
-        result = exponentials / exponentials.sum(axis=call.axes, keepdims=True)
+        result = exponentials / _sum(exponentials, call.axes)
         if empty == "zero":
             result = np.where(maximum == -np.inf, 0, result)
         return deliver(result, call.dtype, out)
@@ -186,9 +196,9 @@ def logsumexp(
         np.copyto(exponentials, 1, where=at_maximum)  # also where both are infinite
         if factor is not None:
             exponentials *= factor
-        top = exponentials.sum(axis=axes, keepdims=True, where=at_maximum)
+        top = _sum(np.where(at_maximum, exponentials, 0), axes)
         np.copyto(exponentials, 0, where=at_maximum)
-        others = exponentials.sum(axis=axes, keepdims=True)
+        others = _sum(exponentials, axes)
         total = top + others
         ratio = others / top
         log_total = np.where(
@@ -220,7 +230,7 @@ def softmax_backward(
     with np.errstate(all="ignore"):
         call = _checks.check_backward(grad_output, output, axis, temperature, out)
         gradient, probs = _in_compute_dtype(call)
-        mean = (gradient * probs).sum(axis=call.axes, keepdims=True)
+        mean = _sum(gradient * probs, call.axes)
         return deliver(_cool(probs * (gradient - mean), call.temperature), call.dtype, out)
 
 
@@ -236,7 +246,7 @@ def log_softmax_backward(
     with np.errstate(all="ignore"):
         call = _checks.check_backward(grad_output, output, axis, temperature, out)
         gradient, log_probs = _in_compute_dtype(call)
-        total = gradient.sum(axis=call.axes, keepdims=True)
+        total = _sum(gradient, call.axes)
         result = gradient - np.exp(log_probs) * total
         return deliver(_cool(result, call.temperature), call.dtype, out)
 
@@ -391,7 +401,7 @@ def _coefficients(task: _Task) -> tuple[Array | None, Array | None, Array]:
     if spread is not None:
         if task.weight is not None:
             spread = spread * task.weight
-        total = total + spread.sum(axis=-1, keepdims=True)
+        total = total + _sum(spread)
     return label_part, spread, total
 
 
@@ -415,7 +425,7 @@ def _gradient(task: _Task, parts: _Softmax) -> Array:
         grad -= parts.spread
         other_spread = np.array(parts.spread)
         np.put_along_axis(other_spread, best[..., None], 0, axis=-1)
-        other_coefficients = other_coefficients + other_spread.sum(axis=-1)
+        other_coefficients = other_coefficients + _sum(other_spread)[..., 0]
     if task.labels is not None and parts.label_part is not None:
         at_label = _pick(grad, task.labels) - parts.label_part
         np.put_along_axis(grad, task.labels[..., None], at_label[..., None], axis=-1)
@@ -443,7 +453,7 @@ def loss_and_gradient(
         if task.labels is not None and label_part is not None:
             rows = rows - _product(label_part, _pick(shifted, task.labels))
         if spread is not None:
-            rows = rows - _product(spread, shifted).sum(axis=-1)
+            rows = rows - _sum(_product(spread, shifted))[..., 0]
         from_z = np.zeros_like(top)
         if call.z_loss:
             log_total = _cool(maximum, call.temperature) + log_sum
@@ -662,7 +672,7 @@ def scores(call: ScoreArguments) -> TargetScores:
         log_total = _cool(maximum, call.temperature) + log_sum
         log_total = np.where(np.isinf(maximum), maximum, log_total)[..., 0]
         log_prob = np.where(ignored, 0, _pick(log_probs, labels))
-        spread = _product(exponentials, -shifted).sum(axis=-1)
+        spread = _sum(_product(exponentials, -shifted))[..., 0]
         of_row = np.where(bad, np.nan, log_sum[..., 0] + spread / (top + others)[..., 0])
         excluded = ~_pick(allowed, labels)
         rank = np.where(bad | ignored | excluded, -1, _ranks(given, allowed, labels, call.ties))
@@ -849,7 +859,7 @@ def negative_log(call: LossArguments, is_log: bool) -> Any:
             if task.weight is not None:
                 coefficients = coefficients * task.weight
             log_probs = task.values if is_log else np.log(task.values)
-            rows = 0 - _product(coefficients, log_probs).sum(axis=-1)
+            rows = 0 - _sum(_product(coefficients, log_probs))[..., 0]
         return deliver(_reduce(rows, task), call.dtype)
 
 
