@@ -89,7 +89,7 @@ def _minus_maximum(values: Array, axes: tuple[int, ...], temperature: float) -> 
 
 
 def _sum(x: Array, axes: tuple[int, ...] = (-1,)) -> Array:
-    """Add up along `axes`, which stay, of length 1; the order in memory does not change the bits."""
+    """Add up along `axes`, which stay, of length 1, in an order that memory has no part in."""
     if not axes:
         return x
     rows = np.moveaxis(x, axes, range(-len(axes), 0))
