@@ -34,6 +34,7 @@ FUNCTIONS = [
     for name in sf.__all__
     if inspect.isfunction(getattr(sf, name)) and name in sf.reference.__all__
 ]
+SHARDED = [name for name in sf.sharded.__all__ if inspect.isfunction(getattr(sf.sharded, name))]
 SINGLE = [name for name in FUNCTIONS if name not in COMPOSED]
 
 
@@ -46,6 +47,11 @@ def options_of(name: str, module: object = sf) -> set[str]:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_reference_knows_every_option(name: str) -> None:
     assert options_of(name) <= options_of(name, sf.reference)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_the_reference_of_shards_knows_every_option(name: str) -> None:
+    assert options_of(name, sf.sharded) <= options_of(name, sf.reference.sharded)
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -79,7 +85,15 @@ def test_the_table_of_errors_has_every_option(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPOSED)
 def test_functions_put_together_have_tests_of_every_option(name: str) -> None:
-    """By name: as a keyword, or as a word."""
-    source = (HERE / COMPOSED[name]).read_text(encoding="utf-8")
-    named = {a or b for a, b in re.findall(r'\b(\w+)=|"(\w+)"', source)}
-    assert options_of(name) <= named
+    assert options_of(name) <= named_in(COMPOSED[name])
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_functions_on_shards_have_tests_of_every_option(name: str) -> None:
+    assert options_of(name, sf.sharded) <= named_in("test_sharded.py")
+
+
+def named_in(file: str) -> set[str]:
+    """What a file names: as a keyword, or as a word."""
+    source = (HERE / file).read_text(encoding="utf-8")
+    return {a or b for a, b in re.findall(r'\b(\w+)=|"(\w+)"', source)}

@@ -15,8 +15,10 @@ import pytest
 
 import softce_fast as sf
 import truth
+from layouts import assert_same_bits
 from softce_fast import sharded
 from test_digits import Digits, rows_with_gaps, target_for
+from tolerances import OPTIONS_EPSILONS, epsilon
 from truth import Array
 
 pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
@@ -25,28 +27,36 @@ SPLIT = sharded.SPLIT
 OPTIONS: list[tuple[str, ...]] = [
     (), ("weight",), ("sample_weight",), ("z_loss",), ("temperature",),
     ("label_smoothing",), ("weight", "label_smoothing"), ("weight", "sample_weight", "z_loss"),
+    ("softcap",), ("softcap", "temperature", "weight"), ("softcap", "label_smoothing"), ("where",),
+    ("where", "label_smoothing"), ("where", "weight", "label_smoothing", "softcap", "z_loss"),
 ]  # fmt: skip
-VALUES = {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7}
+VALUES = {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7, "softcap": 5.0}
+OF_LOGITS = ("temperature", "softcap", "where")
 
 
-def options_for(names: tuple[str, ...], rows: int, classes: int) -> dict[str, Any]:
-    random = np.random.default_rng(4)
+def options_for(names: tuple[str, ...], target: Array, classes: int) -> dict[str, Any]:
+    random, rows = np.random.default_rng(4), len(target)
     options = {name: VALUES.get(name) for name in names}
     if "weight" in options:
         options["weight"] = random.uniform(0.1, 5, classes)
     if "sample_weight" in options:
         options["sample_weight"] = np.append(0.0, random.uniform(0.1, 5, rows - 1))
+    if "where" in options:
+        options["where"] = random.random((rows, classes)) < 0.6
+        options["where"][np.arange(rows), np.maximum(target, 0)] = True
     return options
 
 
 class Sharded:
     """All functions on shards of the last axis, put together again."""
 
-    def __init__(self, logits: Array, target: Array, cuts: Sequence[int], **options: Any) -> None:
+    def __init__(
+        self, logits: Array, target: Array, cuts: Sequence[int], module: Any = sharded,
+        **options: Any,
+    ) -> None:  # fmt: skip
         ends = [0, *cuts, logits.shape[-1]]
-        of_loss = {k: v for k, v in options.items() if k not in ("weight", "temperature", "where")}
-        reduction = {name: of_loss.pop(name) for name in ("reduction",) if name in of_loss}
-        of_logits = {name: options[name] for name in ("temperature",) if name in options}
+        of_loss = {k: v for k, v in options.items() if k not in ("weight", *OF_LOGITS)}
+        of_logits = {k: options[k] for k in ("temperature", "softcap") if k in options}
         parts = []
         for start, stop in itertools.pairwise(ends):
             cut = {
@@ -54,27 +64,25 @@ class Sharded:
                 for name in ("weight", "where") if name in options
             }  # fmt: skip
             parts.append((logits[..., start:stop], {"class_offset": start, **cut, **of_logits}))
-        self.each = [sharded.row_states(part, target, **more) for part, more in parts]
-        self.states = sharded.merge(*self.each)
-        self.logsumexp = sharded.logsumexp(self.states)
-        self.loss = sharded.cross_entropy(self.states, **of_loss, **reduction)
+        self.each = [module.row_states(part, target, **more) for part, more in parts]
+        self.states = module.merge(*self.each)
+        self.logsumexp = module.logsumexp(self.states)
+        self.loss = module.cross_entropy(self.states, **of_loss)
 
-        def joined(function: Any, names: set[str]) -> Array:
+        def joined(function: Any) -> Array:
             return np.concatenate(
                 [
-                    function(part, self.states, **{k: v for k, v in more.items() if k in names})
+                    function(part, self.states, **{k: v for k, v in more.items() if k in OF_LOGITS})
                     for part, more in parts
                 ],
                 axis=-1,
             )
 
-        self.softmax = joined(sharded.softmax, {"temperature", "where"})
-        self.log_softmax = joined(sharded.log_softmax, {"temperature", "where"})
+        self.softmax = joined(module.softmax)
+        self.log_softmax = joined(module.log_softmax)
         self.gradient = np.concatenate(
             [
-                sharded.cross_entropy_grad(
-                    part, target, self.states, **more, **of_loss, **reduction
-                )
+                module.cross_entropy_grad(part, target, self.states, **more, **of_loss)
                 for part, more in parts
             ],
             axis=-1,
@@ -101,19 +109,20 @@ def test_splits_at_multiples_have_the_bits_of_the_whole(
 ) -> None:
     classes = 3 * SPLIT + 700
     logits, target = case(classes, full_dtype, offset)
-    options = options_for(names, len(logits), classes) | {"reduction": reduction}
-    of_logits = {name: options[name] for name in ("temperature",) if name in options}
+    options = options_for(names, target, classes) | {"reduction": reduction}
+    of_logits = {name: options[name] for name in OF_LOGITS if name in options}
     loss, gradient = sf.cross_entropy_with_grad(logits, target, **options)
     for cuts in ([SPLIT], [2 * SPLIT], [SPLIT, 2 * SPLIT, 3 * SPLIT]):
         found = Sharded(logits, target, cuts, **options)
-        np.testing.assert_array_equal(found.softmax, sf.softmax(logits, **of_logits))
-        np.testing.assert_array_equal(found.log_softmax, sf.log_softmax(logits, **of_logits))
-        if not of_logits:
-            np.testing.assert_array_equal(found.logsumexp, sf.logsumexp(logits))
+        if not of_logits.keys() & {"softcap", "temperature"}:
+            assert_same_bits(found.logsumexp, sf.logsumexp(logits, **of_logits))
+        if "softcap" not in options:
+            assert_same_bits(found.softmax, sf.softmax(logits, **of_logits))
+            assert_same_bits(found.log_softmax, sf.log_softmax(logits, **of_logits))
         if "label_smoothing" in options:
             continue
-        np.testing.assert_array_equal(found.loss, loss)
-        np.testing.assert_array_equal(found.gradient, gradient)
+        assert_same_bits(found.loss, loss)
+        assert_same_bits(found.gradient, gradient)
 
 
 def test_half_types_have_the_bits_of_the_whole(half_dtype: np.dtype) -> None:
@@ -163,20 +172,54 @@ def test_digits(full_dtype: np.dtype, names: tuple[str, ...]) -> None:
         ):  # fmt: skip
             logits = rows_with_gaps(classes, full_dtype)
             target = target_for("labels", logits)
-            options = options_for(names, len(logits), classes)
-            of_logits = {name: options[name] for name in ("temperature",) if name in options}
+            options = options_for(names, target, classes)
+            of_logits = {name: options[name] for name in OF_LOGITS if name in options}
             right = truth.cross_entropy_with_options(logits, target, reduction="none", **options)
             found = Sharded(logits, target, cuts, reduction="none", **options)
-            digits.check("loss", found.loss, right.loss, classes)
+            digits.check("loss", found.loss, right.loss, classes, doubt=right.loss_doubt)
+            digits.check("gradient", found.gradient, right.gradient, classes,
+                         scale=right.gradient_scale, doubt=right.gradient_doubt)  # fmt: skip
+            # A capped logit is rounded: so much may each be off by.
+            doubt = options.get("softcap", 0.0) / options.get("temperature", 1.0)
+            probabilities = truth.softmax(logits, **of_logits)
             digits.check(
-                "gradient", found.gradient, right.gradient, classes, scale=right.gradient_scale
+                "softmax", found.softmax, probabilities, classes, doubt=2 * doubt * probabilities
             )
-            digits.check("softmax", found.softmax, truth.softmax(logits, **of_logits), classes)
             log_probs = truth.log_softmax(logits, **of_logits)
-            digits.check("log_softmax", found.log_softmax, log_probs, classes)
-            scale = truth.logsumexp_scale(logits, **of_logits)
-            total = truth.logsumexp(logits, **of_logits)
-            digits.check("logsumexp", found.logsumexp, total, classes, scale=scale)
+            digits.check("log_softmax", found.log_softmax, log_probs, classes, doubt=2 * doubt)
+            total, scale = (
+                function(logits, **of_logits)
+                for function in (truth.logsumexp, truth.logsumexp_scale)
+            )
+            digits.check("logsumexp", found.logsumexp, total, classes, scale=scale, doubt=doubt)
+
+
+@pytest.mark.parametrize("names", [*OPTIONS, ("denominator",)], ids="-".join)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_reference_agrees(dtype: np.dtype, names: tuple[str, ...], reduction: str) -> None:
+    """Also in rows of -inf, +inf and NaN, confident ones, and some that a mask empties."""
+    logits, target = case(30, np.dtype(np.float64))
+    logits[0], logits[1, 3], logits[2, 20] = -np.inf, np.inf, np.nan
+    logits[5, 8] = 90
+    if reduction != "none":
+        logits, target = logits[3:], target[3:]
+    logits = logits.astype(dtype)
+    options = options_for(names, target, 30) | {"reduction": reduction}
+    if "denominator" in options:
+        options["denominator"] = 2.5
+    if "where" in options:
+        options["where"][4] = False
+    found, right = (
+        Sharded(logits, target, [1, 10, 10], module, **options)
+        for module in (sharded, sf.reference.sharded)
+    )
+    scale = OPTIONS_EPSILONS[dtype.name] * epsilon(dtype)
+    for name in ("loss", "gradient", "softmax", "log_softmax", "logsumexp"):
+        ours, plain = getattr(found, name), getattr(right, name)
+        assert ours.dtype == plain.dtype == dtype
+        np.testing.assert_allclose(
+            ours.astype(float), plain.astype(float), scale, 10 * scale, err_msg=name
+        )
 
 
 def test_merging_in_any_order() -> None:
@@ -329,10 +372,24 @@ def test_errors() -> None:
             ValueError, "target must be that of the states",
         ),
         (
-            lambda: sharded.cross_entropy(
-                sharded.row_states(x, y, where=[True, True, False]), label_smoothing=0.1),
-            NotImplementedError, "label_smoothing is not served together with where",
+            lambda: sharded.merge(plain, sharded.row_states(x, softcap=2)),
+            ValueError, "the same softcap",
         ),
+        (lambda: sharded.row_states(x, softcap=-1), ValueError, "softcap must be"),
+        (
+            lambda: sharded.softmax(x, states, softcap=3.0),
+            ValueError, "softcap must be that of the states, None, got 3.0",
+        ),
+        (
+            lambda: sharded.log_softmax(x, states, temperature=3.0),
+            ValueError, "temperature must be that of the states, 1.0, got 3.0",
+        ),
+        (
+            lambda: sharded.softmax(x.astype("f4"), states),
+            ValueError, "dtype must be that of the states, float64, got float32",
+        ),
+        (lambda: sharded.row_states(x, temperature=1e-250), NotImplementedError, "temperature"),
+        (lambda: sharded.row_states(x, softcap=1e150), NotImplementedError, "softcap"),
     ]  # fmt: skip
     for call, error, words in cases:
         with pytest.raises(error, match=words):
