@@ -18,7 +18,6 @@ import truth
 from layouts import assert_same_bits
 from softce_fast import sharded
 from test_digits import Digits, rows_with_gaps, target_for
-from tolerances import OPTIONS_EPSILONS, epsilon
 from truth import Array
 
 pytestmark = [pytest.mark.usefixtures("isa"), pytest.mark.filterwarnings("error")]
@@ -194,32 +193,42 @@ def test_digits(full_dtype: np.dtype, names: tuple[str, ...]) -> None:
             digits.check("logsumexp", found.logsumexp, total, classes, scale=scale, doubt=doubt)
 
 
-@pytest.mark.parametrize("names", [*OPTIONS, ("denominator",)], ids="-".join)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_reference_agrees(dtype: np.dtype, names: tuple[str, ...], reduction: str) -> None:
-    """Also in rows of -inf, +inf and NaN, confident ones, and some that a mask empties."""
-    logits, target = case(30, np.dtype(np.float64))
-    logits[0], logits[1, 3], logits[2, 20] = -np.inf, np.inf, np.nan
-    logits[5, 8] = 90
-    if reduction != "none":
-        logits, target = logits[3:], target[3:]
-    logits = logits.astype(dtype)
-    options = options_for(names, target, 30) | {"reduction": reduction}
-    if "denominator" in options:
-        options["denominator"] = 2.5
-    if "where" in options:
-        options["where"][4] = False
-    found, right = (
-        Sharded(logits, target, [1, 10, 10], module, **options)
-        for module in (sharded, sf.reference.sharded)
-    )
-    scale = OPTIONS_EPSILONS[dtype.name] * epsilon(dtype)
-    for name in ("loss", "gradient", "softmax", "log_softmax", "logsumexp"):
-        ours, plain = getattr(found, name), getattr(right, name)
-        assert ours.dtype == plain.dtype == dtype
-        np.testing.assert_allclose(
-            ours.astype(float), plain.astype(float), scale, 10 * scale, err_msg=name
-        )
+@pytest.mark.parametrize("ignore_index", [-100, 3])
+@pytest.mark.parametrize("denominator", [None, 2.5, -3.0])
+def test_reductions(full_dtype: np.dtype, ignore_index: int, denominator: float | None) -> None:
+    logits, target = case(40, full_dtype)
+    target = np.where(target == -100, ignore_index, target)
+    options: dict[str, Any] = options_for(("weight", "sample_weight"), target, 40)
+    options |= {"ignore_index": ignore_index, "denominator": denominator}
+    with Digits(full_dtype) as digits:
+        for reduction in ("mean", "sum"):
+            options["reduction"] = reduction
+            right = truth.cross_entropy_with_options(logits, target, **options)
+            found = Sharded(logits, target, [7, 30], **options)
+            digits.check("loss", found.loss, right.loss, reduction)
+            digits.check("gradient", found.gradient, right.gradient, reduction,
+                         scale=right.gradient_scale)  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+@pytest.mark.parametrize("denominator", [None, 0.0])
+@pytest.mark.parametrize("ignored", [0, 1, 9])
+@pytest.mark.parametrize("names", [(), ("weight",), ("where",)], ids="-".join)
+def test_division_by_zero(
+    names: tuple[str, ...], ignored: int, denominator: float | None, empty: str
+) -> None:
+    """As in the undivided call: the gradient is infinite or NaN where the loss is."""
+    logits, target = case(20, np.dtype(np.float64))
+    target[:ignored], target[3] = -100, 5
+    if ignored == 9:
+        target[:] = -100
+    options = options_for(names, target, 20) | {"empty": empty, "denominator": denominator}
+    if "weight" in options:
+        options["weight"][:] = 0
+    found = Sharded(logits, target, [11], **options)
+    loss, gradient = sf.cross_entropy_with_grad(logits, target, **options)
+    np.testing.assert_allclose(found.loss, loss, 1e-15)
+    np.testing.assert_allclose(found.gradient, gradient, 1e-14)
 
 
 def test_merging_in_any_order() -> None:
