@@ -220,6 +220,8 @@ def loss_of(
         classes = int(states["classes"].flat[0])
         _checks.raise_bad_label(states["target"], int(missing.argmax()), classes, ignore_index)
     excluded = (states["allowed"] == 0) & (states["classes"] > 0) & ~ignored
+    if z_loss == 0:
+        excluded &= (1 - smoothing) * states["weight"] != 0
     if weights is not None:
         excluded &= weights != 0
     return Loss(

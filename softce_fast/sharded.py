@@ -1,7 +1,7 @@
 """Classes shared out over arrays, processes or machines.
 
 Each has some of the classes of every row. What it finds out about them, its row states, is small:
-104 bytes for each :data:`SPLIT` classes of a row, whatever their dtype. States that are merged say
+168 bytes for each :data:`SPLIT` classes of a row, whatever their dtype. States that are merged say
 all about a row that its logsumexp, loss, probabilities and gradient need:
 
 >>> import numpy as np
@@ -53,14 +53,15 @@ Index = tuple[Any, ...]
 #: Shards that begin at multiples of so many classes keep the bits of the undivided call.
 SPLIT = execute.SPLIT
 
-# Of a chunk of classes: the point that its sums of exponentials are relative to, and these sums,
-# each a number and what it lost by rounding: of all, without the maximum, and without the label.
-# Then the sum of class weights without the maximum's own, and that.
+# A sum of exponentials, and what it lost by rounding; before it the point it is relative to.
+_SUM = [("shift", "f8"), ("exponent", "f8"), ("sum", "f8", 2)]
+# Of a chunk of classes: sums of all, without the maximum, and without the label, this one as well
+# with more digits than a half type needs unless a loss has options. Then the sum of class weights
+# without the maximum's own, and that.
 _CHUNK = np.dtype(
     [
-        ("maximum", "f8"), ("shift", "f8"), ("exponent", "f8"), ("all", "f8", 2),
-        ("rest", "f8", 2), ("others", "f8", 2), ("weights", "f8", 2), ("own", "f8"),
-        ("spread", "f8"),
+        ("maximum", "f8"), ("all", _SUM), ("rest", _SUM), ("others", _SUM), ("more_digits", _SUM),
+        ("weights", "f8", 2), ("own", "f8"), ("spread", "f8"),
     ]
 )  # fmt: skip
 _NUMBERS = 9  # of a chunk, as the kernels take them
@@ -163,7 +164,8 @@ def row_states(
     )  # fmt: skip
     states = _row_states.opened(call, _sums(max(1, -(-call.classes // SPLIT))))
     states["chunks"]["maximum"] = -np.inf
-    states["chunks"]["exponent"] = _EXPONENT_OF_NOTHING
+    for name in ("all", "rest", "others", "more_digits"):
+        states["chunks"][name]["exponent"] = _EXPONENT_OF_NOTHING
     if call.logits.size:
         labels = None if call.target is None else call.labels()
         for block, rows in _blocks(call):
@@ -190,8 +192,9 @@ def _absorb(
     """Fill in what the chunks of a block of rows sum up to."""
     chunks = states[rows]["chunks"]
     where = None if call.where is None else call.where[block]
+    is_half = call.dtype.itemsize == 2
 
-    def numbers_of(operation: str, weighted: bool = False) -> Array:
+    def numbers_of(operation: str, weighted: bool = False, z_loss: float = 0.0) -> Array:
         numbers = np.zeros((*chunks.shape, _NUMBERS))
         exported: dict[str, Array] = {"exported": numbers}
         mask = where
@@ -202,19 +205,25 @@ def _absorb(
         own = labels[rows] if labels is not None and "cross_entropy" in operation else None
         execute.shard(
             operation, call.logits[block], own, mask, None, None, call.axis, exported,
-            call.weight if weighted else None, None, float(weighted), 0.0, call.temperature,
+            call.weight if weighted else None, None, float(weighted), z_loss, call.temperature,
             call.softcap or 0.0, 1.0, 0, call.dtype, threads_for,
         )  # fmt: skip
         return numbers
 
+    def put(name: str, numbers: Array) -> None:
+        part = chunks[name]
+        part["shift"], part["exponent"] = numbers[..., 1], numbers[..., 2]
+        part["sum"] = numbers[..., 3:5]
+
     numbers = numbers_of("softmax")
-    for k, name in enumerate(("maximum", "shift", "exponent")):
-        chunks[name] = numbers[..., k]
-    chunks["all"] = numbers[..., 3:5]
-    chunks["rest"] = numbers_of("logsumexp")[..., 3:5]
+    chunks["maximum"] = numbers[..., 0]
+    put("all", numbers)
+    put("rest", numbers_of("logsumexp"))
     if labels is None:
         return
-    chunks["others"] = numbers_of("cross_entropy")[..., 3:5]
+    numbers = numbers_of("cross_entropy")
+    put("others", numbers)
+    put("more_digits", numbers_of("cross_entropy", z_loss=1.0) if is_half else numbers)
     numbers = numbers_of("dense_cross_entropy", weighted=True)
     chunks["weights"] = numbers[..., 5:7]
     chunks["own"], chunks["spread"] = numbers[..., 7], numbers[..., 8]
@@ -222,7 +231,7 @@ def _absorb(
 
 def _find_nan(states: Array, call: ShardArguments) -> None:
     """Tell which rows have a NaN; the sums of those with +inf are NaN, too."""
-    states["has_nan"] = np.isnan(states["chunks"]["all"][..., 0]).any(axis=-1)
+    states["has_nan"] = np.isnan(states["chunks"]["all"]["sum"][..., 0]).any(axis=-1)
     infinite = (states["chunks"]["maximum"] == np.inf).any(axis=-1)
     if infinite.any():
         is_nan = np.isnan(np.moveaxis(call.logits, call.axis, -1)[infinite])
@@ -276,9 +285,10 @@ def _imported(states: Array, sums: str, share: Array | None = None) -> Array:
     """Return states as the kernels take them; `share`: what a class weight is multiplied by."""
     chunks = states["chunks"]
     numbers = np.zeros((*chunks.shape, _NUMBERS))
-    for k, name in enumerate(("maximum", "shift", "exponent")):
-        numbers[..., k] = chunks[name]
-    numbers[..., 3:5] = chunks[sums]
+    part = chunks[sums]
+    for k, array in enumerate((chunks["maximum"], part["shift"], part["exponent"])):
+        numbers[..., k] = array
+    numbers[..., 3:5] = part["sum"]
     if share is not None:
         numbers[..., 5:7] = chunks["weights"] * share[..., None, None]
         numbers[..., 7] = chunks["own"] * share[..., None]
@@ -369,8 +379,9 @@ def _task_of(states: Array, loss: Loss) -> _Task:
     chunks, smoothing = states["chunks"], loss.label_smoothing
     weights = None
     if states["weighted"].any():
-        sums = (chunks["weights"].sum(axis=-1) + chunks["own"]) * (smoothing != 0)
-        weights = np.append(states["weight"], sums)
+        weights = states["weight"]
+        if smoothing:
+            weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
     class_power, sample_power = _losses.extreme_powers(
         weights, loss.sample_weight, loss.z_loss, loss.reduction
     )
@@ -385,10 +396,14 @@ def _task_of(states: Array, loss: Loss) -> _Task:
     if loss.reduction == "mean" and loss.denominator is None:
         power = 0  # the divisor has lost it, too
     share = np.ldexp(loss.share, -class_power) if smoothing else None
+    sums = "rest" if smoothing else "others"
+    if not smoothing and (weights is not None or loss.sample_weight is not None or loss.z_loss):
+        sums = "more_digits"
     imported = {
-        "imported": _imported(states, "rest" if smoothing else "others", share),
-        "label_logit": states["logit"], "share": loss.share,
-    }  # fmt: skip
+        "imported": _imported(states, sums, share),
+        "label_logit": states["logit"],
+        "share": loss.share,
+    }
     if smoothing or weights is not None:
         imported["label_weight"] = (1 - smoothing) * loss.label_weight
     return _Task(

@@ -124,16 +124,25 @@ def test_splits_at_multiples_have_the_bits_of_the_whole(
         assert_same_bits(found.gradient, gradient)
 
 
-def test_half_types_have_the_bits_of_the_whole(half_dtype: np.dtype) -> None:
-    logits, target = case(2 * SPLIT + 5, half_dtype)
-    loss, gradient = sf.cross_entropy_with_grad(logits, target)
-    found = Sharded(logits, target, [SPLIT])
-    for got, right in (
-        (found.loss, loss), (found.gradient, gradient), (found.softmax, sf.softmax(logits)),
-        (found.logsumexp, sf.logsumexp(logits)),
-    ):  # fmt: skip
-        assert np.asarray(got).dtype == half_dtype
-        np.testing.assert_array_equal(got, right)
+@pytest.mark.parametrize(
+    "names", [names for names in OPTIONS if "label_smoothing" not in names], ids="-".join
+)
+def test_half_types_have_the_bits_of_the_whole(
+    half_dtype: np.dtype, names: tuple[str, ...]
+) -> None:
+    """With options they are computed with more digits than without."""
+    for offset in (0.0, -50.0):
+        logits, target = case(2 * SPLIT + 5, half_dtype, offset)
+        options = options_for(names, target, 2 * SPLIT + 5) | {"reduction": "sum"}
+        of_logits = {name: options[name] for name in OF_LOGITS if name in options}
+        loss, gradient = sf.cross_entropy_with_grad(logits, target, **options)
+        found = Sharded(logits, target, [SPLIT], **options)
+        assert_same_bits(found.loss, loss)
+        assert_same_bits(found.gradient, gradient)
+        if "softcap" not in names:
+            assert_same_bits(found.softmax, sf.softmax(logits, **of_logits))
+        if not names:
+            assert_same_bits(found.logsumexp, sf.logsumexp(logits))
 
 
 def test_bits_do_not_depend_on_threads_axis_or_grouping(full_dtype: np.dtype) -> None:
@@ -296,6 +305,20 @@ def test_rows_that_are_not_finite() -> None:
     loss, gradient = sf.cross_entropy_with_grad(x, target, reduction="none")
     np.testing.assert_array_equal(found.loss, loss)
     np.testing.assert_array_equal(found.gradient, gradient)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 1.0}, {"weight": [0.0, 1.0]}])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_rows_that_nothing_is_left_of(options: dict[str, Any], z_loss: float) -> None:
+    """Without a coefficient above 0 a row counts for nothing, also where no class is allowed."""
+    x, y, allowed = np.zeros((2, 2)), np.zeros(2, int), np.array([[True, True], [False, False]])
+    options = {name: np.asarray(value) for name, value in options.items()}
+    options |= {"where": allowed, "z_loss": z_loss, "reduction": "none"}
+    found = Sharded(x, y, [1], **options)
+    loss, gradient = sf.cross_entropy_with_grad(x, y, **options)
+    np.testing.assert_allclose(found.loss, loss, 1e-15)
+    np.testing.assert_allclose(found.gradient, gradient, 1e-15)
+    assert found.loss[1] == (np.inf if z_loss else 0)
 
 
 def test_shards_without_classes_and_rows() -> None:
