@@ -290,6 +290,8 @@ def cross_entropy_grad(
             reference.product(total, probs) - coefficients,
         )
         grad += 2 * loss.z_loss * parts.log_total[..., None] * probs
+        if slope is not None:
+            grad *= slope
         grad = reference.cool(grad, call.temperature)
         if loss.sample_weight is not None:
             grad *= loss.sample_weight[..., None]
@@ -297,8 +299,6 @@ def cross_entropy_grad(
             grad[...] = 0
         elif parts.divisor != 1:
             grad /= parts.divisor
-        if slope is not None:
-            grad *= slope
         grad[loss.taken_out() | loss.excluded] = 0
         if call.where is not None:
             np.copyto(grad, 0, where=~np.moveaxis(call.where, call.axis, -1))

@@ -460,6 +460,8 @@ def loss_and_gradient(
             shifted, exponentials, top, others, label_part, spread, coefficient_sum, from_z
         )
         grad = _gradient(task, parts)
+        if task.slope is not None:
+            grad *= task.slope
         if task.sample_weight is not None:
             grad *= task.sample_weight[..., None]
         grad = cool(grad, call.temperature)
@@ -469,8 +471,6 @@ def loss_and_gradient(
                 grad[...] = 0
             elif divisor != 1:
                 grad /= grad.dtype.type(divisor)
-        if task.slope is not None:
-            grad *= task.slope
         if task.allowed is not None:
             np.copyto(grad, 0, where=~task.allowed)
         grad[task.taken_out()] = 0

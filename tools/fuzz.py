@@ -725,13 +725,15 @@ def in_shards(case: Case) -> Any:
     options = {name: item for name, item in case.options.items() if name not in OUTPUTS}
     x, axis = np.asarray(case.arguments[0]), options.pop("axis", -1)
     where, weight = options.pop("where", None), options.pop("weight", None)
-    of_logits = {name: options.pop(name) for name in ("temperature", "softcap") if name in options}
+    of_logits: dict[str, Any] = {
+        name: options.pop(name) for name in ("temperature", "softcap") if name in options
+    }
     ends = [0, *(int(cut * x.shape[axis]) for cut in case.cuts), x.shape[axis]]
     module: Any = sf.sharded
     shards: list[Any] = []
     for start, stop in itertools.pairwise(ends):
         classes = (*(slice(None),) * (axis % x.ndim), slice(start, stop))
-        more: dict[str, Any] = dict(of_logits)
+        more = dict(of_logits)
         if where is not None:
             more["where"] = np.broadcast_to(where, x.shape)[classes]
         of_class = {} if weight is None else {"weight": np.asarray(weight)[start:stop]}
