@@ -194,21 +194,17 @@ def _normalized(
     logits: ArrayLike,
     states: Array,
     axis: int,
-    temperature: float,
-    softcap: float | None,
-    where: ArrayLike | None,
     out: Array | None,
     log: bool,
+    options: dict[str, Any],
 ) -> Array:
-    call = _checks.check_shard(
-        logits, None, axis, temperature=temperature, softcap=softcap, where=where
-    )
+    call = _checks.check_shard(logits, None, axis, **options)
     _row_states.check(states, "sums", call)
     if out is not None:
         _checks.check_out(out, call.logits.shape, call.dtype)
     with np.errstate(all="ignore"):
         shifted = _included(call)[0] - states["sums"]["maximum"][..., None]
-        result = reference.cool(shifted, temperature) - _log_sum(states)[..., None]
+        result = reference.cool(shifted, call.temperature) - _log_sum(states)[..., None]
         result = np.moveaxis(result if log else np.exp(result), -1, call.axis)
         return np.asarray(deliver(result, call.dtype, out))
 
@@ -224,7 +220,8 @@ def softmax(
     out: Array | None = None,
 ) -> Array:
     """Probabilities of some of the classes of each row."""
-    return _normalized(logits, states, axis, temperature, softcap, where, out, log=False)
+    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "where": where}
+    return _normalized(logits, states, axis, out, False, options)
 
 
 def log_softmax(
@@ -238,7 +235,8 @@ def log_softmax(
     out: Array | None = None,
 ) -> Array:
     """Log-probabilities of some of the classes of each row."""
-    return _normalized(logits, states, axis, temperature, softcap, where, out, log=True)
+    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "where": where}
+    return _normalized(logits, states, axis, out, True, options)
 
 
 def cross_entropy_grad(

@@ -314,9 +314,9 @@ class _Task(NamedTuple):
         options: _row_states.Rows,
     ) -> None:  # fmt: skip
         """Write results and output of a block of rows."""
+        states = {name: np.array(array[rows], order="C") for name, array in self.states.items()}
         execute.shard(
-            self.operation, logits, labels, where, result, output, axis,
-            {name: np.array(array[rows]) for name, array in self.states.items()}, class_weight,
+            self.operation, logits, labels, where, result, output, axis, states, class_weight,
             None if self.sample_weight is None else self.sample_weight[rows],
             self.label_smoothing, self.z_loss, options.temperature, options.softcap or 0.0,
             1.0 if self.divisor == 0 or output is None else 1 / self.divisor, self.power,
@@ -537,7 +537,8 @@ def softmax(
     >>> sharded.softmax(shards[1], states)
     array([[0.25, 0.25, 0.25]])
     """
-    return _normalized("softmax", logits, states, axis, temperature, softcap, where, out)
+    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "where": where}
+    return _normalized("softmax", logits, states, axis, out, options)
 
 
 def log_softmax(
@@ -581,7 +582,8 @@ def log_softmax(
     >>> sharded.log_softmax(logits, sharded.row_states(logits)).round(3)
     array([[-0.693, -0.693]])
     """
-    return _normalized("log_softmax", logits, states, axis, temperature, softcap, where, out)
+    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "where": where}
+    return _normalized("log_softmax", logits, states, axis, out, options)
 
 
 def _normalized(
@@ -589,16 +591,10 @@ def _normalized(
     logits: ArrayLike,
     states: Array,
     axis: int,
-    temperature: float,
-    softcap: float | None,
-    where: ArrayLike | None,
     out: Array | None,
+    options: dict[str, Any],
 ) -> Array:
-    call = _served(
-        _checks.check_shard(
-            logits, None, axis, temperature=temperature, softcap=softcap, where=where
-        )
-    )
+    call = _served(_checks.check_shard(logits, None, axis, **options))
     _row_states.check(states, "chunks", call)
     if out is not None:
         _checks.check_out(out, call.logits.shape, call.dtype)

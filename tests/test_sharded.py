@@ -261,8 +261,11 @@ def test_states_can_be_sent_saved_and_indexed(tmp_path: Any) -> None:
     )
     again = sharded.merge(*(np.concatenate([item[:4], item[4:]]) for item in states))
     np.testing.assert_array_equal(sharded.cross_entropy(again, reduction="none"), loss)
-    stacked = np.stack([states[0], states[0]])
+    stacked = np.asfortranarray(np.stack([sharded.merge(*states)] * 2))
     assert sharded.logsumexp(stacked).shape == (2, 9)
+    for part in (stacked, stacked[:, ::-1][:, ::-1], stacked.T.copy().T):
+        of_all = sharded.cross_entropy(part, reduction="none")
+        np.testing.assert_array_equal(of_all, [loss, loss])
 
 
 # Masks and edge values
