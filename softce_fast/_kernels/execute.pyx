@@ -380,14 +380,15 @@ def shard(
     str operation not None, ndarray logits not None, ndarray labels, ndarray where,
     ndarray result, ndarray output, int axis, dict states not None, ndarray class_weight,
     ndarray sample_weight, double label_smoothing, double z_loss, double temperature,
-    double gradient_scale, dtype, threads_for,
+    double softcap, double gradient_scale, int power, dtype, threads_for,
 ):
     """Run an operation of a row state on some of the classes of each row.
 
-    `states` has an array "exported", of (rows, chunks, 8) float64, which what is known of the
+    `states` has an array "exported", of (rows, chunks, 9) float64, which what is known of the
     classes is written to, and nothing else is done; or "imported", the same of all classes, and
-    where there are labels "label_logit" and "label_weight", a number each row. Labels are counted
-    from the first of these classes on, other classes are the number of these, and -1 is ignored.
+    where there are labels "label_logit" and "label_weight", a number each row; with smoothing and
+    `where` also "share". Labels are counted from the first of these classes on, other classes are
+    the number of these, and -1 is ignored.
     """
     cdef Call call
     cdef Problem *problem = &call.problem
@@ -408,13 +409,16 @@ def shard(
     problem.options.label_smoothing = label_smoothing
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
+    problem.options.softcap = softcap
     problem.options.gradient_scale = gradient_scale
+    problem.options.power = power
     problem.options.ignore_index = -1
     of.given = True
     of.exported = <double *>shard_bytes(states, "exported")
     of.imported = <double *>shard_bytes(states, "imported")
     of.label_logit = <double *>shard_bytes(states, "label_logit")
     of.label_weight = <double *>shard_bytes(states, "label_weight")
+    of.share = <double *>shard_bytes(states, "share")
     if of.imported != NULL:
         of.chunks = PyArray_SIZE(<ndarray>states["imported"]) // (
             SHARD_NUMBERS * problem.layout.rows)

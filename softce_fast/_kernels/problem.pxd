@@ -142,8 +142,9 @@ cdef struct Scores:
 
 
 cdef enum:
-    SHARD_NUMBERS = 8    # maximum, its reference (2), sums of exponentials (2) and coefficients
-    #                      (2), spread: of a chunk of a row, all in float64
+    SHARD_NUMBERS = 9    # maximum, its reference (2), sums of exponentials (2) and, without the
+    #                      maximum's own, of coefficients (2), that one, spread: of a chunk of a
+    #                      row, all in float64
 
 
 cdef struct Shard:
@@ -153,7 +154,8 @@ cdef struct Shard:
     const double *imported       # the same of all chunks of the whole row,
     Py_ssize_t chunks            # and how many these are
     const double *label_logit    # of each row,
-    const double *label_weight   # and the weight of its class, less what smoothing takes
+    const double *label_weight   # the weight of its class, less what smoothing takes,
+    const double *share          # and what smoothing gives to each class that a mask includes
 
 
 cdef enum Pass:

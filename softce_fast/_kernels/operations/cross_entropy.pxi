@@ -352,13 +352,11 @@ cdef inline vector other_coefficients_of_labels(
     numbers_store(others, double_double_rounded(group.whole.other_coefficients))
     for k in range(LANES):
         top = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
-        if not shares_by_row(problem):
+        if not (shares_by_row(problem) or problem.shard.given):
             # One rounding less than the sum.
             others[k] = even * (
                 <double>(problem.layout.classes - 1) if problem.options.other_sums == NULL
                 else problem.options.other_sums[top])
-        if problem.shard.given:
-            others[k] = shard_other_coefficients(group, problem, even, top)
         if group.labels[k] != top:
             others[k] += power_apply(
                 group.weights.label[k], -problem.options.coefficient_power)

@@ -28,13 +28,15 @@ cdef void shard_export(
         if is_dense(problem.operation):
             to[5] = power_apply(first_lane(states[chunk].other_coefficients.high), power)
             to[6] = power_apply(first_lane(states[chunk].other_coefficients.low), power)
-            to[7] = power_apply(first_lane(states[chunk].spread), power)
+            to[7] = power_apply(first_lane(states[chunk].own_coefficient), power)
+            to[8] = power_apply(first_lane(states[chunk].spread), power)
         to += SHARD_NUMBERS
 
 
 cdef RowState shard_import(const Problem *problem, const double *numbers) noexcept nogil:
     """The state of a chunk, in all lanes."""
     cdef int power = -problem.options.coefficient_power
+    cdef double coefficients = power_apply(numbers[5] + numbers[6], power)
     cdef RowState state
     state.maximum = vector_set(<real>numbers[0])
     state.reference.shift = vector_set(<real>numbers[1])
@@ -42,10 +44,10 @@ cdef RowState shard_import(const Problem *problem, const double *numbers) noexce
     state.others.high = vector_set(<real>numbers[3])
     state.others.low = vector_set(<real>numbers[4])
     state.position = vector_set(-1.0)
-    state.other_coefficients.high = vector_set(<real>power_apply(numbers[5], power))
-    state.other_coefficients.low = vector_set(<real>power_apply(numbers[6], power))
-    state.own_coefficient = vector_set(0.0)
-    state.spread = vector_set(<real>power_apply(numbers[7], power))
+    state.other_coefficients.high = vector_set(<real>coefficients)
+    state.other_coefficients.low = vector_set(<real>(coefficients - <real>coefficients))
+    state.own_coefficient = vector_set(<real>power_apply(numbers[7], power))
+    state.spread = vector_set(<real>power_apply(numbers[8], power))
     return state
 
 
@@ -72,18 +74,13 @@ cdef void shard_merge(
         state_set_factor(states + chunk, &group.whole, scale)
         group_note_top(group, chunk, states + chunk, 1 & vector_mask_bits(
             vector_equal(states[chunk].maximum, maximum)))
-    shard_label(group, problem)
+    if problem.shard.label_weight != NULL:
+        shard_label_weight(group, problem)
 
 
-cdef inline void shard_label(Group *group, const Problem *problem) noexcept nogil:
-    """What the calls with other classes know of the label."""
+cdef inline void shard_label_weight(Group *group, const Problem *problem) noexcept nogil:
+    """What the call with the label's class knows of it."""
     cdef Py_ssize_t k
-    if problem.shard.label_logit == NULL:
-        return
-    group.own_logit = vector_set(<real>problem.shard.label_logit[group.first])
-    group.own_is_known = True
-    if problem.shard.label_weight == NULL:
-        return
     for k in range(LANES):
         if not group.weights.given:
             group.weights.sample[k] = 1
@@ -94,15 +91,3 @@ cdef inline void shard_label(Group *group, const Problem *problem) noexcept nogi
     ):
         # Nothing is left of the row.
         group.ignored |= 1
-
-
-cdef inline double shard_other_coefficients(
-    const Group *group, const Problem *problem, double even, int64_t top
-) noexcept nogil:
-    """The sum of what smoothing gives to all classes but one of those at hand."""
-    cdef double total = first_lane(group.whole.other_coefficients.high)
-    total += first_lane(group.whole.other_coefficients.low)
-    if problem.options.class_weight != NULL:
-        even *= power_apply(
-            problem.options.class_weight[top], -problem.options.coefficient_power)
-    return total - even

@@ -260,7 +260,9 @@ cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(LANES):
         group.weights.even[k] = group.weights.even[0]
-        if k < group.rows:
+        if problem.shard.given:
+            group.weights.even[k] = problem.shard.share[group.first]
+        elif k < group.rows:
             group.weights.even[k] = problem.options.label_smoothing / <double>max(
                 <Py_ssize_t>1, classes_allowed(group, problem, k))
 
@@ -296,6 +298,10 @@ cdef inline vector label_logits(
     for k in range(LANES):
         logit[k] = 0
     for k in range(group.rows):
+        if problem.shard.given:
+            # Its class may be another shard's.
+            logit[k] = <real>problem.shard.label_logit[group.first + k]
+            continue
         logit[k] = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, group.labels[k]))
