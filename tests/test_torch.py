@@ -6,6 +6,7 @@ PyTorch's samples for its own tests run in tools/suites.py.
 from __future__ import annotations
 
 import itertools
+import shutil
 import warnings
 from types import ModuleType
 from typing import Any
@@ -91,16 +92,31 @@ def test_operators_keep_pytorchs_rules(torch: ModuleType) -> None:
         torch.library.opcheck(torch.ops.softce_fast.linear_cross_entropy.default, arguments)
 
 
-def test_compiled_without_a_graph_break(torch: ModuleType) -> None:
-    logits, target = problem(torch, (6, 5), torch.float32, False)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_without_a_graph_break(torch: ModuleType, backend: str, name: str) -> None:
+    if backend == "inductor" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        pytest.skip("there is no C++ compiler")
+    dtype = getattr(torch, name)
+    logits, target = problem(torch, (6, 5), dtype, False)
+    layer = torch.randn(7, 5, dtype=dtype, requires_grad=True)
 
-    def loss(logits: Any) -> Any:
-        return adapter.cross_entropy(2 * logits, target, label_smoothing=0.1)
+    def losses(logits: Any, layer: Any) -> tuple[Any, ...]:
+        return (
+            adapter.cross_entropy(2 * logits, target, label_smoothing=0.1),
+            adapter.linear_cross_entropy(2 * logits, layer, target),
+            adapter.linear_cross_entropy(logits, 2 * layer, target, reduction="none").sum(),
+        )
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    values = loss(logits), compiled(logits)
-    results = [(value, *torch.autograd.grad(value, logits)) for value in values]
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    compiled = torch.compile(losses, fullgraph=True, backend=backend)
+    results = []
+    for function in (losses, compiled):
+        values = function(logits, layer)
+        results.append([*values, *torch.autograd.grad(sum(values), (logits, layer))])
+    # What is fused around the losses may be rounded less often.
+    rounding = 0 if backend == "aot_eager" else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(*results, rtol=rounding, atol=rounding)
 
 
 def test_half_types_of_scaled_losses_round_once(torch: ModuleType) -> None:
