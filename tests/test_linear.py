@@ -18,7 +18,7 @@ import truth
 from conftest import ISAS, dtype_named
 from layouts import STRIDES, WRITABLE, Array
 from softce_fast import _dispatch, _linear
-from subprocesses import run_function
+from subprocesses import peak_memory, run_function
 
 hypothesis = pytest.importorskip("hypothesis")
 strategies = pytest.importorskip("hypothesis.strategies")
@@ -526,16 +526,6 @@ def test_longdouble(generator: np.random.Generator) -> None:
 ROWS, CLASSES, FEATURES = 4096, 20_000, 64  # logits of 328 MB in float32
 
 
-def peak() -> int:
-    """The largest size that this process had so far, in bytes.
-
-    What getrusage tells is at least that of the process that started this one.
-    """
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found.group(1)) * 1024
-
-
 def grow(dtype: str, memory: str, pattern: str) -> None:
     """Print by how much the peak grows in a call."""
     generator = np.random.default_rng(0)
@@ -554,9 +544,9 @@ def grow(dtype: str, memory: str, pattern: str) -> None:
     }
     # What is loaded once, and threads that stay.
     sf.linear_cross_entropy_with_grad(hidden[:9], matrix[:5000], target[:9] % 5000)
-    before = peak()
+    before = peak_memory()
     sf.linear_cross_entropy_with_grad(hidden, matrix, target, memory=int(memory), **outs)
-    print(peak() - before)
+    print(peak_memory() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
