@@ -147,6 +147,8 @@ class Draw:
             if options["reduction"] != "mean" and self.chance():
                 weights -= 1
             weights[self.generator.random(row_shape) < 0.2] = 0
+            if row_shape:  # a weight for each sequence, or each place in it
+                weights = self.choice(weights, weights, weights[:1], weights[..., :1])
             options["sample_weight"] = weights
         options["label_smoothing"] = self.choice(0.0, 0.0, 0.1, 1.0)
         options["z_loss"] = self.choice(0.0, 0.0, 1e-2)
@@ -374,21 +376,26 @@ def test_nan_in_a_row_that_does_not_count_reaches_nothing(
     np.testing.assert_array_equal(gradients.weight, clean_gradients.weight)
 
 
-def test_ignored_rows_are_left_out_of_the_product(
-    generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("out", ["ignored", "weight 0"])
+def test_rows_that_do_not_count_are_left_out_of_the_products(
+    generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     hidden, matrix = generator.normal(size=(40, 5)), generator.normal(size=(11, 5))
-    target = np.where(np.arange(40) % 2, -100, 3)
-    rows = []
+    target, options = generator.integers(0, 11, 40), {}
+    if out == "ignored":
+        target[1::2] = -100
+    else:
+        options["sample_weight"] = np.arange(40) % 2
+    products = []
     matmul = np.matmul
 
     def counted(first: Array, second: Array, **options: Any) -> Array:
-        rows.append(first.shape[0])
+        products.append((*first.shape, second.shape[1]))
         return matmul(first, second, **options)
 
     monkeypatch.setattr(_linear.np, "matmul", counted)
-    sf.linear_cross_entropy(hidden, matrix, target)
-    assert rows == [20]
+    sf.linear_cross_entropy_with_grad(hidden, matrix, target, **options)
+    assert products == [(20, 5, 11), (11, 20, 5), (20, 11, 5)]
 
 
 def test_negative_infinite_bias_excludes_a_class(generator: np.random.Generator) -> None:
@@ -573,6 +580,25 @@ def test_more_than_2_to_the_31_logits() -> None:
     right, right_gradients = sf.linear_cross_entropy_with_grad(hidden[:5], matrix, target[few])
     assert loss == right
     np.testing.assert_allclose(gradients.weight, right_gradients.weight, 1e-5, 1e-7)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_logits_that_count() -> None:
+    """Rows of one kind, whose labels are the classes in turn."""
+    rows, classes = 2**16, 2**15 + 2**10
+    matrix = np.linspace(-1, 1, classes, dtype=np.float32)[:, None]
+    target = (np.arange(rows) % classes).astype(np.int32)
+    scores = matrix[:, 0].astype(np.float64)
+    losses = np.log(np.exp(scores).sum()) - scores
+    loss, gradients = sf.linear_cross_entropy_with_grad(
+        np.broadcast_to(np.float32(1), (rows, 1)), matrix, target, reduction="sum",
+        weight_grad_out=np.empty(matrix.shape, np.float32),
+    )  # fmt: skip
+    np.testing.assert_allclose(loss, losses[target].sum(), 1e-6)
+    expected = rows * sf.reference.softmax(scores) - np.bincount(target, minlength=classes)
+    np.testing.assert_allclose(gradients.weight[:, 0], expected, 1e-4, 1e-3)
+    hidden = scores @ sf.reference.softmax(scores) - scores[target]
+    np.testing.assert_allclose(gradients.hidden[:, 0], hidden, 1e-4, 1e-4)
 
 
 # Training
