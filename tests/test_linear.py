@@ -542,24 +542,31 @@ def grow(dtype: str, memory: str, pattern: str) -> None:
     target = generator.integers(0, CLASSES, ROWS)
     if pattern == "ignored":
         target[::3] = -100
+    options: dict[str, Any] = {}
     if pattern == "strided":
         hidden = np.repeat(hidden, 2, axis=0)[::2]
         matrix = np.repeat(matrix, 2, axis=1)[:, ::2]
+    if pattern == "turned, some classes":
+        hidden, matrix = np.asfortranarray(hidden)[::-1], matrix[::-1, ::-1]
+        options["where"] = np.isin(np.arange(CLASSES), target)
+        options["linear_bias"] = np.zeros(CLASSES, kind)
     outs: dict[str, Any] = {
         "hidden_grad_out": np.ones(hidden.shape, np.float32),
         "weight_grad_out": np.ones(matrix.shape, np.float32),
     }
     # What is loaded once, and threads that stay.
-    sf.linear_cross_entropy_with_grad(hidden[:9], matrix[:5000], target[:9] % 5000)
+    first = {name: array[:5000] for name, array in options.items()}
+    sf.linear_cross_entropy_with_grad(hidden[:9], matrix[:5000], target[:9] % 5000, **first)
     before = peak_memory()
-    sf.linear_cross_entropy_with_grad(hidden, matrix, target, memory=int(memory), **outs)
+    sf.linear_cross_entropy_with_grad(hidden, matrix, target, memory=int(memory), **outs, **options)
+    sf.linear_target_scores(hidden, matrix, target, memory=int(memory), **options)
     print(peak_memory() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("memory", [4 * MB, 64 * MB])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("pattern", ["plain", "ignored", "strided"])
+@pytest.mark.parametrize("pattern", ["plain", "ignored", "strided", "turned, some classes"])
 def test_memory_stays_within_the_limit(build: str, dtype: str, memory: int, pattern: str) -> None:
     result = run_function(grow, dtype, str(memory), pattern, environment={"SOFTCE_FAST_ISA": build})
     assert int(result.stdout) <= memory + 32 * MB
