@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 
