@@ -127,6 +127,29 @@ def test_half_types_of_scaled_losses_round_once(torch: ModuleType) -> None:
     np.testing.assert_allclose(logits.grad[0, 1].item(), 2**10 / 4096 / 64, rtol=1e-3)
 
 
+def test_autocast(torch: ModuleType) -> None:
+    """Losses of bfloat16 are float32 there, and gradients what they are elsewhere."""
+    functional = torch.nn.functional
+    logits, target = problem(torch, (6, 5), torch.bfloat16, False)
+    layer = torch.randn(7, 5, dtype=torch.bfloat16, requires_grad=True)
+    results = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses = (
+                adapter.cross_entropy(logits, target),
+                adapter.linear_cross_entropy(logits, layer, target),
+                adapter.linear_cross_entropy(logits, layer, target, reduction="none").sum(),
+            )
+        assert {loss.dtype for loss in losses} == {torch.float32 if enabled else torch.bfloat16}
+        results.append(torch.autograd.grad(sum(losses), (logits, layer)))
+        if enabled:
+            right = functional.cross_entropy(double(logits), target)
+            linear = functional.cross_entropy(double(logits) @ double(layer).T, target)
+            torch.testing.assert_close(losses[0].double(), right, rtol=1e-6, atol=0)
+            torch.testing.assert_close(losses[1].double(), linear, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*results)
+
+
 def test_any_strides(torch: ModuleType) -> None:
     logits, target = problem(torch, (6, 5), torch.float32, False)
     for view in (logits.t().contiguous().t(), logits[:1].expand(6, 5), logits.flip(1)):
