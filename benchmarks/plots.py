@@ -142,6 +142,40 @@ def accuracy(document: Document, path: Path) -> Path:
     return save(figure, path)
 
 
+def linear(document: Document, path: Path) -> Path:
+    """Times beside the products' by number of features, growth of the peak by number of rows."""
+    times, peaks = pd.DataFrame(document["times"]), pd.DataFrame(document["peaks"])
+    times["text"] = times["task"] + f", {document['rows']} rows"
+    panels = [
+        *((*item, "features", "seconds") for item in times.groupby("text", sort=False)),
+        (f"memory, {document['memory_features']} features", peaks, "rows", "bytes"),
+    ]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(11, 3.6))
+    ways = list(dict.fromkeys(times["way"]))
+    for axis, (title, found, across, up) in zip(axes, panels, strict=True):
+        table = found.pivot_table(index=across, columns="way", values=up).reindex(columns=ways)
+        table = table / 2**20 if up == "bytes" else 1e3 * table
+        for place, way in enumerate(ways):
+            style: dict[str, Any] = {"color": f"C{place}"}
+            if way == "softce_fast":
+                style = {"color": OURS, "linewidth": 2.5}
+            elif way == "matrix products":
+                style = {"color": "k", "linestyle": ":"}
+            axis.plot(table.index, table[way], marker="o", markersize=3.5, label=way, **style)
+        axis.set_title(f"{title}, {document['classes']} classes")
+        axis.set_xlabel(across)
+        axis.set_ylabel("MiB more than before the call" if up == "bytes" else "milliseconds")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("")
+        axis.set_xticks(table.index)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle(f"float32, on {machine.one_line(document)}", x=0.01, ha="left", fontsize=9)
+    return save(figure, path)
+
+
 # --------------------------------------------------------------------------------- for oneself
 
 
@@ -235,3 +269,7 @@ def ways(document: Document, directory: Path) -> list[Path]:
         f"{machine.one_line(document)}", fontsize=10,
     )  # fmt: skip
     return [save(figure, directory / "ways.png")]
+
+
+def linear_alone(document: Document, directory: Path) -> list[Path]:
+    return [linear(document, directory / "linear.png")]

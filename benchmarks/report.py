@@ -27,7 +27,7 @@ from shapes import COLUMNS, HALF_DTYPES, LIMIT_SHARE_TARGET, OPERATIONS
 
 RESULTS = Path(__file__).with_name("results")
 LOCAL = RESULTS / "local"
-FLOOR = "three products"  # of linear.py: the matrix products that no way can do without
+PRODUCTS = "matrix products"  # of linear.py: those that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 PLANNED = "as planned"  # the same of ablation.py
 BESIDE, MOST_BESIDE = "beside a busy process", 3  # times its time on a quiet machine
@@ -407,18 +407,66 @@ def waiting_rows(document: Document) -> pd.DataFrame:
 
 
 def linear_rows(document: Document) -> pd.DataFrame:
-    """Way of the linear loss by shape: time, share of the floor, growth of the peak."""
-    seconds, peaks = document["seconds"], document["peak_growth_bytes"]
+    """Task and way by number of features: time, and the time of the products alone over it."""
+    title = f"{document['rows']} rows, {document['classes']} classes: time, products' over it"
+    seconds = {(e["task"], e["features"], e["way"]): e["seconds"] for e in document["times"]}
+    cells = [
+        {
+            title: task,
+            "way": way,
+            "features": f"{features} features",
+            "text": f"{time_text(taken)}, {seconds[task, features, PRODUCTS] / taken:.2f}",
+        }
+        for (task, features, way), taken in seconds.items()
+    ]
+    return crossed(cells, [title, "way"], "features", "text")
+
+
+def linear_targets_rows(document: Document) -> pd.DataFrame:
+    """What targets are about by number of features: ratio and target."""
+    title = "times as fast (wanted)"
+    cells = [
+        {
+            title: entry["what"],
+            "features": f"{entry['features']} features",
+            "text": f"{ratio_text(entry['ratio'])} ({entry['target']:g})",
+        }
+        for entry in document["compared"]
+    ]
+    return crossed(cells, [title], "features", "text")
+
+
+def linear_peaks_rows(document: Document) -> pd.DataFrame:
+    """Way by number of rows: growth of the peak in a call for loss and gradients."""
+    title = f"{document['classes']} classes, {document['memory_features']} features: memory"
+    cells = [
+        {title: e["way"], "rows": f"{e['rows']} rows", "text": f"{e['bytes'] / 2**20:.0f} MiB"}
+        for e in document["peaks"]
+    ]
+    return crossed(cells, [title], "rows", "text")
+
+
+def linear_markdown(document: Document) -> str:
+    blocks = [
+        markdown(linear_rows(document), 2),
+        markdown(linear_targets_rows(document)),
+        markdown(linear_peaks_rows(document)),
+        f"{machine.one_line(document)}.",
+    ]
+    return "\n\n".join(blocks)
+
+
+def adapters_rows(document: Document) -> pd.DataFrame:
+    """What is done in a library: both times, and how many times as fast."""
     return table_of(
         {
-            "rows x classes x features: loss and gradients": shape,
-            "way": name,
-            "time": time_text(taken),
-            "share of the floor": ratio_text(times[FLOOR] / taken),
-            "growth of the peak": f"{peaks[shape][name] / 2**20:.0f} MiB",
+            "library": cell["library"],
+            "": cell["what"],
+            "its own": time_text(cell["seconds"]["other"]),
+            "softce_fast": time_text(cell["seconds"]["softce_fast"]),
+            "times as fast": ratio_text(cell["seconds"]["other"] / cell["seconds"]["softce_fast"]),
         }
-        for shape, times in seconds.items()
-        for name, taken in times.items()
+        for cell in document["cells"]
     )
 
 
@@ -483,10 +531,12 @@ KINDS: dict[str, tuple[Callable[[Document], str], Callable[[Document, Path], lis
     "half types": (plain(half_types_rows), plots.none),
     "options": (plain(options_rows, 1), plots.none),
     "waiting": (plain(waiting_rows), plots.none),
-    "linear": (plain(linear_rows), plots.none),
+    "linear": (linear_markdown, plots.linear_alone),
+    "adapters": (plain(adapters_rows), plots.none),
     "ablation": (for_page(ablation_rows, 3), plots.none),
     "ways": (for_page(ways_rows), plots.ways),
 }
+LINEAR_PICTURE = "![Time and memory by number of features and of rows](images/linear.png)"
 # What stands in a page, in its order: the section, the file, the text.
 SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
     "README.md": (("speed", "speed.json", readme_markdown),),
@@ -496,6 +546,12 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
         ("threads", "scaling-threads.json", for_page(threads_rows)),
         ("options", "options.json", for_page(options_rows, 1)),
         ("waiting", "waiting.json", for_page(waiting_rows)),
+        (
+            "linear",
+            "linear.json",
+            lambda document: f"{LINEAR_PICTURE}\n\n{linear_markdown(document)}",
+        ),
+        ("adapters", "adapters.json", for_page(adapters_rows)),
         ("ways", "ways.json", for_page(ways_rows)),
         ("accuracy", "accuracy.json", for_page(accuracy_rows, 2, "Against long double. ")),
     ),
@@ -504,6 +560,7 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
 PLOTS = {
     "docs/images/speed.png": ("compare.json", plots.speed),
     "docs/images/accuracy.png": ("accuracy.json", plots.accuracy),
+    "docs/images/linear.png": ("linear.json", plots.linear),
 }
 ROOT = Path(__file__).resolve().parent.parent
 

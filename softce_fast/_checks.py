@@ -357,7 +357,8 @@ def check_allowed_classes(where: ArrayLike | None, classes: int) -> NDArray[np.b
     """Return `where` as a boolean array of shape (classes,), or None."""
     if where is None:
         return None
-    mask = check_where(where, np.shape(where))
+    mask = real_array(where, "where")
+    mask = check_where(mask, mask.shape)
     if mask.shape != (classes,):
         raise ValueError(
             f"where must have one value for each class, shape ({classes},), got {mask.shape}"
