@@ -148,7 +148,8 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     cdef bint neighbours = has_neighbour_classes(problem, INPUT)
     cdef Py_ssize_t most = ACROSS_CLASSES
     if (
-        problem.plan.by_chunks or not can_go_across(problem.operation) or selects_along(problem)
+        problem.plan.by_chunks or problem.shard.given
+        or not can_go_across(problem.operation) or selects_along(problem)
     ):
         return ALONG
     if not neighbours or input.row_stride == 0 or (output.data != NULL and not (
@@ -230,8 +231,6 @@ cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
     """Whether a task is a chunk of a row."""
     if problem.operation == BINARY_LOSS:
         return problem.plan.chunks > 1    # whatever the threads: its sums are by task
-    if problem.shard.given:
-        return True
     return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
 
 
@@ -341,7 +340,7 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
         for name, holds in (
             ("passes", plan.passes == ACROSS and (
                 plan.by_chunks or not can_go_across(problem.operation)
-                or selects_along(problem))),
+                or selects_along(problem) or problem.shard.given)),
             ("by_chunks", plan.by_chunks and plan.chunks == 1),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),

@@ -419,7 +419,7 @@ cdef inline RowState *chunk_state(
     Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
     """The state of a chunk of a group of the batch: of the whole rows if it is the only one."""
-    if problem.plan.chunks == 1:
+    if not merges_chunks(problem):
         return &group.whole
     return scratch.states + tile * problem.plan.chunks + chunk
 

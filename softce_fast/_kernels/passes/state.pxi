@@ -260,8 +260,8 @@ cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(LANES):
         group.weights.even[k] = group.weights.even[0]
-        if problem.shard.given:
-            group.weights.even[k] = problem.shard.share[group.first]
+        if k < group.rows and problem.shard.given:
+            group.weights.even[k] = problem.shard.share[group.first + k]
         elif k < group.rows:
             group.weights.even[k] = problem.options.label_smoothing / <double>max(
                 <Py_ssize_t>1, classes_allowed(group, problem, k))
