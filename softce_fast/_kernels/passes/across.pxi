@@ -686,7 +686,6 @@ cdef struct TileOutput:
     vector at_label
     vector top                 # dense targets: the same for at_top, which goes first
     vector at_top
-    vector active              # rows where this is not above 0 get 0
     vector floor               # of the Hessian
 
 
@@ -701,17 +700,6 @@ cdef struct TilePlace:
     Py_ssize_t class_stride    # by rows if 0, else class by class
 
 
-cdef inline vector rows_active(const Group *group) noexcept nogil:
-    """0 where a row is taken out, else 1."""
-    cdef real[16] active
-    cdef Py_ssize_t k
-    if group.ignored == 0:
-        return vector_set(1.0)
-    for k in range(LANES):
-        active[k] = not group.ignored >> k & 1
-    return vector_load(active)
-
-
 cdef inline TileOutput tile_output_open(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
     OutputKind kind, int target,
@@ -723,7 +711,6 @@ cdef inline TileOutput tile_output_open(
     output.target = target
     if kind == FINISHED:
         return output
-    output.active = rows_active(group)
     if target == CURVED:
         tile_curvature_open(&output, group, problem, chunk, place)
         return output
@@ -783,8 +770,6 @@ cdef inline vector tile_output(
         v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
     if tile.target & DENSE:
         v = vector_select(vector_equal(tile.top, vector_set(<real>c)), tile.at_top, v)
-    if tile.target != NO_TARGET:
-        v = vector_select(vector_greater(tile.active, vector_set(0.0)), v, vector_set(0.0))
     return v
 
 
@@ -838,9 +823,27 @@ cdef inline void tile_lay(
     cdef Py_ssize_t c
     if place.class_stride == 0:
         tile_unpack(&tile, place.n, scale, place.to, place.row_stride)
-        return
-    for c in range(place.n):
-        vector_store(<real *>(place.to + c * place.class_stride), tile_output(&tile, c, scale))
+    else:
+        for c in range(place.n):
+            vector_store(
+                <real *>(place.to + c * place.class_stride), tile_output(&tile, c, scale))
+    if target != NO_TARGET and group.ignored != 0:
+        tile_clear(group, place)
+
+
+cdef void tile_clear(const Group *group, const TilePlace *place) noexcept nogil:
+    """Set the output of rows that are taken out to 0."""
+    cdef Py_ssize_t k, c
+    for k in range(LANES):
+        if not group.ignored >> k & 1:
+            continue
+        if place.class_stride == 0:
+            memset(place.to + k * place.row_stride, 0, place.n * sizeof(real))
+            continue
+        for c in range(place.n):
+            memset(
+                place.to + c * place.class_stride + k * <Py_ssize_t>sizeof(real), 0,
+                sizeof(real))
 
 
 cdef struct Laying:
@@ -1116,7 +1119,7 @@ cdef void tiles_emit_by_row(
     cdef TilePlace[MOST_TILES] places
     cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale)
     cdef char *room = <char *>scratch.staged
-    cdef bint together = is_packed(problem, role) and not (straight and n % LANES == 0)
+    cdef bint together = is_packed(problem, role)
     if together:
         room = <char *>writer_room(
             writer_of(scratch, role), array.data + in_group(groups, problem, role, 0))
