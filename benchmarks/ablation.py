@@ -65,11 +65,11 @@ def shapes(dtype: str) -> tuple[Shape, ...]:
     return (*((size // classes, classes) for classes in CLASSES), *OTHER_SHAPES)
 
 
-def planned(call: Call, fields: Fields | None = None) -> Fields | None:
-    """The plan of a call, or that with some fields forced; None if that is not possible."""
+def planned(call: Call, fields: Fields) -> Fields | None:
+    """The plan of a call with some fields forced; None if that is not possible."""
     try:
-        with execute.recording() as plans, execute.forcing(**(fields or {})):
-            call()
+        with execute.recording() as plans:
+            forced(call, fields)
     except ValueError:
         return None
     (plan,) = plans
@@ -83,7 +83,7 @@ def forced(call: Call, fields: Fields) -> None:
 
 def ways(call: Call) -> dict[str, Call]:
     """The call as planned, and without each mechanism that its plan uses."""
-    plan = planned(call)
+    plan = planned(call, {})
     assert plan is not None
     # A small call uses more threads where the one before was just now: all are to use as many.
     threads = {"threads": plan["threads"]}
@@ -115,12 +115,10 @@ def cells(build: str, dtype: str, shapes: tuple[Shape, ...], rounds: int) -> Ite
                 call = peers.call(softce_fast, Problem.of(Case(operation, shape, dtype)))
                 seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
                 yield {
-                    "build": build,
-                    "dtype": dtype,
-                    "operation": operation,
+                    "build": build, "dtype": dtype, "operation": operation,
                     "shape": "x".join(map(str, shape)),
                     "seconds": {name: taken - forcing for name, taken in seconds.items()},
-                }
+                }  # fmt: skip
 
 
 def main() -> None:

@@ -32,14 +32,12 @@ class Function(NamedTuple):
 
 
 FUNCTIONS = {
-    "softmax": Function("softmax_fresh", lambda given: truth.softmax(given.logits)),
-    "log_softmax": Function("log_softmax_fresh", lambda given: truth.log_softmax(given.logits)),
-    "logsumexp": Function("logsumexp", lambda given: truth.logsumexp(given.logits), 1.0, 2),
-    "cross_entropy": Function(
-        "cross_entropy", lambda given: truth.cross_entropy(given.logits, given.labels)
-    ),
+    "softmax": Function("softmax_fresh", lambda x: truth.softmax(x.logits)),
+    "log_softmax": Function("log_softmax_fresh", lambda x: truth.log_softmax(x.logits)),
+    "logsumexp": Function("logsumexp", lambda x: truth.logsumexp(x.logits), 1.0, 2),
+    "cross_entropy": Function("cross_entropy", lambda x: truth.cross_entropy(x.logits, x.labels)),
     "gradient": Function(
-        "cross_entropy_with_grad_fresh", lambda given: truth.gradient(given.logits, given.labels)
+        "cross_entropy_with_grad_fresh", lambda x: truth.gradient(x.logits, x.labels)
     ),
 }
 IMPLEMENTATIONS = {
@@ -67,16 +65,16 @@ def measure(
                 for name in names:
                     found = result(IMPLEMENTATIONS[name], operation, given, dtype)
                     error = float(truth.ulp_error(found, exact, dtype, floor=floor).max())
-                    entry = worst.setdefault(
-                        (function, dtype, name),
-                        {"function": function, "dtype": dtype, "implementation": name, "ulp": -1.0},
-                    )
+                    entry = worst.setdefault((function, dtype, name), {"ulp": -1.0})
                     if error > entry["ulp"]:
                         entry.update(ulp=error, input=given.kind, classes=given.classes)
-    for entry in worst.values():
-        if not math.isfinite(entry["ulp"]):
-            entry["ulp"] = None  # JSON has no infinity
-    return list(worst.values())
+    return [
+        {
+            "function": function, "dtype": dtype, "implementation": name, **entry,
+            "ulp": entry["ulp"] if math.isfinite(entry["ulp"]) else None,  # JSON has no infinity
+        }
+        for (function, dtype, name), entry in worst.items()
+    ]  # fmt: skip
 
 
 def main() -> None:
