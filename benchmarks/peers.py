@@ -16,13 +16,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -33,18 +33,10 @@ from softce_fast import _textbook
 from timing import Call
 
 Ways = dict[str, Call]
-T = TypeVar("T")
 
 
 class UnsupportedError(Exception):
     """The peer has no way to compute this case; the message says why."""
-
-
-def chosen(functions: Mapping[str, T], case: Case) -> T:
-    """The entry of the case's function."""
-    if case.function not in functions:
-        raise UnsupportedError(f"no {case.function}")
-    return functions[case.function]
 
 
 # ------------------------------------------------------------------------------------------- ours
@@ -173,7 +165,7 @@ def scipy(problem: Problem) -> Ways:
     """scipy.special; it has no outputs to bind and no threads."""
     from scipy import special
 
-    logits, index, axis = problem.logits, problem.index, problem.case.axis
+    case, logits, index, axis = problem.case, problem.logits, problem.index, problem.case.axis
     reduced = np.mean if problem.reduction == "mean" else partial(np.squeeze, axis=axis)
 
     def cross_entropy() -> Any:
@@ -185,17 +177,12 @@ def scipy(problem: Problem) -> Ways:
         at_label = np.take_along_axis(gradient, index, axis)
         np.put_along_axis(gradient, index, at_label - 1, axis)
         if problem.reduction == "mean":
-            gradient /= problem.case.rows
+            gradient /= case.rows
         return reduced(-np.log(at_label)), gradient
 
-    functions: dict[str, Call] = {
-        "softmax": lambda: special.softmax(logits, axis=axis),
-        "log_softmax": lambda: special.log_softmax(logits, axis=axis),
-        "logsumexp": lambda: special.logsumexp(logits, axis=axis),
-        "cross_entropy": cross_entropy,
-        "cross_entropy_with_grad": cross_entropy_with_grad,
-    }
-    return {"": chosen(functions, problem.case)}
+    if case.takes_labels:
+        return {"": cross_entropy_with_grad if "grad" in case.function else cross_entropy}
+    return {"": partial(getattr(special, case.function), logits, axis=axis)}
 
 
 def sklearn(problem: Problem) -> Ways:
@@ -203,21 +190,18 @@ def sklearn(problem: Problem) -> Ways:
     from sklearn._loss.loss import HalfMultinomialLoss
     from sklearn.utils.extmath import softmax
 
-    logits, case = problem.logits, problem.case
+    logits, case, bound = problem.logits, problem.case, problem.output()
     if logits.ndim != 2:
         raise UnsupportedError("only two dimensions")
-    bound = problem.output()
     loss = HalfMultinomialLoss(n_classes=case.classes)
     loss_out = np.zeros(case.rows, logits.dtype)
+    labels, cores = problem.labels.astype(logits.dtype), available_cores()
     arguments = {
-        "y_true": problem.labels.astype(logits.dtype),
-        "raw_prediction": logits,
-        "loss_out": loss_out,
-        "n_threads": available_cores(),
-    }
+        "y_true": labels, "raw_prediction": logits, "loss_out": loss_out, "n_threads": cores
+    }  # fmt: skip
 
-    def map_in_place() -> Any:
-        np.copyto(bound, logits)  # type: ignore[arg-type]
+    def map_in_place(bound: Array) -> Any:
+        np.copyto(bound, logits)
         return softmax(bound, copy=False)
 
     def cross_entropy() -> Any:
@@ -228,13 +212,15 @@ def sklearn(problem: Problem) -> Ways:
         _, gradient = loss.loss_gradient(**arguments, gradient_out=bound)
         return loss_out.mean(), gradient, case.rows
 
-    functions: dict[str, Ways] = {
-        "softmax": {"copy=False": map_in_place} if bound is not None
-        else {"copy=True": lambda: softmax(logits)},
-        "cross_entropy": {"loss": cross_entropy},
-        "cross_entropy_with_grad": {"loss_gradient": cross_entropy_with_grad},
-    }  # fmt: skip
-    return chosen(functions, case)
+    if case.function == "softmax":
+        if bound is None:
+            return {"copy=True": partial(softmax, logits)}
+        return {"copy=False": partial(map_in_place, bound)}
+    if case.function == "cross_entropy":
+        return {"loss": cross_entropy}
+    if case.function == "cross_entropy_with_grad":
+        return {"loss_gradient": cross_entropy_with_grad}
+    raise UnsupportedError(f"no {case.function}")
 
 
 def sklearn_results(result: Any) -> Any:
@@ -303,11 +289,11 @@ def torch(problem: Problem, compiles: bool = False) -> Ways:
         return {"backward": backward, "autograd.grad": autograd}
 
     # One graph for both: the loss and the gradient can share a loop over the row.
-    def both(values: Any) -> tuple[Any, Any]:
-        def total(values: Any) -> tuple[Any, Any]:
-            loss = loss_of(values, labels)
-            return loss.sum(), loss
+    def total(values: Any) -> tuple[Any, Any]:
+        loss = loss_of(values, labels)
+        return loss.sum(), loss
 
+    def both(values: Any) -> tuple[Any, Any]:
         gradient, (_, loss) = torch.func.grad_and_value(total, has_aux=True)(values)
         return loss, gradient
 
@@ -412,13 +398,13 @@ def onnx_session(problem: Problem, nodes: str, outputs: dict[str, tuple[int, ...
     def declared(kind: str, name: str, shape: tuple[int, ...]) -> str:
         return f"{kind}[{','.join(map(str, shape))}] {name}" if shape else f"{kind} {name}"
 
-    inputs = [declared(kind, "logits", case.shape)]
+    inputs = declared(kind, "logits", case.shape)
     if case.takes_labels:
-        inputs.append(declared("int64", "labels", problem.index.shape))
+        inputs += ", " + declared("int64", "labels", problem.index.shape)
     results = ", ".join(declared(kind, name, shape) for name, shape in outputs.items())
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18]>'  # the newest that every runtime here reads
-        f"benchmark ({', '.join(inputs)}) => ({results}) {{ {nodes.format(axis=case.axis)} }}"
+        f"benchmark ({inputs}) => ({results}) {{ {nodes.format(axis=case.axis)} }}"
     )
     share = problem.logits.dtype.type(1 / case.rows)
     constants = {
