@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-import machine
 import peers
 import report
 import softce_fast
@@ -121,21 +120,22 @@ def cells(build: str, dtype: str, shapes: tuple[Shape, ...], rounds: int) -> Ite
                 }  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("ablation", __doc__)
-    parser.add_argument("--shape", action="append", help="as 1000x10, instead of all; repeatable")
-    parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeatable")
-    options = parser.parse_args()
+def measure(options: Any) -> dict[str, Any]:
     chosen = tuple(tuple(map(int, text.split("x"))) for text in options.shape or ())
-    found = [
-        cell
-        for build in BUILDS
-        if build in _dispatch.available()
-        for dtype in options.dtype or DTYPES
-        for cell in cells(build, dtype, chosen or shapes(dtype), 3 if options.quick else 15)
-    ]
-    report.finish("ablation", options.json, {**machine.describe(["numpy"]), "cells": found})
+    return {
+        "cells": [
+            cell
+            for build in BUILDS
+            if build in _dispatch.available()
+            for dtype in options.dtype or DTYPES
+            for cell in cells(build, dtype, chosen or shapes(dtype), 3 if options.quick else 15)
+        ]
+    }
 
 
 if __name__ == "__main__":
-    main()
+    arguments: dict[str, Fields] = {
+        "--shape": {"action": "append", "help": "as 1000x10, instead of all; repeatable"},
+        "--dtype": {"action": "append", "choices": DTYPES, "help": "repeatable"},
+    }
+    report.run("ablation", __doc__, measure, ["numpy"], arguments)

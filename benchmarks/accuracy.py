@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-import machine
 import report
 from peers import PEERS, Peer
 from shapes import Array, Case, Problem
@@ -52,7 +51,7 @@ def result(peer: Peer, operation: str, given: AccuracyInput, dtype: str) -> Arra
     return list(peer.parts(case, way()).values())[-1]
 
 
-def measure(
+def worst_errors(
     names: Iterable[str], dtypes: Iterable[str], class_counts: tuple[int, ...], elements: int
 ) -> list[dict[str, Any]]:
     """The largest error of each function, dtype and implementation, and the input it came from."""
@@ -77,30 +76,28 @@ def measure(
     ]  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("accuracy", __doc__)
-    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS)
-    parser.add_argument("--dtype", nargs="+", default=["float32", "float64"])
-    options = parser.parse_args()
+def measure(options: Any) -> dict[str, Any]:
     if not truth.HAS_EXTENDED and "float64" in options.dtype:
         sys.exit("long double is no wider than float64 here: choose --dtype float32")
-    names = [
-        n for n in options.implementations or IMPLEMENTATIONS if not IMPLEMENTATIONS[n].missing()
-    ]
+    names = options.implementations or IMPLEMENTATIONS
+    names = [name for name in names if not IMPLEMENTATIONS[name].missing()]
     class_counts = (2, 10, 1000, 32_768) if options.quick else truth.CLASS_COUNTS
     elements = 2**15 if options.quick else 2**18
     # A peer that overflows or takes log(0) shows it in its error.
     with np.errstate(all="ignore"):
-        results = measure(names, options.dtype, class_counts, elements)
-    content = {
+        results = worst_errors(names, options.dtype, class_counts, elements)
+    return {
         "targets": {name: function.target for name, function in FUNCTIONS.items()},
         "class_counts": list(class_counts),
         "elements_per_input": elements,
         "results": results,
     }
-    packages = ("numpy", "softce_fast", "scipy", "torch", "jax")
-    report.finish("accuracy", options.json, {**machine.describe(packages), **content})
 
 
 if __name__ == "__main__":
-    main()
+    arguments: dict[str, dict[str, Any]] = {
+        "--implementations": {"nargs": "+", "choices": IMPLEMENTATIONS},
+        "--dtype": {"nargs": "+", "default": ["float32", "float64"]},
+    }
+    packages = ("numpy", "softce_fast", "scipy", "torch", "jax")
+    report.run("accuracy", __doc__, measure, packages, arguments)

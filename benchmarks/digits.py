@@ -17,7 +17,6 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-import machine
 import report
 import softce_fast
 from shapes import Array
@@ -83,16 +82,13 @@ def train(steps: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def main() -> None:
-    options = report.parser("digits", __doc__).parse_args()
+def measure(options: Any) -> dict[str, Any]:
     steps = 200 if options.quick else 2000
     results = train(steps)
     ratio = results["textbook"]["seconds"] / results["softce_fast"]["seconds"]
-    packages = ("numpy", "softce_fast", "scikit-learn")
-    document: dict[str, Any] = {**machine.describe(packages), "steps": steps, "results": results}
-    report.finish("digits", options.json, document)
     print(f"same loss and accuracy; loss and gradient {ratio:.1f} times as fast as textbook NumPy")
+    return {"steps": steps, "results": results}
 
 
 if __name__ == "__main__":
-    main()
+    report.run("digits", __doc__, measure, ("numpy", "softce_fast", "scikit-learn"))

@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -466,6 +466,22 @@ def finish(kind: str, path: Path, document: Document) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"saved {path}")
     show(document, path.parent)
+
+
+def run(
+    kind: str,
+    description: str | None,
+    measure: Callable[[argparse.Namespace], Document],
+    packages: Iterable[str] = ("numpy", "softce_fast"),
+    arguments: Mapping[str, dict[str, Any]] = {},
+) -> None:
+    """What a benchmark does: options, measuring, results."""
+    options = parser(kind, description)
+    for name, settings in arguments.items():
+        options.add_argument(name, **settings)
+    chosen = options.parse_args()
+    content = measure(chosen)
+    finish(kind, chosen.json, {**machine.describe(packages), **content})
 
 
 def between_markers(text: str, name: str, content: str) -> str:

@@ -38,13 +38,10 @@ def points(dtype: str, quick: bool) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("scaling-threads", __doc__)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    options = parser.parse_args()
-    found = list(points(options.dtype, options.quick))
-    report.finish("scaling", options.json, {**machine.describe(), "points": found})
+def measure(options: Any) -> dict[str, Any]:
+    return {"points": list(points(options.dtype, options.quick))}
 
 
 if __name__ == "__main__":
-    main()
+    dtype = {"default": "float32", "choices": ["float32", "float64"]}
+    report.run("scaling", __doc__, measure, arguments={"--dtype": dtype})

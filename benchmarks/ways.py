@@ -399,7 +399,7 @@ def sizes(way: Way, options: Any, dtype: str) -> Iterator[tuple[int, int, int]]:
             yield rows, classes, megabytes
 
 
-def measure(options: Any) -> Iterator[dict[str, Any]]:
+def cells(options: Any) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(ImportError):
         import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 from then on
     wanted = [
@@ -423,31 +423,28 @@ def measure(options: Any) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("ways", __doc__)
-    parser.add_argument("--only", action="append", help="ways with this in their name; repeatable")
-    parser.add_argument("--busy", action="store_true", help=f"each way also {BESIDE}")
-    parser.add_argument("--rounds", type=int, default=7)
-    choices: dict[str, tuple[Any, ...]] = {
-        "operation": tuple(OPERATIONS), "dtype": tuple(ITEM_SIZES), "classes": CLASSES,
-        "megabytes": MEGABYTES,
-    }  # fmt: skip
-    for name, values in choices.items():
-        kind = type(values[0])
-        parser.add_argument(
-            f"--{name}", action="append", type=kind, help=f"repeatable; default: {values}"
-        )
-    options = parser.parse_args()
-    if options.quick:
-        choices |= {"dtype": ("float32",), "classes": (1000,), "megabytes": (1,)}
-        options.rounds = 1
-    for name, values in choices.items():
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "operation": tuple(OPERATIONS), "dtype": tuple(ITEM_SIZES), "classes": CLASSES,
+    "megabytes": MEGABYTES,
+}  # fmt: skip
+
+
+def measure(options: Any) -> dict[str, Any]:
+    quick = {"dtype": ("float32",), "classes": (1000,), "megabytes": (1,)} if options.quick else {}
+    for name, values in (CHOICES | quick).items():
         setattr(options, name, getattr(options, name) or values)
-    cells = list(measure(options))
+    options.rounds = 1 if options.quick else options.rounds
     order = list(WAYS)
-    cells.sort(key=lambda cell: order.index(cell["way"]))
-    report.finish("ways", options.json, {**machine.describe(["numpy", "torch"]), "cells": cells})
+    return {"cells": sorted(cells(options), key=lambda cell: order.index(cell["way"]))}
 
 
 if __name__ == "__main__":
-    main()
+    arguments: dict[str, dict[str, Any]] = {
+        "--only": {"action": "append", "help": "ways with this in their name; repeatable"},
+        "--busy": {"action": "store_true", "help": f"each way also {BESIDE}"},
+        "--rounds": {"type": int, "default": 7},
+    }
+    for name, values in CHOICES.items():
+        text = f"repeatable; default: {values}"
+        arguments[f"--{name}"] = {"action": "append", "type": type(values[0]), "help": text}
+    report.run("ways", __doc__, measure, ["numpy", "torch"], arguments)
