@@ -137,28 +137,34 @@ def numpy(problem: Problem) -> Ways:
         losses -= np.take_along_axis(part, index[rows], axis)
         return float(losses.sum(dtype=np.float64))
 
-    def way(threads: int, step: int) -> Call:
+    def blocks(threads: int, step: int) -> Callable[[Array], float]:
         edges = np.linspace(0, length, threads + 1).astype(int).tolist()
         scratches = [np.empty_like(logits[:step]) for _ in range(threads)]
 
-        def share(first: int, last: int, scratch: Array, output: Array) -> float:
+        def share(first: int, last: int, scratch: Array, output: Any) -> float:
             starts = range(first, last, step)
             return sum(work(slice(s, min(s + step, last)), output, scratch) for s in starts)
 
-        def run() -> Any:
-            output = np.empty_like(logits) if writes and bound is None else bound
+        def schedule(output: Any) -> float:
             each: Any = pool(threads).map if threads > 1 else map
-            outputs = [output] * threads
-            loss = sum(each(share, edges[:-1], edges[1:], scratches, outputs)) / case.rows
-            if case.takes_labels:
-                return (loss, output) if writes else loss
-            return output if writes else sums
+            return sum(each(share, edges[:-1], edges[1:], scratches, [output] * threads))
 
-        return run
+        return schedule
 
+    def run(schedule: Callable[[Any], float]) -> Any:
+        output = np.empty_like(logits) if writes and bound is None else bound
+        loss = schedule(output) / case.rows
+        if case.takes_labels:
+            return (loss, output) if writes else loss
+        return output if writes else sums
+
+    whole = partial(work, slice(0, length), scratch=np.empty_like(logits))
+    ways: Ways = {"whole array": partial(run, whole)}
     step = max(BLOCK_BYTES * length // logits.nbytes, 1)
-    blocks = {"blocks": way(1, step), f"blocks on {threads} threads": way(threads, step)}
-    return {"whole array": way(1, length), **(blocks if length > step else {})}
+    if length > step:
+        ways["blocks"] = partial(run, blocks(1, step))
+        ways[f"blocks on {threads} threads"] = partial(run, blocks(threads, step))
+    return ways
 
 
 def scipy(problem: Problem) -> Ways:
