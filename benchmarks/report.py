@@ -431,7 +431,7 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
     "docs/benchmarks.md": (
         ("numpy", "speed.json", Table(textbook_rows, 1).page),
         ("peers", "compare.json", peers_markdown),
-        ("threads", "scaling-threads.json", KINDS["scaling"].page),
+        ("threads", "scaling.json", KINDS["scaling"].page),
         *((kind, f"{kind}.json", KINDS[kind].page)
           for kind in ("options", "waiting", "ways", "accuracy")),
     ),
