@@ -6,7 +6,6 @@ loss of labels have more lengths and sizes in test_accuracy.py.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -88,11 +87,6 @@ def options_for(choice: str, rows: int, classes: int) -> dict[str, Any]:
     return options
 
 
-# A call and its truth serve all builds and layouts, whose tests follow one another.
-serves_neighbours = functools.lru_cache(maxsize=64)
-
-
-@serves_neighbours
 def loss_case(dtype: np.dtype, choice: str, target_kind: str, classes: int) -> tuple[Any, ...]:
     """Return a call and its truth."""
     logits = rows_with_gaps(classes, dtype)
@@ -288,7 +282,6 @@ def test_probabilities_of_another_dtype(full_dtype: np.dtype, target_dtype: str)
             digits.check("gradient", grad, right.gradient, classes, scale=right.gradient_scale)
 
 
-@serves_neighbours
 def masked_case(dtype: np.dtype, choice: str, kind: str, classes: int) -> tuple[Any, ...]:
     """Return a call with a mask that allows the labels, and its truth; what is excluded is NaN."""
     logits = rows_with_gaps(classes, dtype)
@@ -325,17 +318,6 @@ def test_capped_logits(full_dtype: np.dtype, fraction: float) -> None:
     assert truth.ulp_error(loss, right, full_dtype).max() <= 1
 
 
-@serves_neighbours
-def capped_case(
-    dtype: np.dtype, choice: str, softcap: float, kind: str, classes: int
-) -> tuple[Any, ...]:
-    """Return a call and its truth."""
-    logits = rows_with_gaps(classes, dtype)
-    target = target_for(kind, logits)
-    options = options_for(choice, *logits.shape) | {"reduction": "none", "softcap": softcap}
-    return logits, target, options, truth.cross_entropy_with_options(logits, target, **options)
-
-
 @LAYOUTS
 @pytest.mark.parametrize("softcap", [0.7, 5.0, 30.0])
 @pytest.mark.parametrize("choice", ["", "smoothing", "cold", "hot", "z-loss"])
@@ -343,7 +325,10 @@ def test_softcap(full_dtype: np.dtype, choice: str, softcap: float, middle_axis:
     """Within the limits, and what a unit in the last place of each capped logit makes of it."""
     epsilon = tolerances.epsilon(full_dtype)
     for kind, classes in itertools.product(TARGETS, (2, 10, 100, 5000)):
-        logits, target, options, right = capped_case(full_dtype, choice, softcap, kind, classes)
+        logits = rows_with_gaps(classes, full_dtype)
+        target = target_for(kind, logits)
+        options = options_for(choice, *logits.shape) | {"reduction": "none", "softcap": softcap}
+        right = truth.cross_entropy_with_options(logits, target, **options)
         loss, grad = sf.cross_entropy_with_grad(
             moved(logits, middle_axis), moved(target, middle_axis), 1, **options
         )
