@@ -11,6 +11,8 @@ ABLATION_ARGS ?=
 WAYS_ARGS ?=
 RUNS ?=
 COMPARE_ARGS ?=
+LINEAR_ARGS ?=
+ADAPTERS_ARGS ?=
 SPHINX_ARGS ?=
 WHEEL_ARGS ?=
 
@@ -90,6 +92,8 @@ history: $(STAMPS)/native $(STAMPS)/group-bench ## the runs of `make bench`, bes
 
 compare: $(STAMPS)/built $(STAMPS)/torch $(STAMPS)/group-compare ## against PyTorch, JAX, Numba, ...
 	$(PY) benchmarks/compare.py $(COMPARE_ARGS)
+	$(PY) benchmarks/linear.py --json benchmarks/results/linear.json $(LINEAR_ARGS)
+	$(PY) benchmarks/adapters.py --json benchmarks/results/adapters.json $(ADAPTERS_ARGS)
 
 lint: $(STAMPS)/built $(STAMPS)/group-dev ## style, types, stubs; workflows
 	$(PY) -m ruff check .

@@ -1,4 +1,4 @@
-"""Pictures of recorded results: the README's two, and that of the ways."""
+"""Pictures of recorded results."""
 
 from __future__ import annotations
 
@@ -135,6 +135,40 @@ def accuracy(document: Document, path: Path) -> Path:
         axis.set_xlim(0, 8.4)
         axis.set_xticks(range(0, 8, 2))
     figure.supxlabel("right decimal digits (higher is better)", fontsize=9)
+    return save(figure, path)
+
+
+def linear(document: Document, path: Path) -> Path:
+    """Times beside the products' by number of features, growth of the peak by number of rows."""
+    times, peaks = pd.DataFrame(document["times"]), pd.DataFrame(document["peaks"])
+    times["text"] = times["task"] + f", {document['rows']} rows"
+    found = [
+        *((*item, "features", "seconds") for item in times.groupby("text", sort=False)),
+        (f"memory, {document['memory_features']} features", peaks, "rows", "bytes"),
+    ]
+    title = f"float32, on {machine.one_line(document)}"
+    figure, axes = panels(len(found), (11, 3.6), title, shared=False)
+    ways = list(dict.fromkeys(times["way"]))
+    for axis, (title, points, across, up) in zip(axes, found, strict=True):
+        table = points.pivot_table(index=across, columns="way", values=up).reindex(columns=ways)
+        table = table / 2**20 if up == "bytes" else 1e3 * table
+        for place, way in enumerate(ways):
+            style: dict[str, Any] = {"color": f"C{place}"}
+            if way == "softce_fast":
+                style = {"color": OURS, "linewidth": 2.5}
+            elif way == "matrix products":
+                style = {"color": "k", "linestyle": ":"}
+            axis.plot(table.index, table[way], marker="o", markersize=3.5, label=way, **style)
+        axis.set_title(f"{title}, {document['classes']} classes")
+        axis.set_xlabel(across)
+        axis.set_ylabel("MiB more than before the call" if up == "bytes" else "milliseconds")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("")
+        axis.set_xticks(table.index)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return save(figure, path)
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
 LOCAL = RESULTS / "local"
 LIMIT_SHARE = 0.8  # of the memory limit: what counts as near it
-FLOOR = "three products"  # of linear.py: the matrix products that no way can do without
+PRODUCTS = "matrix products"  # of linear.py: those that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 PLANNED = "as planned"  # the same of ablation.py
 BESIDE, MOST_BESIDE = "beside a busy process", 3  # times its time on a quiet machine
@@ -340,18 +340,63 @@ def waiting_rows(document: Document) -> pd.DataFrame:
 
 
 def linear_rows(document: Document) -> pd.DataFrame:
-    """Way of the linear loss by shape: time, share of the floor, growth of the peak."""
-    seconds, peaks = document["seconds"], document["peak_growth_bytes"]
+    """Task and way by number of features: time, and the time of the products alone over it."""
+    seconds = {(e["task"], e["features"], e["way"]): e["seconds"] for e in document["times"]}
+    return crossed(
+        [f"{document['rows']} rows, {document['classes']} classes: time, products' over it", "way"],
+        (
+            (
+                task, way, f"{features} features",
+                f"{time_text(taken)}, {seconds[task, features, PRODUCTS] / taken:.2f}",
+            )
+            for (task, features, way), taken in seconds.items()
+        ),
+    )  # fmt: skip
+
+
+def linear_targets_rows(document: Document) -> pd.DataFrame:
+    """What targets are about by number of features: ratio and target."""
+    return crossed(
+        ["times as fast (wanted)"],
+        (
+            (e["what"], f"{e['features']} features", f"{ratio_text(e['ratio'])} ({e['target']:g})")
+            for e in document["compared"]
+        ),
+    )
+
+
+def linear_peaks_rows(document: Document) -> pd.DataFrame:
+    """Way by number of rows: growth of the peak in a call for loss and gradients."""
+    return crossed(
+        [f"{document['classes']} classes, {document['memory_features']} features: memory"],
+        (
+            (e["way"], f"{e['rows']} rows", f"{e['bytes'] / 2**20:.0f} MiB")
+            for e in document["peaks"]
+        ),
+    )
+
+
+def linear_markdown(document: Document) -> str:
+    blocks = [
+        markdown(linear_rows(document), 2),
+        markdown(linear_targets_rows(document)),
+        markdown(linear_peaks_rows(document)),
+        f"{machine.one_line(document)}.",
+    ]
+    return "\n\n".join(blocks)
+
+
+def adapters_rows(document: Document) -> pd.DataFrame:
+    """What is done in a library: both times, and how many times as fast."""
     return table_of(
         {
-            "rows x classes x features: loss and gradients": shape,
-            "way": name,
-            "time": time_text(taken),
-            "share of the floor": ratio_text(times[FLOOR] / taken),
-            "growth of the peak": f"{peaks[shape][name] / 2**20:.0f} MiB",
+            "library": cell["library"],
+            "": cell["what"],
+            "its own": time_text(cell["seconds"]["other"]),
+            "softce_fast": time_text(cell["seconds"]["softce_fast"]),
+            "times as fast": ratio_text(cell["seconds"]["other"] / cell["seconds"]["softce_fast"]),
         }
-        for shape, times in seconds.items()
-        for name, taken in times.items()
+        for cell in document["cells"]
     )
 
 
@@ -413,7 +458,7 @@ class Table(NamedTuple):
         return f"{table}\n\n{self.note}{machine.one_line(document)}."
 
 
-KINDS = {
+TABLES = {
     "speed": Table(cases_rows, 4),
     "compare": Table(cases_rows, 4),
     "accuracy": Table(accuracy_rows, note="Against long double. "),
@@ -421,32 +466,38 @@ KINDS = {
     "digits": Table(digits_rows, 1),
     "options": Table(options_rows, 1),
     "waiting": Table(waiting_rows),
-    "linear": Table(linear_rows),
+    "adapters": Table(adapters_rows),
     "ablation": Table(ablation_rows, 3),
     "ways": Table(ways_rows),
 }
+KINDS = {"linear": linear_markdown, **{kind: table.text for kind, table in TABLES.items()}}
+PICTURES = {"linear": plots.linear, "ways": plots.ways}
+LINEAR_PICTURE = "![Time and memory by number of features and of rows](images/linear.png)"
 # What stands in a page, in its order: the section, the file, the text.
 SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
     "README.md": (("speed", "speed.json", Table(readme_rows, 1).page),),
     "docs/benchmarks.md": (
         ("numpy", "speed.json", Table(textbook_rows, 1).page),
         ("peers", "compare.json", peers_markdown),
-        ("threads", "scaling.json", KINDS["scaling"].page),
-        *((kind, f"{kind}.json", KINDS[kind].page)
-          for kind in ("options", "waiting", "ways", "accuracy")),
+        ("threads", "scaling.json", TABLES["scaling"].page),
+        ("linear", "linear.json", lambda found: f"{LINEAR_PICTURE}\n\n{linear_markdown(found)}"),
+        *((kind, f"{kind}.json", TABLES[kind].page)
+          for kind in ("options", "waiting", "adapters", "ways", "accuracy")),
     ),
-    "docs/design.md": (("ablation", "ablation.json", KINDS["ablation"].page),),
+    "docs/design.md": (("ablation", "ablation.json", TABLES["ablation"].page),),
 }  # fmt: skip
 PLOTS = {
     "docs/images/speed.png": ("compare.json", plots.speed),
     "docs/images/accuracy.png": ("accuracy.json", plots.accuracy),
+    "docs/images/linear.png": ("linear.json", plots.linear),
 }
 
 
 def show(document: Document, directory: Path) -> None:
-    print(KINDS[document["kind"]].text(document))
-    if document["kind"] == "ways":
-        print(f"saved {plots.ways(document, directory / 'ways.png')}")
+    kind = document["kind"]
+    print(KINDS[kind](document))
+    if kind in PICTURES:
+        print(f"saved {PICTURES[kind](document, directory / f'{kind}.png')}")
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:

@@ -61,8 +61,8 @@ LABEL_LOSSES = ("nll_loss", "cross_entropy_from_probs")
 BACKWARD = ("softmax_backward", "log_softmax_backward")
 ANY = tuple(name for name in OPERATIONS if name not in LABEL_LOSSES)
 FORWARD = tuple(name for name in ANY if name not in BACKWARD)
-MASKED = ("softmax", "log_softmax", "logsumexp")
 WITH_TARGET = ("cross_entropy", "cross_entropy_with_grad")
+MASKED = ("softmax", "log_softmax", "logsumexp", *WITH_TARGET)
 
 
 # --------------------------------------------------------------------------------- arguments

@@ -141,9 +141,9 @@ def compute_dtype(dtype: DType) -> DType:
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
-def is_own_dtype(dtype: DTypeLike | None, x: ArrayLike) -> bool:
-    """Tell whether `dtype` is not given, or names that of the array `x`."""
-    return dtype is None or getattr(x, "dtype", None) == dtype
+def is_own_dtype(dtype: DTypeLike, x: ArrayLike) -> bool:
+    """Tell whether `dtype` names that of the array `x`."""
+    return getattr(x, "dtype", None) == dtype
 
 
 def no_wider(array: Array, dtype: DType) -> Array:
@@ -357,7 +357,8 @@ def check_allowed_classes(where: ArrayLike | None, classes: int) -> NDArray[np.b
     """Return `where` as a boolean array of shape (classes,), or None."""
     if where is None:
         return None
-    mask = check_where(where, np.shape(where))
+    mask = real_array(where, "where")
+    mask = check_where(mask, mask.shape)
     if mask.shape != (classes,):
         raise ValueError(
             f"where must have one value for each class, shape ({classes},), got {mask.shape}"
@@ -830,6 +831,94 @@ def raise_bad_label(labels: Array, position: int, classes: int, ignore_index: in
         f"{place} is {int(labels[index])}: labels must be {valid} or equal ignore_index, "
         f"{ignore_index}"
     )
+
+
+# Some of the classes of each row
+
+
+class ShardArguments(NamedTuple):
+    """Checked arguments of a call that has logits of some of the classes."""
+
+    logits: Array
+    axis: int  # of the classes, counted from the front
+    target: Array | None  # class indices, counted from the first class of all
+    class_offset: int
+    weight: NDArray[np.float64] | None  # contiguous
+    temperature: float
+    softcap: float | None
+    where: NDArray[np.bool_] | None  # of the shape of the logits
+    dtype: DType  # of the result
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return int(self.logits.shape[self.axis])
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of what has a number for each row."""
+        return self.logits.shape[: self.axis] + self.logits.shape[self.axis + 1 :]
+
+    def labels(self) -> NDArray[np.int64]:
+        """Return labels counted from the first of these classes, their number for others."""
+        assert self.target is not None
+        labels = np.full(self.target.shape, self.classes, np.int64)
+        inside = self.target >= self.class_offset
+        inside &= self.target < self.class_offset + self.classes
+        labels[inside] = self.target[inside].astype(np.int64) - self.class_offset
+        return labels
+
+
+def check_shard(
+    logits: ArrayLike,
+    target: ArrayLike | None,
+    axis: int,
+    *,
+    class_offset: int = 0,
+    weight: ArrayLike | None = None,
+    temperature: float,
+    softcap: float | None,
+    where: ArrayLike | None,
+) -> ShardArguments:
+    """Return the arguments of a call that has logits of some of the classes."""
+    array, dtype = check_values(logits, "logits", None)
+    if dtype.itemsize > 8:
+        raise NotImplementedError("logits of longdouble are not served for shards of classes")
+    axis = normalize_axis(axis, array.ndim)
+    labels, is_labels = None, True
+    if target is not None:
+        labels, is_labels = check_target(target, array.shape, axis)
+    if not is_labels:
+        raise NotImplementedError(
+            "target must hold class indices: class probabilities are not served for shards of "
+            "classes"
+        )
+    call = ShardArguments(
+        array,
+        axis,
+        labels,
+        check_class_offset(class_offset),
+        None,
+        check_temperature(temperature),
+        check_softcap(softcap),
+        None if where is None else check_where(where, array.shape, "logits"),
+        dtype,
+    )
+    if weight is None:
+        return call
+    weights = check_class_weight(weight, call.classes, call.row_shape)
+    return call._replace(weight=np.ascontiguousarray(weights, np.float64))
+
+
+def check_class_offset(class_offset: int) -> int:
+    """Return class_offset as an int that is not below 0."""
+    try:
+        offset = operator.index(class_offset)
+    except TypeError:
+        raise TypeError(f"class_offset must be an integer >= 0, got {class_offset!r}") from None
+    if offset < 0:
+        raise ValueError(f"class_offset must be >= 0, got {class_offset!r}")
+    return offset
 
 
 # Hidden states and the class matrix

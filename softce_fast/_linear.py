@@ -369,6 +369,10 @@ def _evaluate(call: _Call, wanted: _Wanted) -> tuple[Any, LinearGrads]:
     options = {
         **call.options, "where": _checks.check_allowed_classes(call.options["where"], classes)
     }  # fmt: skip
+    if options["weight"] is not None:
+        options["weight"] = _checks.check_class_weight(
+            options["weight"], classes, arrays.hidden.shape[:-1]
+        )
     compute = _checks.compute_dtype(arrays.dtype)
     no_rows = np.empty((0, classes), compute)
     checked = _checks.check_loss(
@@ -544,7 +548,7 @@ class _Batch:
                         self.target.array, self.classes, self.options["ignore_index"]
                     )
                 if weight is not None:
-                    weights = weights * np.asarray(weight).take(labels, mode="clip")
+                    weights = weights * weight.take(labels, mode="clip")
             divisor += float(weights.sum(where=counts))
         if self.options["reduction"] == "mean":
             given = self.options["denominator"]

@@ -301,7 +301,7 @@ def _cross_entropy(
     """Return the loss, and the gradient or None."""
     if (
         weight is None and sample_weight is None and denominator is None and softcap is None
-        and where is None and _checks.is_own_dtype(dtype, logits)
+        and where is None and (dtype is None or _checks.is_own_dtype(dtype, logits))
     ):  # fmt: skip
         results = execute.cross_entropy_fast(
             logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
@@ -350,7 +350,9 @@ def run(
     if call.reduction == "mean" and divisor == 0:
         for derivative in (gradient, hessian):
             if derivative is not None:
-                _divide_by_zero(call, derivative, total, divisor)
+                divide_by_zero(
+                    derivative, call.axis, total, divisor, call.empty, _taken_out(call), call.where
+                )
     return total, divisor
 
 
@@ -369,12 +371,11 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
 
     It is taken out of weights that are extreme; a mean is divided by what has lost it, too.
     """
-    class_power, sample_power = _exponent(call.weight), _exponent(call.sample_weight)
-    if call.weight is not None and call.z_loss:
-        # What it becomes is to stay in range.
-        class_power = max(class_power, math.frexp(call.z_loss)[1] - _FAR)
+    class_power, sample_power = extreme_powers(
+        call.weight, call.sample_weight, call.z_loss, call.reduction
+    )
     power = class_power + sample_power
-    if max(abs(class_power), abs(sample_power)) < _EXTREME:
+    if class_power == sample_power == 0:
         return call, 0
     with np.errstate(all="ignore"):
         call = call._replace(
@@ -392,21 +393,43 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
     return call, power
 
 
-# Binary exponents of weights: from which on they count as extreme, and the most of what they leave.
+def extreme_powers(
+    weight: Array | None, sample_weight: Array | None, z_loss: float, reduction: str
+) -> tuple[int, int]:
+    """Return the powers of two to take out of class and sample weights; 0 unless extreme."""
+    (class_power, class_range), (sample_power, sample_range) = map(
+        _exponents, (weight, sample_weight)
+    )
+    if reduction != "none":
+        # The largest product is to be in range, and a sum of many: the smallest count for nothing.
+        excess = max(0, class_range + sample_range - _FAR)
+        class_power += excess // 2
+        sample_power += excess - excess // 2
+    if weight is not None and z_loss:
+        # What it becomes is to stay in range.
+        class_power = max(class_power, math.frexp(z_loss)[1] - _FAR)
+    if max(abs(class_power), abs(sample_power)) < _EXTREME:
+        return 0, 0
+    return class_power, sample_power
+
+
+# Binary exponents of weights: from which on they count as extreme, and the most of what is left.
 _EXTREME, _FAR = 100, 900
 
 
-def _exponent(weight: Array | None) -> int:
-    """Return the binary exponent in the middle of those of the weights; 0 if there are none."""
+def _exponents(weight: Array | None) -> tuple[int, int]:
+    """Return the middle of the weights' binary exponents, and how far they are from it."""
     if weight is None:
-        return 0
+        return 0, 0
     with np.errstate(invalid="ignore"):  # a NaN of any payload
         size = np.abs(weight).astype(np.float64, copy=False)
     counts = (size > 0) & (size < np.inf)
     least = size.min(where=counts, initial=np.inf)
     if least == np.inf:
-        return 0
-    return int(np.frexp(least)[1] + np.frexp(size.max(where=counts, initial=0))[1]) // 2
+        return 0, 0
+    low, high = (int(np.frexp(x)[1]) for x in (least, size.max(where=counts, initial=0)))
+    middle = (low + high) // 2
+    return middle, high - middle
 
 
 def _checked_sums(
@@ -440,22 +463,36 @@ def reduced(loss: float, divisor: float, empty: str, dtype: DType) -> Any:
         return np.float64(loss).astype(dtype)
 
 
-def _divide_by_zero(call: LossArguments, gradient: Array, total: float, divisor: float) -> None:
-    """Divide a derivative of the sum as it is divided by any other number; ignored rows stay 0."""
-    if call.empty == "zero" and total == 0:
+def divide_by_zero(
+    gradient: Array,
+    axis: int,
+    total: float,
+    divisor: float,
+    empty: str,
+    taken_out: NDArray[np.bool_],
+    where: NDArray[np.bool_] | None,
+) -> None:
+    """Divide a derivative of the sum as by any other number; the rows taken out stay 0."""
+    if empty == "zero" and total == 0:
         gradient[...] = 0
         return
     with np.errstate(all="ignore"):
         gradient /= gradient.dtype.type(divisor)
-    rows = np.moveaxis(gradient, call.axis, -1)
+    np.moveaxis(gradient, axis, -1)[taken_out] = 0
+    if where is not None:
+        np.copyto(gradient, 0, where=~where)
+
+
+def _taken_out(call: LossArguments) -> NDArray[np.bool_]:
+    """Tell which rows do not count."""
+    rows = np.zeros(call.row_shape, np.bool_)
     if call.labels is not None:
-        rows[call.labels == call.ignore_index] = 0
+        rows |= call.labels == call.ignore_index
         if call.weight is not None and call.label_smoothing == 0 and call.z_loss == 0:
-            rows[call.weight.take(call.labels, mode="clip") == 0] = 0
+            rows |= call.weight.take(call.labels, mode="clip") == 0
     if call.sample_weight is not None:
-        rows[call.sample_weight == 0] = 0
-    if call.where is not None:
-        np.copyto(gradient, 0, where=~call.where)
+        rows |= call.sample_weight == 0
+    return rows
 
 
 def nll_loss(
@@ -578,7 +615,7 @@ def _negative_log(
     is_log = name == "log_probs"
     if (
         weight is None and sample_weight is None and denominator is None
-        and _checks.is_own_dtype(dtype, values)
+        and (dtype is None or _checks.is_own_dtype(dtype, values))
     ):  # fmt: skip
         loss = execute.negative_log_fast(
             values, target, axis, ignore_index, reduction, empty, is_log, threads_for

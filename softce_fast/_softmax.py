@@ -209,7 +209,7 @@ def logsumexp(
     """
     if (
         b is None and where is None and out is None and keepdims is False and return_sign is False
-        and _checks.is_own_dtype(dtype, x)
+        and (dtype is None or _checks.is_own_dtype(dtype, x))
     ):  # fmt: skip
         result = execute.logsumexp_fast(x, axis, threads_for)
         if result is not None:
@@ -340,7 +340,7 @@ def _normalize(
     out: Array | None,
     log: bool,
 ) -> Array:
-    if where is None and _checks.is_own_dtype(dtype, x):
+    if where is None and (dtype is None or _checks.is_own_dtype(dtype, x)):
         result = execute.softmax_fast(x, axis, temperature, empty, out, log, threads_for)
         if result is not None:
             return result

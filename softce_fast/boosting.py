@@ -1,8 +1,9 @@
 """Multiclass objectives for XGBoost and LightGBM.
 
 One callable serves both libraries, their scikit-learn and their train interfaces. With the defaults
-the models are the library's own; what the built-in objectives lack comes on top: class
-probabilities as targets, label smoothing, class weights. Neither library is imported here.
+the models are the library's own, from the same start; what the built-in objectives lack comes on
+top: class probabilities as targets, label smoothing, class weights. Neither library is imported
+here.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ def objective(
     their sum and :math:`w` for the weight of the row. XGBoost has the Hessian doubled and at least
     1e-16 (also the absolute one), LightGBM has it multiplied by k / (k - 1).
 
-    LightGBM starts from the classes' frequencies with its own objective, and from 0 with a callable
-    one: ``boost_from_average=False`` makes the two equal. With a callable its classifier's
-    ``predict`` gives scores, of which :func:`softce_fast.softmax` makes probabilities.
+    With its own objective a library starts from the classes' frequencies (XGBoost does from 3.1
+    on); with a callable one all classes start alike. ``base_score=0.5`` (XGBoost) and
+    ``boost_from_average=False`` (LightGBM) make the two equal. With a callable the ``predict`` of
+    LightGBM's classifier gives scores, of which :func:`softce_fast.softmax` makes probabilities.
 
     Examples
     --------

@@ -61,10 +61,6 @@ def softmax(x: da.Array, axis: int = -1, *, temperature: float = 1.0) -> da.Arra
     -----
     .. math:: S_i = \frac{\exp(x_i / T)}{\sum_j \exp(x_j / T)}
 
-    With xarray: ``xarray.apply_ufunc(softmax, scores, kwargs={"axis": -1}, dask="allowed",
-    input_core_dims=[["class"]], output_core_dims=[["class"]])``. With Zarr:
-    ``softmax(dask.array.from_zarr("scores.zarr")).to_zarr("probabilities.zarr")``.
-
     Examples
     --------
     >>> import dask.array as da

@@ -7,6 +7,7 @@ docstrings describe them in full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -51,14 +52,14 @@ Axis = int | tuple[int, ...] | None
 # Helpers
 
 
-def _product(coefficient: Array, value: Array) -> Array:
+def product(coefficient: Array, value: Array) -> Array:
     """Return coefficient * value; 0 for a coefficient of 0, whatever it stands before."""
     product = np.asarray(coefficient * value)
     np.copyto(product, 0, where=coefficient == 0)
     return product
 
 
-def _cool(values: Array, temperature: float) -> Array:
+def cool(values: Array, temperature: float) -> Array:
     """Return values / temperature, which may be out of their dtype's range."""
     if temperature == 1:
         return values
@@ -69,7 +70,7 @@ def _cool(values: Array, temperature: float) -> Array:
     return (values / np.longdouble(temperature)).astype(values.dtype)
 
 
-def _softcapped(values: Array, softcap: float) -> tuple[Array, Array]:
+def softcapped(values: Array, softcap: float) -> tuple[Array, Array]:
     """Return softcap * tanh(values / softcap), and its derivative; infinities stay."""
     limits = np.finfo(values.dtype)
     is_held = limits.tiny <= softcap <= limits.max
@@ -84,7 +85,16 @@ def _softcapped(values: Array, softcap: float) -> tuple[Array, Array]:
 def _minus_maximum(values: Array, axes: tuple[int, ...], temperature: float) -> tuple[Array, Array]:
     """Return (values - maximum) / temperature, and the maximum."""
     maximum = values.max(axis=axes, keepdims=True, initial=-np.inf)
-    return _cool(values - maximum, temperature), maximum
+    return cool(values - maximum, temperature), maximum
+
+
+def _sum(x: Array, axes: tuple[int, ...] = (-1,)) -> Array:
+    """Add up along `axes`, which stay, of length 1, in an order that memory has no part in."""
+    if not axes:
+        return x
+    rows = np.moveaxis(x, axes, range(-len(axes), 0))
+    rows = rows.reshape(*rows.shape[: -len(axes)], math.prod(rows.shape[-len(axes) :]))
+    return np.expand_dims(np.ascontiguousarray(rows).sum(axis=-1), axes)
 
 
 def _split_sum(shifted: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
@@ -95,13 +105,13 @@ def _split_sum(shifted: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Arr
     """
     exponentials = np.asarray(np.exp(shifted))
     at_maximum = shifted == 0
-    top = exponentials.sum(axis=axes, keepdims=True, where=at_maximum)
+    top = _sum(np.where(at_maximum, exponentials, 0), axes)
     np.copyto(exponentials, 0, where=at_maximum)
-    others = exponentials.sum(axis=axes, keepdims=True)
+    others = _sum(exponentials, axes)
     return exponentials, top, others
 
 
-def _log_sum(top: Array, others: Array) -> Array:
+def log_of_sum(top: Array, others: Array) -> Array:
     log_sum: Array = np.log(top) + np.log1p(others / top)
     return log_sum
 
@@ -132,7 +142,7 @@ def softmax(
         call = _checks.check_softmax(x, axis, where, temperature, empty, dtype, out)
         shifted, maximum = _minus_maximum(_included(call), call.axes, call.temperature)
         exponentials = np.exp(shifted)
-        result = exponentials / exponentials.sum(axis=call.axes, keepdims=True)
+        result = exponentials / _sum(exponentials, call.axes)
         if empty == "zero":
             result = np.where(maximum == -np.inf, 0, result)
         return deliver(result, call.dtype, out)
@@ -153,7 +163,7 @@ def log_softmax(
         call = _checks.check_softmax(x, axis, where, temperature, empty, dtype, out)
         shifted, maximum = _minus_maximum(_included(call), call.axes, call.temperature)
         _, top, others = _split_sum(shifted, call.axes)
-        result = shifted - _log_sum(top, others)
+        result = shifted - log_of_sum(top, others)
         if empty == "zero":
             result = np.where(maximum == -np.inf, -np.inf, result)
         return deliver(result, call.dtype, out)
@@ -186,9 +196,9 @@ def logsumexp(
         np.copyto(exponentials, 1, where=at_maximum)  # also where both are infinite
         if factor is not None:
             exponentials *= factor
-        top = exponentials.sum(axis=axes, keepdims=True, where=at_maximum)
+        top = _sum(np.where(at_maximum, exponentials, 0), axes)
         np.copyto(exponentials, 0, where=at_maximum)
-        others = exponentials.sum(axis=axes, keepdims=True)
+        others = _sum(exponentials, axes)
         total = top + others
         ratio = others / top
         log_total = np.where(
@@ -220,8 +230,8 @@ def softmax_backward(
     with np.errstate(all="ignore"):
         call = _checks.check_backward(grad_output, output, axis, temperature, out)
         gradient, probs = _in_compute_dtype(call)
-        mean = (gradient * probs).sum(axis=call.axes, keepdims=True)
-        return deliver(_cool(probs * (gradient - mean), call.temperature), call.dtype, out)
+        mean = _sum(gradient * probs, call.axes)
+        return deliver(cool(probs * (gradient - mean), call.temperature), call.dtype, out)
 
 
 def log_softmax_backward(
@@ -236,9 +246,9 @@ def log_softmax_backward(
     with np.errstate(all="ignore"):
         call = _checks.check_backward(grad_output, output, axis, temperature, out)
         gradient, log_probs = _in_compute_dtype(call)
-        total = gradient.sum(axis=call.axes, keepdims=True)
+        total = _sum(gradient, call.axes)
         result = gradient - np.exp(log_probs) * total
-        return deliver(_cool(result, call.temperature), call.dtype, out)
+        return deliver(cool(result, call.temperature), call.dtype, out)
 
 
 # Losses over classes
@@ -298,7 +308,7 @@ def _task(call: LossArguments) -> _Task:
     assert values is not None
     values, slope = values.astype(compute, copy=False), None
     if call.softcap is not None:
-        values, slope = _softcapped(values, call.softcap)
+        values, slope = softcapped(values, call.softcap)
     if allowed is not None:
         values = np.where(allowed, values, compute.type(-np.inf))
     return _Task(
@@ -343,7 +353,7 @@ def _divisor(task: _Task) -> Any:
 def _reduce(rows: Array, task: _Task) -> Array:
     """Return the losses of the rows, weighted by sample_weight, summed or averaged if wanted."""
     if task.sample_weight is not None:
-        rows = _product(task.sample_weight, rows)
+        rows = product(task.sample_weight, rows)
     rows = np.where(task.taken_out(), 0, rows)
     if task.call.reduction == "none":
         return rows
@@ -391,7 +401,7 @@ def _coefficients(task: _Task) -> tuple[Array | None, Array | None, Array]:
     if spread is not None:
         if task.weight is not None:
             spread = spread * task.weight
-        total = total + spread.sum(axis=-1, keepdims=True)
+        total = total + _sum(spread)
     return label_part, spread, total
 
 
@@ -409,20 +419,20 @@ def _gradient(task: _Task, parts: _Softmax) -> Array:
         return grad
     best = parts.shifted.argmax(axis=-1)
     best_prob = _pick(grad, best)
-    grad[...] = _product(parts.coefficient_sum + parts.from_z, grad)
+    grad[...] = product(parts.coefficient_sum + parts.from_z, grad)
     other_coefficients = np.zeros_like(best_prob)
     if parts.spread is not None:
         grad -= parts.spread
         other_spread = np.array(parts.spread)
         np.put_along_axis(other_spread, best[..., None], 0, axis=-1)
-        other_coefficients = other_coefficients + other_spread.sum(axis=-1)
+        other_coefficients = other_coefficients + _sum(other_spread)[..., 0]
     if task.labels is not None and parts.label_part is not None:
         at_label = _pick(grad, task.labels) - parts.label_part
         np.put_along_axis(grad, task.labels[..., None], at_label[..., None], axis=-1)
         other_coefficients += np.where(task.labels == best, 0, parts.label_part)
     complement = (parts.others + (parts.top - 1)) / total
-    confident = other_coefficients - _product(parts.coefficient_sum, complement)[..., 0]
-    confident += _product(parts.from_z[..., 0], best_prob)
+    confident = other_coefficients - product(parts.coefficient_sum, complement)[..., 0]
+    confident += product(parts.from_z[..., 0], best_prob)
     at_best = np.where(best_prob > 0.5, confident, _pick(grad, best))
     np.put_along_axis(grad, best[..., None], at_best[..., None], axis=-1)
     return grad
@@ -436,17 +446,17 @@ def loss_and_gradient(
         task = _task(call)
         shifted, maximum = _minus_maximum(task.values, (-1,), call.temperature)
         exponentials, top, others = _split_sum(shifted, (-1,))
-        log_sum = _log_sum(top, others) if task.classes else np.zeros_like(top)
+        log_sum = log_of_sum(top, others) if task.classes else np.zeros_like(top)
         label_part, spread, coefficient_sum = _coefficients(task)
 
-        rows = _product(coefficient_sum, log_sum)[..., 0]
+        rows = product(coefficient_sum, log_sum)[..., 0]
         if task.labels is not None and label_part is not None:
-            rows = rows - _product(label_part, _pick(shifted, task.labels))
+            rows = rows - product(label_part, _pick(shifted, task.labels))
         if spread is not None:
-            rows = rows - _product(spread, shifted).sum(axis=-1)
+            rows = rows - _sum(product(spread, shifted))[..., 0]
         from_z = np.zeros_like(top)
         if call.z_loss:
-            log_total = _cool(maximum, call.temperature) + log_sum
+            log_total = cool(maximum, call.temperature) + log_sum
             rows = rows + call.z_loss * log_total[..., 0] ** 2
             from_z = 2 * call.z_loss * log_total
         if task.allowed is not None:
@@ -460,17 +470,17 @@ def loss_and_gradient(
             shifted, exponentials, top, others, label_part, spread, coefficient_sum, from_z
         )
         grad = _gradient(task, parts)
+        if task.slope is not None:
+            grad *= task.slope
         if task.sample_weight is not None:
             grad *= task.sample_weight[..., None]
-        grad = _cool(grad, call.temperature)
+        grad = cool(grad, call.temperature)
         if call.reduction == "mean":
             divisor = _divisor(task)
             if call.empty == "zero" and divisor == 0 and loss == 0:
                 grad[...] = 0
             elif divisor != 1:
                 grad /= grad.dtype.type(divisor)
-        if task.slope is not None:
-            grad *= task.slope
         if task.allowed is not None:
             np.copyto(grad, 0, where=~task.allowed)
         grad[task.taken_out()] = 0
@@ -589,7 +599,7 @@ def loss_gradient_and_hessian(
             factors = factors * task.sample_weight[..., None]
         if call.reduction == "mean":
             factors = factors / _divisor(task)
-        hessian = _product(factors, probs * missing)
+        hessian = product(factors, probs * missing)
         if floor is not None:
             hessian = np.where(factors != 0, np.maximum(hessian, floor), hessian)
         if task.allowed is not None:
@@ -653,16 +663,16 @@ def scores(call: ScoreArguments) -> TargetScores:
     with np.errstate(all="ignore"):
         values = given.astype(_checks.compute_dtype(call.dtype))
         if call.softcap is not None:
-            values, _ = _softcapped(values, call.softcap)
+            values, _ = softcapped(values, call.softcap)
         shifted, maximum = _minus_maximum(values, (-1,), call.temperature)
         exponentials, top, others = _split_sum(shifted, (-1,))
-        log_sum = _log_sum(top, others)
+        log_sum = log_of_sum(top, others)
         bad = ~np.isfinite(maximum[..., 0] + others[..., 0])
         log_probs = np.where(bad[..., None], np.nan, shifted - log_sum)
-        log_total = _cool(maximum, call.temperature) + log_sum
+        log_total = cool(maximum, call.temperature) + log_sum
         log_total = np.where(np.isinf(maximum), maximum, log_total)[..., 0]
         log_prob = np.where(ignored, 0, _pick(log_probs, labels))
-        spread = _product(exponentials, -shifted).sum(axis=-1)
+        spread = _sum(product(exponentials, -shifted))[..., 0]
         of_row = np.where(bad, np.nan, log_sum[..., 0] + spread / (top + others)[..., 0])
         excluded = ~_pick(allowed, labels)
         rank = np.where(bad | ignored | excluded, -1, _ranks(given, allowed, labels, call.ties))
@@ -842,14 +852,14 @@ def negative_log(call: LossArguments, is_log: bool) -> Any:
         task = _task(call)
         if task.labels is not None:
             picked = _pick(task.values, task.labels)
-            rows = _product(_label_weight(task), 0 - (picked if is_log else np.log(picked)))
+            rows = product(_label_weight(task), 0 - (picked if is_log else np.log(picked)))
         else:
             assert task.probabilities is not None
             coefficients = task.probabilities
             if task.weight is not None:
                 coefficients = coefficients * task.weight
             log_probs = task.values if is_log else np.log(task.values)
-            rows = 0 - _product(coefficients, log_probs).sum(axis=-1)
+            rows = 0 - _sum(product(coefficients, log_probs))[..., 0]
         return deliver(_reduce(rows, task), call.dtype)
 
 
@@ -918,12 +928,12 @@ def binary_loss(
         small = np.exp(-np.abs(values))
         if call.from_logits:
             softplus = np.log1p(small)
-            elements = _product(yes, softplus + np.maximum(-values, 0))
-            elements = elements + _product(no, softplus + np.maximum(values, 0))
+            elements = product(yes, softplus + np.maximum(-values, 0))
+            elements = elements + product(no, softplus + np.maximum(values, 0))
         else:
-            elements = 0 - (_product(yes, np.log(values)) + _product(no, np.log1p(-values)))
+            elements = 0 - (product(yes, np.log(values)) + product(no, np.log1p(-values)))
         if weight is not None:
-            elements = _product(weight, elements)
+            elements = product(weight, elements)
         if with_grad:
             sigmoid = np.where(values >= 0, 1, small) / (1 + small)
             complement = np.where(values >= 0, small, 1) / (1 + small)  # sigmoid of -logits
@@ -981,3 +991,9 @@ def binary_cross_entropy_with_logits_with_grad(
         "logits", logits, target, weight, pos_weight, reduction, dtype, grad_out
     )
     return binary_loss(call, True, grad_out)
+
+
+# Classes shared out over arrays: made of what is above.
+from . import _reference_sharded  # noqa: E402
+
+sharded = _reference_sharded

@@ -1,7 +1,7 @@
 """Classes shared out over arrays, processes or machines.
 
 Each has some of the classes of every row. What it finds out about them, its row states, is small:
-96 bytes for each :data:`SPLIT` classes of a row, whatever their dtype. States that are merged say
+168 bytes for each :data:`SPLIT` classes of a row, whatever their dtype. States that are merged say
 all about a row that its logsumexp, loss, probabilities and gradient need:
 
 >>> import numpy as np
@@ -24,15 +24,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _arrays, _checks, _losses
+from . import _arrays, _checks, _losses, _row_states
+from ._checks import ShardArguments
 from ._kernels import execute
+from ._row_states import Loss
 from ._threads import threads_for
 
 __all__ = [
@@ -47,36 +48,34 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-DType = np.dtype[Any]
+Index = tuple[Any, ...]
 
 #: Shards that begin at multiples of so many classes keep the bits of the undivided call.
 SPLIT = execute.SPLIT
 
-# Of a chunk of classes: the point that its sums of exponentials are relative to, and these sums,
-# each a number and what it lost by rounding: of all, without the maximum, and without the label.
+# A sum of exponentials, and what it lost by rounding; before it the point it is relative to.
+_SUM = [("shift", "f8"), ("exponent", "f8"), ("sum", "f8", 2)]
+# Of a chunk of classes: sums of all, without the maximum, and without the label, this one as well
+# with more digits than a half type needs unless a loss has options. Then the sum of class weights
+# without the maximum's own, and that.
 _CHUNK = np.dtype(
     [
-        ("maximum", "f8"), ("shift", "f8"), ("exponent", "f8"), ("all", "f8", 2),
-        ("rest", "f8", 2), ("others", "f8", 2), ("coefficients", "f8", 2), ("spread", "f8"),
+        ("maximum", "f8"), ("all", _SUM), ("rest", _SUM), ("others", _SUM), ("more_digits", _SUM),
+        ("weights", "f8", 2), ("own", "f8"), ("spread", "f8"),
     ]
 )  # fmt: skip
+_NUMBERS = 9  # of a chunk, as the kernels take them
+# The exponent of the reference of a row without any logit.
+_EXPONENT_OF_NOTHING = -48
 # Logits, and rows, of a call of the kernels: caches hold them while they are read again.
 _BLOCK_SIZE, _BLOCK_ROWS = 1 << 19, 512
 
 
-def _dtype_of_states(chunks: int) -> DType:
-    return np.dtype(
-        [
-            ("dtype", "S8"), ("temperature", "f8"), ("classes", "i8"), ("allowed", "i8"),
-            ("has_nan", "?"), ("labelled", "?"), ("weighted", "?"), ("target", "i8"),
-            ("found", "?"), ("logit", "f8"), ("weight", "f8"), ("chunks", _CHUNK, (chunks,)),
-        ]
-    )  # fmt: skip
+def _sums(chunks: int) -> list[Any]:
+    return [("has_nan", "?"), ("chunks", _CHUNK, (chunks,))]
 
 
-def _row_blocks(
-    shape: tuple[int, ...], axes: tuple[int, ...], size: int
-) -> Iterator[tuple[slice, ...]]:
+def _row_blocks(shape: tuple[int, ...], axes: tuple[int, ...], size: int) -> Iterator[Index]:
     """Return indices of blocks of whole rows along `axes`: `size` elements, or one row."""
     budget = min(_BLOCK_ROWS, size // max(1, math.prod(shape[axis] for axis in axes)))
     slices = [[slice(None)]] * len(shape)
@@ -87,29 +86,10 @@ def _row_blocks(
     return itertools.product(*slices)
 
 
-class _Shard(NamedTuple):
-    """Checked arguments of a call that has logits."""
-
-    logits: Array
-    axis: int  # of the classes, counted from the front
-    labels: Array | None  # counted from the first class on, their number for others; -1 is ignored
-    where: NDArray[np.bool_] | None
-    weight: NDArray[np.float64] | None
-    temperature: float
-    dtype: DType  # of the result
-
-    @property
-    def classes(self) -> int:
-        return int(self.logits.shape[self.axis])
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        return self.logits.shape[: self.axis] + self.logits.shape[self.axis + 1 :]
-
-    def blocks(self) -> Iterator[tuple[tuple[slice, ...], tuple[Any, ...]]]:
-        """Yield indices of blocks of rows: in the logits, and in what has a number for each row."""
-        for block in _row_blocks(self.logits.shape, (self.axis,), _BLOCK_SIZE):
-            yield block, (*block[: self.axis], *block[self.axis + 1 :], ...)
+def _blocks(call: ShardArguments) -> Iterator[tuple[Index, Index]]:
+    """Yield indices of blocks of rows: in the logits, and in what has a number for each row."""
+    for block in _row_blocks(call.logits.shape, (call.axis,), _BLOCK_SIZE):
+        yield block, (*block[: call.axis], *block[call.axis + 1 :], ...)
 
 
 def row_states(
@@ -120,6 +100,7 @@ def row_states(
     class_offset: int = 0,
     weight: ArrayLike | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""Return what is to be known of some of the classes of each row.
@@ -139,6 +120,9 @@ def row_states(
         Class weights of these classes.
     temperature : float, default 1.0
         Divides the logits. Finite and above 0. The same in all calls.
+    softcap : float, optional
+        Makes ``softcap * tanh(logits / softcap)`` of the logits before that. Finite and above 0.
+        The same in all calls.
     where : array_like of bool, optional
         Classes that are allowed; broadcast to the shape of `logits`.
 
@@ -153,7 +137,8 @@ def row_states(
     AxisError, TypeError, ValueError
         As :func:`softce_fast.cross_entropy`; also if `class_offset` is below 0.
     NotImplementedError
-        If `target` holds class probabilities, or the logits are of longdouble.
+        If `target` holds class probabilities, the logits are of longdouble, or `temperature` or
+        `softcap` is beyond 1e±200 or 1e±100.
 
     Notes
     -----
@@ -171,150 +156,87 @@ def row_states(
     >>> sharded.row_states(np.zeros((3, 5))).shape
     (3,)
     """
-    shard, given = _checked(
-        logits, target, axis, class_offset=class_offset, weight=weight, temperature=temperature,
-        where=where,
+    call = _served(
+        _checks.check_shard(
+            logits, target, axis, class_offset=class_offset, weight=weight,
+            temperature=temperature, softcap=softcap, where=where,
+        )
     )  # fmt: skip
-    chunks = max(1, -(-shard.classes // SPLIT))
-    states = np.zeros(shard.row_shape, _dtype_of_states(chunks))
-    states["dtype"] = shard.dtype.name
-    states["temperature"], states["classes"] = shard.temperature, shard.classes
-    states["allowed"] = shard.classes
-    if shard.where is not None:
-        states["allowed"] = shard.where.sum(axis=shard.axis)
+    states = _row_states.opened(call, _sums(max(1, -(-call.classes // SPLIT))))
     states["chunks"]["maximum"] = -np.inf
-    states["chunks"]["exponent"] = _EXPONENT_OF_NOTHING
-    if given is not None:
-        _put_labels(states, shard, given)
-    if shard.logits.size:
-        for block, rows in shard.blocks():
-            _absorb(shard, block, rows, states)
-        _find_nan(states, shard)
+    for name in ("all", "rest", "others", "more_digits"):
+        states["chunks"][name]["exponent"] = _EXPONENT_OF_NOTHING
+    if call.logits.size:
+        labels = None if call.target is None else call.labels()
+        for block, rows in _blocks(call):
+            _absorb(call, labels, block, rows, states)
+        _find_nan(states, call)
     return states
 
 
-# The exponent of the reference of a row without any logit.
-_EXPONENT_OF_NOTHING = -48
+def _served(call: ShardArguments) -> ShardArguments:
+    """Refuse what the kernels do not serve."""
+    for name, option in (
+        ("temperature", (call.temperature, None)), ("softcap", (1.0, call.softcap)),
+    ):  # fmt: skip
+        if _arrays.out_of_range(*option):
+            raise NotImplementedError(
+                f"{name} must not be as extreme as {getattr(call, name)!r} for shards of classes"
+            )
+    return call
 
 
-def _checked(
-    logits: ArrayLike,
-    target: ArrayLike | None,
-    axis: int,
-    *,
-    class_offset: int,
-    weight: ArrayLike | None,
-    temperature: float,
-    where: ArrayLike | None,
-    ignore_index: int | None = None,
-) -> tuple[_Shard, Array | None]:
-    """Return the arguments of a call that has logits, and the target as it was given."""
-    array, dtype = _checks.check_values(logits, "logits", None)
-    if dtype.itemsize > 8:
-        raise NotImplementedError("logits of longdouble cannot be sharded")
-    axis = _checks.normalize_axis(axis, array.ndim)
-    try:
-        offset = operator.index(class_offset)
-    except TypeError:
-        raise TypeError(f"class_offset must be an integer, got {class_offset!r}") from None
-    if offset < 0:
-        raise ValueError(f"class_offset must be >= 0, got {class_offset!r}")
-    classes = array.shape[axis]
-    given = labels = None
-    if target is not None:
-        given, is_labels = _checks.check_target(target, array.shape, axis)
-        if not is_labels:
-            raise NotImplementedError("target must hold class indices: class probabilities are not "
-                                      "served for shards of classes")  # fmt: skip
-        labels = np.full(given.shape, classes, np.int64)
-        inside = (given >= offset) & (given < offset + classes)
-        labels[inside] = given[inside].astype(np.int64) - offset
-        if ignore_index is not None:
-            labels[given == ignore_index] = -1
-    weights = None
-    if weight is not None:
-        weights = np.ascontiguousarray(
-            _checks.check_class_weight(
-                weight, classes, array.shape[:axis] + array.shape[axis + 1 :]
-            ),
-            np.float64,
-        )
-    mask = None if where is None else _checks.check_where(where, array.shape, "logits")
-    temperature = _checks.check_temperature(temperature)
-    lowest, highest = _arrays.TEMPERATURES
-    if not lowest <= temperature <= highest:
-        raise ValueError(
-            f"temperature must be in [{lowest}, {highest}] for shards, got {temperature!r}"
-        )
-    return _Shard(array, axis, labels, mask, weights, temperature, dtype), given
-
-
-def _put_labels(states: Array, shard: _Shard, given: Array) -> None:
-    """Fill in what states have of the target."""
-    labels = shard.labels
-    assert labels is not None
-    states["labelled"], states["target"] = True, given.astype(np.int64)
-    states["weight"], states["weighted"] = 1, shard.weight is not None
-    if not shard.classes:
-        return
-    found = labels < shard.classes
-    places = np.where(found, labels, 0)
-    states["found"] = found
-
-    def picked(array: Array) -> Array:
-        rows = np.moveaxis(array, shard.axis, -1)
-        result: Array = np.take_along_axis(rows, places[..., None], axis=-1)[..., 0]
-        return result
-
-    logit = picked(shard.logits).astype(np.float64)
-    if shard.where is not None:
-        logit = np.where(picked(shard.where), logit, -np.inf)
-    states["logit"] = np.where(found, logit, 0)
-    if shard.weight is not None:
-        states["weight"] = np.where(found, shard.weight[places], 0)
-
-
-def _absorb(shard: _Shard, block: tuple[slice, ...], rows: tuple[Any, ...], states: Array) -> None:
+def _absorb(
+    call: ShardArguments, labels: Array | None, block: Index, rows: Index, states: Array
+) -> None:
     """Fill in what the chunks of a block of rows sum up to."""
     chunks = states[rows]["chunks"]
+    where = None if call.where is None else call.where[block]
+    is_half = call.dtype.itemsize == 2
 
-    def numbers_of(operation: str, sums: str) -> Array:
-        numbers = np.zeros((*chunks.shape, 8))
-        with_labels = sums in ("others", "coefficients")
+    def numbers_of(operation: str, weighted: bool = False, z_loss: float = 0.0) -> Array:
+        numbers = np.zeros((*chunks.shape, _NUMBERS))
+        exported: dict[str, Array] = {"exported": numbers}
+        mask = where
+        if weighted:
+            # With a mask the kernels sum row by row; each coefficient is the weight.
+            mask = np.broadcast_to(True, call.logits[block].shape) if where is None else where
+            exported["share"] = np.ones(chunks.shape[:-1])
+        own = labels[rows] if labels is not None and "cross_entropy" in operation else None
         execute.shard(
-            operation,
-            shard.logits[block],
-            shard.labels[rows] if shard.labels is not None and with_labels else None,
-            None if shard.where is None else shard.where[block],
-            None, None, shard.axis, {"exported": numbers},
-            shard.weight if sums == "coefficients" else None,
-            # Each coefficient is then the weight.
-            None, float(shard.classes) if sums == "coefficients" else 0.0,
-            0.0, shard.temperature, 1.0, shard.dtype, threads_for,
+            operation, call.logits[block], own, mask, None, None, call.axis, exported,
+            call.weight if weighted else None, None, float(weighted), z_loss, call.temperature,
+            call.softcap or 0.0, 1.0, 0, call.dtype, threads_for,
         )  # fmt: skip
         return numbers
 
-    numbers = numbers_of("softmax", "all")
-    chunks["all"] = numbers[..., 3:5]
-    chunks["rest"] = numbers_of("logsumexp", "rest")[..., 3:5]
-    if shard.labels is not None:
-        chunks["others"] = numbers_of("cross_entropy", "others")[..., 3:5]
-    for k, name in enumerate(("maximum", "shift", "exponent")):
-        chunks[name] = numbers[..., k]
-    if shard.labels is not None and shard.where is None:
-        numbers = numbers_of("dense_cross_entropy", "coefficients")
-        chunks["coefficients"], chunks["spread"] = numbers[..., 5:7], numbers[..., 7]
+    def put(name: str, numbers: Array) -> None:
+        part = chunks[name]
+        part["shift"], part["exponent"] = numbers[..., 1], numbers[..., 2]
+        part["sum"] = numbers[..., 3:5]
+
+    numbers = numbers_of("softmax")
+    chunks["maximum"] = numbers[..., 0]
+    put("all", numbers)
+    put("rest", numbers_of("logsumexp"))
+    if labels is None:
+        return
+    numbers = numbers_of("cross_entropy")
+    put("others", numbers)
+    put("more_digits", numbers_of("cross_entropy", z_loss=1.0) if is_half else numbers)
+    numbers = numbers_of("dense_cross_entropy", weighted=True)
+    chunks["weights"] = numbers[..., 5:7]
+    chunks["own"], chunks["spread"] = numbers[..., 7], numbers[..., 8]
 
 
-def _find_nan(states: Array, shard: _Shard) -> None:
+def _find_nan(states: Array, call: ShardArguments) -> None:
     """Tell which rows have a NaN; the sums of those with +inf are NaN, too."""
-    states["has_nan"] = np.isnan(states["chunks"]["all"][..., 0]).any(axis=-1)
+    states["has_nan"] = np.isnan(states["chunks"]["all"]["sum"][..., 0]).any(axis=-1)
     infinite = (states["chunks"]["maximum"] == np.inf).any(axis=-1)
     if infinite.any():
-        values = np.moveaxis(shard.logits, shard.axis, -1)[infinite]
-        is_nan = np.isnan(values)
-        if shard.where is not None:
-            is_nan &= np.moveaxis(shard.where, shard.axis, -1)[infinite]
+        is_nan = np.isnan(np.moveaxis(call.logits, call.axis, -1)[infinite])
+        if call.where is not None:
+            is_nan &= np.moveaxis(call.where, call.axis, -1)[infinite]
         states["has_nan"][infinite] = is_nan.any(axis=-1)
 
 
@@ -336,7 +258,8 @@ def merge(*states: Array) -> Array:
     TypeError
         If there is none, or one is no array of states.
     ValueError
-        If shapes, dtypes, temperatures or targets differ, or two have the class of one target.
+        If shapes, dtypes, temperatures, soft caps or targets differ, or two have the class of one
+        target.
 
     Notes
     -----
@@ -350,95 +273,69 @@ def merge(*states: Array) -> Array:
     >>> float(np.exp(sharded.logsumexp(sharded.merge(*states))[0]).round(6))
     8.0
     """
-    if not states:
-        raise TypeError("merge must be given states, got none")
-    first = _check_states(states[0])
-    for other in states[1:]:
-        _check_states(other)
-        if other.shape != first.shape:
-            raise ValueError(f"states must have one shape, got {first.shape} and {other.shape}")
-        for name in ("dtype", "temperature", "labelled", "target"):
-            if (other[name] != first[name]).any():
-                raise ValueError(f"states must have the same {name}")
-    if np.any(np.sum([item["found"] for item in states], axis=0) > 1):
-        raise ValueError("states must be of different classes, got one target's class twice")
-    counts = [item.dtype["chunks"].shape[0] for item in states]
-    merged = np.zeros(first.shape, _dtype_of_states(sum(counts)))
-    for name in ("dtype", "temperature", "labelled", "target"):
-        merged[name] = first[name]
-    for name in ("classes", "allowed"):
-        merged[name] = sum(item[name] for item in states)
-    for name in ("has_nan", "found", "weighted"):
-        merged[name] = np.logical_or.reduce([item[name] for item in states])
-    merged["weight"] = 1
-    for item in states:
-        for name in ("logit", "weight"):
-            merged[name] = np.where(item["found"], item[name], merged[name])
-    merged["chunks"] = np.concatenate([item["chunks"] for item in states], axis=-1)
+    _row_states.check_mergeable(states, "chunks")
+    chunks = np.concatenate([item["chunks"] for item in states], axis=-1)
+    merged = _row_states.merged(states, _sums(chunks.shape[-1]))
+    merged["has_nan"] = np.logical_or.reduce([item["has_nan"] for item in states])
+    merged["chunks"] = chunks
     return merged
 
 
-def _check_states(states: Any, shape: tuple[int, ...] | None = None) -> Array:
-    """Refuse what is no array of states, or not of these rows."""
-    if not isinstance(states, np.ndarray) or "chunks" not in (states.dtype.names or ()):
-        raise TypeError(
-            f"states must come from softce_fast.sharded.row_states, got {type(states).__name__}"
-        )
-    if shape is not None and states.shape != shape:
-        raise ValueError(
-            f"states must have the shape of logits without the class axis, {shape}, "
-            f"got {states.shape}"
-        )
-    return states
-
-
-class _Rows(NamedTuple):
-    """What all rows of an array of states have in common."""
-
-    dtype: DType
-    temperature: float
-
-
-def _rows_of(states: Array) -> _Rows:
-    if not states.size:
-        return _Rows(np.dtype(np.float64), 1.0)
-    name = states["dtype"].flat[0].decode()
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return _Rows(np.dtype(ml_dtypes.bfloat16), float(states["temperature"].flat[0]))
-    return _Rows(np.dtype(name), float(states["temperature"].flat[0]))
-
-
-def _imported(states: Array, sums: str, share: float = 0.0) -> Array:
-    """Return states as the kernels take them; `share`: what smoothing gives to each class."""
+def _imported(states: Array, sums: str, share: Array | None = None) -> Array:
+    """Return states as the kernels take them; `share`: what a class weight is multiplied by."""
     chunks = states["chunks"]
-    numbers = np.empty((*chunks.shape, 8))
-    for k, name in enumerate(("maximum", "shift", "exponent")):
-        numbers[..., k] = chunks[name]
-    numbers[..., 3:5] = chunks[sums]
-    numbers[..., 5:7] = chunks["coefficients"] * share
-    numbers[..., 7] = chunks["spread"] * share if share else 0
+    numbers = np.zeros((*chunks.shape, _NUMBERS))
+    part = chunks[sums]
+    for k, array in enumerate((chunks["maximum"], part["shift"], part["exponent"])):
+        numbers[..., k] = array
+    numbers[..., 3:5] = part["sum"]
+    if share is not None:
+        numbers[..., 5:7] = chunks["weights"] * share[..., None, None]
+        numbers[..., 7] = chunks["own"] * share[..., None]
+        numbers[..., 8] = chunks["spread"] * share[..., None]
     return numbers
 
 
-def _finish(
-    operation: str, states: Array, logit: Array, imported: dict[str, Array], result: Array,
-    ignored: Array | None = None, sample_weight: Array | None = None, label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-) -> None:  # fmt: skip
-    """Write what an operation makes of states; `logit`: a class for each row that has that one."""
-    rows = _rows_of(states)
-    compute = _checks.compute_dtype(rows.dtype)
+class _Task(NamedTuple):
+    """What the kernels make of states, and are told besides."""
+
+    operation: str
+    states: dict[str, Array]
+    sample_weight: Array | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    power: int = 0  # of two, that results are multiplied by
+    class_power: int = 0  # the part of it that was taken out of class weights
+    divisor: float = 1.0  # of the results
+
+    def run(
+        self, logits: Array, labels: Array | None, where: Array | None, result: Array | None,
+        output: Array | None, axis: int, class_weight: Array | None, rows: Index,
+        options: _row_states.Rows,
+    ) -> None:  # fmt: skip
+        """Write results and output of a block of rows."""
+        states = {name: np.array(array[rows], order="C") for name, array in self.states.items()}
+        execute.shard(
+            self.operation, logits, labels, where, result, output, axis, states, class_weight,
+            None if self.sample_weight is None else self.sample_weight[rows],
+            self.label_smoothing, self.z_loss, options.temperature, options.softcap or 0.0,
+            1.0 if self.divisor == 0 or output is None else 1 / self.divisor, self.power,
+            options.dtype, threads_for,
+        )  # fmt: skip
+
+
+def _finish(task: _Task, states: Array, result: Array, ignored: Array | None = None) -> None:
+    """Write what a task makes of states."""
+    options = _row_states.rows_of(states)
+    # One class, which is looked at in rows with +inf; a label is that one.
+    flag = np.where(states["has_nan"], np.nan, 0.0)
+    flag = flag.astype(_checks.compute_dtype(options.dtype))[..., None]
     labels = None if ignored is None else np.where(ignored, -1, 0)
     for slices in _row_blocks(states.shape, (), _BLOCK_ROWS):
-        block: Any = (*slices, ...)
-        execute.shard(
-            operation, logit[block].astype(compute)[..., None],
-            None if labels is None else labels[block], None, result[block], None, states.ndim,
-            {name: np.array(array[block]) for name, array in imported.items()}, None,
-            None if sample_weight is None else sample_weight[block], label_smoothing, z_loss,
-            rows.temperature, 1.0, rows.dtype, threads_for,
+        block = (*slices, ...)
+        task.run(
+            flag[block], None if labels is None else labels[block], None, result[block], None,
+            states.ndim, None, block, options,
         )  # fmt: skip
 
 
@@ -471,72 +368,57 @@ def logsumexp(states: Array) -> Any:
     >>> sharded.logsumexp(sharded.row_states(np.zeros((2, 1)))).tolist()
     [0.0, 0.0]
     """
-    _check_states(states)
-    result = np.empty(states.shape, _rows_of(states).dtype)
-    # One class, which is looked at in rows with +inf.
-    flag = np.where(states["has_nan"], np.nan, 0.0)
-    _finish("logsumexp", states, flag, {"imported": _imported(states, "rest")}, result)
+    _row_states.check(states, "chunks")
+    result = np.empty(states.shape, _row_states.rows_of(states).dtype)
+    _finish(_Task("logsumexp", {"imported": _imported(states, "rest")}), states, result)
     return _arrays.unwrapped(result)
 
 
-class _Loss(NamedTuple):
-    """Checked options of a loss, and what states say about its rows."""
-
-    ignored: Array
-    sample_weight: Array | None
-    label_smoothing: float
-    z_loss: float
-    divisor: float  # of the mean; else 1
-    operation: str
-    imported: dict[str, Array]
-
-
-def _loss_of(
-    states: Array,
-    sample_weight: ArrayLike | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    reduction: str,
-    denominator: float | None,
-    empty: str,
-) -> _Loss:
-    _check_states(states)
-    ignore_index = _checks.check_ignore_index(ignore_index)
-    smoothing = _checks.check_label_smoothing(label_smoothing)
-    z_loss = _checks.check_z_loss(z_loss)
-    _checks.check_reduction(reduction)
-    _checks.check_empty(empty)
-    given = _checks.check_denominator(denominator)
+def _task_of(states: Array, loss: Loss) -> _Task:
+    """Return how the kernels compute a loss; powers of two are taken out of extreme weights."""
+    chunks, smoothing = states["chunks"], loss.label_smoothing
     weights = None
-    if sample_weight is not None:
-        weights = _checks.check_sample_weight(sample_weight, states.shape, "states")
-        weights = _checks.no_wider(weights, np.dtype(np.float64))
-    if not states["labelled"].all():
-        raise ValueError("states must have a target: give one to row_states")
-    classes = int(states["classes"].flat[0]) if states.size else 0
-    if smoothing and (states["allowed"] != classes).any():
-        raise NotImplementedError("label_smoothing is not served together with where for shards")
-    ignored = np.asarray(states["target"] == ignore_index)
-    missing = ~(states["found"] | ignored)
-    if missing.any():
-        _checks.raise_bad_label(states["target"], int(missing.argmax()), classes, ignore_index)
-    divisor = 1.0
-    if reduction == "mean":
-        divisor = _divisor(states, ignored, weights) if given is None else given
-    share = smoothing / classes if smoothing else 0.0
-    sums, operation = ("rest", "dense_cross_entropy") if smoothing else ("others", "cross_entropy")
-    imported = {"imported": _imported(states, sums, share), "label_logit": states["logit"]}
-    if smoothing or states["weighted"].any():
-        imported["label_weight"] = (1 - smoothing) * states["weight"]
-    return _Loss(ignored, weights, smoothing, z_loss, divisor, operation, imported)
+    if states["weighted"].any():
+        weights = states["weight"]
+        if smoothing:
+            weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
+    class_power, sample_power = _losses.extreme_powers(
+        weights, loss.sample_weight, loss.z_loss, loss.reduction
+    )
+    power = class_power + sample_power
+    loss = loss._replace(
+        label_weight=np.ldexp(loss.label_weight, -class_power),
+        z_loss=math.ldexp(loss.z_loss, -class_power),
+    )
+    if sample_power and loss.sample_weight is not None:
+        scaled = np.ldexp(loss.sample_weight.astype(np.float64), -sample_power)
+        loss = loss._replace(sample_weight=np.asarray(scaled))
+    if loss.reduction == "mean" and loss.denominator is None:
+        power = 0  # the divisor has lost it, too
+    share = np.ldexp(loss.share, -class_power) if smoothing else None
+    sums = "rest" if smoothing else "others"
+    if not smoothing and (weights is not None or loss.sample_weight is not None or loss.z_loss):
+        sums = "more_digits"
+    imported = {
+        "imported": _imported(states, sums, share),
+        "label_logit": states["logit"],
+        "share": loss.share,
+    }
+    if smoothing or weights is not None:
+        imported["label_weight"] = (1 - smoothing) * loss.label_weight
+    return _Task(
+        "dense_cross_entropy" if smoothing else "cross_entropy", imported, loss.sample_weight,
+        smoothing, loss.z_loss, power, class_power, loss.divisor(),
+    )  # fmt: skip
 
 
-def _divisor(states: Array, ignored: Array, sample_weight: Array | None) -> float:
-    weights = states["weight"]
-    if sample_weight is not None:
-        weights = weights * sample_weight.astype(np.float64)
-    return math.fsum(weights[~ignored])
+def _losses_of(states: Array, loss: Loss, task: _Task, dtype: Any) -> Array:
+    """Return the losses of the rows."""
+    losses = np.empty(states.shape, dtype)
+    if states.size:
+        _finish(task, states, losses, loss.ignored)
+    losses[loss.excluded] = np.inf
+    return losses
 
 
 def cross_entropy(
@@ -570,8 +452,6 @@ def cross_entropy(
         If a target is in no shard, and is not `ignore_index`.
     TypeError, ValueError
         If `states` is no array of states or has no target, or an option is out of range.
-    NotImplementedError
-        For label smoothing where classes were excluded.
 
     Notes
     -----
@@ -585,28 +465,16 @@ def cross_entropy(
     >>> round(float(sharded.cross_entropy(states)), 3)
     0.417
     """
-    loss = _loss_of(
+    _row_states.check(states, "chunks")
+    loss = _row_states.loss_of(
         states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
     )
-    dtype = _rows_of(states).dtype
-    losses = np.empty(states.shape, dtype if reduction == "none" else np.float64)
-    if states.size:
-        _finish(
-            loss.operation, states, states["logit"], loss.imported, losses, loss.ignored,
-            loss.sample_weight, loss.label_smoothing, loss.z_loss,
-        )  # fmt: skip
-    losses[_without_classes(states, loss)] = np.inf
+    task = _task_of(states, loss)
+    dtype = _row_states.rows_of(states).dtype
     if reduction == "none":
-        return _arrays.unwrapped(losses)
-    return _losses.reduced(_sum_in_lanes(losses.reshape(-1)), loss.divisor, empty, dtype)
-
-
-def _without_classes(states: Array, loss: _Loss) -> Array:
-    """Tell which rows count, but have no class that is allowed."""
-    result: Array = (states["allowed"] == 0) & (states["classes"] > 0) & ~loss.ignored
-    if loss.sample_weight is not None:
-        result &= loss.sample_weight != 0
-    return result
+        return _arrays.unwrapped(_losses_of(states, loss, task, dtype))
+    total = _sum_in_lanes(_losses_of(states, loss, task, np.float64).reshape(-1))
+    return _losses.reduced(total, task.divisor, empty, dtype)
 
 
 def _sum_in_lanes(losses: Array) -> float:
@@ -625,6 +493,7 @@ def softmax(
     axis: int = -1,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -638,10 +507,8 @@ def softmax(
         Of all classes, merged.
     axis : int, default -1
         The class axis.
-    temperature : float, default 1.0
-        Divides the logits, as in :func:`row_states`.
-    where : array_like of bool, optional
-        Classes that are allowed, as in :func:`row_states`.
+    temperature, softcap, where
+        As given to :func:`row_states`.
     out : ndarray, optional
         Where to put the result; see :func:`softce_fast.softmax`.
 
@@ -670,7 +537,8 @@ def softmax(
     >>> sharded.softmax(shards[1], states)
     array([[0.25, 0.25, 0.25]])
     """
-    return _normalized("softmax", "all", logits, states, axis, temperature, where, out)
+    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "where": where}
+    return _normalized("softmax", logits, states, axis, out, options)
 
 
 def log_softmax(
@@ -679,6 +547,7 @@ def log_softmax(
     axis: int = -1,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -686,7 +555,7 @@ def log_softmax(
 
     Parameters
     ----------
-    logits, states, axis, temperature, where, out
+    logits, states, axis, temperature, softcap, where, out
         As in :func:`softmax`.
 
     Returns
@@ -713,51 +582,43 @@ def log_softmax(
     >>> sharded.log_softmax(logits, sharded.row_states(logits)).round(3)
     array([[-0.693, -0.693]])
     """
-    return _normalized("log_softmax", "rest", logits, states, axis, temperature, where, out)
+    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "where": where}
+    return _normalized("log_softmax", logits, states, axis, out, options)
 
 
 def _normalized(
     operation: str,
-    sums: str,
     logits: ArrayLike,
     states: Array,
     axis: int,
-    temperature: float,
-    where: ArrayLike | None,
     out: Array | None,
+    options: dict[str, Any],
 ) -> Array:
-    shard, _ = _checked(
-        logits, None, axis, class_offset=0, weight=None, temperature=temperature, where=where
-    )
-    _check_states(states, shard.row_shape)
+    call = _served(_checks.check_shard(logits, None, axis, **options))
+    _row_states.check(states, "chunks", call)
     if out is not None:
-        _checks.check_out(out, shard.logits.shape, shard.dtype)
-    result = _arrays.output(out, "out", shard.logits.shape, shard.dtype, shard.logits, shard.where)
-    _emit(operation, shard, {"imported": _imported(states, sums)}, result)
+        _checks.check_out(out, call.logits.shape, call.dtype)
+    result = _arrays.output(out, "out", call.logits.shape, call.dtype, call.logits, call.where)
+    sums = "all" if operation == "softmax" else "rest"
+    _emit(_Task(operation, {"imported": _imported(states, sums)}), call, None, result)
     return result
 
 
-def _emit(
-    operation: str,
-    shard: _Shard,
-    imported: dict[str, Array],
-    result: Array,
-    sample_weight: Array | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    scale: float = 1.0,
-) -> None:
-    """Write what an operation makes of the logits and the states of their rows."""
+def _emit(task: _Task, call: ShardArguments, labels: Array | None, result: Array) -> None:
+    """Write what a task makes of the logits and the states of their rows."""
     if not result.size:
         return
-    for block, rows in shard.blocks():
-        execute.shard(
-            operation, shard.logits[block], None if shard.labels is None else shard.labels[rows],
-            None if shard.where is None else shard.where[block], None, result[block], shard.axis,
-            {name: np.array(array[rows]) for name, array in imported.items()},
-            shard.weight if label_smoothing else None,
-            None if sample_weight is None else sample_weight[rows], label_smoothing, z_loss,
-            shard.temperature, scale, shard.dtype, threads_for,
+    where, weight = call.where, None
+    if task.label_smoothing:
+        # With a mask, what each class is given is that of its row.
+        where = np.broadcast_to(True, result.shape) if where is None else where
+        weight = None if call.weight is None else np.ldexp(call.weight, -task.class_power)
+    options = _row_states.Rows(call.dtype, call.temperature, call.softcap)
+    for block, rows in _blocks(call):
+        task.run(
+            call.logits[block], None if labels is None else labels[rows],
+            None if where is None else where[block], None, result[block], call.axis, weight, rows,
+            options,
         )  # fmt: skip
 
 
@@ -774,6 +635,7 @@ def cross_entropy_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     where: ArrayLike | None = None,
     reduction: str = "mean",
     denominator: float | None = None,
@@ -792,7 +654,7 @@ def cross_entropy_grad(
         As given to :func:`row_states`.
     sample_weight, ignore_index, label_smoothing, z_loss
         As in :func:`cross_entropy`.
-    temperature, where
+    temperature, softcap, where
         As given to :func:`row_states`.
     reduction, denominator, empty
         As in :func:`cross_entropy`.
@@ -824,35 +686,28 @@ def cross_entropy_grad(
     >>> sharded.cross_entropy_grad(logits, target, states).round(3)
     array([[-0.341,  0.242,  0.099]])
     """
-    shard, given = _checked(
-        logits, target, axis, class_offset=class_offset, weight=weight, temperature=temperature,
-        where=where, ignore_index=_checks.check_ignore_index(ignore_index),
+    call = _served(
+        _checks.check_shard(
+            logits, target, axis, class_offset=class_offset, weight=weight,
+            temperature=temperature, softcap=softcap, where=where,
+        )
     )  # fmt: skip
-    _check_states(states, shard.row_shape)
-    loss = _loss_of(
+    _row_states.check(states, "chunks", call)
+    loss = _row_states.loss_of(
         states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
     )
-    assert given is not None
-    if (states["target"] != given.astype(np.int64)).any():
-        raise ValueError("target must be that of the states")
     if grad_out is not None:
-        _checks.check_out(grad_out, shard.logits.shape, shard.dtype, "grad_out")
+        _checks.check_out(grad_out, call.logits.shape, call.dtype, "grad_out")
     result = _arrays.output(
-        grad_out, "grad_out", shard.logits.shape, shard.dtype, shard.logits, shard.labels,
-        shard.where, shard.weight, loss.sample_weight,
+        grad_out, "grad_out", call.logits.shape, call.dtype, call.logits, call.target, call.where,
+        call.weight, loss.sample_weight,
     )  # fmt: skip
-    smoothing = loss.label_smoothing
-    if smoothing:
-        # The kernels divide by the number of classes at hand.
-        smoothing *= shard.classes / int(states["classes"].flat[0])
-    scale = 1.0 if loss.divisor == 0 else 1 / loss.divisor
-    _emit(
-        loss.operation, shard, loss.imported, result, loss.sample_weight, smoothing, loss.z_loss,
-        scale,
-    )  # fmt: skip
-    rows = np.moveaxis(result, shard.axis, -1)
-    if loss.divisor == 0 and empty == "nan":
-        with np.errstate(all="ignore"):
-            rows[~loss.ignored] /= rows.dtype.type(loss.divisor)
-    rows[_without_classes(states, loss)] = 0
+    task = _task_of(states, loss)
+    _emit(task, call, np.where(loss.ignored, -1, call.labels()), result)
+    if task.divisor == 0:
+        total = _sum_in_lanes(_losses_of(states, loss, task, np.float64).reshape(-1))
+        _losses.divide_by_zero(
+            result, call.axis, total, task.divisor, empty, loss.taken_out(), call.where
+        )
+    np.moveaxis(result, call.axis, -1)[loss.excluded] = 0
     return result

@@ -78,8 +78,8 @@ def cross_entropy(
     -----
     .. math:: \ell = -\sum_i w_i q_i \log \frac{\exp(x_i)}{\sum_j \exp(x_j)}
 
-    bfloat16 and float16 are computed in float32 and rounded once. It uses no more threads than
-    :func:`torch.get_num_threads` says.
+    bfloat16 and float16 are computed in float32 and rounded once; under :class:`torch.autocast` the
+    loss is float32, as PyTorch's is. It uses no more threads than :func:`torch.get_num_threads` says.
 
     Examples
     --------
@@ -98,6 +98,8 @@ def cross_entropy(
             input, target, weight, ignore_index=ignore_index, reduction=reduction,
             label_smoothing=label_smoothing,
         )  # fmt: skip
+    if torch.is_autocast_enabled("cpu"):  # where PyTorch, too, has the loss in float32 at least
+        input = input.to(_wide(input))
     loss: Tensor = _cross_entropy(input, target, weight, *options)
     return loss
 
@@ -176,7 +178,8 @@ def linear_cross_entropy(
     -----
     .. math:: \mathrm{cross\_entropy}(x W^T + b)
 
-    It is ``torch.nn.functional.linear_cross_entropy`` without its `options`. For "mean" and "sum"
+    It is ``torch.nn.functional.linear_cross_entropy`` without its `options`. Under
+    :class:`torch.autocast` the loss is float32; the products are float32 products in any case. For "mean" and "sum"
     the gradients come with the loss, as in :func:`softce_fast.linear_cross_entropy_with_grad`; for
     "none" the backward pass makes the products again.
 
@@ -204,7 +207,7 @@ def linear_cross_entropy(
         input, linear_weight, target, linear_bias, weight, None, ignored, reduction,
         label_smoothing, wanted if reduction != "none" else [False] * 3,
     )[0]  # fmt: skip
-    return loss
+    return loss if torch.is_autocast_enabled("cpu") else loss.to(input.dtype)
 
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -222,6 +225,11 @@ def _served(differentiable: Tensor, *others: Tensor | None) -> bool:
         and differentiable.dtype in DTYPES
         and not any(other is not None and other.requires_grad for other in others)
     )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """Return what half types are computed in, of others their own dtype."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 # Tensors as arrays
@@ -358,7 +366,8 @@ _cross_entropy.register_autograd(_differentiate, setup_context=_save)
 
 # The operator of linear_cross_entropy
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # the loss; the gradients, empty if not wanted
+# The loss, and the gradients, empty if not wanted: in float32 at least.
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("softce_fast::linear_cross_entropy", mutates_args=(), device_types="cpu")
@@ -382,6 +391,7 @@ def _linear_cross_entropy(
         "ignore_index": ignore_index,
         "reduction": reduction,
         "label_smoothing": label_smoothing,
+        "dtype": np.promote_types(np.float32, arguments[0].dtype),
     }
     gradients = _gradients((input, linear_weight, linear_bias), wanted)
     with _threads():
@@ -400,12 +410,11 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return tensors for the gradients; those of half types are float32 until they are scaled."""
     input = layer[0]
-    dtype = torch.float32 if input.dtype.itemsize == 2 else input.dtype
     shapes = (
         tensor.shape if want and tensor is not None else (0,)
         for tensor, want in zip(layer, wanted, strict=True)
     )
-    first, second, third = (input.new_empty(shape, dtype=dtype) for shape in shapes)
+    first, second, third = (input.new_empty(shape, dtype=_wide(input)) for shape in shapes)
     return first, second, third
 
 
@@ -422,7 +431,7 @@ def _linear_cross_entropy_fake(
     label_smoothing: float,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss = input.new_empty(input.shape[:-1] if reduction == "none" else ())
+    loss = input.new_empty(input.shape[:-1] if reduction == "none" else (), dtype=_wide(input))
     return loss, *_gradients((input, linear_weight, linear_bias), wanted)
 
 

@@ -23,7 +23,6 @@ OPEN: tuple[tuple[str, str, str], ...] = (
     ("test_temperature_at_the_ends_of_the_range", r"e\+(38|308)-", SMALLEST),
     ("test_z_loss_at_the_ends_of_the_range", r"-0\.4-", "z_loss at the ends of the range"),
     ("test_a_factor_of_all_weights_leaves_the_mean", "float64-probabilities", PLAIN_SUM),
-    ("test_long_doubles_have_the_same_bits_in_any_order", "", "NumPy sums in the order of memory"),
 )
 
 

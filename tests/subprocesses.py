@@ -98,3 +98,12 @@ def ending(status: int) -> str:
 def thread_count() -> int:
     """Return the number of threads of this process."""
     return len(os.listdir("/proc/self/task"))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had so far, in bytes, as Linux tells it.
+
+    What getrusage tells is at least that of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -18,7 +19,9 @@ for needed in ("matplotlib", "pandas", "tabulate", "tqdm"):
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import ablation
+import adapters
 import compare
+import linear
 import peers
 import plots
 import report
@@ -173,7 +176,7 @@ def test_compare_summary_and_table() -> None:
     assert entry["best_peer"] == "torch"
     assert entry["ratio"] == pytest.approx(2e-3 / ours)
     assert entry["limit_share"] == pytest.approx(0.8e-3 / ours)
-    table = report.KINDS["compare"].text(document)
+    table = report.KINDS["compare"](document)
     assert "16384x1000" in table
     assert "2.05" in table
     assert "skipped Numba: not installed" in table
@@ -209,7 +212,7 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     document = report.condense(raw_speed_document())
     assert "a-host" not in json.dumps(document)
     assert document["cases"][0]["ratio"] == pytest.approx(30)
-    table = report.KINDS["speed"].text(document)
+    table = report.KINDS["speed"](document)
     assert "10 us" in table
     assert "300 us" in table
     assert "12.8" in table  # GB/s of 128,256 bytes in 10 us
@@ -229,7 +232,7 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_every_section_has_its_place() -> None:
-    """In the pages, and for each plot in the README."""
+    """In the pages; and each plot, once its results are recorded."""
     for page, sections in report.SECTIONS.items():
         path = report.ROOT / page
         if not path.exists():
@@ -237,8 +240,10 @@ def test_every_section_has_its_place() -> None:
         text = path.read_text(encoding="utf-8")
         for name, _, _ in sections:
             report.between_markers(text, name, "")
-    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"({picture})" in readme for picture in report.PLOTS)
+    pages = "".join((report.ROOT / page).read_text(encoding="utf-8") for page in report.SECTIONS)
+    for picture, (file, _) in report.PLOTS.items():
+        recorded = (report.RESULTS / file).exists()
+        assert not recorded or f"({picture})" in pages or f"({picture[len('docs/') :]})" in pages
 
 
 def test_plots(tmp_path: Path) -> None:
@@ -344,6 +349,66 @@ def test_ways_report(tmp_path: Path) -> None:
     assert plots.ways(document, tmp_path / "ways.png").exists()
 
 
+@pytest.mark.parametrize("task", [linear.GRADIENTS, linear.LOSS])
+@pytest.mark.parametrize("way", [linear.OURS, "PyTorch, eager", linear.CHUNKED])
+def test_a_way_to_a_linear_loss(way: str, task: str, special: ModuleType) -> None:
+    """Those that compile take long, or leave threads in this process."""
+    if way != linear.OURS:
+        pytest.importorskip("torch")
+    shape = 40, 30, 8
+    arrays = linear.Arrays(*shape)
+    log_probs = special.log_softmax(arrays.hidden @ arrays.matrix.T.astype(np.float64), axis=1)
+    right = -log_probs[np.arange(40), arrays.target].mean()
+    np.testing.assert_allclose(linear.prepare(way, task, shape), right, 1e-5)
+
+
+def test_linear_report(tmp_path: Path) -> None:
+    seconds = {report.PRODUCTS: 3.0, linear.OURS: 4.0, "JAX": 8.0, linear.CHUNKED: 6.0}
+    times = [
+        {
+            "task": linear.GRADIENTS,
+            "features": features,
+            "way": way,
+            "seconds": 1e-5 * found * features,
+        }
+        for features in (128, 512)
+        for way, found in seconds.items()
+    ]
+    compared = list(linear.compared(times))
+    assert [(e["features"], e["target"], pytest.approx(e["ratio"])) for e in compared] == [
+        (128, 0.75, 0.75), (512, 0.85, 0.75), (128, 1.4, 2), (512, 1.1, 2), (128, 1.3, 1.5),
+        (512, 1.3, 1.5),
+    ]  # fmt: skip
+    peaks = [{"rows": 50, "way": way, "bytes": 2**22} for way in seconds]
+    document = {
+        **HEAD, "rows": 50, "classes": 7, "times": times, "compared": compared,
+        "memory_features": 5, "peaks": peaks,
+    }  # fmt: skip
+    lines = report.linear_markdown(document).splitlines()
+    assert "| loss and gradients | softce_fast | 5.12 ms, 0.75 | 20.5 ms, 0.75 |" in lines
+    what = f"{linear.GRADIENTS}: {linear.OURS} over the products alone"
+    assert f"| {what} | 0.75 (0.75) | 0.75 (0.85) |" in lines
+    assert "| softce_fast | 4 MiB |" in lines
+    assert plots.linear(document, tmp_path / "linear.png").exists()
+
+
+def test_adapters_do_what_the_library_does() -> None:
+    pytest.importorskip("sklearn")
+    for library, of_library in adapters.LIBRARIES.items():
+        if importlib.util.find_spec(adapters.MODULES[library]):
+            what, pair = next(of_library(True))
+            assert what
+            for call in pair().values():
+                call()
+
+
+def test_adapters_report() -> None:
+    seconds = {"softce_fast": 2.0, "other": 3.0}
+    cell = {"library": "PyTorch", "what": "a step", "seconds": seconds}
+    table = report.markdown(report.adapters_rows({**HEAD, "cells": [cell]})).splitlines()
+    assert table[2] == "| PyTorch | a step | 3 s | 2 s | 1.50 |"
+
+
 def test_ablation_report() -> None:
     cells = [
         {"build": "avx2", "dtype": "float32", "operation": operation, "shape": shape,
@@ -406,7 +471,7 @@ def test_accuracy_report() -> None:
             for name, ulp in (("softce_fast", 2.5), ("torch", 232.0), ("scipy", None))
         ],
     }
-    table = report.KINDS["accuracy"].text(document)
+    table = report.KINDS["accuracy"](document)
     assert "2.50" in table
     assert "232" in table
     assert "not finite" in table

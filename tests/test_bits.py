@@ -57,6 +57,23 @@ def _capped(x: Array, labels: Array, axis: int, out: Array | None = None) -> Arr
     )[1]
 
 
+def _hessian(x: Array, labels: Array, axis: int, out: Array | None = None, **options: Any) -> Array:
+    return sf.cross_entropy_with_grad_and_hessian(
+        x, labels, axis, reduction="none", hessian_out=out, **options
+    )[2]
+
+
+def _gradient_beside_hessian(x: Array, labels: Array, axis: int, out: Array | None = None) -> Array:
+    return sf.cross_entropy_with_grad_and_hessian(x, labels, axis, reduction="none", grad_out=out)[
+        1
+    ]
+
+
+def _smoothed_hessian(x: Array, labels: Array, axis: int, out: Array | None = None) -> Array:
+    weight = np.linspace(0.5, 2, x.shape[axis])
+    return _hessian(x, labels, axis, out, weight=weight, label_smoothing=0.1, hessian_floor=1e-9)
+
+
 def _dense_target(x: Array) -> Array:
     """Numbers in the layout of x, 0 where x is infinite."""
     return (np.abs(x) < 3).astype(x.dtype)
@@ -89,6 +106,12 @@ OPERATIONS: dict[str, Operation] = {
         x, labels, axis, softcap=20.0, reduction="none"
     ),
     "capped_gradient": _capped,
+    "hessian": _hessian,
+    "smoothed_hessian": _smoothed_hessian,
+    "allowed_hessian": lambda x, labels, axis, out=None: _hessian(
+        x, labels, axis, out, where=_classes_allowed(x)
+    ),
+    "gradient_beside_hessian": _gradient_beside_hessian,
     # The second array of these may be any numbers: the logits will do.
     "softmax_backward": lambda x, labels, axis, out=None: sf.softmax_backward(x, x, axis, out=out),
     "log_softmax_backward": lambda x, labels, axis, out=None: sf.log_softmax_backward(
@@ -101,7 +124,10 @@ OPERATIONS: dict[str, Operation] = {
 WITH_OUTPUT = (
     *("softmax", "log_softmax", "gradient", "smoothed_gradient", "dense_gradient"),
     *("allowed_gradient", "capped_gradient", "softmax_backward", "log_softmax_backward"),
+    *("hessian", "smoothed_hessian", "allowed_hessian", "gradient_beside_hessian"),
 )
+# Those that may not take the place of the logits.
+BESIDE = ("hessian", "smoothed_hessian", "allowed_hessian")
 
 with_classes = pytest.mark.parametrize("classes", CLASS_COUNTS)
 HALF_CLASS_COUNTS = (2, 3, 10, 16, 17, 33, 47, 48, 64, 65, 100, 255, 256, 512, 513, 1000, 4097)
@@ -283,6 +309,8 @@ def check_outputs(logits: Array, labels: Array) -> None:
             out = layout(np.full_like(logits, 7))
             assert operation(logits, labels, -1, out=out) is out
             assert_same_bits(out, expected, name, layout_name)
+            if name in BESIDE:
+                continue
             in_place = layout(logits)
             assert operation(in_place, labels, -1, out=in_place) is in_place
             assert_same_bits(in_place, expected, name, layout_name, "in place")

@@ -24,7 +24,7 @@ INF, NAN = np.inf, np.nan
 
 def check(dtype: Any, logits: Any, target: Any, **options: Any) -> None:
     """Compare loss and gradient of a call with the truth, at the sizes the promise is made for."""
-    x = np.asarray(logits, dtype)
+    x = np.asarray(logits, dtype_named(dtype) if isinstance(dtype, str) else dtype)
     target = np.asarray(target)
     if target.dtype.kind == "f":
         target = target.astype(dtype)
@@ -113,6 +113,18 @@ SIZES += [
     for target, reduction in [([0, 1], "mean"), ([0, 1], "none"), ([[0.5, 0.5, 0]] * 2, "sum")]
     for more in ({}, {"label_smoothing": 0.1}, {"sample_weight": [1e-30, 1e30]})
 ]
+# Weights whose products leave even the range of float64, on both sides of it.
+SIZES += [
+    (
+        dtype,
+        [[0.5, 1, -2, 0], [1, 2, 3, -1]],
+        target,
+        {"weight": [7.2e-88, 4.2e241, 0, 1.0e200], "sample_weight": [3.06e143, 8.4e-267]} | more,
+    )
+    for dtype in ("f4", "f8")
+    for target in ([1, 0], [3, 3], [3, 1])
+    for more in ({}, {"label_smoothing": 0.1}, {"reduction": "sum"}, {"reduction": "none"})
+]
 # A loss, and a gradient, that are below the smallest normal number before they are weighted.
 SIZES += [
     (dtype, [[gap, 0]], target, {"weight": [weight, 1], "reduction": "sum"})
@@ -135,6 +147,11 @@ SIZES += [
     ("f4", [[1, 2]], [0], {"sample_weight": [1e100], "denominator": 1e99}),
     ("f4", [[1, 2]], [0], {"sample_weight": [1e-100], "denominator": 1e-99}),
     ("f8", [[1, 2]], [0], {"sample_weight": [1e300], "denominator": 1e299}),
+]
+SIZES += [
+    (dtype, [[1, 2, 3]], [0], {"denominator": denominator})
+    for dtype in ("bfloat16", "f4", "f8")
+    for denominator in (1e35, 1e-30, 1e13, 1e-13)
 ]
 
 

@@ -124,7 +124,15 @@ def test_reference_has_the_same_signature(name: str) -> None:
     assert inspect.getdoc(theirs)
 
 
+@pytest.mark.parametrize("name", [name for name in sf.sharded.__all__ if name != "SPLIT"])
+def test_reference_of_shards_has_the_same_signature(name: str) -> None:
+    ours, theirs = getattr(sf.sharded, name), getattr(sf.reference.sharded, name)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert inspect.getdoc(theirs)
+
+
 def test_reference_has_the_same_names() -> None:
+    assert sf.reference.sharded.__all__ == sf.sharded.__all__
     threads_and_configuration = {
         "get_num_threads", "num_threads", "set_num_threads", "show_config"
     }  # fmt: skip

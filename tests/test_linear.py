@@ -18,7 +18,7 @@ import truth
 from conftest import ISAS, dtype_named
 from layouts import STRIDES, WRITABLE, Array
 from softce_fast import _dispatch, _linear
-from subprocesses import run_function
+from subprocesses import peak_memory, run_function
 
 hypothesis = pytest.importorskip("hypothesis")
 strategies = pytest.importorskip("hypothesis.strategies")
@@ -147,6 +147,8 @@ class Draw:
             if options["reduction"] != "mean" and self.chance():
                 weights -= 1
             weights[self.generator.random(row_shape) < 0.2] = 0
+            if row_shape:  # a weight for each sequence, or each place in it
+                weights = self.choice(weights, weights, weights[:1], weights[..., :1])
             options["sample_weight"] = weights
         options["label_smoothing"] = self.choice(0.0, 0.0, 0.1, 1.0)
         options["z_loss"] = self.choice(0.0, 0.0, 1e-2)
@@ -374,21 +376,26 @@ def test_nan_in_a_row_that_does_not_count_reaches_nothing(
     np.testing.assert_array_equal(gradients.weight, clean_gradients.weight)
 
 
-def test_ignored_rows_are_left_out_of_the_product(
-    generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("out", ["ignored", "weight 0"])
+def test_rows_that_do_not_count_are_left_out_of_the_products(
+    generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     hidden, matrix = generator.normal(size=(40, 5)), generator.normal(size=(11, 5))
-    target = np.where(np.arange(40) % 2, -100, 3)
-    rows = []
+    target, options = generator.integers(0, 11, 40), {}
+    if out == "ignored":
+        target[1::2] = -100
+    else:
+        options["sample_weight"] = np.arange(40) % 2
+    products = []
     matmul = np.matmul
 
     def counted(first: Array, second: Array, **options: Any) -> Array:
-        rows.append(first.shape[0])
+        products.append((*first.shape, second.shape[1]))
         return matmul(first, second, **options)
 
     monkeypatch.setattr(_linear.np, "matmul", counted)
-    sf.linear_cross_entropy(hidden, matrix, target)
-    assert rows == [20]
+    sf.linear_cross_entropy_with_grad(hidden, matrix, target, **options)
+    assert products == [(20, 5, 11), (11, 20, 5), (20, 11, 5)]
 
 
 def test_negative_infinite_bias_excludes_a_class(generator: np.random.Generator) -> None:
@@ -526,16 +533,6 @@ def test_longdouble(generator: np.random.Generator) -> None:
 ROWS, CLASSES, FEATURES = 4096, 20_000, 64  # logits of 328 MB in float32
 
 
-def peak() -> int:
-    """The largest size that this process had so far, in bytes.
-
-    What getrusage tells is at least that of the process that started this one.
-    """
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found.group(1)) * 1024
-
-
 def grow(dtype: str, memory: str, pattern: str) -> None:
     """Print by how much the peak grows in a call."""
     generator = np.random.default_rng(0)
@@ -545,18 +542,25 @@ def grow(dtype: str, memory: str, pattern: str) -> None:
     target = generator.integers(0, CLASSES, ROWS)
     if pattern == "ignored":
         target[::3] = -100
+    options: dict[str, Any] = {}
     if pattern == "strided":
         hidden = np.repeat(hidden, 2, axis=0)[::2]
         matrix = np.repeat(matrix, 2, axis=1)[:, ::2]
+    if pattern == "turned, some classes":
+        hidden, matrix = np.asfortranarray(hidden)[::-1], matrix[::-1, ::-1]
+        options["where"] = np.isin(np.arange(CLASSES), target)
+        options["linear_bias"] = np.zeros(CLASSES, kind)
     outs: dict[str, Any] = {
         "hidden_grad_out": np.ones(hidden.shape, np.float32),
         "weight_grad_out": np.ones(matrix.shape, np.float32),
     }
     # What is loaded once, and threads that stay.
-    sf.linear_cross_entropy_with_grad(hidden[:9], matrix[:5000], target[:9] % 5000)
-    before = peak()
-    sf.linear_cross_entropy_with_grad(hidden, matrix, target, memory=int(memory), **outs)
-    print(peak() - before)
+    first = {name: array[:5000] for name, array in options.items()}
+    sf.linear_cross_entropy_with_grad(hidden[:9], matrix[:5000], target[:9] % 5000, **first)
+    before = peak_memory()
+    sf.linear_cross_entropy_with_grad(hidden, matrix, target, memory=int(memory), **outs, **options)
+    sf.linear_target_scores(hidden, matrix, target, memory=int(memory), **options)
+    print(peak_memory() - before)
 
 
 # Blocks are made in Python, alike for all builds.
@@ -564,7 +568,7 @@ def grow(dtype: str, memory: str, pattern: str) -> None:
 @pytest.mark.parametrize("build", _dispatch.available()[:1], indirect=True)
 @pytest.mark.parametrize("memory", [4 * MB, 64 * MB])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("pattern", ["plain", "ignored", "strided"])
+@pytest.mark.parametrize("pattern", ["plain", "ignored", "strided", "turned, some classes"])
 def test_memory_stays_within_the_limit(build: str, dtype: str, memory: int, pattern: str) -> None:
     result = run_function(grow, dtype, str(memory), pattern, environment={"SOFTCE_FAST_ISA": build})
     assert int(result.stdout) <= memory + 32 * MB
@@ -585,6 +589,25 @@ def test_more_than_2_to_the_31_logits() -> None:
     right, right_gradients = sf.linear_cross_entropy_with_grad(hidden[:5], matrix, target[few])
     assert loss == right
     np.testing.assert_allclose(gradients.weight, right_gradients.weight, 1e-5, 1e-7)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_logits_that_count() -> None:
+    """Rows of one kind, whose labels are the classes in turn."""
+    rows, classes = 2**16, 2**15 + 2**10
+    matrix = np.linspace(-1, 1, classes, dtype=np.float32)[:, None]
+    target = (np.arange(rows) % classes).astype(np.int32)
+    scores = matrix[:, 0].astype(np.float64)
+    losses = np.log(np.exp(scores).sum()) - scores
+    loss, gradients = sf.linear_cross_entropy_with_grad(
+        np.broadcast_to(np.float32(1), (rows, 1)), matrix, target, reduction="sum",
+        weight_grad_out=np.empty(matrix.shape, np.float32),
+    )  # fmt: skip
+    np.testing.assert_allclose(loss, losses[target].sum(), 1e-6)
+    expected = rows * sf.reference.softmax(scores) - np.bincount(target, minlength=classes)
+    np.testing.assert_allclose(gradients.weight[:, 0], expected, 1e-4, 1e-3)
+    hidden = scores @ sf.reference.softmax(scores) - scores[target]
+    np.testing.assert_allclose(gradients.hidden[:, 0], hidden, 1e-4, 1e-4)
 
 
 # Training

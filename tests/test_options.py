@@ -22,7 +22,7 @@ sys.path.insert(0, str(TOOLS))
 import fuzz
 
 FLAGS = {"accumulate", "entropy", "keepdims", "return_sign"}  # anything is true or false
-# Functions put together from others are not in the fuzzer and the table; they have tests alone.
+# Functions put together from others are not in the table; they have tests of their own.
 COMPOSED = {
     "cross_entropy_with_grad_and_hessian": "test_hessian.py",
     "linear_cross_entropy": "test_linear.py",
@@ -34,6 +34,7 @@ FUNCTIONS = [
     for name in sf.__all__
     if inspect.isfunction(getattr(sf, name)) and name in sf.reference.__all__
 ]
+SHARDED = [name for name in sf.sharded.__all__ if inspect.isfunction(getattr(sf.sharded, name))]
 SINGLE = [name for name in FUNCTIONS if name not in COMPOSED]
 
 
@@ -48,7 +49,12 @@ def test_the_reference_knows_every_option(name: str) -> None:
     assert options_of(name) <= options_of(name, sf.reference)
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", SHARDED)
+def test_the_reference_of_shards_knows_every_option(name: str) -> None:
+    assert options_of(name, sf.sharded) <= options_of(name, sf.reference.sharded)
+
+
+@pytest.mark.parametrize("name", fuzz.FUNCTIONS)
 def test_the_fuzzer_gives_every_option(name: str) -> None:
     missing = options_of(name)
     for seed in range(500):
@@ -58,7 +64,7 @@ def test_the_fuzzer_gives_every_option(name: str) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", fuzz.FUNCTIONS)
 def test_the_fuzzer_has_wrong_values_of_every_option(name: str) -> None:
     assert options_of(name) - FLAGS <= set(fuzz.BAD_OPTIONS)
 
@@ -79,7 +85,15 @@ def test_the_table_of_errors_has_every_option(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPOSED)
 def test_functions_put_together_have_tests_of_every_option(name: str) -> None:
-    """By name: as a keyword, or as a word."""
-    source = (HERE / COMPOSED[name]).read_text(encoding="utf-8")
-    named = {a or b for a, b in re.findall(r'\b(\w+)=|"(\w+)"', source)}
-    assert options_of(name) <= named
+    assert options_of(name) <= named_in(COMPOSED[name])
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_functions_on_shards_have_tests_of_every_option(name: str) -> None:
+    assert options_of(name, sf.sharded) <= named_in("test_sharded.py")
+
+
+def named_in(file: str) -> set[str]:
+    """What a file names: as a keyword, or as a word."""
+    source = (HERE / file).read_text(encoding="utf-8")
+    return {a or b for a, b in re.findall(r'\b(\w+)=|"(\w+)"', source)}

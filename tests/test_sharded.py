@@ -15,6 +15,7 @@ import pytest
 
 import softce_fast as sf
 import truth
+from layouts import assert_same_bits
 from softce_fast import sharded
 from test_digits import Digits, rows_with_gaps, target_for
 from truth import Array
@@ -25,28 +26,36 @@ SPLIT = sharded.SPLIT
 OPTIONS: list[tuple[str, ...]] = [
     (), ("weight",), ("sample_weight",), ("z_loss",), ("temperature",),
     ("label_smoothing",), ("weight", "label_smoothing"), ("weight", "sample_weight", "z_loss"),
+    ("softcap",), ("softcap", "temperature", "weight"), ("softcap", "label_smoothing"), ("where",),
+    ("where", "label_smoothing"), ("where", "weight", "label_smoothing", "softcap", "z_loss"),
 ]  # fmt: skip
-VALUES = {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7}
+VALUES = {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7, "softcap": 5.0}
+OF_LOGITS = ("temperature", "softcap", "where")
 
 
-def options_for(names: tuple[str, ...], rows: int, classes: int) -> dict[str, Any]:
-    random = np.random.default_rng(4)
+def options_for(names: tuple[str, ...], target: Array, classes: int) -> dict[str, Any]:
+    random, rows = np.random.default_rng(4), len(target)
     options = {name: VALUES.get(name) for name in names}
     if "weight" in options:
         options["weight"] = random.uniform(0.1, 5, classes)
     if "sample_weight" in options:
         options["sample_weight"] = np.append(0.0, random.uniform(0.1, 5, rows - 1))
+    if "where" in options:
+        options["where"] = random.random((rows, classes)) < 0.6
+        options["where"][np.arange(rows), np.maximum(target, 0)] = True
     return options
 
 
 class Sharded:
     """All functions on shards of the last axis, put together again."""
 
-    def __init__(self, logits: Array, target: Array, cuts: Sequence[int], **options: Any) -> None:
+    def __init__(
+        self, logits: Array, target: Array, cuts: Sequence[int], module: Any = sharded,
+        **options: Any,
+    ) -> None:  # fmt: skip
         ends = [0, *cuts, logits.shape[-1]]
-        of_loss = {k: v for k, v in options.items() if k not in ("weight", "temperature", "where")}
-        reduction = {name: of_loss.pop(name) for name in ("reduction",) if name in of_loss}
-        of_logits = {name: options[name] for name in ("temperature",) if name in options}
+        of_loss = {k: v for k, v in options.items() if k not in ("weight", *OF_LOGITS)}
+        of_logits = {k: options[k] for k in ("temperature", "softcap") if k in options}
         parts = []
         for start, stop in itertools.pairwise(ends):
             cut = {
@@ -54,27 +63,25 @@ class Sharded:
                 for name in ("weight", "where") if name in options
             }  # fmt: skip
             parts.append((logits[..., start:stop], {"class_offset": start, **cut, **of_logits}))
-        self.each = [sharded.row_states(part, target, **more) for part, more in parts]
-        self.states = sharded.merge(*self.each)
-        self.logsumexp = sharded.logsumexp(self.states)
-        self.loss = sharded.cross_entropy(self.states, **of_loss, **reduction)
+        self.each = [module.row_states(part, target, **more) for part, more in parts]
+        self.states = module.merge(*self.each)
+        self.logsumexp = module.logsumexp(self.states)
+        self.loss = module.cross_entropy(self.states, **of_loss)
 
-        def joined(function: Any, names: set[str]) -> Array:
+        def joined(function: Any) -> Array:
             return np.concatenate(
                 [
-                    function(part, self.states, **{k: v for k, v in more.items() if k in names})
+                    function(part, self.states, **{k: v for k, v in more.items() if k in OF_LOGITS})
                     for part, more in parts
                 ],
                 axis=-1,
             )
 
-        self.softmax = joined(sharded.softmax, {"temperature", "where"})
-        self.log_softmax = joined(sharded.log_softmax, {"temperature", "where"})
+        self.softmax = joined(module.softmax)
+        self.log_softmax = joined(module.log_softmax)
         self.gradient = np.concatenate(
             [
-                sharded.cross_entropy_grad(
-                    part, target, self.states, **more, **of_loss, **reduction
-                )
+                module.cross_entropy_grad(part, target, self.states, **more, **of_loss)
                 for part, more in parts
             ],
             axis=-1,
@@ -101,31 +108,41 @@ def test_splits_at_multiples_have_the_bits_of_the_whole(
 ) -> None:
     classes = 3 * SPLIT + 700
     logits, target = case(classes, full_dtype, offset)
-    options = options_for(names, len(logits), classes) | {"reduction": reduction}
-    of_logits = {name: options[name] for name in ("temperature",) if name in options}
+    options = options_for(names, target, classes) | {"reduction": reduction}
+    of_logits = {name: options[name] for name in OF_LOGITS if name in options}
     loss, gradient = sf.cross_entropy_with_grad(logits, target, **options)
     for cuts in ([SPLIT], [2 * SPLIT], [SPLIT, 2 * SPLIT, 3 * SPLIT]):
         found = Sharded(logits, target, cuts, **options)
-        np.testing.assert_array_equal(found.softmax, sf.softmax(logits, **of_logits))
-        np.testing.assert_array_equal(found.log_softmax, sf.log_softmax(logits, **of_logits))
-        if not of_logits:
-            np.testing.assert_array_equal(found.logsumexp, sf.logsumexp(logits))
+        if not of_logits.keys() & {"softcap", "temperature"}:
+            assert_same_bits(found.logsumexp, sf.logsumexp(logits, **of_logits))
+        if "softcap" not in options:
+            assert_same_bits(found.softmax, sf.softmax(logits, **of_logits))
+            assert_same_bits(found.log_softmax, sf.log_softmax(logits, **of_logits))
         if "label_smoothing" in options:
             continue
-        np.testing.assert_array_equal(found.loss, loss)
-        np.testing.assert_array_equal(found.gradient, gradient)
+        assert_same_bits(found.loss, loss)
+        assert_same_bits(found.gradient, gradient)
 
 
-def test_half_types_have_the_bits_of_the_whole(half_dtype: np.dtype) -> None:
-    logits, target = case(2 * SPLIT + 5, half_dtype)
-    loss, gradient = sf.cross_entropy_with_grad(logits, target)
-    found = Sharded(logits, target, [SPLIT])
-    for got, right in (
-        (found.loss, loss), (found.gradient, gradient), (found.softmax, sf.softmax(logits)),
-        (found.logsumexp, sf.logsumexp(logits)),
-    ):  # fmt: skip
-        assert np.asarray(got).dtype == half_dtype
-        np.testing.assert_array_equal(got, right)
+@pytest.mark.parametrize(
+    "names", [names for names in OPTIONS if "label_smoothing" not in names], ids="-".join
+)
+def test_half_types_have_the_bits_of_the_whole(
+    half_dtype: np.dtype, names: tuple[str, ...]
+) -> None:
+    """With options they are computed with more digits than without."""
+    for offset in (0.0, -50.0):
+        logits, target = case(2 * SPLIT + 5, half_dtype, offset)
+        options = options_for(names, target, 2 * SPLIT + 5) | {"reduction": "sum"}
+        of_logits = {name: options[name] for name in OF_LOGITS if name in options}
+        loss, gradient = sf.cross_entropy_with_grad(logits, target, **options)
+        found = Sharded(logits, target, [SPLIT], **options)
+        assert_same_bits(found.loss, loss)
+        assert_same_bits(found.gradient, gradient)
+        if "softcap" not in names:
+            assert_same_bits(found.softmax, sf.softmax(logits, **of_logits))
+        if not names:
+            assert_same_bits(found.logsumexp, sf.logsumexp(logits))
 
 
 def test_bits_do_not_depend_on_threads_axis_or_grouping(full_dtype: np.dtype) -> None:
@@ -163,20 +180,64 @@ def test_digits(full_dtype: np.dtype, names: tuple[str, ...]) -> None:
         ):  # fmt: skip
             logits = rows_with_gaps(classes, full_dtype)
             target = target_for("labels", logits)
-            options = options_for(names, len(logits), classes)
-            of_logits = {name: options[name] for name in ("temperature",) if name in options}
+            options = options_for(names, target, classes)
+            of_logits = {name: options[name] for name in OF_LOGITS if name in options}
             right = truth.cross_entropy_with_options(logits, target, reduction="none", **options)
             found = Sharded(logits, target, cuts, reduction="none", **options)
-            digits.check("loss", found.loss, right.loss, classes)
+            digits.check("loss", found.loss, right.loss, classes, doubt=right.loss_doubt)
+            digits.check("gradient", found.gradient, right.gradient, classes,
+                         scale=right.gradient_scale, doubt=right.gradient_doubt)  # fmt: skip
+            # A capped logit is rounded: so much may each be off by.
+            doubt = options.get("softcap", 0.0) / options.get("temperature", 1.0)
+            probabilities = truth.softmax(logits, **of_logits)
             digits.check(
-                "gradient", found.gradient, right.gradient, classes, scale=right.gradient_scale
+                "softmax", found.softmax, probabilities, classes, doubt=2 * doubt * probabilities
             )
-            digits.check("softmax", found.softmax, truth.softmax(logits, **of_logits), classes)
             log_probs = truth.log_softmax(logits, **of_logits)
-            digits.check("log_softmax", found.log_softmax, log_probs, classes)
-            scale = truth.logsumexp_scale(logits, **of_logits)
-            total = truth.logsumexp(logits, **of_logits)
-            digits.check("logsumexp", found.logsumexp, total, classes, scale=scale)
+            digits.check("log_softmax", found.log_softmax, log_probs, classes, doubt=2 * doubt)
+            total, scale = (
+                function(logits, **of_logits)
+                for function in (truth.logsumexp, truth.logsumexp_scale)
+            )
+            digits.check("logsumexp", found.logsumexp, total, classes, scale=scale, doubt=doubt)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 3])
+@pytest.mark.parametrize("denominator", [None, 2.5, -3.0])
+def test_reductions(full_dtype: np.dtype, ignore_index: int, denominator: float | None) -> None:
+    logits, target = case(40, full_dtype)
+    target = np.where(target == -100, ignore_index, target)
+    options: dict[str, Any] = options_for(("weight", "sample_weight"), target, 40)
+    options |= {"ignore_index": ignore_index, "denominator": denominator}
+    with Digits(full_dtype) as digits:
+        for reduction in ("mean", "sum"):
+            options["reduction"] = reduction
+            right = truth.cross_entropy_with_options(logits, target, **options)
+            found = Sharded(logits, target, [7, 30], **options)
+            digits.check("loss", found.loss, right.loss, reduction)
+            digits.check("gradient", found.gradient, right.gradient, reduction,
+                         scale=right.gradient_scale)  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+@pytest.mark.parametrize("denominator", [None, 0.0])
+@pytest.mark.parametrize("ignored", [0, 1, 9])
+@pytest.mark.parametrize("names", [(), ("weight",), ("where",)], ids="-".join)
+def test_division_by_zero(
+    names: tuple[str, ...], ignored: int, denominator: float | None, empty: str
+) -> None:
+    """As in the undivided call: the gradient is infinite or NaN where the loss is."""
+    logits, target = case(20, np.dtype(np.float64))
+    target[:ignored], target[3] = -100, 5
+    if ignored == 9:
+        target[:] = -100
+    options = options_for(names, target, 20) | {"empty": empty, "denominator": denominator}
+    if "weight" in options:
+        options["weight"][:] = 0
+    found = Sharded(logits, target, [11], **options)
+    loss, gradient = sf.cross_entropy_with_grad(logits, target, **options)
+    np.testing.assert_allclose(found.loss, loss, 1e-15)
+    np.testing.assert_allclose(found.gradient, gradient, 1e-14)
 
 
 def test_merging_in_any_order() -> None:
@@ -200,8 +261,11 @@ def test_states_can_be_sent_saved_and_indexed(tmp_path: Any) -> None:
     )
     again = sharded.merge(*(np.concatenate([item[:4], item[4:]]) for item in states))
     np.testing.assert_array_equal(sharded.cross_entropy(again, reduction="none"), loss)
-    stacked = np.stack([states[0], states[0]])
+    stacked = np.asfortranarray(np.stack([sharded.merge(*states)] * 2))
     assert sharded.logsumexp(stacked).shape == (2, 9)
+    for part in (stacked, stacked[:, ::-1][:, ::-1], stacked.T.copy().T):
+        of_all = sharded.cross_entropy(part, reduction="none")
+        np.testing.assert_array_equal(of_all, [loss, loss])
 
 
 # Masks and edge values
@@ -244,6 +308,20 @@ def test_rows_that_are_not_finite() -> None:
     loss, gradient = sf.cross_entropy_with_grad(x, target, reduction="none")
     np.testing.assert_array_equal(found.loss, loss)
     np.testing.assert_array_equal(found.gradient, gradient)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 1.0}, {"weight": [0.0, 1.0]}])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_rows_that_nothing_is_left_of(options: dict[str, Any], z_loss: float) -> None:
+    """Without a coefficient above 0 a row counts for nothing, also where no class is allowed."""
+    x, y, allowed = np.zeros((2, 2)), np.zeros(2, int), np.array([[True, True], [False, False]])
+    options = {name: np.asarray(value) for name, value in options.items()}
+    options |= {"where": allowed, "z_loss": z_loss, "reduction": "none"}
+    found = Sharded(x, y, [1], **options)
+    loss, gradient = sf.cross_entropy_with_grad(x, y, **options)
+    np.testing.assert_allclose(found.loss, loss, 1e-15)
+    np.testing.assert_allclose(found.gradient, gradient, 1e-15)
+    assert found.loss[1] == (np.inf if z_loss else 0)
 
 
 def test_shards_without_classes_and_rows() -> None:
@@ -329,10 +407,24 @@ def test_errors() -> None:
             ValueError, "target must be that of the states",
         ),
         (
-            lambda: sharded.cross_entropy(
-                sharded.row_states(x, y, where=[True, True, False]), label_smoothing=0.1),
-            NotImplementedError, "label_smoothing is not served together with where",
+            lambda: sharded.merge(plain, sharded.row_states(x, softcap=2)),
+            ValueError, "the same softcap",
         ),
+        (lambda: sharded.row_states(x, softcap=-1), ValueError, "softcap must be"),
+        (
+            lambda: sharded.softmax(x, states, softcap=3.0),
+            ValueError, "softcap must be that of the states, None, got 3.0",
+        ),
+        (
+            lambda: sharded.log_softmax(x, states, temperature=3.0),
+            ValueError, "temperature must be that of the states, 1.0, got 3.0",
+        ),
+        (
+            lambda: sharded.softmax(x.astype("f4"), states),
+            ValueError, "dtype must be that of the states, float64, got float32",
+        ),
+        (lambda: sharded.row_states(x, temperature=1e-250), NotImplementedError, "temperature"),
+        (lambda: sharded.row_states(x, softcap=1e150), NotImplementedError, "softcap"),
     ]  # fmt: skip
     for call, error, words in cases:
         with pytest.raises(error, match=words):

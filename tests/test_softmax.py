@@ -752,3 +752,15 @@ def test_objects_with_dlpack_alone_are_taken() -> None:
     expected = sf.cross_entropy_with_grad(logits, labels)
     assert loss == expected[0]
     np.testing.assert_array_equal(grad, expected[1])
+
+
+@pytest.mark.parametrize(
+    "function", [sf.cross_entropy, functools.partial(sf.linear_cross_entropy, np.eye(5))]
+)
+def test_arguments_with_dlpack_alone_are_taken(function: Any) -> None:
+    arguments = {
+        "target": np.arange(5), "weight": np.linspace(1, 2, 5), "sample_weight": np.arange(5.0),
+        "where": np.ones(5, np.bool_),
+    }  # fmt: skip
+    given = {name: OnlyDlpack(array) for name, array in arguments.items()}
+    assert function(OnlyDlpack(np.eye(5)), **given) == function(np.eye(5), **arguments)

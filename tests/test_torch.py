@@ -6,6 +6,7 @@ PyTorch's samples for its own tests run in tools/suites.py.
 from __future__ import annotations
 
 import itertools
+import shutil
 import warnings
 from types import ModuleType
 from typing import Any
@@ -91,16 +92,31 @@ def test_operators_keep_pytorchs_rules(torch: ModuleType) -> None:
         torch.library.opcheck(torch.ops.softce_fast.linear_cross_entropy.default, arguments)
 
 
-def test_compiled_without_a_graph_break(torch: ModuleType) -> None:
-    logits, target = problem(torch, (6, 5), torch.float32, False)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_without_a_graph_break(torch: ModuleType, backend: str, name: str) -> None:
+    if backend == "inductor" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        pytest.skip("there is no C++ compiler")
+    dtype = getattr(torch, name)
+    logits, target = problem(torch, (6, 5), dtype, False)
+    layer = torch.randn(7, 5, dtype=dtype, requires_grad=True)
 
-    def loss(logits: Any) -> Any:
-        return adapter.cross_entropy(2 * logits, target, label_smoothing=0.1)
+    def losses(logits: Any, layer: Any) -> tuple[Any, ...]:
+        return (
+            adapter.cross_entropy(2 * logits, target, label_smoothing=0.1),
+            adapter.linear_cross_entropy(2 * logits, layer, target),
+            adapter.linear_cross_entropy(logits, 2 * layer, target, reduction="none").sum(),
+        )
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    values = loss(logits), compiled(logits)
-    results = [(value, *torch.autograd.grad(value, logits)) for value in values]
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    compiled = torch.compile(losses, fullgraph=True, backend=backend)
+    results = []
+    for function in (losses, compiled):
+        values = function(logits, layer)
+        results.append([*values, *torch.autograd.grad(sum(values), (logits, layer))])
+    # What is fused around the losses may be rounded less often.
+    rounding = 0 if backend == "aot_eager" else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(*results, rtol=rounding, atol=rounding)
 
 
 def test_half_types_of_scaled_losses_round_once(torch: ModuleType) -> None:
@@ -109,6 +125,29 @@ def test_half_types_of_scaled_losses_round_once(torch: ModuleType) -> None:
     logits.requires_grad_()
     adapter.cross_entropy(logits, target).mul(2.0**10).backward()
     np.testing.assert_allclose(logits.grad[0, 1].item(), 2**10 / 4096 / 64, rtol=1e-3)
+
+
+def test_autocast(torch: ModuleType) -> None:
+    """Losses of bfloat16 are float32 there, and gradients what they are elsewhere."""
+    functional = torch.nn.functional
+    logits, target = problem(torch, (6, 5), torch.bfloat16, False)
+    layer = torch.randn(7, 5, dtype=torch.bfloat16, requires_grad=True)
+    results = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses = (
+                adapter.cross_entropy(logits, target),
+                adapter.linear_cross_entropy(logits, layer, target),
+                adapter.linear_cross_entropy(logits, layer, target, reduction="none").sum(),
+            )
+        assert {loss.dtype for loss in losses} == {torch.float32 if enabled else torch.bfloat16}
+        results.append(torch.autograd.grad(sum(losses), (logits, layer)))
+        if enabled:
+            right = functional.cross_entropy(double(logits), target)
+            linear = functional.cross_entropy(double(logits) @ double(layer).T, target)
+            torch.testing.assert_close(losses[0].double(), right, rtol=1e-6, atol=0)
+            torch.testing.assert_close(losses[1].double(), linear, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*results)
 
 
 def test_any_strides(torch: ModuleType) -> None:

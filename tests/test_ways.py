@@ -44,9 +44,12 @@ def choices_of(name: str, rows: int, classes: int) -> Choices:
         "empty": ["nan", "zero"],
         "dtype": [None, np.float64],
     }
+    # Of a mask and a cap every combination counts, not of what is done after all sums.
     of_logits: Choices = {
-        **loss, "label_smoothing": [0.0, 0.1], "z_loss": [0.0, 0.1], "temperature": [1.0, 2.0],
+        **loss, "empty": ["nan"], "denominator": [None], "label_smoothing": [0.0, 0.1],
+        "temperature": [1.0, 2.0], "where": of_rows["where"],
     }  # fmt: skip
+    capped: Choices = {**of_logits, "softcap": [None, 5.0], "z_loss": [0.0, 0.1]}
     binary: Choices = {
         "target": [probabilities, each > 1],
         "weight": [None, each, each[0]],
@@ -67,8 +70,17 @@ def choices_of(name: str, rows: int, classes: int) -> Choices:
         },
         "softmax_backward": backward,
         "log_softmax_backward": backward,
-        "cross_entropy": {"logits": inputs, **of_logits},
-        "cross_entropy_with_grad": {"logits": inputs, **of_logits},
+        "cross_entropy": {"logits": inputs, **capped},
+        "cross_entropy_with_grad": {"logits": inputs, **capped},
+        "cross_entropy_with_grad_and_hessian": {
+            "logits": inputs, **of_logits, "hessian_scale": [1.0, 2.0],
+            "hessian_floor": [None, 0.1],
+        },
+        "target_scores": {
+            "logits": inputs, "target": loss["target"][:2], **of_rows, "softcap": [None, 5.0],
+            "temperature": [1.0, 2.0], "ignore_index": [-100, 1], "top_k": [0, 1, 5],
+            "entropy": [False, True], "ties": ["first", "min", "max"],
+        },
         "nll_loss": {"log_probs": [np.log(probabilities), *inputs[1:]], **loss},
         "cross_entropy_from_probs": {"probs": [probabilities, each], **loss},
         "binary_cross_entropy": {"probs": [probabilities], **binary},
@@ -83,9 +95,9 @@ def choices_of(name: str, rows: int, classes: int) -> Choices:
 
 NAMES = (
     "softmax", "log_softmax", "logsumexp", "softmax_backward", "log_softmax_backward",
-    "cross_entropy", "cross_entropy_with_grad", "nll_loss", "cross_entropy_from_probs",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits",
-    "binary_cross_entropy_with_logits_with_grad",
+    "cross_entropy", "cross_entropy_with_grad", "cross_entropy_with_grad_and_hessian",
+    "target_scores", "nll_loss", "cross_entropy_from_probs", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits", "binary_cross_entropy_with_logits_with_grad",
 )  # fmt: skip
 
 

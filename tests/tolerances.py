@@ -10,6 +10,7 @@ import truth
 
 # Units in the last place, against long double: the accuracy that the package promises.
 ULP = {"softmax": 4.0, "log_softmax": 4.0, "logsumexp": 2.0, "loss": 4.0, "gradient": 4.0}
+ULP["hessian"] = 4.0
 # Half types are computed in float32 and rounded once.
 HALF_ULP = 0.55
 # logsumexp is measured in the spacing at max(|result|, 1).

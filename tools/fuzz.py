@@ -13,11 +13,14 @@ are printed; with --seed and --case one case runs alone and shows its arguments.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import inspect
+import itertools
 import math
 import mmap
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,8 +197,8 @@ class Case:
     arguments: list[Any] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     memories: list[Memory] = field(default_factory=list)
-    output: str = ""  # the option that names the output, if one is given
-    output_memory: Memory | None = None
+    outputs: dict[str, Memory] = field(default_factory=dict)  # by the option that names it
+    cuts: tuple[float, ...] = ()  # where to part the classes, as shares of them
     threads: int = 1
     isa: str = ""
 
@@ -325,7 +329,7 @@ def allow_target(case: Case, mask: Array) -> None:
     mask |= np.moveaxis(target[..., None] == classes, -1, axis)
 
 
-def draw_output(random: Random, case: Case) -> Array | None:
+def draw_output(random: Random, case: Case, name: str) -> Array | None:
     """Draw an output: a new array, the input itself, or one that overlaps an input."""
     source, shape = case.memories[0], case.shape
     dtypes = [memory.array.dtype for memory in case.memories[: 1 + ("backward" in case.name)]]
@@ -357,7 +361,7 @@ def draw_output(random: Random, case: Case) -> Array | None:
     else:
         memory = place(random, shape, dtype)
         case.memories.append(memory)
-    case.output_memory = memory
+    case.outputs[name] = memory
     return memory.array
 
 
@@ -396,9 +400,13 @@ DRAWN: dict[str, tuple[float, Drawn]] = {
     "ties": (0.6, among(*_checks.TIES)),
     "keepdims": (0.3, among(True)),
     "return_sign": (0.1, among(True)),
-    "out": (0.4, draw_output),
-    "grad_out": (0.5, draw_output),
+    "hessian_scale": (0.3, among(2.0, 0.3, 1e-9, 1e9)),
+    "hessian_floor": (0.3, among(None, 0.0, 1e-16, 0.3)),
+    "out": (0.4, partial(draw_output, name="out")),
+    "grad_out": (0.5, partial(draw_output, name="grad_out")),
+    "hessian_out": (0.5, partial(draw_output, name="hessian_out")),
 }  # fmt: skip
+OUTPUTS = ("out", "grad_out", "hessian_out")
 FUNCTIONS = {
     name: signature
     for name in reference.__all__
@@ -418,9 +426,8 @@ def draw(random: Random, name: str) -> Case:
         value = drawn(random, case)
         if FUNCTIONS[name][argument].default is inspect.Parameter.empty:
             case.arguments.append(value)
-        elif argument not in ("out", "grad_out") or value is not None:
+        elif argument not in OUTPUTS or value is not None:
             case.options[argument] = value
-            case.output = argument if argument in ("out", "grad_out") else case.output
     return case
 
 
@@ -445,6 +452,9 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "b": [np.ones((3, 1, 4, 1, 9, 2)), "b", [1j]],
     "out": ["out", [1.0], np.ma.zeros(3), np.zeros((2, 2, 2, 2, 2, 2)), np.zeros(3, np.int32), 0.0],
     "grad_out": ["out", [1.0], np.ma.zeros(3), np.zeros((2,) * 6), np.zeros(3, np.int32)],
+    "hessian_out": ["out", [1.0], np.ma.zeros(3), np.zeros((2,) * 6), np.zeros(3, np.int32)],
+    "hessian_scale": [0, -1.0, math.nan, math.inf, "two", None],
+    "hessian_floor": [-1.0, math.nan, math.inf, "none"],
 }
 ODD_ARRAYS: list[Callable[[Array], Any]] = [
     lambda x: np.ones(x.shape, complex), lambda x: x.astype(object), np.ma.masked_array,
@@ -461,8 +471,7 @@ def spoil(random: Random, case: Case) -> None:
     if kind < 0.55 and options:
         name = one_of(random, options)
         case.options[name] = one_of(random, BAD_OPTIONS[name])
-        if name == case.output:
-            case.output, case.output_memory = "", None
+        case.outputs.pop(name, None)
     elif kind < 0.65:
         position = int(random.integers(len(case.arguments)))
         with warnings.catch_warnings():
@@ -473,8 +482,8 @@ def spoil(random: Random, case: Case) -> None:
         value = one_of(random, [limits.min, limits.max, -1, -101, first.size + 200])
         if labels.size and labels.flags.writeable and limits.min <= value <= limits.max:
             labels[tuple(int(random.integers(n)) for n in labels.shape)] = value
-    elif kind < 0.9 and case.output_memory is not None:
-        case.output_memory.array.flags.writeable = False
+    elif kind < 0.9 and case.outputs:
+        one_of(random, list(case.outputs.values())).array.flags.writeable = False
     elif first.size < 1000:
         case.arguments = [
             item.tolist() if item.dtype != bfloat16 else item for item in case.arguments
@@ -488,6 +497,7 @@ def make_case(seed: int, index: int) -> Case:
         spoil(random, case)
     case.threads = one_of(random, [1, 2, 3])
     case.isa = one_of(random, _dispatch.available())
+    case.cuts = tuple(sorted(random.random(int(random.integers(0, 4)))))
     return case
 
 
@@ -533,7 +543,7 @@ def expected_result(case: Case) -> Expected:
             plain = function(*arguments, **options)
         except DOCUMENTED as error:
             return Expected(error)
-        for name in ("out", "grad_out", "dtype"):
+        for name in (*OUTPUTS, "dtype"):
             options.pop(name, None)
         dtype = _checks.compute_dtype(np.asarray(first_of(plain)).dtype)
         floats = [wide(arguments[0], dtype)]
@@ -669,30 +679,83 @@ def run_case(case: Case) -> bool:
             raised = problem
         except Exception as problem:
             raise Failure(f"raised {type(problem).__name__}: {problem}") from problem
-    output = case.output_memory
+    outputs = list(case.outputs.values())
     for memory in case.memories:
-        if output is not None and raised is None and np.shares_memory(memory.base, output.base):
+        if raised is None and any(np.shares_memory(memory.base, item.base) for item in outputs):
             continue
         if memory.changed():
-            what = "an input" if memory is not output else "the output"
+            what = "an output" if any(memory is item for item in outputs) else "an input"
             raise Failure(f"{what} was changed; raised: {raised!r}")
     if raised is not None:
-        if expected.error is None and "overlap" not in str(raised):
+        if expected.error is None and not re.search("overlap|must not share memory", str(raised)):
             raise Failure(f"raised {raised!r}, the reference has a result")
         if not str(raised):
             raise Failure(f"raised {raised!r} without a word")
         return False
     if expected.error is not None:
         raise Failure(f"has a result, the reference raised {expected.error!r}")
-    if output is not None:
-        if output.changed_beside():
-            raise Failure("memory beside the output was written")
-        given = result[1] if case.output == "grad_out" else result
-        given = result[0] if case.options.get("return_sign") else given
-        if given is not output.array:
-            raise Failure(f"the result is not {case.output}")
+    for name, output in case.outputs.items():
+        hosts = sum(np.shares_memory(output.base, other.base) for other in outputs)
+        if hosts == 1 and output.changed_beside():
+            raise Failure(f"memory beside {name} was written")
+        place = {"grad_out": 1, "hessian_out": 2}.get(name, 0)
+        if (result[place] if isinstance(result, tuple) else result) is not output.array:
+            raise Failure(f"the result is not {name}")
     check_numbers(original, result, expected)
+    if has_shards(original):
+        with contextlib.suppress(NotImplementedError):
+            check_numbers(original, in_shards(original), expected)
     return True
+
+
+def has_shards(case: Case) -> bool:
+    """Tell whether softce_fast.sharded has this call."""
+    x, *others = (np.asarray(item) for item in case.arguments)
+    options = case.options.keys() & {"dtype", "b", "return_sign", "keepdims"}
+    if case.name in ("softmax", "log_softmax"):
+        options |= case.options.keys() & {"empty"}
+    elif case.name not in ("logsumexp", "cross_entropy", "cross_entropy_with_grad"):
+        return False
+    is_single = bool(x.ndim) and isinstance(case.options.get("axis", -1), int)
+    return is_single and not options and all(item.dtype.kind in "iu" for item in others)
+
+
+def in_shards(case: Case) -> Any:
+    """Return the result of the call, its classes shared out."""
+    options = {name: item for name, item in case.options.items() if name not in OUTPUTS}
+    x, axis = np.asarray(case.arguments[0]), options.pop("axis", -1)
+    where, weight = options.pop("where", None), options.pop("weight", None)
+    of_logits: dict[str, Any] = {
+        name: options.pop(name) for name in ("temperature", "softcap") if name in options
+    }
+    ends = [0, *(int(cut * x.shape[axis]) for cut in case.cuts), x.shape[axis]]
+    module: Any = sf.sharded
+    shards: list[Any] = []
+    for start, stop in itertools.pairwise(ends):
+        classes = (*(slice(None),) * (axis % x.ndim), slice(start, stop))
+        more = dict(of_logits)
+        if where is not None:
+            more["where"] = np.broadcast_to(where, x.shape)[classes]
+        of_class = {} if weight is None else {"weight": np.asarray(weight)[start:stop]}
+        shards.append((x[classes], more, {"class_offset": start, **of_class}))
+    target = case.arguments[1:]  # if there is one
+    states = module.merge(
+        *(module.row_states(part, *target, axis=axis, **a, **b) for part, a, b in shards)
+    )
+    if case.name == "logsumexp":
+        return module.logsumexp(states)
+    if not target:
+        function = getattr(sf.sharded, case.name)
+        results = [function(part, states, axis, **more) for part, more, _ in shards]
+        return np.concatenate(results, axis=axis)
+    loss = module.cross_entropy(states, **options)
+    if case.name == "cross_entropy":
+        return loss
+    gradients = [
+        module.cross_entropy_grad(part, target[0], states, axis, **a, **b, **options)
+        for part, a, b in shards
+    ]
+    return loss, np.concatenate(gradients, axis=axis)
 
 
 def check_numbers(case: Case, result: Any, expected: Expected) -> None:
@@ -715,6 +778,10 @@ def check_numbers(case: Case, result: Any, expected: Expected) -> None:
         return
     if "grad" in case.name:
         compare(case, result[1], expected.result[1], "gradient", gradient_size)
+        if "hessian" in case.name:
+            scale = float(case.options.get("hessian_scale", 1.0))
+            scale /= float(case.options.get("temperature", 1.0))
+            compare(case, result[2], expected.result[2], "hessian", gradient_size * scale)
     else:
         compare(case, result[1], expected.result[1], "sign", 1.0)
 
@@ -761,13 +828,21 @@ def check_digits(case: Case, result: Any) -> None:
         gradient = np.moveaxis(np.asarray(result[1]), axis, -1)
         check_units("gradient", gradient, right.gradient, lost.gradient, doubts.gradient,
                     right.gradient_scale)  # fmt: skip
+    if "hessian" in case.name and case.options.get("hessian_floor") is None:
+        scale = np.longdouble(case.options.get("hessian_scale", 1.0))
+        hessian = np.moveaxis(np.asarray(result[2]), axis, -1)
+        right_hessian = scale * right.hessian
+        # Weights, divisor and scale are multiplied in float64.
+        doubt = 4 * 2.0**-53 * np.abs(right_hessian)
+        check_units("hessian", hessian, right_hessian, scale * lost.hessian, doubt)
 
 
 class Parts(NamedTuple):
-    """Parts of a loss and of its gradient that a result need not have."""
+    """Parts of a loss and of its derivatives that a result need not have."""
 
     loss: Any
     gradient: Any
+    hessian: Any = 0.0
 
 
 def doubts_of_softcap(right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts | None:
@@ -799,6 +874,7 @@ def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtyp
     return Parts(
         loss if right.loss.shape else loss.sum(),
         np.where(np.exp(logarithms) < smallest, share, -of_rest) * slope,
+        np.where((np.exp(logarithms) < smallest) | (of_rest != 0), right.hessian, 0),
     )
 
 
@@ -822,7 +898,7 @@ def check_units(
         raise Failure(f"{label}{list(place)} is {values[place]!r}, {units} from {right[place]!r}")
 
 
-NOT_NUMBERS = ("axis", "dtype", "empty", "grad_out")
+NOT_NUMBERS = ("axis", "dtype", "empty", *OUTPUTS, "hessian_scale", "hessian_floor")
 
 
 def describe(case: Case) -> str:

@@ -1,7 +1,8 @@
 """Run the tests that other projects wrote for what the adapters stand in for, and print a table.
 
-Each suite runs in a process of its own: what it patches stays there. ``make suites`` installs what
-they need; a project that cannot be had is shown as such.
+Where a project has no such tests, its own results are the oracle of ours. Each suite runs in a
+process of its own: what it patches stays there. ``make suites`` installs what they need; what
+cannot be had is shown as such.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 
 class Count(NamedTuple):
@@ -52,7 +55,7 @@ class _Outcomes:
 
 
 def run_pytest(*modules: str, options: tuple[str, ...] = ()) -> Count:
-    """Run the test modules of an installed package."""
+    """Run test modules, by the names of an installed package or by their paths."""
     outcomes = _Outcomes()
     shared = ["-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull]
     status = pytest.main([*shared, *options, "--pyargs", *modules], plugins=[outcomes])
@@ -181,21 +184,52 @@ def torch() -> Count:
     return run_cases(cases())
 
 
-SUITES = {  # the distribution that brings the tests; what they are
-    scipy: ("scipy", "special: logsumexp, softmax, log_softmax"),
-    sklearn: ("scikit-learn", "losses, linear losses, logistic, calibration, gradient boosting"),
-    onnx: ("onnx", "node tests with the operators, expanded functions too"),
-    torch: ("torch", "OpInfo samples of the losses, gradcheck"),
+def xgboost() -> Count:
+    return run_pytest(str(TESTS / "test_boosting.py"), options=("-k", "xgboost"))
+
+
+def lightgbm() -> Count:
+    return run_pytest(str(TESTS / "test_boosting.py"), options=("-k", "lightgbm"))
+
+
+def dask() -> Count:
+    return run_pytest(str(TESTS / "test_dask.py"))
+
+
+class Suite(NamedTuple):
+    """The distributions it needs, first the one whose version counts; what its tests are."""
+
+    needs: tuple[str, ...]
+    about: str
+
+    def missing(self) -> list[str]:
+        return [name for name in self.needs if not version(name)]
+
+
+def version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+XGBOOST = next(filter(version, ("xgboost", "xgboost-cpu")), "xgboost")
+SUITES = {
+    scipy: Suite(("scipy", "hypothesis"), "special: logsumexp, softmax, log_softmax"),
+    sklearn: Suite(
+        ("scikit-learn",), "losses, linear losses, logistic, calibration, gradient boosting"
+    ),
+    onnx: Suite(("onnx", "ml_dtypes"), "node tests with the operators, expanded functions too"),
+    torch: Suite(("torch", "ml_dtypes", "expecttest"), "OpInfo samples of the losses, gradcheck"),
+    xgboost: Suite((XGBOOST, "pandas"), "trees equal to those of its own objective"),
+    lightgbm: Suite(("lightgbm", "pandas"), "trees equal to those of its own objective"),
+    dask: Suite(("dask", "distributed"), "assert_eq against whole arrays, clusters, peak memory"),
 }
 NAMES = {suite.__name__: suite for suite in SUITES}
 
 
-def in_new_process(name: str) -> Count | None:
-    """Run a suite in a process of its own; None if its project is not installed."""
-    try:
-        importlib.metadata.version(SUITES[NAMES[name]][0])
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def in_new_process(name: str) -> Count:
+    """Run a suite in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "count.json"
         status = subprocess.run([sys.executable, __file__, name, "--json", path], check=False)
@@ -213,19 +247,21 @@ def main() -> int:
         count = NAMES[arguments.suites[0]]()
         arguments.json.write_text(json.dumps(count._asdict()))
         return 0
-    counts = {name: in_new_process(name) for name in arguments.suites}
+    suites = {name: SUITES[NAMES[name]] for name in arguments.suites}
+    counts = {name: in_new_process(name) for name, suite in suites.items() if not suite.missing()}
     print("| project | version | tests | passed | failed | skipped |")
     print("| --- | --- | --- | ---: | ---: | ---: |")
     failed: list[str] = []
-    for name, result in counts.items():
-        distribution, about = SUITES[NAMES[name]]
-        if result is None:
-            print(f"| {distribution} | not installed | {about} | | | |")
+    for name, suite in suites.items():
+        project = suite.needs[0]
+        if name not in counts:
+            missing = ", ".join(suite.missing())
+            print(f"| {project} | {version(project)} | not installed: {missing} | | | |")
             continue
-        version = importlib.metadata.version(distribution)
-        numbers = f"{result.passed} | {len(result.failed)} | {result.skipped}"
-        print(f"| {distribution} | {version} | {about} | {numbers} |")
-        failed += result.failed
+        passed, failures, skipped = counts[name]
+        numbers = f"{passed} | {len(failures)} | {skipped}"
+        print(f"| {project} | {version(project)} | {suite.about} | {numbers} |")
+        failed += failures
     for case in failed:
         print(f"failed: {case}")
     return bool(failed)

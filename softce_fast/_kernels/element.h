@@ -232,7 +232,7 @@ INLINE void kind_vector_store_first(char *to, vector v, ptrdiff_t count, int kin
 
 /* Past the caches; `to` is on a boundary of a vector. */
 INLINE void kind_vector_stream(char *to, vector v, int kind) {
-    uint16_t line[LANES] __attribute__((aligned(32)));
+    uint16_t line[LANES] __attribute__((aligned(32))) = {0};
     if (kind == REAL_KIND) {
         vector_stream((real *)to, v);
         return;
@@ -249,10 +249,23 @@ static __attribute__((noinline, unused)) void elements_copy(char *to, ptrdiff_t 
                                                             ptrdiff_t n, ptrdiff_t size) {
 #define COPY(bytes) \
     EACH_ELEMENT(memcpy(to + i * to_step, from + i * from_step, bytes))
+#define FILL(bytes) \
+    { \
+        char element[bytes]; \
+        memcpy(element, from, bytes); \
+        EACH_ELEMENT(memcpy(to + i * bytes, element, bytes)) \
+    }
     if (size == to_step && size == from_step) {
         memcpy(to, from, n * size);
         return;
     }
+    if (size == to_step && from_step == 0) switch (size) {
+        /* One number, broadcast. */
+        case 1: FILL(1)
+        case 2: FILL(2)
+        case 4: FILL(4)
+        default: FILL(8)
+        }
     switch (size) {
     case 1: COPY(1)
     case 2: COPY(2)
@@ -260,6 +273,7 @@ static __attribute__((noinline, unused)) void elements_copy(char *to, ptrdiff_t 
     default: COPY(8)
     }
 #undef COPY
+#undef FILL
 }
 
 /* Turn the bytes of n elements round. */

@@ -109,7 +109,9 @@ def shard(
     label_smoothing: float,
     z_loss: float,
     temperature: float,
+    softcap: float,
     gradient_scale: float,
+    power: int,
     dtype: np.dtype[Any],
     threads_for: _ThreadsFor,
 ) -> None: ...

@@ -170,6 +170,8 @@ cdef void share_out_problem(
 ) noexcept:
     cdef const Plan *plan = &problem.plan
     cdef bint has_state = has_row_state(problem.operation)
+    cdef ChunkTasks by_chunks = (
+        kernels.rows_by_chunks if has_state else kernels.pairs_by_chunks)
     cdef Stage[3] stages
     cdef Task task = kernels.rows if has_state else kernels.pairs
     if problem.operation == BINARY_LOSS:
@@ -178,9 +180,9 @@ cdef void share_out_problem(
         task = kernels.label_losses
     elif plan.by_chunks:
         # All chunks of all rows, then the rows at once, then, if there is output, all chunks again.
-        stages[0].function = kernels.absorb if has_state else kernels.pair_sums
-        stages[1].function = kernels.finish if has_state else kernels.pair_merge
-        stages[2].function = kernels.emit if has_state else kernels.pair_emit
+        stages[0].function = by_chunks.absorb
+        stages[1].function = by_chunks.finish
+        stages[2].function = by_chunks.emit
         stages[0].tasks = plan.tasks
         stages[1].tasks = 1
         stages[2].tasks = plan.tasks
@@ -368,7 +370,7 @@ def scores(
         problem, results, "top_log_probs", result_kind, top_k)
     kernels = kernels_for(problem, result_kind)
     n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
-    scan_rows(&scan, problem, n_threads, &bad)
+    scan_rows(&scan, problem, kernels, n_threads, &bad)
     if not bad:
         run(problem, kernels, n_threads, result_kind, False)
     return not bad
@@ -378,14 +380,15 @@ def shard(
     str operation not None, ndarray logits not None, ndarray labels, ndarray where,
     ndarray result, ndarray output, int axis, dict states not None, ndarray class_weight,
     ndarray sample_weight, double label_smoothing, double z_loss, double temperature,
-    double gradient_scale, dtype, threads_for,
+    double softcap, double gradient_scale, int power, dtype, threads_for,
 ):
     """Run an operation of a row state on some of the classes of each row.
 
-    `states` has an array "exported", of (rows, chunks, 8) float64, which what is known of the
+    `states` has an array "exported", of (rows, chunks, 9) float64, which what is known of the
     classes is written to, and nothing else is done; or "imported", the same of all classes, and
-    where there are labels "label_logit" and "label_weight", a number each row. Labels are counted
-    from the first of these classes on, other classes are the number of these, and -1 is ignored.
+    where there are labels "label_logit" and "label_weight", a number each row; with smoothing and
+    `where` also "share". Labels are counted from the first of these classes on, other classes are
+    the number of these, and -1 is ignored.
     """
     cdef Call call
     cdef Problem *problem = &call.problem
@@ -406,13 +409,16 @@ def shard(
     problem.options.label_smoothing = label_smoothing
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
+    problem.options.softcap = softcap
     problem.options.gradient_scale = gradient_scale
+    problem.options.power = power
     problem.options.ignore_index = -1
     of.given = True
     of.exported = <double *>shard_bytes(states, "exported")
     of.imported = <double *>shard_bytes(states, "imported")
     of.label_logit = <double *>shard_bytes(states, "label_logit")
     of.label_weight = <double *>shard_bytes(states, "label_weight")
+    of.share = <double *>shard_bytes(states, "share")
     if of.imported != NULL:
         of.chunks = PyArray_SIZE(<ndarray>states["imported"]) // (
             SHARD_NUMBERS * problem.layout.rows)
@@ -496,7 +502,7 @@ cdef object run_loss(
     cdef const Kernels *kernels = kernels_for(problem, result_kind)
     cdef int n_threads = threads_of(work_of(problem), kernels.lanes, threads_for)
     cdef int bad = 0
-    cdef double divisor = scan_rows(scan, problem, n_threads, &bad)
+    cdef double divisor = scan_rows(scan, problem, kernels, n_threads, &bad)
     if bad:
         return None
     if denominator is not None:

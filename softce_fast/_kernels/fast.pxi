@@ -187,7 +187,7 @@ cdef object mean_loss(Call *call, ndarray values, ignore_index, threads_for):
     cdef float narrow
     cdef Scan scan
     set_ignored(&scan, problem, ignore_index)
-    divisor = scan_rows(&scan, problem, n_threads, &bad)
+    divisor = scan_rows(&scan, problem, kernels, n_threads, &bad)
     if bad or divisor == 0:
         return None
     problem.options.gradient_scale = 1 / divisor

@@ -41,19 +41,21 @@ include "operations/likelihood.pxi"
 include "operations/binary.pxi"
 include "tasks.pxi"
 
+cdef extern from "labels.h" nogil:
+    Py_ssize_t labels_count(
+        const char *labels, Py_ssize_t n, int kind, int64_t ignored, int64_t classes, int *bad
+    ) noexcept
+
 cdef Kernels kernels
 kernels.lanes = LANES
 kernels.real_kind = REAL_KIND
 kernels.scratch_size = scratch_size
 kernels.states_size = states_size
 kernels.rows = rows_task
-kernels.absorb = absorb_task
-kernels.finish = finish_task
-kernels.emit = emit_task
+kernels.rows_by_chunks = ChunkTasks(absorb_task, finish_task, emit_task)
 kernels.pairs = pair_task
-kernels.pair_sums = pair_sums_task
-kernels.pair_merge = pair_merge_task
-kernels.pair_emit = pair_emit_task
+kernels.pairs_by_chunks = ChunkTasks(pair_sums_task, pair_merge_task, pair_emit_task)
+kernels.labels_count = labels_count
 kernels.label_losses = label_losses_task
 kernels.binary_losses = binary_task
 

@@ -10,47 +10,11 @@ cdef enum:
 
 cdef struct Scan:
     const Problem *problem
+    const Kernels *kernels
     bint nothing_ignored    # the ignored label is none of those that there can be,
     uint64_t large_ignored  # or it is this one, above what int64 holds; else 0
     double *sums            # of each task: the weight of the rows that count,
     int *bad                # and whether a label is no class
-
-
-cdef extern from *:
-    """
-    /* Count labels that are not `ignored`; set `bad` if one of them is no class. By signs, for
-     * processors that cannot compare such numbers side by side. */
-    #define LABELS_COUNT(name, type) \\
-        static ptrdiff_t name( \\
-            const type *labels, ptrdiff_t n, int64_t ignored_, int64_t classes, int *bad) { \\
-            const int64_t limit = sizeof(type) == 4 && classes > INT32_MAX ? INT32_MAX : classes; \\
-            const u##type ignored = (u##type)ignored_, most = (u##type)limit; \\
-            const int shift = 8 * sizeof(type) - 1; \\
-            ptrdiff_t total = 0; \\
-            u##type found = 0; \\
-            while (n > 0) { \\
-                const ptrdiff_t block = n < 65536 ? n : 65536; \\
-                u##type count = 0; \\
-                for (ptrdiff_t i = 0; i < block; i++) { \\
-                    const u##type label = (u##type)labels[i], apart = label ^ ignored; \\
-                    const u##type counts = (apart | (0 - apart)) >> shift; \\
-                    count += counts; \\
-                    found |= (label | ~(label - most)) & (0 - counts); \\
-                } \\
-                total += count; \\
-                labels += block; \\
-                n -= block; \\
-            } \\
-            *bad |= (int)(found >> shift); \\
-            return total; \\
-        }
-    LABELS_COUNT(labels_count_32, int32_t)
-    LABELS_COUNT(labels_count_64, int64_t)
-    """
-    Py_ssize_t labels_count_32(
-        const int32_t *, Py_ssize_t, int64_t ignored, int64_t classes, int *bad) nogil
-    Py_ssize_t labels_count_64(
-        const int64_t *, Py_ssize_t, int64_t ignored, int64_t classes, int *bad) nogil
 
 
 cdef int set_ignored(Scan *scan, Problem *problem, object ignore_index) except -1:
@@ -87,14 +51,9 @@ cdef void scan_task(const void *context, Py_ssize_t task, char *memory) noexcept
     if labels.data == NULL:
         scan.sums[task] = weights_sum(problem, first, stop) if weighted else stop - first
     elif not weighted and not scan.nothing_ignored and labels_are_plain(labels):
-        if labels.kind == KIND_INT64:
-            scan.sums[task] = labels_count_64(
-                <const int64_t *>labels.data + first, stop - first,
-                problem.options.ignore_index, problem.layout.classes, scan.bad + task)
-        else:
-            scan.sums[task] = labels_count_32(
-                <const int32_t *>labels.data + first, stop - first,
-                problem.options.ignore_index, problem.layout.classes, scan.bad + task)
+        scan.sums[task] = scan.kernels.labels_count(
+            labels.data + first * labels.size, stop - first, labels.kind,
+            problem.options.ignore_index, problem.layout.classes, scan.bad + task)
     else:
         scan.sums[task] = labels_sum(scan, weighted, first, stop, scan.bad + task)
 
@@ -138,8 +97,9 @@ cdef double labels_sum(
         n = labels_block(problem, first, stop, labels)
         if scan.nothing_ignored or scan.large_ignored != 0:
             labels_tell_apart(scan, first, n, labels)
-        count = labels_count_64(
-            labels, n, problem.options.ignore_index, problem.layout.classes, bad)
+        count = scan.kernels.labels_count(
+            <const char *>labels, n, KIND_INT64, problem.options.ignore_index,
+            problem.layout.classes, bad)
         if weighted:
             weights_of_labels(problem, first, n, labels, &total)
         else:
@@ -205,13 +165,16 @@ cdef extern from *:
     uint64_t label_swapped "__builtin_bswap64"(uint64_t) nogil
 
 
-cdef double scan_rows(Scan *scan, Problem *problem, int n_threads, int *bad) except? -1.0:
+cdef double scan_rows(
+    Scan *scan, Problem *problem, const Kernels *kernels, int n_threads, int *bad
+) except? -1.0:
     """Return what the mean divides by; set `bad` if a label is no class."""
     cdef Py_ssize_t tasks = task_count(problem.layout.rows, SCAN_PER_TASK)
     cdef Py_ssize_t task
     cdef double single = 0
     cdef Sum total
     scan.problem = problem
+    scan.kernels = kernels
     if tasks == 1:
         scan.sums = &single
         scan.bad = bad

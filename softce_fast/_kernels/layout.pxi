@@ -38,9 +38,9 @@ cdef struct Call:
     int row_ndim                 # of these axes, which come first here
     int[MOST_AXES] axes          # which axis of the arrays each is
     Py_ssize_t[MOST_AXES] lengths
-    Py_ssize_t strides[11][MOST_AXES]
+    Py_ssize_t strides[ROLES][MOST_AXES]
     int roles                    # how many arrays there are,
-    int[11] role                 # and which
+    int[ROLES] role              # and which
 
 
 cdef inline int kind_of(ndarray array) noexcept:

@@ -78,11 +78,17 @@ cdef inline DoubleDouble double_double_add(DoubleDouble a, vector b) noexcept no
     return double_double_merge(a, double_double_from(b))
 
 
-cdef inline DoubleDouble sum_add(DoubleDouble a, vector b, bint few_digits) noexcept nogil:
+cdef inline DoubleDouble sum_merge(
+    DoubleDouble a, DoubleDouble b, bint few_digits
+) noexcept nogil:
     """a + b, with what it loses unless few digits will do."""
     if few_digits:
-        return double_double_from(vector_add(a.high, b))
-    return double_double_add(a, b)
+        return double_double_from(vector_add(a.high, b.high))
+    return double_double_merge(a, b)
+
+
+cdef inline DoubleDouble sum_add(DoubleDouble a, vector b, bint few_digits) noexcept nogil:
+    return sum_merge(a, double_double_from(b), few_digits)
 
 
 cdef inline vector double_double_rounded(DoubleDouble a) noexcept nogil:
@@ -132,6 +138,13 @@ cdef inline DoubleDouble double_double_quotient(vector a, DoubleDouble b) noexce
     rest = vector_fnma(result.high, b.low, rest)
     result.low = vector_multiply(rest, inverse)
     return result
+
+
+cdef inline DoubleDouble sum_quotient(vector a, DoubleDouble b, bint few_digits) noexcept nogil:
+    """a / b, with what it misses unless few digits will do."""
+    if few_digits:
+        return double_double_from(vector_divide(a, b.high))
+    return double_double_quotient(a, b)
 
 
 cdef inline DoubleDouble double_double_select(
@@ -274,11 +287,12 @@ cdef inline vector exponential(vector x, Reference reference, const Scale *scale
 cdef inline DoubleDouble exponential_pair(
     vector x, Reference reference, const Scale *scale
 ) noexcept nogil:
-    """exponential(), with what its last addition lost."""
+    """exponential(), with what its last addition lost unless few digits will do."""
     cdef Split s = exponential_split(x, reference, scale)
     cdef vector change = vector_multiply(s.power, s.r)
     cdef DoubleDouble result = double_double_from(vector_fma(change, s.p, s.power))
-    result.low = vector_fma(change, s.p, vector_subtract(s.power, result.high))
+    if not scale.few_digits:
+        result.low = vector_fma(change, s.p, vector_subtract(s.power, result.high))
     return result
 
 
@@ -410,7 +424,7 @@ cdef inline vector logarithm_of_share(
     cdef vector sum_ = vector_add(one, ratio)
     cdef vector rest = vector_subtract(ratio, vector_subtract(sum_, one))
     cdef mask close = vector_greater(one, ratio)
-    cdef DoubleDouble total = double_double_merge(others, own)
+    cdef DoubleDouble total = sum_merge(others, own, scale.few_digits)
     # split() is own_logit - exponent*ln(2)*T: the logarithm of own / 2**exponent.
     cdef vector log_own = split(
         vector_subtract(own_logit, reference.shift),

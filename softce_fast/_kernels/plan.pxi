@@ -32,6 +32,9 @@ cpdef enum Threshold:
     ROWS_PER_TASK = 2048       # Most rows of a task: their results are kept until its end.
     LABELS_PER_TASK = 4096     # The same of losses that are one element each,
     LABEL_WORK = 8             # which counts as so many: it lies in a cache line of its own.
+    # Digits
+    SCALE_BITS = 40            # Few will do where what multiplies gradients is 2**±this: it can be
+    #                            put together with 1 / sum then.
 
 
 # By the numbers of Operation and Pass.
@@ -145,7 +148,8 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     cdef bint neighbours = has_neighbour_classes(problem, INPUT)
     cdef Py_ssize_t most = ACROSS_CLASSES
     if (
-        problem.plan.by_chunks or not can_go_across(problem.operation) or selects_along(problem)
+        problem.plan.by_chunks or problem.shard.given
+        or not can_go_across(problem.operation) or selects_along(problem)
     ):
         return ALONG
     if not neighbours or input.row_stride == 0 or (output.data != NULL and not (
@@ -215,8 +219,11 @@ cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcep
     """Whether results are stored with so few digits that plain sums have enough."""
     return (
         is_half_kind(result_kind) and not is_dense(problem.operation)
+        and -SCALE_BITS <= ilogb(
+            problem.options.gradient_scale / problem.options.temperature) <= SCALE_BITS
         and problem.operation != PROBABILITY_LOSS
-        and problem.options.class_weight == NULL and problem.options.z_loss == 0
+        and problem.options.class_weight == NULL and problem.shard.label_weight == NULL
+        and problem.options.z_loss == 0
         and not has(problem, SAMPLE_WEIGHT))
 
 
@@ -224,8 +231,6 @@ cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
     """Whether a task is a chunk of a row."""
     if problem.operation == BINARY_LOSS:
         return problem.plan.chunks > 1    # whatever the threads: its sums are by task
-    if problem.shard.given:
-        return True
     return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
 
 
@@ -335,7 +340,7 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
         for name, holds in (
             ("passes", plan.passes == ACROSS and (
                 plan.by_chunks or not can_go_across(problem.operation)
-                or selects_along(problem))),
+                or selects_along(problem) or problem.shard.given)),
             ("by_chunks", plan.by_chunks and plan.chunks == 1),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),

@@ -142,8 +142,9 @@ cdef struct Scores:
 
 
 cdef enum:
-    SHARD_NUMBERS = 8    # maximum, its reference (2), sums of exponentials (2) and coefficients
-    #                      (2), spread: of a chunk of a row, all in float64
+    SHARD_NUMBERS = 9    # maximum, its reference (2), sums of exponentials (2) and, without the
+    #                      maximum's own, of coefficients (2), that one, spread: of a chunk of a
+    #                      row, all in float64
 
 
 cdef struct Shard:
@@ -153,7 +154,8 @@ cdef struct Shard:
     const double *imported       # the same of all chunks of the whole row,
     Py_ssize_t chunks            # and how many these are
     const double *label_logit    # of each row,
-    const double *label_weight   # and the weight of its class, less what smoothing takes
+    const double *label_weight   # the weight of its class, less what smoothing takes,
+    const double *share          # and what smoothing gives to each class that a mask includes
 
 
 cdef enum Pass:
@@ -183,7 +185,7 @@ cdef struct Plan:
 cdef struct Problem:
     Operation operation
     Layout layout
-    Array[11] arrays          # by Role
+    Array[ROLES] arrays       # by Role
     Options options
     Scores scores
     Shard shard
@@ -197,6 +199,13 @@ cdef struct Problem:
 ctypedef void (*Task)(const void *problem, Py_ssize_t task, char *scratch) noexcept nogil
 
 
+cdef struct ChunkTasks:
+    # The steps of rows that are shared out by chunks:
+    Task absorb            # a chunk of a row (task = row * chunks + chunk),
+    Task finish            # all rows (one task),
+    Task emit              # and a chunk of a row written
+
+
 cdef struct Kernels:
     # What a kernel module offers. `scratch` has scratch_size() bytes for each thread.
     int lanes
@@ -204,14 +213,13 @@ cdef struct Kernels:
     size_t (*scratch_size)(const Problem *) noexcept nogil
     size_t (*states_size)(const Problem *) noexcept nogil
     Task rows              # all steps for the rows of a task
-    Task absorb            # by chunks: a chunk of a row (task = row * chunks + chunk),
-    Task finish            # all rows (one task),
-    Task emit              # and a chunk of a row written
-    Task pairs             # the same for pairs: all steps for the rows of a task,
-    Task pair_sums         # or by chunks: a chunk of a row (task = row * chunks + chunk),
-    Task pair_merge        # all rows (one task),
-    Task pair_emit         # and a chunk of a row written
+    ChunkTasks rows_by_chunks
+    Task pairs             # the same for sums over two arrays
+    ChunkTasks pairs_by_chunks
     Task label_losses      # LABEL_LOSS of the rows of a task
+    Py_ssize_t (*labels_count)(
+        const char *labels, Py_ssize_t n, int kind, int64_t ignored, int64_t classes, int *bad
+    ) noexcept nogil       # see labels.h
     Task binary_losses     # BINARY_LOSS of the rows of a task, or of a chunk of a row
 
 
@@ -272,6 +280,10 @@ cdef inline bint leaves_out_maximum(Operation operation) noexcept nogil:
 cdef inline bint leaves_out_label(Operation operation) noexcept nogil:
     """The same of that of its label."""
     return operation == CROSS_ENTROPY or operation == SCORES
+
+
+cdef inline bint leaves_out_nothing(Operation operation) noexcept nogil:
+    return operation == SOFTMAX
 
 
 cdef inline bint is_scored(Operation operation) noexcept nogil:

@@ -133,7 +133,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
             staged = plan.rows_at_once * padded
     if across:
         kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
-        staged = max(staged, <size_t>(LANES * padded))
+        staged = max(staged, <size_t>(plan.batch * LANES * padded))
         packed = max(packed, <size_t>MOST_ROWS)
         buffer = max(<Py_ssize_t>MOST_ROWS, plan.batch * LANES * columns) + 2 * LANES
         buffer = max(buffer, <size_t>(padded + 2 * LANES))
@@ -232,7 +232,7 @@ cdef void rows_along(
     cdef Group *group = scratch.groups
     cdef RowState *state
     if (
-        has(problem, OUTPUT) or is_dense(problem.operation) or problem.plan.chunks > 1
+        has(problem, OUTPUT) or is_dense(problem.operation) or merges_chunks(problem)
         or problem.plan.gather
     ):
         # What is kept of a group is to fit the first-level cache as well, and dense targets read
@@ -243,15 +243,30 @@ cdef void rows_along(
         for chunk in range(problem.plan.chunks):
             along_absorb(
                 group, problem, chunk, chunk_state(group, problem, 0, chunk, scratch), scratch)
-        group_merge(group, problem, scratch.states, &scratch.scale)
+        row += group.rows
+        if not rows_merge(group, problem, scratch.states, scratch):
+            continue
         groups_finish(group, problem, 1, scratch)
         group_results(
-            group, problem, NULL if results == NULL else results + (row - first))
+            group, problem, NULL if results == NULL else results + (group.first - first))
         if has(problem, OUTPUT):
             for chunk in range(problem.plan.chunks):
                 state = chunk_state(group, problem, 0, chunk, scratch)
                 along_emit(group, problem, chunk, state, scratch)
-        row += group.rows
+
+
+cdef inline bint rows_merge(
+    Group *group, const Problem *problem, RowState *states, const Scratch *scratch
+) noexcept nogil:
+    """Merge the chunks of a group's rows; False where they are wanted as they are, not results."""
+    if problem.shard.exported != NULL:
+        shard_export(group, problem, states)
+        return False
+    if problem.shard.given:
+        shard_merge(group, problem, states, &scratch.scale)
+    else:
+        group_merge(group, problem, states, &scratch.scale)
+    return True
 
 
 cdef void rows_across(
@@ -336,13 +351,8 @@ cdef void finish_task(const void *context, Py_ssize_t task, char *memory) noexce
     for row in range(problem.layout.rows):
         group = shared_group(problem, row)
         group_open(group, problem, row, 1)
-        if problem.shard.exported != NULL:
-            shard_export(problem, row, shared_states(problem, row))
+        if not rows_merge(group, problem, shared_states(problem, row), &scratch):
             continue
-        if problem.shard.given:
-            shard_merge(group, problem, shared_states(problem, row), &scratch.scale)
-        else:
-            group_merge(group, problem, shared_states(problem, row), &scratch.scale)
         best_merge(problem, shared_best(problem, row * problem.plan.chunks), &scratch)
         groups_finish(group, problem, 1, &scratch)
         group_results(

@@ -83,7 +83,7 @@ cdef inline void backward_tile_sum(
             operation, vector_load(chunk.input + c * LANES),
             vector_load(chunk.second + c * LANES), &lane[k], &left_out[k].high)
     if operation == LOG_SOFTMAX_BACKWARD:
-        left_out[0] = lanes_merge(left_out)
+        left_out[0] = lanes_merge(left_out, False)
     tile_sums_put(lane, left_out[0].high, sums)
 
 
@@ -99,7 +99,7 @@ cdef inline void tile_sums_put(
     cdef Py_ssize_t k, row
     for k in range(LANES):
         merged[k] = lane[k]
-    total = lanes_merge(merged)
+    total = lanes_merge(merged, False)
     vector_store(number, total.high)
     vector_store(rest, total.low)
     vector_store(own, left_out)

@@ -18,7 +18,7 @@ cdef inline void finish_total(
     elif not group.own_is_known:
         group.own_logit = label_logits(group, problem, &scratch.softcap)
     group.own = exponential_pair(group.own_logit, group.whole.reference, &scratch.scale)
-    group.total = double_double_merge(group.whole.others, group.own)
+    group.total = sum_merge(group.whole.others, group.own, scratch.scale.few_digits)
 
 
 cdef inline void finish_loss(
@@ -261,13 +261,13 @@ cdef inline void finish_gradient(
     cdef DoubleDouble total = exact_total(group, scratch)
     if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         factors = factors_of(group, problem, scale_of_gradients(problem))
-    recipe.factor = double_double_quotient(factors.whole, total)
+    recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
     recipe.unscale = factors.power
     recipe.coefficient_factor = factors.coefficient
     if is_dense(problem.operation):
         finish_dense_gradient(group, problem, &factors, total, scratch)
         return
-    recipe.at_label = others_gradient(group, &factors, total)
+    recipe.at_label = others_gradient(group, &factors, total, scratch.scale.few_digits)
     if problem.options.z_loss != 0:
         recipe.at_label = vector_add(recipe.at_label, own_gradient(group, &factors, total))
     recipe.at_label = vector_multiply(recipe.at_label, factors.power)
@@ -275,10 +275,10 @@ cdef inline void finish_gradient(
 
 
 cdef inline vector others_gradient(
-    const Group *group, const RowFactors *factors, DoubleDouble total
+    const Group *group, const RowFactors *factors, DoubleDouble total, bint few_digits
 ) noexcept nogil:
     """Minus the share of the others, where subtracting that of one from 1 would lose the digits."""
-    cdef DoubleDouble share = double_double_quotient(factors.target, total)
+    cdef DoubleDouble share = sum_quotient(factors.target, total, few_digits)
     cdef vector others = vector_subtract(
         vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low))
     return vector_fma(others, share.high, vector_multiply(others, share.low))
@@ -321,7 +321,7 @@ cdef void finish_dense_gradient(
                     own.high, recipe.factor.high, vector_multiply(own.high, recipe.factor.low))),
             factors.power)
     recipe.at_top = vector_fma(
-        factors.coefficient, others, others_gradient(group, factors, total))
+        factors.coefficient, others, others_gradient(group, factors, total, False))
     if problem.options.z_loss != 0:
         recipe.at_top = vector_add(recipe.at_top, own_gradient(group, factors, total))
     recipe.at_top = vector_multiply(recipe.at_top, factors.power)
@@ -352,13 +352,11 @@ cdef inline vector other_coefficients_of_labels(
     numbers_store(others, double_double_rounded(group.whole.other_coefficients))
     for k in range(LANES):
         top = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
-        if not shares_by_row(problem):
+        if not (shares_by_row(problem) or problem.shard.given):
             # One rounding less than the sum.
             others[k] = even * (
                 <double>(problem.layout.classes - 1) if problem.options.other_sums == NULL
                 else problem.options.other_sums[top])
-        if problem.shard.given:
-            others[k] = shard_other_coefficients(group, problem, even, top)
         if group.labels[k] != top:
             others[k] += power_apply(
                 group.weights.label[k], -problem.options.coefficient_power)

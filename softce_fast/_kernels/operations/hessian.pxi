@@ -77,7 +77,7 @@ cdef inline void finish_top(
     if wrong == 0 or is_dense(problem.operation):
         return
     own[0] = largest
-    if group.own_is_known:
+    if is_in_tile(group, problem):
         tile_others(group, problem, wrong, others, scratch)
         return
     vector_store(rest, others[0])
@@ -120,7 +120,7 @@ cdef real row_others(
 ) noexcept nogil:
     """The sum of a row's exponentials without the largest, whose class is found."""
     cdef real[16] lane
-    cdef real rest, maximum, shift
+    cdef real rest, sum_, maximum, shift
     cdef Reference reference
     cdef DoubleDouble total = double_double_from(vector_set(0.0))
     cdef Stretch stretch = stretch_of(problem, 0)
@@ -145,5 +145,7 @@ cdef real row_others(
         total = double_double_merge(
             total, row_absorb(&stretch, reference, &scratch.scale, shift != 0))
     if problem.layout.classes <= LANES:
-        return vector_reduce_few(total.high, &rest) + rest
-    return vector_reduce_compensated(total.high, total.low, &rest) + rest
+        sum_ = vector_reduce_few(total.high, &rest)
+    else:
+        sum_ = vector_reduce_compensated(total.high, total.low, &rest)
+    return sum_ if scratch.scale.few_digits else sum_ + rest

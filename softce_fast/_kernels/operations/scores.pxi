@@ -350,7 +350,7 @@ cdef void along_rest(
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
     state.rest = double_double_select(
-        again, rows_reduce(&sums, group.rows, stretch.n), state.rest)
+        again, rows_reduce(&sums, group.rows, stretch.n, scratch.scale.few_digits), state.rest)
 
 
 cdef void tile_compare(
@@ -371,14 +371,14 @@ cdef void tile_compare(
         tile_spread(problem, chunk, state, tile, terms.terms)
     again = set_rest(group, problem, chunk, state, &scratch.scale)
     if any_lane(again):
+        terms.reference = state.reference
         terms.logits = tile
         terms.exponentials = NULL
         terms.pivot = state.position
         terms.pivot_logit = state.maximum
         terms.ahead = <const char *>tile
         terms.ahead_stride = 0
-        terms.lines = &scratch.writers.output.lines
-        tile_absorb_others(&terms, n, state.reference, &scratch.scale)
+        tiles_absorb_others(&terms, 1, n, &scratch.scale, &scratch.writers.output.lines)
         state.rest = double_double_select(
             again, tile_sums(terms.terms, n, scratch.scale.few_digits), state.rest)
     if count > 0:

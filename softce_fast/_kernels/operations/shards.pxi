@@ -6,103 +6,109 @@
 #
 # Uses state.pxi, tasks.pxi.
 
-cdef inline double first_lane(vector v) noexcept nogil:
-    cdef real[16] lane
-    vector_store(lane, v)
-    return lane[0]
+cdef struct ShardNumbers:
+    # What is known of a chunk, by row: see shard_export().
+    double[SHARD_NUMBERS][16] of
 
 
 cdef void shard_export(
-    const Problem *problem, Py_ssize_t row, const RowState *states
+    const Group *group, const Problem *problem, const RowState *states
 ) noexcept nogil:
-    """Write what is known of the chunks of a row."""
+    """Write what is known of the chunks of the rows of a group."""
     cdef int power = problem.options.coefficient_power
-    cdef Py_ssize_t chunk
-    cdef double *to = problem.shard.exported + row * problem.plan.chunks * SHARD_NUMBERS
-    for chunk in range(problem.plan.chunks):
-        to[0] = first_lane(states[chunk].maximum)
-        to[1] = first_lane(states[chunk].reference.shift)
-        to[2] = first_lane(states[chunk].reference.exponent)
-        to[3] = first_lane(states[chunk].others.high)
-        to[4] = first_lane(states[chunk].others.low)
+    cdef Py_ssize_t chunks = problem.plan.chunks
+    cdef Py_ssize_t chunk, k, i
+    cdef double *to
+    cdef ShardNumbers numbers
+    memset(&numbers, 0, sizeof(numbers))
+    for chunk in range(chunks):
+        numbers_store(numbers.of[0], states[chunk].maximum)
+        numbers_store(numbers.of[1], states[chunk].reference.shift)
+        numbers_store(numbers.of[2], states[chunk].reference.exponent)
+        numbers_store(numbers.of[3], states[chunk].others.high)
+        numbers_store(numbers.of[4], states[chunk].others.low)
         if is_dense(problem.operation):
-            to[5] = power_apply(first_lane(states[chunk].other_coefficients.high), power)
-            to[6] = power_apply(first_lane(states[chunk].other_coefficients.low), power)
-            to[7] = power_apply(first_lane(states[chunk].spread), power)
-        to += SHARD_NUMBERS
+            numbers_store(numbers.of[5], states[chunk].other_coefficients.high)
+            numbers_store(numbers.of[6], states[chunk].other_coefficients.low)
+            numbers_store(numbers.of[7], states[chunk].own_coefficient)
+            numbers_store(numbers.of[8], states[chunk].spread)
+        for k in range(group.rows):
+            to = problem.shard.exported + ((group.first + k) * chunks + chunk) * SHARD_NUMBERS
+            for i in range(SHARD_NUMBERS):
+                to[i] = numbers.of[i][k] if i < 5 else power_apply(numbers.of[i][k], power)
 
 
-cdef RowState shard_import(const Problem *problem, const double *numbers) noexcept nogil:
-    """The state of a chunk, in all lanes."""
+cdef RowState shard_import(
+    const Group *group, const Problem *problem, Py_ssize_t chunk
+) noexcept nogil:
+    """The state of a chunk of the whole rows; lanes without a row repeat the first."""
     cdef int power = -problem.options.coefficient_power
+    cdef const double *numbers
+    cdef Py_ssize_t k, i
     cdef RowState state
-    state.maximum = vector_set(<real>numbers[0])
-    state.reference.shift = vector_set(<real>numbers[1])
-    state.reference.exponent = vector_set(<real>numbers[2])
-    state.others.high = vector_set(<real>numbers[3])
-    state.others.low = vector_set(<real>numbers[4])
+    cdef ShardNumbers rows
+    for k in range(LANES):
+        numbers = problem.shard.imported + SHARD_NUMBERS * (
+            (group.first + (k if k < group.rows else 0)) * problem.shard.chunks + chunk)
+        for i in range(5):
+            rows.of[i][k] = numbers[i]
+        rows.of[5][k] = power_apply(numbers[5] + numbers[6], power)
+        rows.of[6][k] = rows.of[5][k] - <real>rows.of[5][k]
+        for i in range(7, SHARD_NUMBERS):
+            rows.of[i][k] = power_apply(numbers[i], power)
+    state.maximum = vector_from(rows.of[0])
+    state.reference.shift = vector_from(rows.of[1])
+    state.reference.exponent = vector_from(rows.of[2])
+    state.others.high = vector_from(rows.of[3])
+    state.others.low = vector_from(rows.of[4])
     state.position = vector_set(-1.0)
-    state.other_coefficients.high = vector_set(<real>power_apply(numbers[5], power))
-    state.other_coefficients.low = vector_set(<real>power_apply(numbers[6], power))
-    state.own_coefficient = vector_set(0.0)
-    state.spread = vector_set(<real>power_apply(numbers[7], power))
+    state.other_coefficients.high = vector_from(rows.of[5])
+    state.other_coefficients.low = vector_from(rows.of[6])
+    state.own_coefficient = vector_from(rows.of[7])
+    state.spread = vector_from(rows.of[8])
     return state
 
 
 cdef void shard_merge(
     Group *group, const Problem *problem, RowState *states, const Scale *scale
 ) noexcept nogil:
-    """Merge the chunks of the whole row; bring those at hand to its reference."""
+    """Merge the chunks of the whole rows; bring those at hand to its reference."""
     cdef Py_ssize_t chunks = problem.shard.chunks
-    cdef const double *numbers = (
-        problem.shard.imported + group.first * chunks * SHARD_NUMBERS)
     cdef vector first = vector_set(1.0)
     cdef vector maximum = vector_set(NEGATIVE_INFINITY)
     cdef RowState state
-    cdef Py_ssize_t chunk
+    cdef Py_ssize_t chunk, k
     for chunk in range(chunks):
-        maximum = vector_maximum(vector_set(<real>numbers[chunk * SHARD_NUMBERS]), maximum)
+        state = shard_import(group, problem, chunk)
+        maximum = vector_maximum(state.maximum, maximum)
     state_open(&group.whole, maximum, scale)
     for chunk in range(chunks):
-        state = shard_import(problem, numbers + chunk * SHARD_NUMBERS)
+        state = shard_import(group, problem, chunk)
         state_set_factor(&state, &group.whole, scale)
         state_merge(group, problem, &state, chunk, &first, scale)
-    group.recipe.top[0] = -1
+    for k in range(LANES):
+        group.recipe.top[k] = -1
     for chunk in range(problem.plan.chunks):
         state_set_factor(states + chunk, &group.whole, scale)
-        group_note_top(group, chunk, states + chunk, 1 & vector_mask_bits(
+        group_note_top(group, chunk, states + chunk, vector_mask_bits(
             vector_equal(states[chunk].maximum, maximum)))
-    shard_label(group, problem)
+    if problem.shard.label_weight != NULL:
+        shard_label_weights(group, problem)
 
 
-cdef inline void shard_label(Group *group, const Problem *problem) noexcept nogil:
-    """What the calls with other classes know of the label."""
+cdef inline void shard_label_weights(Group *group, const Problem *problem) noexcept nogil:
+    """What the call with a label's class knows of it."""
     cdef Py_ssize_t k
-    if problem.shard.label_logit == NULL:
-        return
-    group.own_logit = vector_set(<real>problem.shard.label_logit[group.first])
-    group.own_is_known = True
-    if problem.shard.label_weight == NULL:
-        return
     for k in range(LANES):
         if not group.weights.given:
             group.weights.sample[k] = 1
-        group.weights.label[k] = problem.shard.label_weight[group.first]
+        group.weights.label[k] = 1
+        if k >= group.rows:
+            continue
+        group.weights.label[k] = problem.shard.label_weight[group.first + k]
+        if group.weights.label[k] == 0 and not is_dense(problem.operation) and (
+            problem.options.z_loss == 0
+        ):
+            # Nothing is left of the row.
+            group.ignored |= <unsigned int>1 << k
     group.weights.given = True
-    if group.weights.label[0] == 0 and not is_dense(problem.operation) and (
-        problem.options.z_loss == 0
-    ):
-        # Nothing is left of the row.
-        group.ignored |= 1
-
-
-cdef inline double shard_other_coefficients(
-    const Group *group, const Problem *problem, double even, int64_t top
-) noexcept nogil:
-    """The sum of what smoothing gives to all classes but one of those at hand."""
-    cdef double total = first_lane(group.whole.other_coefficients.high)
-    total += first_lane(group.whole.other_coefficients.low)
-    if problem.options.class_weight != NULL:
-        even *= power_apply(
-            problem.options.class_weight[top], -problem.options.coefficient_power)
-    return total - even

@@ -14,7 +14,10 @@ cdef inline DoubleDouble with_exact_maximum(
     DoubleDouble total, const RowState *state, mask where_, const Scale *scale
 ) noexcept nogil:
     """Add what the exponential of the maximum lost: all the error that a confident row has."""
-    cdef DoubleDouble top = exponential_pair(state.maximum, state.reference, scale)
+    cdef DoubleDouble top
+    if scale.few_digits:
+        return total
+    top = exponential_pair(state.maximum, state.reference, scale)
     total.low = vector_add(total.low, vector_select(where_, top.low, vector_set(0.0)))
     return total
 
@@ -40,7 +43,7 @@ cdef inline void finish_softmax(
     cdef DoubleDouble total = group.whole.others
     if problem.layout.classes > 1:    # the quotient of a single one is to be 1
         total = with_exact_maximum(total, &group.whole, vector_equal(zero, zero), scale)
-    recipe.factor = double_double_quotient(vector_set(TWO_TO_HEADROOM), total)
+    recipe.factor = sum_quotient(vector_set(TWO_TO_HEADROOM), total, scale.few_digits)
     recipe.unscale = vector_set(TWO_TO_MINUS_HEADROOM)
     if problem.options.empty_is_zero:
         recipe.factor = double_double_select(

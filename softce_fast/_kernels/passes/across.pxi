@@ -306,25 +306,22 @@ cdef inline vector tile_find(const real *tile, Py_ssize_t n, vector value) noexc
 
 cdef struct TileTerms:
     # What tile_exponentials() reads and writes.
+    Reference reference
     const real *logits
     real *exponentials        # NULL where they are not wanted; may be the tile of logits
     real *terms               # with a pivot: what is to be added up; may be either of these
     vector pivot              # class to leave out of a row's sum; outside [0, n) for none
     vector pivot_logit        # the logit of that class
     const char *ahead         # meanwhile, for each class, a cache line is fetched,
-    Py_ssize_t ahead_stride   # from one to the next,
-    Lines *lines              # and a line of the batch before is written
+    Py_ssize_t ahead_stride   # from one to the next
 
 
 cdef inline void tile_exponentials(
-    TileTerms *tile_, Py_ssize_t n, Reference reference, const Scale *scale_, bint use_pivot,
-    Arithmetic arithmetic,
+    TileTerms *tile_, Py_ssize_t n, const Scale *scale, Lines *lines, bint use_pivot
 ) noexcept nogil:
-    """Turn logits into exponentials; `use_pivot` and `arithmetic` are constants here."""
-    cdef Scale local = scale_with(scale_, arithmetic)
+    """Turn logits into exponentials; `use_pivot` is a constant, and what scale's flags say."""
     # A copy, which no store in the loop can change.
     cdef TileTerms tile = tile_[0]
-    cdef Lines lines = tile_.lines[0]
     cdef vector x, e
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
@@ -333,9 +330,9 @@ cdef inline void tile_exponentials(
     cdef Py_ssize_t c
     for c in range(n):
         prefetch(tile.ahead + c * tile.ahead_stride)
-        line_step(&lines)
+        line_step(lines)
         x = vector_load(tile.logits + c * LANES)
-        e = exponential(x, reference, &local)
+        e = exponential(x, tile.reference, scale)
         if not use_pivot or tile.exponentials != NULL:
             vector_store(tile.exponentials + c * LANES, e)
         if use_pivot:
@@ -344,34 +341,52 @@ cdef inline void tile_exponentials(
             tile.pivot_logit = vector_select(here, x, tile.pivot_logit)
             number = vector_add(number, one)
     tile_.pivot_logit = tile.pivot_logit
-    tile_.lines[0] = lines
 
 
-cdef inline void tile_absorb(
-    TileTerms *tile, Py_ssize_t n, Reference reference, const Scale *scale, bint use_pivot
+cdef inline void tiles_absorb_with(
+    TileTerms *terms, Py_ssize_t tiles, Py_ssize_t n, const Scale *scale_, Lines *lines_,
+    bint use_pivot, Arithmetic arithmetic,
 ) noexcept nogil:
-    """tile_exponentials() in the arithmetic that the rows need."""
-    cdef bint shifted = vector_mask_bits(
-        vector_greater(vector_absolute(reference.shift), vector_set(0.0))) != 0
-    cdef Arithmetic arithmetic = arithmetic_for(scale, shifted)
+    cdef Scale scale = scale_with(scale_, arithmetic)
+    cdef Lines lines = lines_[0]
+    cdef Py_ssize_t t
+    for t in range(tiles):
+        tile_exponentials(terms + t, n, &scale, &lines, use_pivot)
+    lines_[0] = lines
+
+
+cdef inline void tiles_absorb(
+    TileTerms *terms, Py_ssize_t tiles, Py_ssize_t n, const Scale *scale, Lines *lines,
+    bint use_pivot,
+) noexcept nogil:
+    """tile_exponentials() of a batch, in the arithmetic that its rows need.
+
+    Meanwhile, for each class, one of the lines that wait is written.
+    """
+    cdef vector shift = vector_set(0.0)
+    cdef Py_ssize_t t
+    for t in range(tiles):
+        shift = vector_maximum(vector_absolute(terms[t].reference.shift), shift)
+    cdef Arithmetic arithmetic = arithmetic_for(
+        scale, vector_mask_bits(vector_greater(shift, vector_set(0.0))) != 0)
     if arithmetic == GENERAL:
-        tile_exponentials(tile, n, reference, scale, use_pivot, GENERAL)
+        tiles_absorb_with(terms, tiles, n, scale, lines, use_pivot, GENERAL)
     elif arithmetic == FEW_DIGITS:
-        tile_exponentials(tile, n, reference, scale, use_pivot, FEW_DIGITS)
+        tiles_absorb_with(terms, tiles, n, scale, lines, use_pivot, FEW_DIGITS)
     else:
-        tile_exponentials(tile, n, reference, scale, use_pivot, PLAIN)
+        tiles_absorb_with(terms, tiles, n, scale, lines, use_pivot, PLAIN)
 
 
-cdef void tile_absorb_all(
-    TileTerms *tile, Py_ssize_t n, Reference reference, const Scale *scale
+cdef void tiles_absorb_all(
+    TileTerms *terms, Py_ssize_t tiles, Py_ssize_t n, const Scale *scale, Lines *lines
 ) noexcept nogil:
-    tile_absorb(tile, n, reference, scale, False)
+    tiles_absorb(terms, tiles, n, scale, lines, False)
 
 
-cdef void tile_absorb_others(
-    TileTerms *tile, Py_ssize_t n, Reference reference, const Scale *scale
+cdef void tiles_absorb_others(
+    TileTerms *terms, Py_ssize_t tiles, Py_ssize_t n, const Scale *scale, Lines *lines
 ) noexcept nogil:
-    tile_absorb(tile, n, reference, scale, True)
+    tiles_absorb(terms, tiles, n, scale, lines, True)
 
 
 cdef inline vector tile_weigh(const TileTerms *tile, Py_ssize_t n) noexcept nogil:
@@ -404,7 +419,7 @@ cdef inline RowState *chunk_state(
     Group *group, const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
     """The state of a chunk of a group of the batch: of the whole rows if it is the only one."""
-    if problem.plan.chunks == 1:
+    if not merges_chunks(problem):
         return &group.whole
     return scratch.states + tile * problem.plan.chunks + chunk
 
@@ -438,41 +453,48 @@ cdef void tiles_exponentials(
     """Compute what is to be added up of each tile."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef Lines *lines = &scratch.writers.output.lines
+    cdef Py_ssize_t ahead_stride = LANES * array.size
     cdef Py_ssize_t t
-    cdef TileTerms terms
+    cdef TileTerms[MOST_TILES] terms
     cdef RowState *state
     cdef real *tile
-    terms.ahead_stride = LANES * array.size
     if goes_by_class(&problem.layout, array):
-        terms.ahead_stride = array.class_stride
-    terms.pivot_logit = vector_set(0.0)
-    terms.lines = &scratch.writers.output.lines
+        ahead_stride = array.class_stride
     for t in range(tiles):
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
-        terms.logits = tile
-        terms.exponentials = tile
-        terms.terms = tile_terms(problem, tile, n)
-        terms.ahead = array.data + in_group(groups + t, problem, INPUT, 0) + problem.plan.ahead
-        if leaves_out_maximum(problem.operation):
-            terms.pivot = tile_find(tile, n, state.maximum)
-            state.position = terms.pivot
-        elif leaves_out_label(problem.operation):
-            terms.pivot = classes_in_chunk(groups[t].labels, chunk)
-        else:
-            tile_absorb_all(&terms, n, state.reference, &scratch.scale)
+        terms[t].reference = state.reference
+        terms[t].logits = tile
+        terms[t].exponentials = tile
+        terms[t].ahead = (
+            array.data + in_group(groups + t, problem, INPUT, 0) + problem.plan.ahead)
+        terms[t].ahead_stride = ahead_stride
+        if leaves_out_nothing(problem.operation):
             continue
+        terms[t].terms = tile_terms(problem, tile, n)
+        terms[t].pivot_logit = vector_set(0.0)
+        if leaves_out_label(problem.operation):
+            terms[t].pivot = classes_in_chunk(groups[t].labels, chunk)
+        else:
+            terms[t].pivot = tile_find(tile, n, state.maximum)
+            state.position = terms[t].pivot
         if is_dense(problem.operation):
-            tile_spread(problem, chunk, state, tile, terms.terms)
+            tile_spread(problem, chunk, state, tile, terms[t].terms)
         elif wants_entropy(problem):
-            terms.exponentials = tile + n * LANES
+            terms[t].exponentials = tile + n * LANES
         elif not has(problem, OUTPUT) or emits_logarithms(problem.operation):
-            terms.exponentials = NULL
-        tile_absorb_others(&terms, n, state.reference, &scratch.scale)
+            terms[t].exponentials = NULL
+    if leaves_out_nothing(problem.operation):
+        tiles_absorb_all(terms, tiles, n, &scratch.scale, lines)
+        return
+    tiles_absorb_others(terms, tiles, n, &scratch.scale, lines)
+    for t in range(tiles):
         if is_weighted(problem):
-            state.own_coefficient = tile_weigh(&terms, n)
+            chunk_state(groups + t, problem, t, chunk, scratch).own_coefficient = tile_weigh(
+                terms + t, n)
         if leaves_out_label(problem.operation) and problem.plan.chunks == 1:
-            groups[t].own_logit = terms.pivot_logit
+            groups[t].own_logit = terms[t].pivot_logit
             groups[t].own_is_known = True
 
 
@@ -496,16 +518,18 @@ cdef void tiles_sum(
 cdef inline DoubleDouble tile_sums(const real *terms, Py_ssize_t n, bint few_digits) noexcept nogil:
     """Add up what a tile has of each row."""
     if n <= 4:
-        return tile_sums_few(terms, n, 4)
+        return tile_sums_few(terms, n, 4, few_digits)
     if n <= 8:
-        return tile_sums_few(terms, n, 8)
+        return tile_sums_few(terms, n, 8, few_digits)
     if n <= LANES:
-        return tile_sums_few(terms, n, LANES)
-    return tile_sums_many(terms, n, few_digits)
+        return tile_sums_few(terms, n, LANES, few_digits)
+    if few_digits:
+        return tile_sums_many(terms, n, True)
+    return tile_sums_many(terms, n, False)
 
 
 cdef inline DoubleDouble tile_sums_few(
-    const real *terms, Py_ssize_t n, Py_ssize_t width
+    const real *terms, Py_ssize_t n, Py_ssize_t width, bint few_digits
 ) noexcept nogil:
     """At most LANES classes: each is a lane of its own, added up as vector_reduce_few does.
 
@@ -521,12 +545,12 @@ cdef inline DoubleDouble tile_sums_few(
     if width > 4:
         for k in range(4):
             lane[k] = vector_add(lane[k], lane[k + 4])
-    return double_double_merge(
-        double_double_merge(double_double_from(lane[0]), double_double_from(lane[2])),
-        double_double_merge(double_double_from(lane[1]), double_double_from(lane[3])))
+    return sum_merge(
+        sum_add(double_double_from(lane[0]), lane[2], few_digits),
+        sum_add(double_double_from(lane[1]), lane[3], few_digits), few_digits)
 
 
-cdef DoubleDouble tile_sums_many(
+cdef inline DoubleDouble tile_sums_many(
     const real *terms, Py_ssize_t n, bint few_digits
 ) noexcept nogil:
     """Lane by lane as row_exponentials, added up as vector_reduce_compensated does."""
@@ -536,7 +560,7 @@ cdef DoubleDouble tile_sums_many(
     if n <= RUN * LANES:
         for k in range(LANES):
             lane[k] = double_double_from(tile_run_sum(terms, k, n))
-        return lanes_merge(lane)
+        return lanes_merge(lane, few_digits)
     for k in range(LANES):
         lane[k] = double_double_from(vector_set(0.0))
     while c + RUN * LANES <= n:
@@ -547,7 +571,7 @@ cdef DoubleDouble tile_sums_many(
         c += RUN * LANES
     for k in range(min(<Py_ssize_t>LANES, n - c)):
         lane[k] = sum_add(lane[k], tile_run_sum(terms, c + k, n), few_digits)
-    return lanes_merge(lane)
+    return lanes_merge(lane, few_digits)
 
 
 cdef inline vector tile_run_sum(const real *terms, Py_ssize_t c, Py_ssize_t n) noexcept nogil:
@@ -807,98 +831,102 @@ cdef inline void tile_unpack(
 
 cdef inline void tile_lay(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale_, OutputKind kind, int target, Arithmetic arithmetic,
+    const Scale *scale, OutputKind kind, int target,
 ) noexcept nogil:
-    """Lay the output out; `kind`, `target` and `arithmetic` are constants where they can be."""
+    """Lay the output out; `kind` and `target` are constants where they can be."""
     cdef TileOutput tile = tile_output_open(group, problem, chunk, place, kind, target)
-    cdef Scale scale = scale_with(scale_, arithmetic)
     cdef Py_ssize_t c
     if place.class_stride == 0:
-        tile_unpack(&tile, place.n, &scale, place.to, place.row_stride)
+        tile_unpack(&tile, place.n, scale, place.to, place.row_stride)
         return
     for c in range(place.n):
-        vector_store(<real *>(place.to + c * place.class_stride), tile_output(&tile, c, &scale))
+        vector_store(<real *>(place.to + c * place.class_stride), tile_output(&tile, c, scale))
+
+
+cdef struct Laying:
+    # A batch whose output is laid out.
+    const Group *groups
+    const Problem *problem
+    Py_ssize_t tiles
+    Py_ssize_t chunk
+    const TilePlace *places    # of each tile
+    const Scale *scale
+
+
+cdef inline void tiles_lay(
+    const Laying *batch, OutputKind kind, int target, Arithmetic arithmetic
+) noexcept nogil:
+    """tile_lay() of a batch; `arithmetic` is a constant, too."""
+    cdef Scale scale = scale_with(batch.scale, arithmetic)
+    cdef Py_ssize_t t
+    for t in range(batch.tiles):
+        tile_lay(
+            batch.groups + t, batch.problem, batch.chunk, batch.places + t, &scale, kind, target)
 
 
 # A function for each kind of output, which has its registers to itself.
 
 
-cdef void tile_emit_kept(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale,
-) noexcept nogil:
-    if not scale.few_digits:
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, NO_TARGET, PLAIN)
+cdef void tiles_emit_kept(const Laying *batch) noexcept nogil:
+    if not batch.scale.few_digits:
+        tiles_lay(batch, FROM_KEPT, NO_TARGET, PLAIN)
     else:
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, NO_TARGET, FEW_DIGITS)
+        tiles_lay(batch, FROM_KEPT, NO_TARGET, FEW_DIGITS)
 
 
-cdef void tile_emit_by_label(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale,
-) noexcept nogil:
-    if not scale.few_digits:
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL, PLAIN)
+cdef void tiles_emit_by_label(const Laying *batch) noexcept nogil:
+    if not batch.scale.few_digits:
+        tiles_lay(batch, FROM_KEPT, BY_LABEL, PLAIN)
     else:
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL, FEW_DIGITS)
+        tiles_lay(batch, FROM_KEPT, BY_LABEL, FEW_DIGITS)
 
 
-cdef void tile_emit_curvature(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale,
-) noexcept nogil:
-    if not scale.few_digits:
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, CURVED, PLAIN)
+cdef void tiles_emit_curvature(const Laying *batch) noexcept nogil:
+    if not batch.scale.few_digits:
+        tiles_lay(batch, FROM_KEPT, CURVED, PLAIN)
     else:
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, CURVED, FEW_DIGITS)
+        tiles_lay(batch, FROM_KEPT, CURVED, FEW_DIGITS)
 
 
-cdef void tile_emit_dense(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale,
-) noexcept nogil:
-    if has(problem, LABELS):
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, BY_LABEL | DENSE, PLAIN)
+cdef void tiles_emit_dense(const Laying *batch) noexcept nogil:
+    if has(batch.problem, LABELS):
+        tiles_lay(batch, FROM_KEPT, BY_LABEL | DENSE, PLAIN)
     else:
-        tile_lay(group, problem, chunk, place, scale, FROM_KEPT, DENSE, PLAIN)
+        tiles_lay(batch, FROM_KEPT, DENSE, PLAIN)
 
 
-cdef void tile_emit_other(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale,
-) noexcept nogil:
+cdef void tiles_emit_other(const Laying *batch) noexcept nogil:
     cdef int target = NO_TARGET
-    if is_pair(problem.operation):
-        tile_lay(group, problem, chunk, place, scale, FINISHED, NO_TARGET, PLAIN)
-    elif emits_logarithms(problem.operation):
-        tile_lay(group, problem, chunk, place, scale, LOGARITHMS, NO_TARGET, GENERAL)
+    if is_pair(batch.problem.operation):
+        tiles_lay(batch, FINISHED, NO_TARGET, PLAIN)
+    elif emits_logarithms(batch.problem.operation):
+        tiles_lay(batch, LOGARITHMS, NO_TARGET, GENERAL)
     else:
-        if place.role == HESSIAN:
+        if batch.places.role == HESSIAN:
             target = CURVED
-        elif has(problem, LABELS):
+        elif has(batch.problem, LABELS):
             target |= BY_LABEL
-        if is_dense(problem.operation) and place.role == OUTPUT:
+        if is_dense(batch.problem.operation) and batch.places.role == OUTPUT:
             target |= DENSE
-        tile_lay(group, problem, chunk, place, scale, FROM_LOGITS, target, GENERAL)
+        tiles_lay(batch, FROM_LOGITS, target, GENERAL)
 
 
-cdef inline void tile_emit(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale,
-) noexcept nogil:
+cdef void tiles_emit_by(const Laying *batch) noexcept nogil:
+    """tiles_lay() of the output that is asked for."""
+    cdef const Problem *problem = batch.problem
     if (
         is_pair(problem.operation) or emits_logarithms(problem.operation)
         or problem.plan.chunks > 1
     ):
-        tile_emit_other(group, problem, chunk, place, scale)
-    elif place.role == HESSIAN:
-        tile_emit_curvature(group, problem, chunk, place, scale)
+        tiles_emit_other(batch)
+    elif batch.places.role == HESSIAN:
+        tiles_emit_curvature(batch)
     elif is_dense(problem.operation):
-        tile_emit_dense(group, problem, chunk, place, scale)
+        tiles_emit_dense(batch)
     elif has(problem, LABELS):
-        tile_emit_by_label(group, problem, chunk, place, scale)
+        tiles_emit_by_label(batch)
     else:
-        tile_emit_kept(group, problem, chunk, place, scale)
+        tiles_emit_kept(batch)
 
 
 cdef void run_write(
@@ -1022,6 +1050,21 @@ cdef inline bint goes_straight(const Problem *problem, Role role) noexcept nogil
         and not problem.plan.stream and not corrects_output(problem))
 
 
+cdef inline TilePlace tile_place(
+    Group *groups, const Problem *problem, Role role, Py_ssize_t t, Py_ssize_t chunk,
+    Scratch *scratch,
+) noexcept nogil:
+    """Where the output of tile t comes from; where it goes is still to be said."""
+    cdef TilePlace place
+    place.role = role
+    place.n = chunk_length(problem, chunk)
+    place.state = chunk_state(groups + t, problem, t, chunk, scratch)
+    place.values = scratch.kept + t * scratch.kept_stride
+    place.row_stride = 0
+    place.class_stride = 0
+    return place
+
+
 cdef void tiles_emit_by_class(
     Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
     Scratch *scratch,
@@ -1030,26 +1073,24 @@ cdef void tiles_emit_by_class(
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t t
-    cdef TilePlace place
+    cdef TilePlace[MOST_TILES] places
+    cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale)
     cdef bint straight
     runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
     straight = (
         goes_straight(problem, role) and scratch.runs.count == 1 and rows % LANES == 0
         and step_in_runs(array) == sizeof(real))
-    place.n = chunk_length(problem, chunk)
-    place.role = role
-    place.row_stride = 0
     for t in range(tiles):
-        place.state = chunk_state(groups + t, problem, t, chunk, scratch)
-        place.values = scratch.kept + t * scratch.kept_stride
-        place.to = <char *>(place.values + tile_section(problem, role) * place.n * LANES)
-        place.class_stride = LANES * sizeof(real)
+        places[t] = tile_place(groups, problem, role, t, chunk, scratch)
+        places[t].to = <char *>(
+            places[t].values + tile_section(problem, role) * places[t].n * LANES)
+        places[t].class_stride = LANES * sizeof(real)
         if straight:
-            place.class_stride = array.class_stride
-            place.to = (
+            places[t].class_stride = array.class_stride
+            places[t].to = (
                 array.data + scratch.runs.offset[0] + t * LANES * <Py_ssize_t>sizeof(real)
                 + chunk * CHUNK * array.class_stride)
-        tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
+    tiles_emit_by(&batch)
     if not straight:
         tiles_write_by_class(groups, problem, role, tiles, chunk, scratch)
 
@@ -1072,37 +1113,36 @@ cdef void tiles_emit_by_row(
     cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t t, step
     cdef bint straight = goes_straight(problem, role) and has_neighbours(&problem.layout, array)
-    cdef TilePlace place
-    cdef char *room = NULL
-    place.role = role
-    place.n = n
-    place.class_stride = 0
-    if is_packed(problem, role) and not (straight and n % LANES == 0):
+    cdef TilePlace[MOST_TILES] places
+    cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale)
+    cdef char *room = <char *>scratch.staged
+    cdef bint together = is_packed(problem, role) and not (straight and n % LANES == 0)
+    if together:
         room = <char *>writer_room(
             writer_of(scratch, role), array.data + in_group(groups, problem, role, 0))
     for t in range(tiles):
-        place.state = chunk_state(groups + t, problem, t, chunk, scratch)
-        place.values = scratch.kept + t * scratch.kept_stride
+        places[t] = tile_place(groups, problem, role, t, chunk, scratch)
+        places[t].to = room + t * LANES * packed
+        places[t].row_stride = packed
         step = groups[t].offsets[<int>role].step
-        place.row_stride = packed
-        if room != NULL:
-            place.to = room + t * LANES * packed
-        elif straight and groups[t].rows == LANES and step != 0 and n >= 4:
-            place.to = (
+        if not together and straight and step != 0 and n >= 4:
+            places[t].to = (
                 array.data + in_group(groups + t, problem, role, 0)
                 + chunk * CHUNK * <Py_ssize_t>sizeof(real))
-            place.row_stride = step
-        else:
-            place.to = <char *>scratch.staged
-        tile_emit(groups + t, problem, chunk, &place, &scratch.scale)
-        if corrects_output(problem):
-            group_correct(groups + t, problem, chunk, <real *>place.to, scratch)
-        if place.to == <char *>scratch.staged:
-            tile_write_by_row(groups + t, problem, role, chunk, scratch.staged, scratch)
-    if room != NULL:
+            places[t].row_stride = step
+    tiles_emit_by(&batch)
+    if corrects_output(problem):
+        for t in range(tiles):
+            group_correct(groups + t, problem, chunk, <real *>places[t].to, scratch)
+    if together:
         writer_take(
             writer_of(scratch, role),
             (groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first) * n)
+        return
+    for t in range(tiles):
+        if places[t].to == room + t * LANES * packed:
+            tile_write_by_row(
+                groups + t, problem, role, chunk, <real *>places[t].to, scratch)
 
 
 cdef void tiles_emit(

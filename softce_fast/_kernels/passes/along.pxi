@@ -284,29 +284,47 @@ cdef inline DoubleDouble row_absorb(
 # ---- sums of many rows ---------------------------------------------------------------------------
 
 
-cdef inline DoubleDouble lanes_merge(DoubleDouble *lane) noexcept nogil:
+cdef inline DoubleDouble lanes_merge(DoubleDouble *lane, bint few_digits) noexcept nogil:
     """Add LANES numbers up as vector_reduce_compensated adds the lanes of one up."""
     cdef Py_ssize_t k
     if LANES == 16:
         for k in range(8):
-            lane[k] = double_double_merge(lane[k], lane[(k + 8) % LANES])
+            lane[k] = sum_merge(lane[k], lane[(k + 8) % LANES], few_digits)
     for k in range(4):
-        lane[k] = double_double_merge(lane[k], lane[k + 4])
+        lane[k] = sum_merge(lane[k], lane[k + 4], few_digits)
     for k in range(2):
-        lane[k] = double_double_merge(lane[k], lane[k + 2])
-    return double_double_merge(lane[0], lane[1])
+        lane[k] = sum_merge(lane[k], lane[k + 2], few_digits)
+    return sum_merge(lane[0], lane[1], few_digits)
 
 
-cdef inline void rows_fold(vector *high, vector *low, Py_ssize_t width) noexcept nogil:
+cdef inline void rows_fold(
+    vector *high, vector *low, Py_ssize_t width, bint few_digits
+) noexcept nogil:
     """Halve 2 * width vectors, each of which then holds the sums of twice as many rows."""
     cdef DoubleDouble even, odd
     cdef Py_ssize_t k
     for k in range(width):
         vectors_halve(high + 2 * k, width, &even.high, &odd.high)
-        vectors_halve(low + 2 * k, width, &even.low, &odd.low)
-        even = double_double_merge(even, odd)
+        if not few_digits:
+            vectors_halve(low + 2 * k, width, &even.low, &odd.low)
+        even = sum_merge(even, odd, few_digits)
         high[k] = even.high
         low[k] = even.low
+
+
+cdef inline DoubleDouble rows_folded(
+    vector *high, vector *low, bint few_digits
+) noexcept nogil:
+    """Add LANES vectors up, each of them the partial sums of a row."""
+    cdef DoubleDouble result
+    if LANES == 16:
+        rows_fold(high, low, 8, few_digits)
+    rows_fold(high, low, 4, few_digits)
+    rows_fold(high, low, 2, few_digits)
+    rows_fold(high, low, 1, few_digits)
+    result.high = high[0]
+    result.low = low[0]
+    return result
 
 
 cdef struct RowSums:
@@ -321,7 +339,7 @@ cdef inline void sums_put(RowSums *sums, Py_ssize_t k, DoubleDouble total) noexc
 
 
 cdef DoubleDouble rows_reduce(
-    const RowSums *sums, Py_ssize_t rows, Py_ssize_t n
+    const RowSums *sums, Py_ssize_t rows, Py_ssize_t n, bint few_digits=False
 ) noexcept nogil:
     """Add up, row by row, the partial sums of rows of n classes.
 
@@ -337,18 +355,13 @@ cdef DoubleDouble rows_reduce(
         for k in range(LANES):
             highs[k] = vector_load(sums.high + k * LANES)
             lows[k] = vector_set(0.0)
-        if n > RUN * LANES:
+        if n > RUN * LANES and not few_digits:
             # Else nothing was added up yet with a rest.
             for k in range(LANES):
                 lows[k] = vector_load(sums.low + k * LANES)
-        if LANES == 16:
-            rows_fold(highs, lows, 8)
-        rows_fold(highs, lows, 4)
-        rows_fold(highs, lows, 2)
-        rows_fold(highs, lows, 1)
-        result.high = highs[0]
-        result.low = lows[0]
-        return result
+        if few_digits:
+            return rows_folded(highs, lows, True)
+        return rows_folded(highs, lows, False)
     for k in range(LANES):
         total[k] = 1
         rest[k] = 0
@@ -359,7 +372,7 @@ cdef DoubleDouble rows_reduce(
             total[k] = vector_reduce_compensated(
                 vector_load(sums.high + k * LANES), vector_load(sums.low + k * LANES), rest + k)
     result.high = vector_load(total)
-    result.low = vector_load(rest)
+    result.low = vector_set(0.0) if few_digits else vector_load(rest)
     return result
 
 
@@ -701,7 +714,7 @@ cdef void along_absorb(
                 position[k] = along_compare(
                     group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
         first = stop
-    state.others = rows_reduce(&sums, group.rows, n)
+    state.others = rows_reduce(&sums, group.rows, n, scratch.scale.few_digits)
     state.position = vector_load(position)
     state.own_coefficient = vector_load(dense.own)
     state.below = double_double_from(vector_load(dense.below))

@@ -80,7 +80,7 @@ cdef struct Group:
     int64_t[16] labels
     Py_ssize_t first
     Py_ssize_t rows
-    Offsets[5] offsets         # by Role, of those before WEIGHT
+    Offsets[WEIGHT] offsets    # by Role, of those before WEIGHT
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
     PairSum[16] sums           # of two arrays
@@ -93,6 +93,12 @@ cdef struct Group:
     double[16] from_z          # 2 * z_loss * logsumexp
     double[16] result
     Recipe recipe
+
+
+cdef inline bint is_in_tile(const Group *group, const Problem *problem) noexcept nogil:
+    """Whether all exponentials of a group are in a tile; a rest along rows is no whole group."""
+    return problem.plan.passes == ACROSS and problem.plan.chunks == 1 and not (
+        problem.plan.rest_along and group.rows < LANES)
 
 
 cdef inline Py_ssize_t offset_of(const Offsets *offsets, Py_ssize_t k) noexcept nogil:
@@ -254,7 +260,9 @@ cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(LANES):
         group.weights.even[k] = group.weights.even[0]
-        if k < group.rows:
+        if k < group.rows and problem.shard.given:
+            group.weights.even[k] = problem.shard.share[group.first + k]
+        elif k < group.rows:
             group.weights.even[k] = problem.options.label_smoothing / <double>max(
                 <Py_ssize_t>1, classes_allowed(group, problem, k))
 
@@ -290,6 +298,10 @@ cdef inline vector label_logits(
     for k in range(LANES):
         logit[k] = 0
     for k in range(group.rows):
+        if problem.shard.given:
+            # Its class may be another shard's.
+            logit[k] = <real>problem.shard.label_logit[group.first + k]
+            continue
         logit[k] = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
             + class_offset(&problem.layout, array, group.labels[k]))
@@ -464,7 +476,8 @@ cdef inline void state_scale_coefficients(RowState *state) noexcept nogil:
 
 
 cdef enum:
-    MOST_ROWS = 256    # of a batch: 16 groups
+    MOST_TILES = 16    # of a batch,
+    MOST_ROWS = 256    # and rows of these
 
 
 cdef struct Runs:

@@ -1,0 +1,139 @@
+"""What other libraries gain from this package's loss in the place of their own.
+
+Fitting with scikit-learn, a step of loss and gradient in PyTorch. Of Dask it is the reverse: what
+chunks cost beside a call on the whole array.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import machine
+import report
+import timing
+from timing import Call
+
+OURS, OTHER = "softce_fast", "other"
+QUICK_ROWS = 2000
+
+Pair = dict[str, Call]  # OURS and OTHER
+
+
+def data(rows: int, classes: int) -> tuple[Any, Any]:
+    """Points around a center for each class."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(rows) % classes
+    points = generator.standard_normal((classes, 20))[labels]
+    return points + generator.standard_normal(points.shape), labels
+
+
+def fits(model: Any, rows: int, classes: int) -> Pair:
+    from sklearn.base import clone
+
+    import softce_fast.sklearn
+
+    points, labels = data(rows, classes)
+
+    def fit(context: Callable[[], Any]) -> None:
+        with context():
+            clone(model).fit(points, labels)
+
+    return {OURS: partial(fit, softce_fast.sklearn.patched), OTHER: partial(fit, nullcontext)}
+
+
+def sklearn(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
+    import warnings
+
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+
+    warnings.simplefilter("ignore", ConvergenceWarning)  # as many steps for both
+    rows = QUICK_ROWS if quick else 50_000
+    for classes in (10, 100) if quick else (10, 100, 1000):
+        model = LogisticRegression(max_iter=20)
+        yield f"LogisticRegression, {classes} classes", partial(fits, model, rows, classes)
+    boosting = HistGradientBoostingClassifier(max_iter=5, early_stopping=False)
+    yield "HistGradientBoostingClassifier, 10 classes", partial(fits, boosting, rows, 10)
+    calibrated = CalibratedClassifierCV(GaussianNB(), method="temperature", cv=2)
+    yield "temperature scaling, 100 classes", partial(fits, calibrated, rows, 100)
+
+
+def steps(rows: int, classes: int) -> Pair:
+    import torch
+
+    import softce_fast.torch
+
+    logits = torch.randn(rows, classes, requires_grad=True)
+    target = torch.randint(classes, (rows,))
+
+    def step(loss: Callable[..., Any]) -> None:
+        logits.grad = None
+        loss(logits, target).backward()
+
+    ours, theirs = softce_fast.torch.cross_entropy, torch.nn.functional.cross_entropy
+    return {OURS: partial(step, ours), OTHER: partial(step, theirs)}
+
+
+def torch(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
+    shapes = ((32, 10), (256, 100), (256, 1000), (4096, 1000), (4096, 32_000))
+    for rows, classes in shapes[:3] if quick else shapes:
+        yield f"a step of {rows} x {classes}", partial(steps, rows, classes)
+
+
+def chunks(rows: int) -> Pair:
+    import dask.array
+
+    import softce_fast.dask
+
+    logits = np.random.default_rng(0).standard_normal((rows, 1024), dtype=np.float32)
+    labels = np.arange(rows) % 1024
+    x = dask.array.from_array(logits, chunks=(rows // 4, 1024))
+    loss = softce_fast.dask.cross_entropy(x, labels)
+    return {
+        OURS: partial(loss.compute, scheduler="threads", num_workers=2),
+        OTHER: partial(softce_fast.cross_entropy, logits, labels),
+    }
+
+
+def dask(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
+    rows = QUICK_ROWS if quick else 65_536
+    yield (
+        f"cross_entropy of {rows} x 1024 in 4 chunks, beside the call on all",
+        partial(chunks, rows),
+    )
+
+
+LIBRARIES = {"scikit-learn": sklearn, "PyTorch": torch, "Dask": dask}
+MODULES = {"scikit-learn": "sklearn", "PyTorch": "torch", "Dask": "dask"}
+
+
+def main() -> None:
+    parser = report.parser("adapters", __doc__)
+    parser.add_argument("--only", choices=LIBRARIES, nargs="+", default=list(LIBRARIES))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rounds = 1 if options.quick else options.rounds
+    cells = []
+    for library in options.only:
+        if not importlib.util.find_spec(MODULES[library]):
+            print(f"{library} is not installed")
+            continue
+        for what, pair in tqdm(list(LIBRARIES[library](options.quick)), desc=library):
+            seconds = timing.medians(timing.alternate(pair(), rounds, seconds=0, least=1))
+            cells.append({"library": library, "what": what, "seconds": seconds})
+    versions = machine.describe(["numpy", "scikit-learn", "torch", "dask"])
+    report.finish("adapters", options.json, {**versions, "cells": cells})
+
+
+if __name__ == "__main__":
+    main()

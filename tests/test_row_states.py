@@ -1,0 +1,69 @@
+"""States of rows as data: what they hold besides sums, whoever computes these."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import softce_fast as sf
+import truth
+from softce_fast import sharded
+
+with_each_module = pytest.mark.parametrize(
+    "module", [sharded, sf.reference.sharded], ids=["kernels", "reference"]
+)
+
+
+@with_each_module
+def test_results_have_the_dtype_of_the_logits(module: ModuleType, dtype: np.dtype) -> None:
+    """Also of no rows at all, and of states that come out of a file."""
+    for rows in (0, 3):
+        states = module.row_states(np.zeros((rows, 2), dtype), np.zeros(rows, int))
+        for copy in (states, pickle.loads(pickle.dumps(states)), module.merge(states)):
+            assert module.logsumexp(copy).dtype == dtype
+            assert module.cross_entropy(copy).dtype == dtype
+
+
+@with_each_module
+def test_states_in_files(module: ModuleType, dtype: np.dtype, tmp_path: Path) -> None:
+    states = module.row_states(np.ones((3, 4), dtype), [0, 2, 3])
+    np.save(tmp_path / "states.npy", states)
+    back = np.load(tmp_path / "states.npy")
+    np.testing.assert_array_equal(module.logsumexp(back), module.logsumexp(states))
+    assert module.cross_entropy(back) == module.cross_entropy(states)
+
+
+@with_each_module
+@pytest.mark.parametrize(
+    "label", [-1, 2, 9, np.uint64(2**64 - 100), np.uint64(2**63), np.int8(-128)]
+)
+def test_labels_that_are_no_class(module: ModuleType, label: Any) -> None:
+    """Among them one that is the number to be ignored if its bits are taken for an int64."""
+    states = module.row_states(np.zeros((1, 2)), np.array([label]))
+    with pytest.raises(IndexError, match=r"target\[0\].*\[0, 2\)"):
+        module.cross_entropy(states)
+
+
+@with_each_module
+def test_states_of_another_kind(module: ModuleType) -> None:
+    other = sharded if module is not sharded else sf.reference.sharded
+    with pytest.raises(TypeError, match="row_states"):
+        module.logsumexp(other.row_states(np.zeros(3)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("size", [1e307, 1e-300])
+def test_a_mean_of_extreme_weights(dtype: np.dtype, size: float, smoothing: float) -> None:
+    """Their sum is beyond float64."""
+    logits, target, share = np.zeros((4, 2), dtype), np.zeros(4, int), (1 - smoothing) / 8
+    options = {"sample_weight": np.full(4, size), "label_smoothing": smoothing}
+    states = sharded.row_states(logits, target, weight=[size, size])
+    loss = sharded.cross_entropy(states, **options)
+    assert truth.ulp_error(loss, np.log(np.longdouble(2)), dtype) <= 4
+    grad = sharded.cross_entropy_grad(logits, target, states, weight=[size, size], **options)
+    assert truth.ulp_error(grad, np.array([[-share, share]] * 4), dtype).max() <= 4
