@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-import machine
 import peers
 import report
 import softce_fast
@@ -65,11 +64,11 @@ def shapes(dtype: str) -> tuple[Shape, ...]:
     return (*((size // classes, classes) for classes in CLASSES), *OTHER_SHAPES)
 
 
-def planned(call: Call, fields: Fields | None = None) -> Fields | None:
-    """The plan of a call, or that with some fields forced; None if that is not possible."""
+def planned(call: Call, fields: Fields) -> Fields | None:
+    """The plan of a call with some fields forced; None if that is not possible."""
     try:
-        with execute.recording() as plans, execute.forcing(**(fields or {})):
-            call()
+        with execute.recording() as plans:
+            forced(call, fields)
     except ValueError:
         return None
     (plan,) = plans
@@ -83,7 +82,7 @@ def forced(call: Call, fields: Fields) -> None:
 
 def ways(call: Call) -> dict[str, Call]:
     """The call as planned, and without each mechanism that its plan uses."""
-    plan = planned(call)
+    plan = planned(call, {})
     assert plan is not None
     # A small call uses more threads where the one before was just now: all are to use as many.
     threads = {"threads": plan["threads"]}
@@ -115,29 +114,28 @@ def cells(build: str, dtype: str, shapes: tuple[Shape, ...], rounds: int) -> Ite
                 call = peers.call(softce_fast, Problem.of(Case(operation, shape, dtype)))
                 seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
                 yield {
-                    "build": build,
-                    "dtype": dtype,
-                    "operation": operation,
+                    "build": build, "dtype": dtype, "operation": operation,
                     "shape": "x".join(map(str, shape)),
                     "seconds": {name: taken - forcing for name, taken in seconds.items()},
-                }
+                }  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("ablation", __doc__)
-    parser.add_argument("--shape", action="append", help="as 1000x10, instead of all; repeatable")
-    parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeatable")
-    options = parser.parse_args()
+def measure(options: Any) -> dict[str, Any]:
     chosen = tuple(tuple(map(int, text.split("x"))) for text in options.shape or ())
-    found = [
-        cell
-        for build in BUILDS
-        if build in _dispatch.available()
-        for dtype in options.dtype or DTYPES
-        for cell in cells(build, dtype, chosen or shapes(dtype), 3 if options.quick else 15)
-    ]
-    report.finish("ablation", options.json, {**machine.describe(["numpy"]), "cells": found})
+    return {
+        "cells": [
+            cell
+            for build in BUILDS
+            if build in _dispatch.available()
+            for dtype in options.dtype or DTYPES
+            for cell in cells(build, dtype, chosen or shapes(dtype), 3 if options.quick else 15)
+        ]
+    }
 
 
 if __name__ == "__main__":
-    main()
+    arguments: dict[str, Fields] = {
+        "--shape": {"action": "append", "help": "as 1000x10, instead of all; repeatable"},
+        "--dtype": {"action": "append", "choices": DTYPES, "help": "repeatable"},
+    }
+    report.run("ablation", __doc__, measure, ["numpy"], arguments)

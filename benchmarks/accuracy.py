@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-import machine
 import report
 from peers import PEERS, Peer
 from shapes import Array, Case, Problem
@@ -32,14 +31,12 @@ class Function(NamedTuple):
 
 
 FUNCTIONS = {
-    "softmax": Function("softmax_fresh", lambda given: truth.softmax(given.logits)),
-    "log_softmax": Function("log_softmax_fresh", lambda given: truth.log_softmax(given.logits)),
-    "logsumexp": Function("logsumexp", lambda given: truth.logsumexp(given.logits), 1.0, 2),
-    "cross_entropy": Function(
-        "cross_entropy", lambda given: truth.cross_entropy(given.logits, given.labels)
-    ),
+    "softmax": Function("softmax_fresh", lambda x: truth.softmax(x.logits)),
+    "log_softmax": Function("log_softmax_fresh", lambda x: truth.log_softmax(x.logits)),
+    "logsumexp": Function("logsumexp", lambda x: truth.logsumexp(x.logits), 1.0, 2),
+    "cross_entropy": Function("cross_entropy", lambda x: truth.cross_entropy(x.logits, x.labels)),
     "gradient": Function(
-        "cross_entropy_with_grad_fresh", lambda given: truth.gradient(given.logits, given.labels)
+        "cross_entropy_with_grad_fresh", lambda x: truth.gradient(x.logits, x.labels)
     ),
 }
 IMPLEMENTATIONS = {
@@ -54,7 +51,7 @@ def result(peer: Peer, operation: str, given: AccuracyInput, dtype: str) -> Arra
     return list(peer.parts(case, way()).values())[-1]
 
 
-def measure(
+def worst_errors(
     names: Iterable[str], dtypes: Iterable[str], class_counts: tuple[int, ...], elements: int
 ) -> list[dict[str, Any]]:
     """The largest error of each function, dtype and implementation, and the input it came from."""
@@ -67,42 +64,40 @@ def measure(
                 for name in names:
                     found = result(IMPLEMENTATIONS[name], operation, given, dtype)
                     error = float(truth.ulp_error(found, exact, dtype, floor=floor).max())
-                    entry = worst.setdefault(
-                        (function, dtype, name),
-                        {"function": function, "dtype": dtype, "implementation": name, "ulp": -1.0},
-                    )
+                    entry = worst.setdefault((function, dtype, name), {"ulp": -1.0})
                     if error > entry["ulp"]:
                         entry.update(ulp=error, input=given.kind, classes=given.classes)
-    for entry in worst.values():
-        if not math.isfinite(entry["ulp"]):
-            entry["ulp"] = None  # JSON has no infinity
-    return list(worst.values())
+    return [
+        {
+            "function": function, "dtype": dtype, "implementation": name, **entry,
+            "ulp": entry["ulp"] if math.isfinite(entry["ulp"]) else None,  # JSON has no infinity
+        }
+        for (function, dtype, name), entry in worst.items()
+    ]  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("accuracy", __doc__)
-    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS)
-    parser.add_argument("--dtype", nargs="+", default=["float32", "float64"])
-    options = parser.parse_args()
+def measure(options: Any) -> dict[str, Any]:
     if not truth.HAS_EXTENDED and "float64" in options.dtype:
         sys.exit("long double is no wider than float64 here: choose --dtype float32")
-    names = [
-        n for n in options.implementations or IMPLEMENTATIONS if not IMPLEMENTATIONS[n].missing()
-    ]
+    names = options.implementations or IMPLEMENTATIONS
+    names = [name for name in names if not IMPLEMENTATIONS[name].missing()]
     class_counts = (2, 10, 1000, 32_768) if options.quick else truth.CLASS_COUNTS
     elements = 2**15 if options.quick else 2**18
     # A peer that overflows or takes log(0) shows it in its error.
     with np.errstate(all="ignore"):
-        results = measure(names, options.dtype, class_counts, elements)
-    content = {
+        results = worst_errors(names, options.dtype, class_counts, elements)
+    return {
         "targets": {name: function.target for name, function in FUNCTIONS.items()},
         "class_counts": list(class_counts),
         "elements_per_input": elements,
         "results": results,
     }
-    packages = ("numpy", "softce_fast", "scipy", "torch", "jax")
-    report.finish("accuracy", options.json, {**machine.describe(packages), **content})
 
 
 if __name__ == "__main__":
-    main()
+    arguments: dict[str, dict[str, Any]] = {
+        "--implementations": {"nargs": "+", "choices": IMPLEMENTATIONS},
+        "--dtype": {"nargs": "+", "default": ["float32", "float64"]},
+    }
+    packages = ("numpy", "softce_fast", "scipy", "torch", "jax")
+    report.run("accuracy", __doc__, measure, packages, arguments)

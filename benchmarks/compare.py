@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,7 +27,7 @@ import machine
 import report
 import shapes
 import timing
-from peers import PACKAGES, PEERS, Ways
+from peers import PACKAGES, PEERS, UnsupportedError, Ways
 from shapes import CASES, HALF_DTYPES, OPERATIONS, Array, Case, Problem
 from softce_fast import reference
 from timing import Timing
@@ -45,46 +45,34 @@ SAMPLES = 20_011  # entries of each result that are compared; a prime, so stride
 Sample = dict[str, Array]
 
 
-class Settings(NamedTuple):
-    """How long each case is measured."""
-
-    rounds: int
-    block_seconds: float
-    calls_per_block: int  # at least
-
-
-FULL = Settings(rounds=7, block_seconds=0.1, calls_per_block=3)
-QUICK = Settings(rounds=3, block_seconds=0.03, calls_per_block=2)
+# How long each case is measured; of calls the least.
+FULL = {"rounds": 7, "block_seconds": 0.1, "calls_per_block": 3}
+QUICK = {"rounds": 3, "block_seconds": 0.03, "calls_per_block": 2}
 
 
 # ------------------------------------------------------------------------------ the peer's process
-
-
-class PeerError(Exception):
-    """What went wrong in a peer's process, in one line for the table."""
 
 
 ways: Ways = {}  # of the case that is measured
 number = 1  # of calls that are timed at once
 
 
-def in_one_line(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function; its exceptions may be of types that only this process knows."""
+def outcome(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+    """What a function returns, or what went wrong, in one line for the table."""
     try:
-        return function(*arguments)
+        return function(*arguments), ""
+    except UnsupportedError as error:
+        return None, str(error)
     except Exception as error:
-        name = type(error).__name__
-        if name == "UnsupportedError":
-            raise PeerError(str(error)) from None
         traceback.print_exception(error, file=sys.stderr)
         first_line = (str(error).strip().splitlines() or [""])[0]
-        raise PeerError(f"failed: {name}: {first_line[:200]}") from None
+        return None, f"failed: {type(error).__name__}: {first_line[:200]}"
 
 
 def prepare(name: str, case: Case) -> None:
     """Makes the data, compiles, and calls each way once."""
     global ways
-    ways = {}
+    ways = {}  # the case before gives up its memory
     ways = PEERS[name].prepared(Problem.of(case))
 
 
@@ -118,26 +106,27 @@ class PeerProcess:
     """A process with one peer, and why it has no result for the case that is measured."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.missing = name, ""
-        context = multiprocessing.get_context("spawn")
-        self.executor = ProcessPoolExecutor(1, context)
+        self.name = name
+        self.begin()
+
+    def begin(self) -> None:
+        self.missing = ""
+        self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Future[Any] | None:
         """Have the process call a function, unless it has failed before."""
-        if self.missing:
-            return None
-        return self.executor.submit(in_one_line, function, *arguments)
+        return None if self.missing else self.executor.submit(outcome, function, *arguments)
 
     def finish(self, future: Future[Any] | None) -> Any:
         """The function's result; None where there is none."""
+        if future is None:
+            return None
         try:
-            return future.result() if future else None
-        except PeerError as error:
-            self.missing = str(error)
+            result, self.missing = future.result()
         except BrokenExecutor:
-            self.missing = "died: its process ended"
-            self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        return None
+            self.begin()
+            result, self.missing = None, "died: its process ended"
+        return result
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.finish(self.start(function, *arguments))
@@ -175,7 +164,7 @@ def wrong(found: Sample, right: Sample, case: Case) -> str:
 
 
 def measure(
-    case: Case, processes: Iterable[PeerProcess], settings: Settings
+    case: Case, processes: Iterable[PeerProcess], settings: dict[str, Any]
 ) -> tuple[dict[str, Timing], dict[str, str], dict[str, str]]:
     """Times, the ways chosen, and why peers are missing."""
     racing = [p for p in processes if p.name != OURS_FLOAT32 or case.dtype in HALF_DTYPES]
@@ -192,9 +181,9 @@ def measure(
         if answer := process.ask(choose, process.name, case):
             chosen[process.name], found = answer
             process.missing = wrong(found, right, case)
-    _, *of_block = settings
+    rounds, *of_block = settings.values()
     blocks = {p.name: partial(p.ask, block, *of_block) for p in racing if not p.missing}
-    times = timing.interleaved(blocks, settings.rounds, SETTLE_SECONDS)
+    times = timing.interleaved(blocks, rounds, SETTLE_SECONDS)
     return times, chosen, {p.name: p.missing for p in racing if p.missing}
 
 
@@ -203,36 +192,32 @@ def summarise(
 ) -> dict[str, Any]:
     """One entry of the results file."""
     entry: dict[str, Any] = {
-        "operation": case.operation,
-        "shape": case.shape_name,
-        "column": case.column,
-        "dtype": case.dtype,
-        "classes": case.classes,
-        "array_bytes": case.array_bytes,
+        "operation": case.operation, "shape": case.shape_name, "column": case.column,
+        "dtype": case.dtype, "classes": case.classes, "array_bytes": case.array_bytes,
         "minimum_bytes": case.minimum_bytes,
         "seconds": {name: t._asdict() | {"variant": chosen[name]} for name, t in times.items()},
         "missing": missing,
-        "target": case.target,
-        "target_against": OURS_FLOAT32 if case.dtype in HALF_DTYPES else "best peer",
-    }
-    rivals = {name: found.median for name, found in times.items() if PEERS[name].counted}
+    }  # fmt: skip
+    medians = timing.medians(times)
+    rivals = {name: median for name, median in medians.items() if PEERS[name].counted}
     if rivals:
         entry["best_peer"] = min(rivals, key=rivals.__getitem__)
-    if OURS in times:
-        ours = times[OURS].median
+    if ours := medians.get(OURS):
         entry["gigabytes_per_second"] = case.minimum_bytes / ours * 1e-9
         if rivals:
             entry["ratio"] = min(rivals.values()) / ours
-        if OURS_FLOAT32 in times:
-            entry["ratio_to_float32"] = times[OURS_FLOAT32].median / ours
-        if MEMORY_LIMIT in times:
+        if OURS_FLOAT32 in medians:
+            entry["ratio_to_float32"] = medians[OURS_FLOAT32] / ours
+        if MEMORY_LIMIT in medians:
             # The labels are left out on both sides: the copy and the read do not move them.
-            entry["limit_share"] = times[MEMORY_LIMIT].median / ours
+            entry["limit_share"] = medians[MEMORY_LIMIT] / ours
             entry["limit_share_applies"] = case.limit_share_applies
     return entry
 
 
-def run(cases: Iterable[Case], names: Iterable[str], settings: Settings) -> list[dict[str, Any]]:
+def run(
+    cases: Iterable[Case], names: Iterable[str], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Measure the cases."""
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     processes = [PeerProcess(name) for name in names]
@@ -267,13 +252,12 @@ def main() -> None:
         "--update", action="store_true", help="keep what the file has of other cases"
     )
     options = parser.parse_args()
-    every = shapes.quick_cases() if options.quick else CASES
+    every = shapes.QUICK_CASES if options.quick else CASES
     cases = shapes.select(every, options.operation, options.shape, options.dtype)
     if not cases:
         sys.exit("no case has that operation, shape and dtype")
-    settings = QUICK if options.quick else FULL
-    if options.rounds:
-        settings = settings._replace(rounds=options.rounds)
+    settings = dict(QUICK if options.quick else FULL)
+    settings["rounds"] = options.rounds or settings["rounds"]
     skipped = {name: PEERS[name].missing() for name in options.peers or PEERS}
     names = [name for name, missing in skipped.items() if not missing]
 
@@ -281,7 +265,7 @@ def main() -> None:
     found = earlier_cases(options.json, description) if options.update else []
     found += [{**e, "date": description["date"]} for e in run(cases, names, settings)]
     content = {
-        "settings": {**settings._asdict(), "settle_seconds": SETTLE_SECONDS},
+        "settings": {**settings, "settle_seconds": SETTLE_SECONDS},
         "skipped": {name: missing for name, missing in skipped.items() if missing},
         # Cases measured again take the place of the earlier ones.
         "cases": list({(e["operation"], e["shape"], e["dtype"]): e for e in found}.values()),

@@ -1,4 +1,4 @@
-"""What a result was measured on: machine, versions and date, without names or paths."""
+"""What a result was measured on, without names or paths; numbers as tables and plots show them."""
 
 from __future__ import annotations
 
@@ -62,3 +62,14 @@ def one_line(document: dict[str, Any]) -> str:
         f"{document['softce_fast']['isa']['in use']} build, {machine['system']}, "
         f"{document['date']}"
     )
+
+
+def time_text(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.2f}"

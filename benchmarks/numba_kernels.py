@@ -62,86 +62,55 @@ def build(function: str, exponential: Any) -> SimpleNamespace:
     writes = function != "cross_entropy"
     keeps = function in ("softmax", "cross_entropy_with_grad")  # writes exponentials, then scales
 
-    @inlined
-    def largest_of(row):  # type: ignore[no-untyped-def]
-        largest = row[0]
-        for column in range(row.size):
-            largest = max(largest, row[column])
-        return largest
+    def over_rows(steps: Any, steps_of_row: Any, helper: Any, kernel: Any) -> Any:
+        """The threads share the rows, or the elements of each."""
 
-    @inlined
-    def total_of(row, largest, result):  # type: ignore[no-untyped-def]
-        total = row[0] - row[0]
-        for column in range(row.size):
-            value = exponential(row[column] - largest)
-            if keeps:
-                result[column] = value
-            total += value
-        return total
+        @helper
+        def largest_of(row):  # type: ignore[no-untyped-def]
+            largest = row[0]
+            for column in steps_of_row(row.size):
+                largest = max(largest, row[column])
+            return largest
 
-    @compiled
-    def rows(logits, labels, output):  # type: ignore[no-untyped-def]
-        loss = 0.0
-        count = logits.shape[0]
-        for index in prange(count):
-            row = logits[index]
-            result = output[index] if writes else row
-            largest = largest_of(row)
-            total = total_of(row, largest, result)
-            if keeps:
-                factor = 1 / (total * count) if labelled else 1 / total
-                for column in range(row.size):
-                    result[column] *= factor
-                if labelled:
-                    result[labels[index]] -= 1 / count
-            if function == "logsumexp":
-                result[0] = largest + np.log(total)
-            if function == "log_softmax":
-                shift = largest + np.log(total)
-                for column in range(row.size):
-                    result[column] = row[column] - shift
-            if labelled:
-                loss += np.log(total) + largest - row[labels[index]]
-        return loss / count
-
-    @compiled
-    def shared_largest(row):  # type: ignore[no-untyped-def]
-        largest = row[0]
-        for column in prange(row.size):
-            largest = max(largest, row[column])
-        return largest
-
-    @compiled
-    def shared_total(row, largest, result):  # type: ignore[no-untyped-def]
-        total = row[0] - row[0]
-        for column in prange(row.size):
-            value = exponential(row[column] - largest)
-            if keeps:
-                result[column] = value
-            total += value
-        return total
-
-    @compiled
-    def shared_scale(result, factor):  # type: ignore[no-untyped-def]
-        for column in prange(result.size):
-            result[column] *= factor
-
-    @njit(fastmath=True)
-    def flat(logits, labels, output):  # type: ignore[no-untyped-def]
-        loss = 0.0
-        count = logits.shape[0]
-        for index in range(count):
-            row = logits[index]
-            result = output[index] if writes else row
-            largest = shared_largest(row)
-            total = shared_total(row, largest, result)
-            if keeps:
-                shared_scale(result, 1 / (total * count) if labelled else 1 / total)
-            if labelled:
+        @helper
+        def total_of(row, largest, result):  # type: ignore[no-untyped-def]
+            total = row[0] - row[0]
+            for column in steps_of_row(row.size):
+                value = exponential(row[column] - largest)
                 if keeps:
-                    result[labels[index]] -= 1 / count
-                loss += np.log(total) + largest - row[labels[index]]
-        return loss / count
+                    result[column] = value
+                total += value
+            return total
+
+        @helper
+        def scale(result, factor):  # type: ignore[no-untyped-def]
+            for column in steps_of_row(result.size):
+                result[column] *= factor
+
+        @kernel
+        def loop(logits, labels, output):  # type: ignore[no-untyped-def]
+            loss = 0.0
+            count = logits.shape[0]
+            for index in steps(count):
+                row = logits[index]
+                result = output[index] if writes else row
+                largest = largest_of(row)
+                total = total_of(row, largest, result)
+                if keeps:
+                    scale(result, 1 / (total * count) if labelled else 1 / total)
+                    if labelled:
+                        result[labels[index]] -= 1 / count
+                if function == "logsumexp":
+                    result[0] = largest + np.log(total)
+                if function == "log_softmax":
+                    shift = largest + np.log(total)
+                    for column in range(row.size):
+                        result[column] = row[column] - shift
+                if labelled:
+                    loss += np.log(total) + largest - row[labels[index]]
+            return loss / count
+
+        return loop
 
     @inlined
     def largest_columns(logits, largest):  # type: ignore[no-untyped-def]
@@ -185,4 +154,8 @@ def build(function: str, exponential: Any) -> SimpleNamespace:
                         result[index[inner], inner] -= 1 / count
         return loss / count
 
-    return SimpleNamespace(rows=rows, flat=flat, columns=columns)
+    return SimpleNamespace(
+        rows=over_rows(prange, range, inlined, compiled),
+        flat=over_rows(range, prange, compiled, njit(fastmath=True)),
+        columns=columns,
+    )

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import machine
 import report
 import softce_fast
 import timing
@@ -49,16 +48,17 @@ def calls(rows: int, classes: int) -> dict[str, Call]:
     }
 
 
-def main() -> None:
-    options = report.parser("options", __doc__).parse_args()
-    seconds = {
-        f"{rows}x{classes}": timing.medians(
-            timing.alternate(calls(rows, classes), rounds=3 if options.quick else 25, seconds=0)
-        )
-        for rows, classes in SHAPES
+def measure(options: Any) -> dict[str, Any]:
+    rounds = 3 if options.quick else 25
+    return {
+        "seconds": {
+            f"{shape[0]}x{shape[1]}": timing.medians(
+                timing.alternate(calls(*shape), rounds, seconds=0)
+            )
+            for shape in SHAPES
+        }
     }
-    report.finish("options", options.json, {**machine.describe(["numpy"]), "seconds": seconds})
 
 
 if __name__ == "__main__":
-    main()
+    report.run("options", __doc__, measure, ["numpy"])

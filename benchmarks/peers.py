@@ -11,39 +11,32 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
-import itertools
 import math
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+import softce_fast
 from machine import available_cores
 from shapes import HALF_DTYPES, OPERATIONS, Array, Case, Problem
+from softce_fast import _textbook
 from timing import Call
 
 Ways = dict[str, Call]
-T = TypeVar("T")
 
 
 class UnsupportedError(Exception):
     """The peer has no way to compute this case; the message says why."""
-
-
-def chosen(functions: Mapping[str, T], case: Case) -> T:
-    """The entry of the case's function."""
-    if case.function not in functions:
-        raise UnsupportedError(f"no {case.function}")
-    return functions[case.function]
 
 
 # ------------------------------------------------------------------------------------------- ours
@@ -61,23 +54,14 @@ def call(module: ModuleType, problem: Problem) -> Call:
     return partial(getattr(module, case.function), *arguments, case.axis, **options)
 
 
-def softce_fast(problem: Problem) -> Ways:
-    import softce_fast
-
-    return {"": call(softce_fast, problem)}
+def ours(problem: Problem, module: ModuleType = softce_fast) -> Ways:
+    return {"": call(module, problem)}
 
 
-def softce_fast_float32(problem: Problem) -> Ways:
+def ours_float32(problem: Problem) -> Ways:
     """On the same shape in float32 and with the same reduction: what half types have to beat."""
     wide = Problem.of(replace(problem.case, dtype="float32"))
-    return softce_fast(replace(wide, reduction=problem.reduction))
-
-
-def textbook(problem: Problem) -> Ways:
-    """What users write; the baseline of every comparison with NumPy."""
-    from softce_fast import _textbook
-
-    return {"": call(_textbook, problem)}
+    return ours(replace(wide, reduction=problem.reduction))
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -87,37 +71,30 @@ COMPILERS = ("cc", "gcc", "clang")
 
 
 @functools.cache
-def memory_library() -> tuple[ctypes.CDLL, int]:
-    """The compiled copy and read, and on how many threads they work."""
+def memory_library() -> ctypes.CDLL:
+    """The copy and the read, compiled."""
     compiler = next(filter(shutil.which, COMPILERS))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "memory_limit.so")
-        source = str(Path(__file__).with_name("memory_limit.c"))
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(path), source]
-        threads = available_cores()
-        if subprocess.run([*command, "-fopenmp"], check=False, capture_output=True).returncode:
-            subprocess.run(command, check=True, capture_output=True)  # it has no OpenMP
-            threads = 1
-        library = ctypes.CDLL(str(path))
+        path, source = f"{folder}/memory_limit.so", str(Path(__file__).with_name("memory_limit.c"))
+        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-o", path, source]
+        if subprocess.run([compiler, *flags], check=False, capture_output=True).returncode:
+            raise UnsupportedError(f"no OpenMP in {compiler}")
+        library = ctypes.CDLL(path)
     pointer, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.parallel_copy.argtypes = (pointer, pointer, size, count)
     library.parallel_read.argtypes = (pointer, size, count)
-    return library, threads
+    return library
 
 
 def memory_limit(problem: Problem) -> Ways:
     """What memory gives on the same bytes: a non-temporal copy, or a read for losses."""
-    library, threads = memory_library()
-    source, size = problem.logits, problem.logits.nbytes
+    library, threads, source = memory_library(), available_cores(), problem.logits
+    work = (source.ctypes.data, source.nbytes, threads)
     suffix = f"on {threads} thread{'s' if threads > 1 else ''}"
     if OPERATIONS[problem.case.operation].full_arrays == 1:
-        return {f"read {suffix}": lambda: library.parallel_read(source.ctypes.data, size, threads)}
+        return {f"read {suffix}": partial(library.parallel_read, *work)}
     output = np.ones_like(source)
-    return {
-        f"copy {suffix}": lambda: library.parallel_copy(
-            output.ctypes.data, source.ctypes.data, size, threads
-        )
-    }
+    return {f"copy {suffix}": lambda: library.parallel_copy(output.ctypes.data, *work)}
 
 
 # ------------------------------------------------------------------------------------ NumPy, SciPy
@@ -130,14 +107,14 @@ def numpy(problem: Problem) -> Ways:
     """Hand-written with bound outputs; in blocks that stay in the cache, on one or all threads."""
     case, logits, axis, index = problem.case, problem.logits, problem.case.axis, problem.index
     function, length, threads = case.function, case.shape[0], available_cores()
-    rows_in_all, labelled = case.rows, case.takes_labels
     writes = function not in ("logsumexp", "cross_entropy")
     bound = problem.output() if writes else None
     sums = np.empty_like(logits, shape=problem.labels.shape)
 
     def work(rows: slice, output: Array, scratch: Array) -> float:
         """Compute those rows; return the sum of their losses."""
-        part, result = logits[rows], output[rows] if writes else scratch
+        part, scratch = logits[rows], scratch[: rows.stop - rows.start]
+        result = output[rows] if writes else scratch
         largest = part.max(axis, keepdims=True)
         np.subtract(part, largest, out=result)
         exponentials = np.exp(result, out=scratch if function == "log_softmax" else result)
@@ -149,56 +126,52 @@ def numpy(problem: Problem) -> Ways:
         elif function == "logsumexp":
             sums[rows] = (np.log(total) + largest).squeeze(axis)
         elif function == "cross_entropy_with_grad":
-            np.multiply(result, 1 / (total * rows_in_all), out=result)
+            np.multiply(result, 1 / (total * case.rows), out=result)
             at_label = np.take_along_axis(result, index[rows], axis)
-            at_label -= result.dtype.type(1 / rows_in_all)
+            at_label -= result.dtype.type(1 / case.rows)
             np.put_along_axis(result, index[rows], at_label, axis)
-        if not labelled:
+        if not case.takes_labels:
             return 0.0
         losses = np.log(total)
         losses += largest
         losses -= np.take_along_axis(part, index[rows], axis)
         return float(losses.sum(dtype=np.float64))
 
-    everything = np.empty_like(logits)
-    schedules: dict[str, Callable[..., float]] = {
-        "whole array": partial(work, slice(0, length), scratch=everything)
-    }
-    step = max(BLOCK_BYTES * length // logits.nbytes, 1)
-    if length > step:
+    def blocks(threads: int, step: int) -> Callable[[Array], float]:
         edges = np.linspace(0, length, threads + 1).astype(int).tolist()
-        parts = list(itertools.pairwise(edges))
-        scratches = [np.empty_like(logits[:step]) for _ in parts]
+        scratches = [np.empty_like(logits[:step]) for _ in range(threads)]
 
-        def blocks(first: int, last: int, scratch: Array, output: Array) -> float:
-            pieces = [slice(start, min(start + step, last)) for start in range(first, last, step)]
-            return sum(work(rows, output, scratch[: rows.stop - rows.start]) for rows in pieces)
+        def share(first: int, last: int, scratch: Array, output: Any) -> float:
+            starts = range(first, last, step)
+            return sum(work(slice(s, min(s + step, last)), output, scratch) for s in starts)
 
-        def threaded(output: Array) -> float:
-            jobs = [
-                pool(threads).submit(blocks, *part, scratch, output)
-                for part, scratch in zip(parts, scratches, strict=True)
-            ]
-            return sum(job.result() for job in jobs)
+        def schedule(output: Any) -> float:
+            each: Any = pool(threads).map if threads > 1 else map
+            return sum(each(share, edges[:-1], edges[1:], scratches, [output] * threads))
 
-        schedules["blocks"] = partial(blocks, 0, length, scratches[0])
-        schedules[f"blocks on {threads} threads"] = threaded
+        return schedule
 
-    def run(schedule: Callable[..., float]) -> Any:
+    def run(schedule: Callable[[Any], float]) -> Any:
         output = np.empty_like(logits) if writes and bound is None else bound
-        loss = schedule(output=output)
-        if labelled:
-            return (loss / rows_in_all, output) if writes else loss / rows_in_all
+        loss = schedule(output) / case.rows
+        if case.takes_labels:
+            return (loss, output) if writes else loss
         return output if writes else sums
 
-    return {name: partial(run, schedule) for name, schedule in schedules.items()}
+    whole = partial(work, slice(0, length), scratch=np.empty_like(logits))
+    ways: Ways = {"whole array": partial(run, whole)}
+    step = max(BLOCK_BYTES * length // logits.nbytes, 1)
+    if length > step:
+        ways["blocks"] = partial(run, blocks(1, step))
+        ways[f"blocks on {threads} threads"] = partial(run, blocks(threads, step))
+    return ways
 
 
 def scipy(problem: Problem) -> Ways:
     """scipy.special; it has no outputs to bind and no threads."""
     from scipy import special
 
-    logits, index, axis = problem.logits, problem.index, problem.case.axis
+    case, logits, index, axis = problem.case, problem.logits, problem.index, problem.case.axis
     reduced = np.mean if problem.reduction == "mean" else partial(np.squeeze, axis=axis)
 
     def cross_entropy() -> Any:
@@ -210,17 +183,12 @@ def scipy(problem: Problem) -> Ways:
         at_label = np.take_along_axis(gradient, index, axis)
         np.put_along_axis(gradient, index, at_label - 1, axis)
         if problem.reduction == "mean":
-            gradient /= problem.case.rows
+            gradient /= case.rows
         return reduced(-np.log(at_label)), gradient
 
-    functions: dict[str, Call] = {
-        "softmax": lambda: special.softmax(logits, axis=axis),
-        "log_softmax": lambda: special.log_softmax(logits, axis=axis),
-        "logsumexp": lambda: special.logsumexp(logits, axis=axis),
-        "cross_entropy": cross_entropy,
-        "cross_entropy_with_grad": cross_entropy_with_grad,
-    }
-    return {"": chosen(functions, problem.case)}
+    if case.takes_labels:
+        return {"": cross_entropy_with_grad if "grad" in case.function else cross_entropy}
+    return {"": partial(getattr(special, case.function), logits, axis=axis)}
 
 
 def sklearn(problem: Problem) -> Ways:
@@ -228,21 +196,18 @@ def sklearn(problem: Problem) -> Ways:
     from sklearn._loss.loss import HalfMultinomialLoss
     from sklearn.utils.extmath import softmax
 
-    logits, case = problem.logits, problem.case
+    logits, case, bound = problem.logits, problem.case, problem.output()
     if logits.ndim != 2:
         raise UnsupportedError("only two dimensions")
-    bound = problem.output()
     loss = HalfMultinomialLoss(n_classes=case.classes)
     loss_out = np.zeros(case.rows, logits.dtype)
+    labels, cores = problem.labels.astype(logits.dtype), available_cores()
     arguments = {
-        "y_true": problem.labels.astype(logits.dtype),
-        "raw_prediction": logits,
-        "loss_out": loss_out,
-        "n_threads": available_cores(),
-    }
+        "y_true": labels, "raw_prediction": logits, "loss_out": loss_out, "n_threads": cores
+    }  # fmt: skip
 
-    def map_in_place() -> Any:
-        np.copyto(bound, logits)  # type: ignore[arg-type]
+    def map_in_place(bound: Array) -> Any:
+        np.copyto(bound, logits)
         return softmax(bound, copy=False)
 
     def cross_entropy() -> Any:
@@ -253,13 +218,15 @@ def sklearn(problem: Problem) -> Ways:
         _, gradient = loss.loss_gradient(**arguments, gradient_out=bound)
         return loss_out.mean(), gradient, case.rows
 
-    functions: dict[str, Ways] = {
-        "softmax": {"copy=False": map_in_place} if bound is not None
-        else {"copy=True": lambda: softmax(logits)},
-        "cross_entropy": {"loss": cross_entropy},
-        "cross_entropy_with_grad": {"loss_gradient": cross_entropy_with_grad},
-    }  # fmt: skip
-    return chosen(functions, case)
+    if case.function == "softmax":
+        if bound is None:
+            return {"copy=True": partial(softmax, logits)}
+        return {"copy=False": partial(map_in_place, bound)}
+    if case.function == "cross_entropy":
+        return {"loss": cross_entropy}
+    if case.function == "cross_entropy_with_grad":
+        return {"loss_gradient": cross_entropy_with_grad}
+    raise UnsupportedError(f"no {case.function}")
 
 
 def sklearn_results(result: Any) -> Any:
@@ -328,11 +295,11 @@ def torch(problem: Problem, compiles: bool = False) -> Ways:
         return {"backward": backward, "autograd.grad": autograd}
 
     # One graph for both: the loss and the gradient can share a loop over the row.
-    def both(values: Any) -> tuple[Any, Any]:
-        def total(values: Any) -> tuple[Any, Any]:
-            loss = loss_of(values, labels)
-            return loss.sum(), loss
+    def total(values: Any) -> tuple[Any, Any]:
+        loss = loss_of(values, labels)
+        return loss.sum(), loss
 
+    def both(values: Any) -> tuple[Any, Any]:
         gradient, (_, loss) = torch.func.grad_and_value(total, has_aux=True)(values)
         return loss, gradient
 
@@ -437,13 +404,13 @@ def onnx_session(problem: Problem, nodes: str, outputs: dict[str, tuple[int, ...
     def declared(kind: str, name: str, shape: tuple[int, ...]) -> str:
         return f"{kind}[{','.join(map(str, shape))}] {name}" if shape else f"{kind} {name}"
 
-    inputs = [declared(kind, "logits", case.shape)]
+    inputs = declared(kind, "logits", case.shape)
     if case.takes_labels:
-        inputs.append(declared("int64", "labels", problem.index.shape))
+        inputs += ", " + declared("int64", "labels", problem.index.shape)
     results = ", ".join(declared(kind, name, shape) for name, shape in outputs.items())
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18]>'  # the newest that every runtime here reads
-        f"benchmark ({', '.join(inputs)}) => ({results}) {{ {nodes.format(axis=case.axis)} }}"
+        f"benchmark ({inputs}) => ({results}) {{ {nodes.format(axis=case.axis)} }}"
     )
     share = problem.logits.dtype.type(1 / case.rows)
     constants = {
@@ -481,37 +448,31 @@ def onnxruntime(problem: Problem) -> Ways:
     if case.function != "cross_entropy":
         outputs["array"] = problem.labels.shape if case.function == "logsumexp" else case.shape
 
-    def ways(session: Any, prefix: str) -> Ways:
-        def bound(preallocated: bool) -> Call:
-            binding = session.io_binding()
-            for name, array in feeds.items():
-                binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
-            for name, shape in outputs.items():
-                if preallocated:
-                    value = OrtValue.ortvalue_from_shape_and_type(shape, problem.logits.dtype)
-                    binding.bind_ortvalue_output(name, value)
-                else:
-                    binding.bind_output(name, "cpu")
+    def bound(session: Any, preallocated: bool) -> Call:
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+        for name, shape in outputs.items():
+            if preallocated:
+                value = OrtValue.ortvalue_from_shape_and_type(shape, problem.logits.dtype)
+                binding.bind_ortvalue_output(name, value)
+            else:
+                binding.bind_output(name, "cpu")
 
-            def run(alive: Any = feeds) -> Any:  # which the binding does not own
-                session.run_with_iobinding(binding)
-                return binding
+        def run(alive: Any = feeds) -> Any:  # which the binding does not own
+            session.run_with_iobinding(binding)
+            return binding
 
-            return run
+        return run
 
-        found = {
-            "fresh, bound to the device": bound(preallocated=False),
-            "fresh, run": lambda: session.run(None, feeds),
-        }
+    ways: Ways = {}
+    for prefix, nodes in GRAPHS[case.function].items():
+        session = onnx_session(problem, nodes, outputs)
+        ways[f"{prefix}fresh, bound to the device"] = bound(session, preallocated=False)
+        ways[f"{prefix}fresh, run"] = partial(session.run, None, feeds)
         if not case.fresh:
-            found["preallocated"] = bound(preallocated=True)
-        return {prefix + name: way for name, way in found.items()}
-
-    return {
-        name: way
-        for prefix, nodes in GRAPHS[case.function].items()
-        for name, way in ways(onnx_session(problem, nodes, outputs), prefix).items()
-    }
+            ways[f"{prefix}preallocated"] = bound(session, preallocated=True)
+    return ways
 
 
 def onnx_results(result: Any) -> Any:
@@ -543,8 +504,8 @@ def numba(problem: Problem, own_exponential: bool = False) -> Ways:
     if case.axis != -1:
         if not whole:
             raise UnsupportedError("only written for rows")
-        outer, inner = math.prod(case.shape[: case.axis]), math.prod(case.shape[case.axis + 1 :])
-        views["columns"] = lambda array: array.reshape(outer, case.classes, inner)
+        inner = math.prod(case.shape[case.axis + 1 :])
+        views["columns"] = lambda array: array.reshape(-1, case.classes, inner)
     else:
         views["rows"] = lambda array: array
         if whole and case.rows < threads:
@@ -552,9 +513,7 @@ def numba(problem: Problem, own_exponential: bool = False) -> Ways:
         if whole and case.classes <= 64 and case.rows >= 4096:
             # A block of rows seen with the classes first, so that the loops run across the rows.
             block = max(width for width in range(1, 513) if case.rows % width == 0)
-            views["columns"] = lambda array: array.reshape(-1, block, case.classes).transpose(
-                0, 2, 1
-            )
+            views["columns"] = lambda a: a.reshape(-1, block, case.classes).transpose(0, 2, 1)
 
     bound = problem.output()
     if case.function == "logsumexp":
@@ -572,9 +531,7 @@ def numba(problem: Problem, own_exponential: bool = False) -> Ways:
             loss = kernel(seen, labels, view(output) if given is None else given)
             return output if labels is None else (loss, output)
 
-        if case.function == "cross_entropy":
-            return lambda: kernel(seen, labels, None)
-        return run
+        return partial(kernel, seen, labels, None) if case.function == "cross_entropy" else run
 
     return {layout: way(layout, view) for layout, view in views.items()}
 
@@ -629,26 +586,22 @@ class Peer:
 OWN_CODE = "numba_polynomial"
 
 PEERS = {
-    "softce_fast": Peer("softce_fast", softce_fast, half=True, counted=False),
-    "softce_fast_float32": Peer("float32", softce_fast_float32, half=True, counted=False),
+    "softce_fast": Peer("softce_fast", ours, half=True, counted=False),
+    "softce_fast_float32": Peer("float32", ours_float32, half=True, counted=False),
     "memory_limit": Peer("memory", memory_limit, programs=COMPILERS, half=True, counted=False),
-    "textbook": Peer("textbook NumPy", textbook, ("numpy",)),
+    "textbook": Peer("textbook NumPy", partial(ours, module=_textbook), ("numpy",)),
     "numpy": Peer("NumPy, in blocks", numpy, ("numpy",)),
     "scipy": Peer("SciPy", scipy, ("scipy",)),
     "sklearn": Peer("scikit-learn", sklearn, ("scikit-learn",), unpack=sklearn_results),
     "torch": Peer("PyTorch", torch, ("torch",), half=True, as_numpy=from_tensor),
     "torch_compile": Peer(
-        "torch.compile",
-        partial(torch, compiles=True),
-        ("torch",),
-        ("g++", "clang++"),
-        half=True,
+        "torch.compile", partial(torch, compiles=True), ("torch",), ("g++", "clang++"), half=True,
         as_numpy=from_tensor,
     ),
     "jax": Peer("JAX", jax, ("jax", "jaxlib"), half=True),
     "onnxruntime": Peer("ONNX Runtime", onnxruntime, ("onnx", "onnxruntime"), unpack=onnx_results),
     "numba": Peer("Numba", numba, ("numba",)),
     OWN_CODE: Peer("Numba, own exp", partial(numba, own_exponential=True), ("numba",)),
-}
+}  # fmt: skip
 PACKAGES = sorted({"softce_fast", *(name for p in PEERS.values() for name in p.packages)})
 TITLES = {name: peer.title for name, peer in PEERS.items()}

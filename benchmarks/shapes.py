@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 MEBIBYTE = 2**20
-LIMIT_SHARE_TARGET = 0.8
 HALF_DTYPES = ("float16", "bfloat16")
 ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -38,28 +37,17 @@ class Operation(NamedTuple):
 
     title: str
     full_arrays: int  # arrays of the size of the logits that must cross the memory bus
-    targets: Mapping[str, float] = {}  # best peer's time over ours by column, float32
 
 
 OPERATIONS = {
-    "softmax_out": Operation("softmax, out=", 2, {
-        "few": 4, "medium": 1.5, "many": 1.5, "one_row": 1.8, "one_call": 1, "batch": 1.5,
-        "middle": 1.5,
-    }),
-    "softmax_fresh": Operation("softmax, fresh output", 2, {
-        "few": 2.5, "medium": 1.2, "many": 1.2, "one_row": 1.2, "one_call": 1, "batch": 1.5,
-        "middle": 1.5,
-    }),
-    "cross_entropy": Operation("cross_entropy", 1, {
-        "few": 4, "medium": 3, "many": 2.5, "one_row": 1.8, "one_call": 1.5, "batch": 2,
-    }),
-    "cross_entropy_with_grad_out": Operation("cross_entropy_with_grad, grad_out=", 2, {
-        "few": 8, "medium": 8, "many": 8, "one_row": 3, "one_call": 2, "batch": 5,
-    }),
+    "softmax_out": Operation("softmax, out=", 2),
+    "softmax_fresh": Operation("softmax, fresh output", 2),
+    "cross_entropy": Operation("cross_entropy", 1),
+    "cross_entropy_with_grad_out": Operation("cross_entropy_with_grad, grad_out=", 2),
     "cross_entropy_with_grad_fresh": Operation("cross_entropy_with_grad, fresh gradient", 2),
     "log_softmax_out": Operation("log_softmax, out=", 2),
     "logsumexp": Operation("logsumexp", 1),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -112,70 +100,49 @@ class Case:
         return OPERATIONS[self.operation].full_arrays * self.array_bytes + labels
 
     @property
-    def target(self) -> float | None:
-        """The ratio to beat: of the best peer's time, for half types of float32's, over ours."""
-        targets = OPERATIONS[self.operation].targets
-        if self.dtype in HALF_DTYPES:
-            return 1.0 if targets else None
-        target = targets.get(self.column)
-        return 1.5 if self.dtype == "float64" and target else target
-
-    @property
     def limit_share_applies(self) -> bool:
         """Large rows and arrays; a fresh output is bound by page faults before it is by memory."""
         large = self.array_bytes >= 8 * MEBIBYTE and self.classes >= 64
         return large and self.axis == -1 and not self.fresh
 
 
-# (shape, axis, column)
-_FLOAT32_SHAPES: tuple[tuple[tuple[int, ...], int, str], ...] = (
-    ((1_000_000, 3), -1, "few"),
-    ((1_000_000, 10), -1, "few"),
-    ((1_000_000, 16), -1, "few"),
-    ((262_144, 64), -1, "medium"),
-    ((16_384, 1000), -1, "medium"),
-    ((512, 32_768), -1, "many"),
-    ((128, 131_072), -1, "many"),
-    ((1, 4_194_304), -1, "one_row"),
-    ((1, 10), -1, "one_call"),
-    ((32, 1000), -1, "batch"),
-    ((64, 21, 128, 128), 1, "middle"),
-)
-_HALF_SHAPES: tuple[tuple[tuple[int, ...], int, str], ...] = (
-    ((4_000_000, 10), -1, "half"),
-    ((32_768, 1024), -1, "half"),
-)
+# Shapes by column; classes are the last axis but in the column "middle".
+Shapes = dict[str, tuple[tuple[int, ...], ...]]
+_FLOAT32_SHAPES: Shapes = {
+    "few": ((1_000_000, 3), (1_000_000, 10), (1_000_000, 16)),
+    "medium": ((262_144, 64), (16_384, 1000)),
+    "many": ((512, 32_768), (128, 131_072)),
+    "one_row": ((1, 4_194_304),),
+    "one_call": ((1, 10),),
+    "batch": ((32, 1000),),
+    "middle": ((64, 21, 128, 128),),
+}
+_HALF_SHAPES: Shapes = {"half": ((4_000_000, 10), (32_768, 1024))}
 _SHAPES = {
-    "float32": _FLOAT32_SHAPES,
-    "float64": [s for s in _FLOAT32_SHAPES if s[0] not in {(1_000_000, 16), (128, 131_072)}],
+    **dict.fromkeys(("float32", "float64"), _FLOAT32_SHAPES),
     **dict.fromkeys(HALF_DTYPES, _HALF_SHAPES),
 }
-_PLAIN_SHAPES = {(1_000_000, 10), (16_384, 1000)}  # for operations that have no target
+_PLAIN_SHAPES = {(1_000_000, 10), (16_384, 1000)}  # for what has no place in every column
 
 CASES = tuple(
-    Case(operation, shape, dtype, column, axis)
-    for dtype, entries in _SHAPES.items()
-    for shape, axis, column in entries
+    Case(operation, shape, dtype, column, 1 if column == "middle" else -1)
+    for dtype, columns in _SHAPES.items()
+    for column, shapes in columns.items()
+    for shape in shapes
+    if dtype != "float64" or shape not in {(1_000_000, 16), (128, 131_072)}
     for operation in OPERATIONS
     if operation not in ("log_softmax_out", "logsumexp") or shape in _PLAIN_SHAPES
 )
-
-
-def quick_cases() -> tuple[Case, ...]:
-    """One float32 shape per column."""
-    left_out = {(1_000_000, 3), (1_000_000, 16), (262_144, 64), (128, 131_072)}
-    return tuple(c for c in CASES if c.dtype == "float32" and c.shape not in left_out)
-
-
-def bench_cases() -> tuple[Case, ...]:
-    """What ``make bench`` runs: all of float32, and enough of the rest to see it work."""
-    return tuple(
-        case
-        for case in CASES
-        if case.dtype == "float32"
-        or (case.dtype == "float64" and case.shape in _PLAIN_SHAPES)
-        or (case.dtype in HALF_DTYPES and case.operation == "softmax_out" and case.classes > 100)
-    )
+_LONGER = {(1_000_000, 3), (1_000_000, 16), (262_144, 64), (128, 131_072)}
+QUICK_CASES = tuple(c for c in CASES if c.dtype == "float32" and c.shape not in _LONGER)
+# What ``make bench`` runs: all of float32, and enough of the rest to see it work.
+BENCH_CASES = tuple(
+    case
+    for case in CASES
+    if case.dtype == "float32"
+    or (case.dtype == "float64" and case.shape in _PLAIN_SHAPES)
+    or (case.dtype in HALF_DTYPES and case.operation == "softmax_out" and case.classes > 100)
+)
 
 
 def select(
@@ -188,9 +155,9 @@ def select(
     return tuple(
         case
         for case in cases
-        if case.operation in (operations or OPERATIONS)
+        if (not operations or case.operation in operations)
         and (not shapes or {case.shape_name, case.column} & set(shapes))
-        and case.dtype in (dtypes or ITEM_SIZES)
+        and (not dtypes or case.dtype in dtypes)
     )
 
 

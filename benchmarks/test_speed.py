@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import peers
 import softce_fast
 import timing
-from shapes import HALF_DTYPES, Case, Problem, bench_cases
+from shapes import BENCH_CASES, HALF_DTYPES, Case, Problem
 from softce_fast import _textbook
 
 SECONDS = 0.35  # spent on each implementation of each case, about
@@ -29,7 +29,7 @@ IMPLEMENTATIONS = {"softce_fast": softce_fast, "textbook": _textbook}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", bench_cases(), ids=lambda case: case.identifier)
+@pytest.mark.parametrize("case", BENCH_CASES, ids=lambda case: case.identifier)
 def test_speed(benchmark: Any, case: Case, implementation: str) -> None:
     benchmark.group = case.identifier
     benchmark.extra_info.update(

@@ -1,7 +1,7 @@
 """The one timer: blocks of calls in turn, so that a slow spell of the machine hits all alike.
 
-    timings = timing.alternate({"old": old, "new": new})
-    timing.ratios(timings, "old")  # {"old": 1.0, "new": 1.07}: times as fast as "old"
+    seconds = timing.medians(timing.alternate({"old": old, "new": new}))
+    seconds["old"] / seconds["new"]  # times as fast as "old"
 
 A block is one call that warms the caches and then some that are timed. What counts is the median of
 the blocks' medians, and ratios of such medians.
@@ -48,11 +48,8 @@ def fastest(calls: Mapping[str, Call]) -> tuple[str, int]:
     trials = []
     for name, call in calls.items():
         call()
-        seconds = min(timed(call, 1) for _ in range(3))
-        number = repeats(seconds)
-        if number > 1:
-            seconds = min(timed(call, number) for _ in range(3))
-        trials.append((seconds, name, number))
+        number = repeats(min(timed(call, 1) for _ in range(3)))
+        trials.append((min(timed(call, number) for _ in range(3)), name, number))
     return min(trials)[1:]
 
 
@@ -73,16 +70,15 @@ def interleaved(
     average: Callable[[Block], float] = statistics.median,
 ) -> dict[str, Timing]:
     """Run blocks in turn, A B C A B C ..., with a pause before each; those without times fail."""
-    averages: dict[str, Block] = {name: [] for name in blocks}
+    averages: dict[str, Block] = {}
     for _ in range(rounds):
         for name, run in blocks.items():
             time.sleep(pause)
             if times := run():
-                averages[name].append(average(times))
+                averages.setdefault(name, []).append(average(times))
     return {
         name: Timing(statistics.median(found), min(found), max(found), len(found))
         for name, found in averages.items()
-        if found
     }
 
 
@@ -100,8 +96,3 @@ def alternate(
 def medians(timings: Mapping[str, Timing]) -> dict[str, float]:
     """Seconds of a call by name."""
     return {name: timing.median for name, timing in timings.items()}
-
-
-def ratios(timings: Mapping[str, Timing], base: str) -> dict[str, float]:
-    """How many times as fast as `base` each is."""
-    return {name: timings[base].median / timing.median for name, timing in timings.items()}

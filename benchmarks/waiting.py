@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def block(way: str, call: timing.Call, pause: float, seconds: float) -> timing.B
     return times
 
 
-def measure(seconds: float, rounds: int) -> Iterator[dict[str, object]]:
+def cells(seconds: float, rounds: int) -> Iterator[dict[str, object]]:
     for shape in SHAPES:
         logits = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         call = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
@@ -78,11 +79,9 @@ def measure(seconds: float, rounds: int) -> Iterator[dict[str, object]]:
             }
 
 
-def main() -> None:
-    options = report.parser("waiting", __doc__).parse_args()
-    cells = list(measure(*(0.1, 2) if options.quick else (0.5, 5)))
-    report.finish("waiting", options.json, {**machine.describe(["numpy"]), "cells": cells})
+def measure(options: Any) -> dict[str, Any]:
+    return {"cells": list(cells(*(0.1, 2) if options.quick else (0.5, 5)))}
 
 
 if __name__ == "__main__":
-    main()
+    report.run("waiting", __doc__, measure, ["numpy"])

@@ -10,6 +10,8 @@ call, the way and PyTorch follows the other, in one process. All of it takes hou
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,7 +29,7 @@ import timing
 import waiting
 from plots import PLAIN_WAY
 from report import BESIDE
-from shapes import HALF_DTYPES, ITEM_SIZES, Array, Case, Problem
+from shapes import HALF_DTYPES, ITEM_SIZES, Array
 from timing import Call
 
 CLASSES = (10, 100, 1000, 32_000)
@@ -111,6 +113,11 @@ class Arguments:
     def output(self) -> str:
         return OPERATIONS[self.function].output
 
+    @property
+    def x(self) -> Array:
+        """The first input."""
+        return self.batch[self.inputs[0]]
+
     def first(self, rows: int) -> Arguments:
         """Those of so many rows."""
         return replace(
@@ -124,14 +131,12 @@ class Arguments:
 
     def as_inputs(self, change: Callable[[Array], Array]) -> Arguments:
         """With other inputs and the same output."""
-        return replace(
-            self, batch=self.batch | {name: change(self.batch[name]) for name in self.inputs}
-        )
+        changed = {name: change(self.batch[name]) for name in self.inputs}
+        return replace(self, batch=self.batch | changed)
 
     def call(self) -> Call:
-        return partial(
-            getattr(softce_fast, self.function), **self.batch, **self.rows, **self.options
-        )
+        function = getattr(softce_fast, self.function)
+        return partial(function, **self.batch, **self.rows, **self.options)
 
 
 # -------------------------------------------------------------------------------------- ways
@@ -139,30 +144,26 @@ class Arguments:
 Change = Callable[[Arguments], Arguments]
 
 
+def moved(plain: Arguments, axis: int, move: Callable[[Array], Array], *inner: int) -> Arguments:
+    """With the class axis elsewhere, and rows in groups of `inner`."""
+    batch = {name: np.ascontiguousarray(move(array)) for name, array in plain.batch.items()}
+    rows = {name: array.reshape(-1, *inner) for name, array in plain.rows.items()}
+    options = plain.options | ({"axis": axis} if "axis" in plain.options else {})
+    return replace(plain, batch=batch, rows=rows, options=options)
+
+
 def first(plain: Arguments) -> Arguments:
     """Classes in front."""
-    batch = {name: np.ascontiguousarray(array.T) for name, array in plain.batch.items()}
-    found = replace(plain, batch=batch)
-    return found.having(axis=0) if "axis" in plain.options else found
+    return moved(plain, 0, lambda array: array.T)
 
 
 def middle(inner: int) -> Change:
     """Classes in the middle, `inner` rows beside one another behind them."""
 
-    def change(plain: Arguments) -> Arguments:
-        def moved(array: Array) -> Array:
-            return np.ascontiguousarray(
-                array.reshape(-1, inner, array.shape[-1]).transpose(0, 2, 1)
-            )
+    def move(array: Array) -> Array:
+        return array.reshape(-1, inner, array.shape[-1]).transpose(0, 2, 1)
 
-        found = replace(
-            plain,
-            batch={name: moved(array) for name, array in plain.batch.items()},
-            rows={name: array.reshape(-1, inner) for name, array in plain.rows.items()},
-        )
-        return found.having(axis=1) if "axis" in plain.options else found
-
-    return change
+    return lambda plain: moved(plain, 1, move, inner)
 
 
 def spaced(array: Array, part: slice, length: int) -> Array:
@@ -173,10 +174,9 @@ def spaced(array: Array, part: slice, length: int) -> Array:
 
 
 def gaps(plain: Arguments) -> Arguments:
-    classes = plain.batch[plain.inputs[0]].shape[1]
-    return plain.as_inputs(
-        lambda array: spaced(array, slice(classes), classes + max(1, classes // 8))
-    )
+    classes = plain.x.shape[1]
+    length = classes + max(1, classes // 8)
+    return plain.as_inputs(lambda array: spaced(array, slice(classes), length))
 
 
 def reversed_classes(plain: Arguments) -> Arguments:
@@ -189,13 +189,11 @@ def every_second(plain: Arguments) -> Arguments:
 
 def class_mask(plain: Arguments) -> Array:
     """Without those that are nobody's label."""
-    classes = plain.batch[plain.inputs[0]].shape[1]
-    return np.asarray(np.arange(classes) % 10 != 9)
+    return np.asarray(np.arange(plain.x.shape[1]) % 10 != 9)
 
 
 def of_all(plain: Arguments) -> Arguments:
-    shape = plain.batch[plain.inputs[0]].shape
-    mask = np.random.default_rng(1).random(shape, np.float32) < 0.5
+    mask = np.random.default_rng(1).random(plain.x.shape, np.float32) < 0.5
     return plain.having(where=mask | class_mask(plain))
 
 
@@ -204,27 +202,21 @@ def of_classes(plain: Arguments) -> Arguments:
 
 
 def own_dtype(plain: Arguments) -> Arguments:
-    return plain.having(dtype=plain.batch[plain.inputs[0]].dtype)
+    return plain.having(dtype=plain.x.dtype)
 
 
 def wider(plain: Arguments) -> Arguments:
-    dtype = plain.batch[plain.inputs[0]].dtype
-    result = np.dtype(np.float32 if dtype.itemsize == 2 else np.float64)
-    outputs = {
-        name: np.ones_like(array, dtype=result)
-        for name, array in plain.batch.items()
-        if name == plain.output
-    }
-    return replace(plain.having(dtype=result), batch=plain.batch | outputs)
+    dtype = np.dtype(np.float32 if plain.x.itemsize == 2 else np.float64)
+    outputs = {plain.output: np.ones_like(plain.x, dtype=dtype)} if plain.output else {}
+    return replace(plain.having(dtype=dtype), batch=plain.batch | outputs)
 
 
 def integers(dtype: str) -> Change:
     """Logits of integers, results of what was plain."""
 
     def change(plain: Arguments) -> Arguments:
-        name = plain.inputs[0]
-        values = (plain.batch[name].astype(np.float32) * 4 + 32).clip(0, 127).astype(dtype)
-        return replace(own_dtype(plain), batch=plain.batch | {name: values})
+        values = (plain.x.astype(np.float32) * 4 + 32).clip(0, 127).astype(dtype)
+        return replace(own_dtype(plain), batch=plain.batch | {plain.inputs[0]: values})
 
     return change
 
@@ -235,8 +227,7 @@ def byte_order(plain: Arguments) -> Arguments:
 
 def weights(each: bool) -> Change:
     def change(plain: Arguments) -> Arguments:
-        x = plain.batch["x"]
-        b: Array = np.ones_like(x) if each else np.ones_like(x[0])
+        b: Array = np.ones_like(plain.x if each else plain.x[0])
         b[..., ::2] = 0.5
         return plain.having(b=b)
 
@@ -245,10 +236,9 @@ def weights(each: bool) -> Change:
 
 def probabilities(other_dtype: bool) -> Change:
     def change(plain: Arguments) -> Arguments:
-        logits = plain.batch["logits"]
-        name = logits.dtype.name
+        name = plain.x.dtype.name
         dtype = ("float32" if name != "float32" else "float64") if other_dtype else name
-        target = softce_fast.softmax(logits[::-1], dtype="float32").astype(dtype, copy=False)
+        target = softce_fast.softmax(plain.x[::-1], dtype="float32").astype(dtype, copy=False)
         return replace(plain, batch=plain.batch | {"target": target}, rows={})
 
     return change
@@ -269,8 +259,6 @@ class Way(NamedTuple):
     dtypes: tuple[str, ...] = tuple(ITEM_SIZES)
     inner: int = 1  # rows come in groups of so many
     plain: Change | None = as_it_is  # what it is compared with; None: PyTorch alone
-    shape: tuple[int, int] | None = None  # instead of all class counts and sizes
-    peer: str = "torch"
 
     def most(self, classes: int) -> float:
         return self.long_target if classes > 1000 and self.long_target else self.target
@@ -306,32 +294,28 @@ WAYS = {
         1.3, lambda plain: plain.having(label_smoothing=0.1), ("cross_entropy_with_grad",)
     ),
     "losses of labels, over PyTorch": Way(1, as_it_is, LABEL_LOSSES, plain=None),
-    "32 x 1000, over ONNX Runtime": Way(
-        1, as_it_is, ("softmax",), dtypes=("float32",), plain=None, shape=(32, 1000),
-        peer="onnxruntime",
-    ),
-}  # fmt: skip
+}
 
 
 # ----------------------------------------------------------------------------------- PyTorch
 
 
 def torch_call(arguments: Arguments) -> Call | None:
-    """The same by PyTorch; None where it has no such way."""
-    import torch
-
-    if {"b", "return_sign"} & set(arguments.options):
+    """The same by PyTorch; None where it has no such way, or is not installed."""
+    if {"b", "return_sign"} & set(arguments.options) or peers.PEERS["torch"].missing():
         return None
-    torch.set_num_threads(machine.available_cores())
     try:
-        call = _torch_call(arguments, torch)
+        call = _torch_call(arguments)
         call()
     except (TypeError, ValueError, RuntimeError):  # strides below 0, a dtype that it has not
         return None
     return call
 
 
-def _torch_call(arguments: Arguments, torch: Any) -> Call:
+def _torch_call(arguments: Arguments) -> Call:
+    import torch
+
+    torch.set_num_threads(machine.available_cores())
     function, options = arguments.function, arguments.options
     given = {n: peers.to_tensor(a) for n, a in (arguments.batch | arguments.rows).items()}
     axis, mask = options.get("axis", -1), options.get("where")
@@ -384,55 +368,38 @@ def _torch_call(arguments: Arguments, torch: Any) -> Call:
     return calls.get(function) or (with_gradient if arguments.output else partial(loss, x))
 
 
-def peer_call(way: Way, arguments: Arguments) -> Call | None:
-    peer = peers.PEERS[way.peer]
-    if peer.missing():
-        return None
-    if way.peer == "torch":
-        return torch_call(arguments)
-    shape = arguments.batch[arguments.inputs[0]].shape
-    problem = Problem.of(Case(f"{arguments.function}_out", shape, "float32"))
-    calls = peer.prepared(problem)
-    return calls[timing.fastest(calls)[0]]
-
-
 # ---------------------------------------------------------------------------------- measuring
 
 
 def calls(way: Way, arguments: Arguments) -> dict[str, Call]:
-    """The plain call, the way, and the peer's, those that there are."""
-    rows = len(arguments.batch[arguments.inputs[0]])
-    arguments = arguments.first(rows // way.inner * way.inner)
+    """The plain call, the way, and PyTorch's, those that there are."""
+    arguments = arguments.first(len(arguments.x) // way.inner * way.inner)
     changed = way.change(arguments)
-    found = {"way": changed.call(), "peer": peer_call(way, changed)}
+    found = {"way": changed.call(), "peer": torch_call(changed)}
     if way.plain is not None:
         found[PLAIN_WAY] = way.plain(arguments).call()
     return {name: call for name, call in found.items() if call is not None}
 
 
-def cell(way: Way, arguments: Arguments, rounds: int, busy: bool) -> dict[str, Any]:
+def seconds(way: Way, arguments: Arguments, rounds: int, busy: bool) -> dict[str, float]:
     chosen = calls(way, arguments)
-    seconds = timing.medians(timing.alternate(chosen, rounds, seconds=0, least=1))
+    found = timing.medians(timing.alternate(chosen, rounds, seconds=0, least=1))
     if busy:
         with waiting.busy_process():
             beside = timing.alternate({BESIDE: chosen["way"]}, rounds, seconds=0, least=1)
-        seconds |= timing.medians(beside)
-    return {"seconds": seconds}
+        found |= timing.medians(beside)
+    return found
 
 
 def sizes(way: Way, options: Any, dtype: str) -> Iterator[tuple[int, int, int]]:
     """Rows, classes and megabytes."""
-    if way.shape:
-        yield *way.shape, 0
-        return
-    for megabytes in options.megabytes:
-        for classes in options.classes:
-            rows = megabytes * 2**20 // ITEM_SIZES[dtype] // classes
-            if rows >= way.inner:
-                yield rows, classes, megabytes
+    for megabytes, classes in itertools.product(options.megabytes, options.classes):
+        rows = megabytes * 2**20 // ITEM_SIZES[dtype] // classes
+        if rows >= way.inner:
+            yield rows, classes, megabytes
 
 
-def measure(options: Any) -> Iterator[dict[str, Any]]:
+def cells(options: Any) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(ImportError):
         import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 from then on
     wanted = [
@@ -445,45 +412,39 @@ def measure(options: Any) -> Iterator[dict[str, Any]]:
         if dtype in options.dtype
         for size in sizes(way, options, dtype)
     ]
-    made: tuple[Any, Arguments] | None = None
+    plain = functools.lru_cache(maxsize=1)(Arguments.plain)  # ways of the same follow each other
     for operation, dtype, size, name in tqdm(sorted(wanted, key=lambda entry: entry[:3])):
-        rows, classes, megabytes = size
-        if made is None or made[0] != (operation, dtype, size):
-            made = (
-                (operation, dtype, size), Arguments.plain(operation, rows, classes, dtype)
-            )  # fmt: skip
+        way, (rows, classes, megabytes) = WAYS[name], size
+        arguments = plain(operation, rows, classes, dtype)
         yield {
             "way": name, "operation": operation, "dtype": dtype, "classes": classes,
-            "megabytes": megabytes, "target": WAYS[name].most(classes), "ahead": WAYS[name].ahead,
-            **cell(WAYS[name], made[1], options.rounds, options.busy),
+            "megabytes": megabytes, "target": way.most(classes), "ahead": way.ahead,
+            "seconds": seconds(way, arguments, options.rounds, options.busy),
         }  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("ways", __doc__)
-    parser.add_argument("--only", action="append", help="ways with this in their name; repeatable")
-    parser.add_argument("--busy", action="store_true", help=f"each way also {BESIDE}")
-    parser.add_argument("--rounds", type=int, default=7)
-    choices: dict[str, tuple[Any, ...]] = {
-        "operation": tuple(OPERATIONS), "dtype": tuple(ITEM_SIZES), "classes": CLASSES,
-        "megabytes": MEGABYTES,
-    }  # fmt: skip
-    for name, values in choices.items():
-        kind = type(values[0])
-        parser.add_argument(
-            f"--{name}", action="append", type=kind, help=f"repeatable; default: {values}"
-        )
-    options = parser.parse_args()
-    if options.quick:
-        choices |= {"dtype": ("float32",), "classes": (1000,), "megabytes": (1,)}
-        options.rounds = 1
-    for name, values in choices.items():
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "operation": tuple(OPERATIONS), "dtype": tuple(ITEM_SIZES), "classes": CLASSES,
+    "megabytes": MEGABYTES,
+}  # fmt: skip
+
+
+def measure(options: Any) -> dict[str, Any]:
+    quick = {"dtype": ("float32",), "classes": (1000,), "megabytes": (1,)} if options.quick else {}
+    for name, values in (CHOICES | quick).items():
         setattr(options, name, getattr(options, name) or values)
-    cells = list(measure(options))
+    options.rounds = 1 if options.quick else options.rounds
     order = list(WAYS)
-    cells.sort(key=lambda cell: order.index(cell["way"]))
-    report.finish("ways", options.json, {**machine.describe(["numpy", "torch"]), "cells": cells})
+    return {"cells": sorted(cells(options), key=lambda cell: order.index(cell["way"]))}
 
 
 if __name__ == "__main__":
-    main()
+    arguments: dict[str, dict[str, Any]] = {
+        "--only": {"action": "append", "help": "ways with this in their name; repeatable"},
+        "--busy": {"action": "store_true", "help": f"each way also {BESIDE}"},
+        "--rounds": {"type": int, "default": 7},
+    }
+    for name, values in CHOICES.items():
+        text = f"repeatable; default: {values}"
+        arguments[f"--{name}"] = {"action": "append", "type": type(values[0]), "help": text}
+    report.run("ways", __doc__, measure, ["numpy", "torch"], arguments)

@@ -25,7 +25,17 @@ if importlib.util.find_spec("hypothesis"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One case on all builds, then the next: what is right for it is computed once."""
     open_promises.mark(items)
+    places: dict[tuple[str, ...], int] = {}
+    items.sort(key=lambda item: places.setdefault(case_of(item), len(places)))
+
+
+def case_of(item: pytest.Item) -> tuple[str, ...]:
+    """Return the test and its parameters but for the build."""
+    test, _, parameters = item.nodeid.partition("[")
+    first, _, others = parameters.partition("-")
+    return (test, others) if first in ISAS else (test, parameters)
 
 
 @pytest.fixture(params=ISAS)

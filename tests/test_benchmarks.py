@@ -33,12 +33,12 @@ from shapes import CASES, Case, Problem
 from timing import Timing
 
 
-def test_cases_are_distinct_and_cover_every_target() -> None:
+def test_cases_are_distinct_and_cover_every_column() -> None:
     identifiers = [case.identifier for case in CASES]
     assert len(set(identifiers)) == len(identifiers)
-    float32 = {(case.operation, case.column) for case in CASES if case.dtype == "float32"}
-    for name, operation in shapes.OPERATIONS.items():
-        assert {(name, column) for column in operation.targets} <= float32
+    for dtype in ("float32", "float64"):
+        columns = {case.column for case in CASES if case.dtype == dtype}
+        assert columns == set(shapes.COLUMNS) - {"half"}
     assert {case.dtype for case in CASES} == set(shapes.ITEM_SIZES)
     half = [case for case in CASES if case.dtype in shapes.HALF_DTYPES]
     assert min(case.array_bytes for case in half) >= 64 * shapes.MEBIBYTE
@@ -51,8 +51,8 @@ def test_minimum_bytes_count_each_array_once() -> None:
 
 
 def test_bench_and_quick_cases_are_part_of_the_list() -> None:
-    assert set(shapes.bench_cases()) <= set(CASES)
-    assert {case.column for case in shapes.quick_cases()} == set(shapes.COLUMNS) - {"half"}
+    assert set(shapes.BENCH_CASES) <= set(CASES)
+    assert {case.column for case in shapes.QUICK_CASES} == set(shapes.COLUMNS) - {"half"}
     assert len(shapes.select(CASES, ["cross_entropy"], ["16384x1000"], ["float32"])) == 1
     assert {c.column for c in shapes.select(CASES, shapes=["few"])} == {"few"}
 
@@ -75,9 +75,8 @@ def test_calls_alternate() -> None:
     times = timing.alternate(
         {"short": lambda: sum(range(10_000)), "long": lambda: sum(range(80_000))}
     )
-    ratios = timing.ratios(times, "long")
-    assert ratios["long"] == 1
-    assert 2 < ratios["short"] < 32
+    seconds = timing.medians(times)
+    assert 2 < seconds["long"] / seconds["short"] < 32
 
 
 def test_peers_that_are_not_installed_are_named() -> None:
@@ -177,35 +176,15 @@ def test_compare_summary_and_table() -> None:
     assert entry["best_peer"] == "torch"
     assert entry["ratio"] == pytest.approx(2e-3 / ours)
     assert entry["limit_share"] == pytest.approx(0.8e-3 / ours)
-    table = report.cases_table(document)
+    table = report.KINDS["compare"](document)
     assert "16384x1000" in table
     assert "2.05" in table
     assert "skipped Numba: not installed" in table
     assert "JAX: failed: no reason" in table
-    assert "1 of 1 speed targets reached, 1 where" in table
-    assert "faster than every peer in 1 of 1 cases; 1 of 1 cases" in table
+    assert "ahead of every peer in 1 of 1 cases; 1 of 1 cases" in table
     page = report.peers_markdown(document)
     assert "| 2.05 PyTorch |" in page
     assert "Ahead of every peer in 1 of 1 cases." in page
-    for internal in ("target", "1.5"):
-        assert internal not in page
-
-
-def test_code_written_for_the_comparison_is_told_from_libraries() -> None:
-    document = compare_document()
-    (entry,) = document["cases"]
-    entry["seconds"]["numba_polynomial"] = {"median": 0.5e-3}
-    entry["best_peer"] = "numba_polynomial"
-    entry["ratio"] = 0.5e-3 / entry["seconds"]["softce_fast"]["median"]
-    assert report.ratio_to_libraries(entry) == pytest.approx(2e-3 / 0.975e-3)
-    assert "0 of 1 speed targets reached, 1 where" in report.compare_summary(document)
-    assert "faster than every peer in 0 of 1 cases" in report.compare_summary(document)
-
-
-def test_a_missed_target_is_told() -> None:
-    document = compare_document()
-    document["cases"][0]["ratio"] = 1.2
-    assert "0 of 1 speed targets reached" in report.cases_table(document)
 
 
 def raw_speed_document() -> dict[str, Any]:
@@ -233,7 +212,7 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     document = report.condense(raw_speed_document())
     assert "a-host" not in json.dumps(document)
     assert document["cases"][0]["ratio"] == pytest.approx(30)
-    table = report.cases_table(document)
+    table = report.KINDS["speed"](document)
     assert "10 us" in table
     assert "300 us" in table
     assert "12.8" in table  # GB/s of 128,256 bytes in 10 us
@@ -249,7 +228,7 @@ def test_speed_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert text.endswith("<!-- numpy:end -->\nafter\n")
     with pytest.raises(ValueError, match="accuracy:begin"):
         report.between_markers(text, "accuracy", "")
-    assert "| 32 x 1,000 | 30.0x (300 us → 10 us) |" in report.readme_markdown(document)
+    assert "| 32 x 1,000 | 30.0x (300 us → 10 us) |" in report.SECTIONS["README.md"][0][2](document)
 
 
 def test_every_section_has_its_place() -> None:
@@ -286,13 +265,6 @@ def test_plots(tmp_path: Path) -> None:
     ]
     assert plots.speed({**HEAD, "cases": cases}, tmp_path / "speed.png").exists()
     assert plots.accuracy({"results": results}, tmp_path / "accuracy.png").exists()
-
-
-def test_half_types_report() -> None:
-    seconds = {"float32": 3.0, "float16": 2.0, "bfloat16": 4.0}
-    cell = {"operation": "softmax_out", "shape": "10x3", "seconds": seconds}
-    rows = report.half_types_rows({**HEAD, "cells": [cell]})
-    assert rows.to_numpy().tolist() == [["softmax, out=", "10x3", "1.500", "0.750"]]
 
 
 def test_mechanisms_are_taken_out_where_they_are_in_use() -> None:
@@ -374,7 +346,7 @@ def test_ways_report(tmp_path: Path) -> None:
             "reached": "1 of 1",
         },
     ]
-    assert [path.name for path in plots.ways(document, tmp_path)] == ["ways.png"]
+    assert plots.ways(document, tmp_path / "ways.png").exists()
 
 
 @pytest.mark.parametrize("task", [linear.GRADIENTS, linear.LOSS])
@@ -499,7 +471,7 @@ def test_accuracy_report() -> None:
             for name, ulp in (("softce_fast", 2.5), ("torch", 232.0), ("scipy", None))
         ],
     }
-    table = report.KINDS["accuracy"][0](document)
+    table = report.KINDS["accuracy"](document)
     assert "2.50" in table
     assert "232" in table
     assert "not finite" in table
@@ -508,5 +480,5 @@ def test_accuracy_report() -> None:
 def test_times_and_ratios_read_well() -> None:
     times = [report.time_text(seconds) for seconds in (2.0, 0.0123, 4.56e-5, 7e-9)]
     assert times == ["2 s", "12.3 ms", "45.6 us", "7 ns"]
-    ratios = [report.ratio_text(ratio) for ratio in (None, 1.234, 12.34, 123.4)]
-    assert ratios == ["", "1.23", "12.3", "123"]
+    ratios = [report.ratio_text(ratio) for ratio in (1.234, 12.34, 123.4)]
+    assert ratios == ["1.23", "12.3", "123"]

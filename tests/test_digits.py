@@ -6,7 +6,6 @@ loss of labels have more lengths and sizes in test_accuracy.py.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -88,9 +87,8 @@ def options_for(choice: str, rows: int, classes: int) -> dict[str, Any]:
     return options
 
 
-@functools.cache
 def loss_case(dtype: np.dtype, choice: str, target_kind: str, classes: int) -> tuple[Any, ...]:
-    """Return a call and its truth, which serves all builds and layouts."""
+    """Return a call and its truth."""
     logits = rows_with_gaps(classes, dtype)
     target = target_for(target_kind, logits)
     options = options_for(choice, *logits.shape) | {"reduction": "none"}
@@ -149,7 +147,7 @@ def moved(array: Array, middle_axis: bool) -> Array:
 def test_losses(dtype_name: str, choice: str, middle_axis: bool) -> None:
     with Digits(np.dtype(dtype_name)) as digits:
         for case in itertools.product(TARGETS, CLASS_COUNTS):
-            check_losses(digits, choice, case, middle_axis)
+            check_losses(digits, loss_case(digits.dtype, choice, *case), case, middle_axis)
 
 
 @LAYOUTS
@@ -157,11 +155,13 @@ def test_losses(dtype_name: str, choice: str, middle_axis: bool) -> None:
 def test_losses_of_half_types(half_dtype: np.dtype, choice: str, middle_axis: bool) -> None:
     with Digits(half_dtype) as digits:
         for case in itertools.product(TARGETS, (3, 100)):
-            check_losses(digits, choice, case, middle_axis)
+            check_losses(digits, loss_case(digits.dtype, choice, *case), case, middle_axis)
 
 
-def check_losses(digits: Digits, choice: str, case: tuple[str, int], middle_axis: bool) -> None:
-    logits, target, options, right = loss_case(digits.dtype, choice, *case)
+def check_losses(
+    digits: Digits, call: tuple[Any, ...], case: tuple[str, int], middle_axis: bool
+) -> None:
+    logits, target, options, right = call
     if middle_axis:
         logits, options = moved(logits, True), dict(options)
         target = moved(target, True)
@@ -282,10 +282,8 @@ def test_probabilities_of_another_dtype(full_dtype: np.dtype, target_dtype: str)
             digits.check("gradient", grad, right.gradient, classes, scale=right.gradient_scale)
 
 
-def masked_case(
-    dtype: np.dtype, choice: str, kind: str, classes: int
-) -> tuple[Array, Any, dict[str, Any]]:
-    """Return a call with a mask that allows the labels; what is excluded holds NaN."""
+def masked_case(dtype: np.dtype, choice: str, kind: str, classes: int) -> tuple[Any, ...]:
+    """Return a call with a mask that allows the labels, and its truth; what is excluded is NaN."""
     logits = rows_with_gaps(classes, dtype)
     target = target_for(kind, logits)
     where = np.random.default_rng(4).random(logits.shape) < 0.6
@@ -295,31 +293,16 @@ def masked_case(
         where[:, 0] = True
         target = np.where(where, target, 0).astype(dtype)
     options = options_for(choice, *logits.shape) | {"reduction": "none", "where": where}
-    return np.where(where, logits, np.nan).astype(dtype), target, options
+    logits = np.where(where, logits, np.nan).astype(dtype)
+    return logits, target, options, truth.cross_entropy_with_options(logits, target, **options)
 
 
 @LAYOUTS
 @pytest.mark.parametrize("choice", ["", *OPTIONS, CHOICES[-1]], ids=lambda name: name or "plain")
 def test_masked_losses(full_dtype: np.dtype, choice: str, middle_axis: bool) -> None:
     with Digits(full_dtype) as digits:
-        for kind, classes in itertools.product(TARGETS, CLASS_COUNTS):
-            logits, target, options = masked_case(full_dtype, choice, kind, classes)
-            right = truth.cross_entropy_with_options(logits, target, **options)
-            if middle_axis:
-                options["where"] = moved(options["where"], True)
-                if "sample_weight" in options:
-                    options["sample_weight"] = options["sample_weight"][None]
-            loss, grad = sf.cross_entropy_with_grad(
-                moved(logits, middle_axis), moved(target, middle_axis), 1, **options
-            )
-            grad = grad[0].T if middle_axis else grad
-            digits.check(
-                "loss", loss.reshape(-1), right.loss, kind, classes, doubt=right.loss_doubt
-            )
-            digits.check(
-                "gradient", grad, right.gradient, kind, classes, scale=right.gradient_scale,
-                doubt=right.gradient_doubt,
-            )  # fmt: skip
+        for case in itertools.product(TARGETS, CLASS_COUNTS):
+            check_losses(digits, masked_case(full_dtype, choice, *case), case, middle_axis)
 
 
 @pytest.mark.parametrize("fraction", [1.01, 1.2, 1.4, 1.6, 1.9])

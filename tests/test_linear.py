@@ -563,7 +563,9 @@ def grow(dtype: str, memory: str, pattern: str) -> None:
     print(peak_memory() - before)
 
 
+# Blocks are made in Python, alike for all builds.
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize("build", _dispatch.available()[:1], indirect=True)
 @pytest.mark.parametrize("memory", [4 * MB, 64 * MB])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("pattern", ["plain", "ignored", "strided", "turned, some classes"])

@@ -54,8 +54,9 @@ def assert_ulp(result: Any, expected: Any, operation: str, dtype: Any, scale: An
     assert worst <= limit, f"{operation}: {worst:.2f} ULP at flat index {error.argmax()}"
 
 
-def assert_near(result: Any, expected: Any, dtype: Any, scale: float = 1.0) -> None:
-    """Check a result of `dtype` with options against the truth; `scale`: of its largest terms.
+def assert_near(result: Any, expected: Any, dtype: Any, scale: Any = 1.0) -> None:
+    """Check a result of `dtype` with options against the truth; `scale`: of its largest terms,
+    for all or for each row.
 
     Results below the smallest normal number may be that number or 0.
     """
@@ -64,9 +65,10 @@ def assert_near(result: Any, expected: Any, dtype: Any, scale: float = 1.0) -> N
     found, right = (np.asarray(item).astype(np.longdouble) for item in (result, expected))
     smallest = smallest_normal(dtype)
     under = (np.abs(right) < smallest) & (np.abs(found) <= smallest)
-    np.testing.assert_allclose(
-        np.where(under, 0, found), np.where(under, 0, right), tolerance, tolerance * scale
-    )
+    near = under | np.isclose(found, right, tolerance, tolerance * scale, equal_nan=True)
+    assert found.shape == right.shape or not found.ndim or not right.ndim
+    found, right = np.broadcast_arrays(found, right)
+    assert near.all(), f"{found[~near][:3]} for {right[~near][:3]} at {np.argwhere(~near)[:3]}"
 
 
 def assert_as_peer(result: Any, expected: Any, dtype: Any) -> None:

@@ -12,15 +12,38 @@ compares all of it with mpmath.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+REMEMBERED = 64  # results of a function; some tests go through that many cases on each build
 
 HAS_EXTENDED = bool(np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant)
+
+
+def remembered(function: Callable[..., T]) -> Callable[..., T]:
+    """Keep the last results: tests of a case on all builds and layouts follow one another."""
+    results: dict[bytes, T] = {}
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **options: Any) -> T:
+        key = hashlib.blake2b(pickle.dumps((arguments, options))).digest()
+        if key not in results:
+            if len(results) == REMEMBERED:
+                del results[next(iter(results))]
+            results[key] = function(*arguments, **options)
+            for part in vars(results[key]).values():
+                np.asarray(part).flags.writeable = False
+        return results[key]
+
+    return wrapper
 
 
 def _wide(values: Any) -> Array:
@@ -93,6 +116,7 @@ def softcapped(logits: Any, softcap: float | None) -> tuple[Array, Array]:
     return np.where(np.isinf(wide), wide, cap * np.tanh(wide / cap)), 4 * far / (1 + far) ** 2
 
 
+@remembered
 @np.errstate(all="ignore")
 def _parts(
     logits: Any, *, where: Any = True, temperature: float = 1.0, softcap: float | None = None
@@ -263,6 +287,7 @@ def _reduced(
     return losses.sum() / divisor, _times(target.row_factor, 1 / divisor)
 
 
+@remembered
 @np.errstate(all="ignore")
 def cross_entropy_with_options(
     logits: Any,

@@ -12,15 +12,17 @@ with arguments drawn at random. A finding is printed with what repeats it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -34,6 +36,7 @@ import test_limits
 import test_stacks
 import test_threads
 import timing
+import waiting
 from softce_fast import _dispatch
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
@@ -63,32 +66,19 @@ def every_call(repetitions: str) -> None:
 
 def many_threads(count: str) -> None:
     """Call from so many Python threads at once, each with a number of threads of its own."""
-    import threading
-
-    x = test_limits.logits()
+    x, number = test_limits.logits(), int(count)
     with sf.num_threads(1):
         expected = sf.softmax(x).tobytes()
-    start, problems = threading.Barrier(int(count)), []
+    start = threading.Barrier(number)
 
     def caller(index: int) -> None:
-        try:
-            start.wait()
-            for repetition in range(5):
-                with sf.num_threads(1 + (index + repetition) % 5):
-                    assert sf.softmax(x).tobytes() == expected
-        except BaseException as error:
-            problems.append(error)
+        start.wait()
+        for repetition in range(5):
+            with sf.num_threads(1 + (index + repetition) % 5):
+                assert sf.softmax(x).tobytes() == expected
 
-    threads = [threading.Thread(target=caller, args=(index,)) for index in range(int(count))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems, problems
-
-
-def median_times(cases: dict[str, timing.Call]) -> dict[str, float]:
-    return timing.medians(timing.alternate(cases, rounds=5, seconds=0))
+    with ThreadPoolExecutor(number) as pool:
+        list(pool.map(caller, range(number)))
 
 
 def beside_busy_processes(count: str) -> None:
@@ -96,33 +86,26 @@ def beside_busy_processes(count: str) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(2000, 1000)).astype(np.float32)
     images = rng.normal(size=(8, 100, 2500)).astype(np.float32)
-    mask = rows < 1
+    mask, labels = rows < 1, np.zeros(2000, int)
     cases: dict[str, timing.Call] = {
         "rows": lambda: sf.softmax(rows),
         "small rows": lambda: sf.softmax(rows[:150]),
         "middle axis": lambda: sf.softmax(images, 1),
         "masked": lambda: sf.softmax(rows, where=mask),
         "wider": lambda: sf.softmax(rows, dtype=np.float64),
-        "gradient": lambda: sf.cross_entropy_with_grad(rows, np.zeros(2000, int)),
+        "gradient": lambda: sf.cross_entropy_with_grad(rows, labels),
     }
     allowed = 3 if count == "1" else 5
-    slow: dict[str, float] = {}
     for _ in range(3):  # a finding is what is found three times: others use the machine, too
-        quiet = median_times(cases)
-        neighbours = [
-            subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(int(count))
-        ]
-        try:
-            busy = median_times(cases)
-        finally:
-            for neighbour in neighbours:
-                neighbour.kill()
-                neighbour.wait()
-        slow = {name: busy[name] / quiet[name] for name in cases}
-        slow = {name: ratio for name, ratio in slow.items() if ratio > allowed}
-        cases = {name: cases[name] for name in slow}
+        quiet = timing.medians(timing.alternate(cases, rounds=5, seconds=0))
+        with contextlib.ExitStack() as neighbours:
+            for _ in range(int(count)):
+                neighbours.enter_context(waiting.busy_process())
+            busy = timing.medians(timing.alternate(cases, rounds=5, seconds=0))
+        slow = {name: ratio for name in cases if (ratio := busy[name] / quiet[name]) > allowed}
         if not slow:
             return
+        cases = {name: cases[name] for name in slow}
     raise AssertionError(f"times longer beside {count} busy processes: {slow}")
 
 
@@ -177,7 +160,6 @@ VALUES: dict[str, tuple[str, ...]] = {
     "MALLOC_PERTURB_": ("165",),
     "MALLOC_TOP_PAD_": ("0",),
     "PYTHONMALLOC": ("malloc", "debug"),
-    "PYTHONOPTIMIZE": ("2",),
     "PYTHONDEVMODE": ("1",),
     "GLIBC_TUNABLES": ("glibc.pthread.rseq=0", "glibc.malloc.tcache_count=0"),
     "SOFTCE_FAST_ISA": (*_dispatch.available(), ""),
@@ -186,10 +168,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 def environment(rng: random.Random) -> Trial:
     names = rng.sample(sorted(VALUES), rng.randint(1, 6))
-    chosen = {name: rng.choice(VALUES[name]) for name in names}
-    if chosen.get("PYTHONOPTIMIZE"):
-        del chosen["PYTHONOPTIMIZE"]  # it would take the assertions out
-    return Trial(every_call, ("2",), chosen)
+    return Trial(every_call, ("2",), {name: rng.choice(VALUES[name]) for name in names})
 
 
 def stacks(rng: random.Random) -> Trial:
@@ -238,8 +217,7 @@ KINDS: tuple[Kind, ...] = (
 
 def finding(trial: Trial) -> str:
     """Run a trial; return what was found, nothing if all was well."""
-    module = trial.function.__module__.rpartition(".")[2]
-    module = "attack" if module == "__main__" else module
+    module = trial.function.__module__.replace("__main__", "attack")
     code = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
     code += f"import {module}; {module}.{trial.function.__name__}(*sys.argv[1:])"
     try:
@@ -260,34 +238,30 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=7200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
-    for name in arguments.kinds:
-        if name not in names:
-            parser.error(f"no kind is called {name!r}")
+    if unknown := set(arguments.kinds) - set(names):
+        parser.error(f"no kind is called {sorted(unknown)}")
     kinds = [names[name] for name in arguments.kinds or names]
     if os.name != "posix" or os.geteuid() != 0:
         kinds = [kind for kind in kinds if kind is not processes]  # root alone can become nobody
     rng = random.Random(arguments.seed)
-    trials: dict[str, list[Any]] = {kind.__name__: [0, 0, 0.0] for kind in kinds}
+    trials: dict[str, list[tuple[bool, float]]] = {kind.__name__: [] for kind in kinds}
     print(f"seed {arguments.seed}", flush=True)
     end = time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory() as folder:
         PRELOADED["LD_PRELOAD"] = str(test_limits.build_limits(Path(folder)))
         while time.monotonic() < end:
             for kind in kinds:
-                trial = kind(rng)
-                started = time.monotonic()
+                trial, started = kind(rng), time.monotonic()
                 found = finding(trial)
-                row = trials[kind.__name__]
-                row[0] += 1
-                row[1] += bool(found)
-                row[2] += time.monotonic() - started
+                trials[kind.__name__].append((bool(found), time.monotonic() - started))
                 if found:
                     what = f"{trial.function.__name__}{trial.arguments} {dict(trial.environment)}"
                     print(f"FOUND by {kind.__name__}: {what}: {found}", flush=True)
     print("| kind of trial | trials | findings | seconds |\n| --- | ---: | ---: | ---: |")
-    for name, (count, found_count, seconds) in trials.items():
-        print(f"| {name.replace('_', ' ')} | {count} | {found_count} | {seconds:.0f} |")
-    return int(any(row[1] for row in trials.values()))
+    for name, rows in trials.items():
+        findings, seconds = map(sum, zip(*rows, strict=True)) if rows else (0, 0)
+        print(f"| {name.replace('_', ' ')} | {len(rows)} | {findings} | {seconds:.0f} |")
+    return int(any(found for rows in trials.values() for found, _ in rows))
 
 
 if __name__ == "__main__":

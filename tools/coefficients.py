@@ -11,60 +11,48 @@ Fits in 60 digits, close to the best polynomial of their degree:
 Run ``python tools/coefficients.py``; it needs mpmath alone.
 """
 
-from mpmath import (
-    atanh,
-    chebyfit,
-    cos,
-    exp,
-    log,
-    lu_solve,
-    matrix,
-    mp,
-    mpf,
-    nstr,
-    pi,
-    polyval,
-    sqrt,
-)
+from collections.abc import Iterable
+
+import mpmath
+from mpmath import mp, mpf, polyval
 
 mp.dps = 60
 
 
 def exponential(degree: int, steps: int, first: int = 2) -> list[mpf]:
     """Return the coefficients of r**degree .. r**first in exp(r); those before are Taylor's."""
-    bound = log(mpf(2)) / (2 * steps) * mpf("1.0005")
-    count = degree - first + 1
-    points = [bound * cos(pi * (2 * k + 1) / 240) for k in range(120)]
+    bound = mpmath.log(2) / (2 * steps) * mpf("1.0005")
+    points = [bound * mpmath.cos(mp.pi * (2 * k + 1) / 240) for k in range(120)]
+    values = [(mpmath.exp(r) - 1 - (r if first == 2 else 0)) / r**first for r in points]
+    relative = [r**first / mpmath.exp(r) for r in points]
+    powers = mpmath.matrix([[r**k for k in range(degree - first + 1)] for r in points])
     weights = [mpf(1) / 120] * 120
-    powers = [[point**k for k in range(count)] for point in points]
-    values = [(exp(r) - 1 - (r if first == 2 else 0)) / r**first for r in points]
-    relative = [r**first / exp(r) for r in points]
     for _ in range(40):
-        normal, right = matrix(count, count), matrix(count, 1)
-        for power, value, scale, weight in zip(powers, values, relative, weights, strict=True):
-            for i in range(count):
-                right[i] += weight * scale**2 * power[i] * value
-                for j in range(count):
-                    normal[i, j] += weight * scale**2 * power[i] * power[j]
-        solution = list(lu_solve(normal, right))[::-1]
-        errors = [
-            abs(scale * (polyval(solution, r) - value))
-            for r, value, scale in zip(points, values, relative, strict=True)
-        ]
-        total = sum(weight * error for weight, error in zip(weights, errors, strict=True))
+        scaled = [w * scale**2 for w, scale in zip(weights, relative, strict=True)]
+        weighted = mpmath.diag(scaled) * powers
+        solution = mpmath.lu_solve(weighted.T * powers, weighted.T * mpmath.matrix(values))
+        residuals = powers * solution - mpmath.matrix(values)
+        errors = [abs(scale * error) for scale, error in zip(relative, residuals, strict=True)]
+        total = mpmath.fdot(weights, errors)
         weights = [w * error / total for w, error in zip(weights, errors, strict=True)]
-    return solution
+    return list(solution)[::-1]
 
 
 def logarithm(terms: int) -> list[mpf]:
     """Return the coefficients of s**(2*terms + 1) .. s**3 in log((1 + s)/(1 - s))."""
-    bound = ((sqrt(mpf(2)) - 1) / (sqrt(mpf(2)) + 1)) ** 2 * mpf("1.001")
+    root = mpmath.sqrt(2)
 
     def tail(z: mpf) -> mpf:
-        s = sqrt(z)
-        return 2 * (atanh(s) - s) / s**3 if z > mpf(10) ** -25 else mpf(2) / 3
+        s = mpmath.sqrt(z)
+        return 2 * (mpmath.atanh(s) - s) / s**3 if z > mpf(10) ** -25 else mpf(2) / 3
 
-    return list(chebyfit(tail, [0, bound], terms))
+    return list(mpmath.chebyfit(tail, [0, ((root - 1) / (root + 1)) ** 2 * mpf("1.001")], terms))
+
+
+def show(what: str, digits: int, values: list[mpf], errors: Iterable[mpf]) -> None:
+    """Print the coefficients and the largest relative error of what they make."""
+    print(f"{what}: relative error 2**{mpmath.nstr(mpmath.log(max(map(abs, errors)), 2), 4)}")
+    print("   ", [mpmath.nstr(value, digits) for value in values])
 
 
 def main() -> None:
@@ -74,23 +62,18 @@ def main() -> None:
         ("half types", 10, 3, 4, 1),
         ("float64", 18, 11, 1, 2),
     ]:
-        values = exponential(degree, steps, first)
-        half = log(mpf(2)) / (2 * steps)
-        points = [half * k / 500 for k in range(-500, 501)]
+        q = exponential(degree, steps, first)
+        points = [mpmath.log(2) / (2 * steps) * k / 500 for k in range(-500, 501)]
         linear = first - 1  # the coefficient of r, where it is not fitted
-        worst = max(
-            abs((1 + linear * r + r**first * polyval(values, r)) / exp(r) - 1) for r in points
-        )
-        print(f"exp {name}, {steps} steps: relative error 2**{nstr(log(worst, 2), 4)}")
-        print("   ", [nstr(value, digits) for value in values])
+        values = [1 + linear * r + r**first * polyval(q, r) for r in points]
+        errors = [v / mpmath.exp(r) - 1 for v, r in zip(values, points, strict=True)]
+        show(f"exp {name}, {steps} steps", digits, q, errors)
+    points = [mpf("0.1716") * k / 500 for k in range(1, 501)]
     for name, digits, terms in [("float32", 10, 4), ("float64", 18, 8)]:
-        values = logarithm(terms)
-        points = [mpf("0.1716") * k / 500 for k in range(1, 501)]
-        worst = max(
-            abs((2 * s + s**3 * polyval(values, s**2)) / (2 * atanh(s)) - 1) for s in points
-        )
-        print(f"log {name}: relative error 2**{nstr(log(worst, 2), 4)}")
-        print("   ", [nstr(value, digits) for value in values])
+        w = logarithm(terms)
+        values = [2 * s + s**3 * polyval(w, s**2) for s in points]
+        errors = [v / (2 * mpmath.atanh(s)) - 1 for v, s in zip(values, points, strict=True)]
+        show(f"log {name}", digits, w, errors)
 
 
 if __name__ == "__main__":

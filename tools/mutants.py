@@ -19,10 +19,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from sanitize import ROOT, copy_project
+
 SCRATCH = ROOT / "build" / "mutants"
-COPIED = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "softce_fast", "tests", "tools")
-NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 COMPILED = (".pyx", ".pxi", ".pxd", ".h")
 SECONDS = 300  # a mistake that makes the tests hang is noticed, too
 
@@ -168,12 +167,7 @@ def prepare() -> Path:
     """Copy the project, with the modules that were built in place."""
     shutil.rmtree(SCRATCH, ignore_errors=True)
     SCRATCH.mkdir(parents=True)
-    for item in COPIED:
-        source = ROOT / item
-        if source.is_dir():
-            shutil.copytree(source, SCRATCH / item, ignore=NOT_COPIED)
-        else:
-            shutil.copy2(source, SCRATCH / item)
+    copy_project(SCRATCH)
     return SCRATCH
 
 

@@ -26,15 +26,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / "build" / "sanitize"
 COPIED = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "softce_fast", "tests", "tools")
-NOT_COPIED = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "*.egg-info")
-
 # What a sanitizer ends a process with.
 EXIT_STATUS = 66
 
 # These emulate a CPU, measure time or memory, limit it, or look at the machine code of the real
-# build. And
-# GCC's address sanitizer by itself hangs in a child that is forked while another thread ends, as
-# OpenMP's do before a fork: 3 of 601 times in 20 lines of C, never without the sanitizer.
+# build. And GCC's address sanitizer by itself hangs in a child that is forked while another thread
+# ends, as OpenMP's do before a fork: 3 of 601 times in 20 lines of C, never without the sanitizer.
 NOT_SANITIZED = (
     "tests/test_benchmarks.py",
     "tests/test_fork.py",
@@ -127,26 +124,28 @@ def sanitizers(name: str) -> Sanitizer:
     )
 
 
+def copy_project(folder: Path, *but: str) -> None:
+    """Copy what is built and tested, but for files of those patterns."""
+    ignored = shutil.ignore_patterns(*but, "__pycache__", "*.egg-info")
+    for source in (ROOT / item for item in COPIED):
+        if source.is_dir():
+            shutil.copytree(source, folder / source.name, ignore=ignored, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, folder)
+
+
 def build(name: str, sanitizer: Sanitizer) -> Path:
     """Build the package and the planted faults in a scratch copy; return its folder."""
     folder = SCRATCH / name
     folder.mkdir(parents=True, exist_ok=True)
-    for item in COPIED:
-        source = ROOT / item
-        if source.is_dir():
-            shutil.copytree(source, folder / item, ignore=NOT_COPIED, dirs_exist_ok=True)
-        elif source.exists():
-            shutil.copy2(source, folder / item)
+    copy_project(folder, "*.so", "*.c")
     flags = " ".join(sanitizer.compile_flags)
     environment = os.environ | sanitizer.build_environment | {"CFLAGS": flags, "LDFLAGS": flags}
     # With line numbers in the reports, and in a time that can be waited for.
     environment["SOFTCE_FAST_BUILD"] = "debug"
-    commands = [
-        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
-        [sys.executable, "-c", BUILD_PLANTED],
-    ]
-    for command in commands:
-        subprocess.run(command, cwd=folder, env=environment, check=True)
+    setup = ["setup.py", "--quiet", "build_ext", "--inplace"]
+    for arguments in (setup, ["-c", BUILD_PLANTED]):
+        subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True)
     return folder
 
 
@@ -183,10 +182,8 @@ def prove(folder: Path, sanitizer: Sanitizer) -> None:
             [*sanitizer.prefix, sys.executable, "-c", code],
             cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        if report:
-            good = done.returncode == EXIT_STATUS and report in done.stderr
-        else:
-            good = done.returncode == 0
+        status = EXIT_STATUS if report else 0
+        good = done.returncode == status and report in done.stderr
         if not good:
             print(done.stdout + done.stderr, file=sys.stderr)
             wanted = f"a report of {report!r}" if report else "no report"
@@ -208,9 +205,7 @@ def run(name: str, pytest_arguments: list[str]) -> bool:
     if name == "thread" and not pytest_arguments:
         command = [sys.executable, "-c", "import test_threads; test_threads.many_callers('1')"]
     else:
-        left_out = [
-            f"--{'deselect' if '::' in name else 'ignore'}={name}" for name in NOT_SANITIZED
-        ]
+        left_out = [f"--{'deselect' if '::' in n else 'ignore'}={n}" for n in NOT_SANITIZED]
         processes = ["--numprocesses", str(os.cpu_count())]
         chosen = pytest_arguments or [*processes, "-m", "not slow", *left_out, "tests"]
         # Only so much is captured that the last words of a dying process are seen.
@@ -229,10 +224,8 @@ def run(name: str, pytest_arguments: list[str]) -> bool:
         found = sorted(Path(reports).glob("report*"))
         for path in found:
             print(path.read_text(errors="replace"), file=sys.stderr)
-    seconds = time.monotonic() - started
-    print(
-        f"{name}: exit status {done.returncode}, {len(found)} reports, {seconds:.0f} s", flush=True
-    )
+    seconds = f"{time.monotonic() - started:.0f} s"
+    print(f"{name}: exit status {done.returncode}, {len(found)} reports, {seconds}", flush=True)
     return done.returncode == 0 and not found
 
 
@@ -243,9 +236,8 @@ def main() -> int:
     arguments, separator = sys.argv[1:], "--"
     at = arguments.index(separator) if separator in arguments else len(arguments)
     names = parser.parse_args(arguments[:at]).names or ["address", "thread"]
-    for name in names:
-        if name not in ("address", "thread"):
-            parser.error(f"no sanitizer is called {name!r}")
+    if unknown := set(names) - {"address", "thread"}:
+        parser.error(f"no sanitizer is called {sorted(unknown)}")
     results = [run(name, arguments[at + 1 :]) for name in names]
     return 0 if all(results) else 1
 
