@@ -417,7 +417,8 @@ def _losses_of(states: Array, loss: Loss, task: _Task, dtype: Any) -> Array:
     losses = np.empty(states.shape, dtype)
     if states.size:
         _finish(task, states, losses, loss.ignored)
-    losses[loss.excluded] = np.inf
+    weights = 1.0 if loss.sample_weight is None else loss.sample_weight[loss.excluded]
+    losses[loss.excluded] = np.copysign(np.inf, weights)
     return losses
 
 
