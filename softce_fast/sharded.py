@@ -67,6 +67,8 @@ _CHUNK = np.dtype(
 _NUMBERS = 9  # of a chunk, as the kernels take them
 # The exponent of the reference of a row without any logit.
 _EXPONENT_OF_NOTHING = -48
+# How far from 1 the exponents of coefficients may lie that float32 holds.
+_WIDEST = 60
 # Logits, and rows, of a call of the kernels: caches hold them while they are read again.
 _BLOCK_SIZE, _BLOCK_ROWS = 1 << 19, 512
 
@@ -307,6 +309,7 @@ class _Task(NamedTuple):
     power: int = 0  # of two, that results are multiplied by
     class_power: int = 0  # the part of it that was taken out of class weights
     divisor: float = 1.0  # of the results
+    is_wide: bool = False  # float32 cannot hold its coefficients
 
     def run(
         self, logits: Array, labels: Array | None, where: Array | None, result: Array | None,
@@ -320,7 +323,7 @@ class _Task(NamedTuple):
             None if self.sample_weight is None else self.sample_weight[rows],
             self.label_smoothing, self.z_loss, options.temperature, options.softcap or 0.0,
             1.0 if self.divisor == 0 or output is None else 1 / self.divisor, self.power,
-            options.dtype, threads_for,
+            np.dtype(np.float64) if self.is_wide else options.dtype, threads_for,
         )  # fmt: skip
 
 
@@ -395,7 +398,11 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         loss = loss._replace(sample_weight=np.asarray(scaled))
     if loss.reduction == "mean" and loss.denominator is None:
         power = 0  # the divisor has lost it, too
-    share = np.ldexp(loss.share, -class_power) if smoothing else None
+    share, is_wide = None, False
+    if smoothing:
+        share = np.ldexp(loss.share, -class_power)
+        sizes = np.abs(chunks["weights"].sum(axis=-1) + chunks["own"]) * share[..., None]
+        is_wide = bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
     sums = "rest" if smoothing else "others"
     if not smoothing and (weights is not None or loss.sample_weight is not None or loss.z_loss):
         sums = "more_digits"
@@ -408,7 +415,7 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         imported["label_weight"] = (1 - smoothing) * loss.label_weight
     return _Task(
         "dense_cross_entropy" if smoothing else "cross_entropy", imported, loss.sample_weight,
-        smoothing, loss.z_loss, power, class_power, loss.divisor(),
+        smoothing, loss.z_loss, power, class_power, loss.divisor(), is_wide,
     )  # fmt: skip
 
 
@@ -417,7 +424,8 @@ def _losses_of(states: Array, loss: Loss, task: _Task, dtype: Any) -> Array:
     losses = np.empty(states.shape, dtype)
     if states.size:
         _finish(task, states, losses, loss.ignored)
-    losses[loss.excluded] = np.inf
+    weights = 1.0 if loss.sample_weight is None else loss.sample_weight[loss.excluded]
+    losses[loss.excluded] = np.copysign(np.inf, weights)
     return losses
 
 

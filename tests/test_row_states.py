@@ -67,3 +67,27 @@ def test_a_mean_of_extreme_weights(dtype: np.dtype, size: float, smoothing: floa
     assert truth.ulp_error(loss, np.log(np.longdouble(2)), dtype) <= 4
     grad = sharded.cross_entropy_grad(logits, target, states, weight=[size, size], **options)
     assert truth.ulp_error(grad, np.array([[-share, share]] * 4), dtype).max() <= 4
+
+
+@pytest.mark.parametrize("rare", [0, 1, 2])
+def test_class_weights_far_apart(dtype: np.dtype, rare: int) -> None:
+    """Beyond float32 in another shard, whose logits are of float32 or less."""
+    logits, target = np.array([[1.0, 0.5, -1.0]], dtype), np.array([1])
+    weight = np.full(3, 1e-70)
+    weight[rare] = 1e70
+    options: dict[str, Any] = {"label_smoothing": 0.2, "z_loss": 1e-3}
+    right = truth.cross_entropy_with_options(logits, target, weight=weight, **options)
+    halves = [(logits[:, :1], weight[:1], 0), (logits[:, 1:], weight[1:], 1)]
+    states = sharded.merge(
+        *(sharded.row_states(x, target, weight=w, class_offset=start) for x, w, start in halves)
+    )
+    grads = [
+        sharded.cross_entropy_grad(x, target, states, weight=w, class_offset=start, **options)
+        for x, w, start in halves
+    ]
+    loss = sharded.cross_entropy(states, **options)
+    assert truth.ulp_error(loss, right.loss, dtype) <= 4
+    error = truth.ulp_error(
+        np.concatenate(grads, axis=1), right.gradient, dtype, floor=right.gradient_scale
+    )
+    assert error.max() <= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -317,11 +318,12 @@ def test_rows_that_nothing_is_left_of(options: dict[str, Any], z_loss: float) ->
     x, y, allowed = np.zeros((2, 2)), np.zeros(2, int), np.array([[True, True], [False, False]])
     options = {name: np.asarray(value) for name, value in options.items()}
     options |= {"where": allowed, "z_loss": z_loss, "reduction": "none"}
+    options["sample_weight"] = np.array([1.0, -2.0])
     found = Sharded(x, y, [1], **options)
     loss, gradient = sf.cross_entropy_with_grad(x, y, **options)
     np.testing.assert_allclose(found.loss, loss, 1e-15)
     np.testing.assert_allclose(found.gradient, gradient, 1e-15)
-    assert found.loss[1] == (np.inf if z_loss else 0)
+    assert found.loss[1] == (-np.inf if z_loss else 0)
 
 
 def test_shards_without_classes_and_rows() -> None:
@@ -443,13 +445,18 @@ def test_nothing_is_written_before_an_error() -> None:
 # The example
 
 
-def test_example_of_four_processes() -> None:
-    path = Path(__file__).resolve().parent.parent / "examples" / "sharded_classes.py"
-    if not path.exists():
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "sharded_classes.py"
+
+
+@pytest.mark.parametrize("launcher", ["", "mpirun"])
+def test_example_of_several_processes(launcher: str) -> None:
+    if not EXAMPLE.exists():
         pytest.skip("the examples are not beside the tests")
-    done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, check=True, timeout=120
-    )
+    command = [sys.executable, str(EXAMPLE)]
+    if launcher:
+        pytest.importorskip("mpi4py")
+        command = [shutil.which(launcher) or pytest.skip("no MPI"), "-n", "2", *command, "--mpi"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "gradients have the same bits: True" in done.stdout
     in_each, in_one = done.stdout.split()[1], done.stdout.split()[5]
     assert in_each == in_one
