@@ -79,7 +79,8 @@ def cross_entropy(
     .. math:: \ell = -\sum_i w_i q_i \log \frac{\exp(x_i)}{\sum_j \exp(x_j)}
 
     bfloat16 and float16 are computed in float32 and rounded once; under :class:`torch.autocast` the
-    loss is float32, as PyTorch's is. It uses no more threads than :func:`torch.get_num_threads` says.
+    loss is float32, as PyTorch's is. It uses no more threads than :func:`torch.get_num_threads`
+    says.
 
     Examples
     --------
@@ -178,8 +179,8 @@ def linear_cross_entropy(
     -----
     .. math:: \mathrm{cross\_entropy}(x W^T + b)
 
-    It is ``torch.nn.functional.linear_cross_entropy`` without its `options`. Under
-    :class:`torch.autocast` the loss is float32; the products are float32 products in any case. For "mean" and "sum"
+    It is ``torch.nn.functional.linear_cross_entropy`` without its `options`. Half types are
+    multiplied in float32; under :class:`torch.autocast` their loss is float32. For "mean" and "sum"
     the gradients come with the loss, as in :func:`softce_fast.linear_cross_entropy_with_grad`; for
     "none" the backward pass makes the products again.
 

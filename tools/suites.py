@@ -93,6 +93,7 @@ def scipy() -> Count:
 def sklearn() -> Count:
     import softce_fast.sklearn as adapter
 
+    os.environ["SKLEARN_RUN_FLOAT32_TESTS"] = "1"  # left out otherwise
     adapter.patch()
     return run_pytest(
         "sklearn._loss",
