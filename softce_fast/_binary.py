@@ -196,7 +196,7 @@ def _binary(
     divisor = size if reduction == "mean" else 1
     total = execute.binary(
         call.values, call.target, call.weight, call.pos_weight, losses, gradient, call.from_logits,
-        1 / divisor, threads_for, call.dtype,
+        divisor, threads_for, call.dtype,
     )  # fmt: skip
     if gradient is not None:
         gradient = _arrays.unwrapped(gradient, grad_out)

@@ -322,7 +322,7 @@ class _Task(NamedTuple):
             self.operation, logits, labels, where, result, output, axis, states, class_weight,
             None if self.sample_weight is None else self.sample_weight[rows],
             self.label_smoothing, self.z_loss, options.temperature, options.softcap or 0.0,
-            1.0 if self.divisor == 0 or output is None else 1 / self.divisor, self.power,
+            1.0 if self.divisor == 0 or output is None else self.divisor, self.power,
             np.dtype(np.float64) if self.is_wide else options.dtype, threads_for,
         )  # fmt: skip
 

@@ -12,7 +12,6 @@ import pytest
 
 Z_LOSS = "z_loss with 4 units of a result that cancels"
 SMALLEST = "sums and entries whose parts lie below the smallest normal number"
-PLAIN_SUM = "losses of rows are added up plainly, in float64"
 
 OPEN: tuple[tuple[str, str, str], ...] = (
     ("test_losses", r"(weight|hot|cold)\+z-loss|float32-z-loss\+where", Z_LOSS),
@@ -22,7 +21,6 @@ OPEN: tuple[tuple[str, str, str], ...] = (
     ("test_sizes", r"f4-\[\[130, 0\]\]|f8-\[\[760, 0\]\]|1e-20|1e-30", SMALLEST),
     ("test_temperature_at_the_ends_of_the_range", r"e\+(38|308)-", SMALLEST),
     ("test_z_loss_at_the_ends_of_the_range", r"-0\.4-", "z_loss at the ends of the range"),
-    ("test_a_factor_of_all_weights_leaves_the_mean", "float64-probabilities", PLAIN_SUM),
 )
 
 

@@ -110,7 +110,7 @@ def shard(
     z_loss: float,
     temperature: float,
     softcap: float,
-    gradient_scale: float,
+    divisor: float,
     power: int,
     dtype: np.dtype[Any],
     threads_for: _ThreadsFor,
@@ -156,7 +156,7 @@ def binary(
     losses: _Array | None,
     gradient: _Array | None,
     from_logits: bool,
-    gradient_scale: float,
+    divisor: float,
     threads_for: _ThreadsFor,
     dtype: np.dtype[Any] | None = None,
 ) -> float: ...

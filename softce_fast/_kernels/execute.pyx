@@ -14,7 +14,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, fabs, ilogb, isfinite
-from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int32_t, int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport abs
 from libc.string cimport memcpy, memset, strcmp, strrchr
 from numpy cimport import_array, ndarray
@@ -380,7 +380,7 @@ def shard(
     str operation not None, ndarray logits not None, ndarray labels, ndarray where,
     ndarray result, ndarray output, int axis, dict states not None, ndarray class_weight,
     ndarray sample_weight, double label_smoothing, double z_loss, double temperature,
-    double softcap, double gradient_scale, int power, dtype, threads_for,
+    double softcap, double divisor, int power, dtype, threads_for,
 ):
     """Run an operation of a row state on some of the classes of each row.
 
@@ -410,7 +410,7 @@ def shard(
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
     problem.options.softcap = softcap
-    problem.options.gradient_scale = gradient_scale
+    problem.options.divisor = divisor
     problem.options.power = power
     problem.options.ignore_index = -1
     of.given = True
@@ -508,7 +508,7 @@ cdef object run_loss(
     if denominator is not None:
         divisor = denominator
     if mean and divisor != 0:
-        problem.options.gradient_scale = 1 / divisor
+        problem.options.divisor = divisor
     return run(problem, kernels, n_threads, result_kind, True), divisor
 
 
@@ -530,7 +530,7 @@ def backward(
 
 def binary(
     ndarray values not None, ndarray target not None, ndarray weight, ndarray pos_weight,
-    ndarray losses, ndarray gradient, bint from_logits, double gradient_scale, threads_for,
+    ndarray losses, ndarray gradient, bint from_logits, double divisor, threads_for,
     dtype=None,
 ):
     """Return the sum of the binary losses; write them and their gradients where asked to."""
@@ -548,7 +548,7 @@ def binary(
         call_result(&call, OUTPUT, gradient)
     call_close(&call, True)
     call.problem.options.from_logits = from_logits
-    call.problem.options.gradient_scale = gradient_scale
+    call.problem.options.divisor = divisor
     return execute(&call, result_kind_for(dtype, values), True, threads_for)
 
 

@@ -190,7 +190,7 @@ cdef object mean_loss(Call *call, ndarray values, ignore_index, threads_for):
     divisor = scan_rows(&scan, problem, kernels, n_threads, &bad)
     if bad or divisor == 0:
         return None
-    problem.options.gradient_scale = 1 / divisor
+    problem.options.divisor = divisor
     loss = run(problem, kernels, n_threads, kind, True) / divisor
     if kind == KIND_FLOAT32:
         narrow = <float>loss

@@ -93,7 +93,7 @@ cdef void call_open(
     memset(&call.problem, 0, sizeof(Problem))
     call.problem.operation = operation
     call.problem.options.temperature = 1
-    call.problem.options.gradient_scale = 1
+    call.problem.options.divisor = 1
     call.roles = 0
     call.ndim = PyArray_NDIM(x)
     for axis in range(call.ndim):

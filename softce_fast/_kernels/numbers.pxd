@@ -127,23 +127,25 @@ cdef inline DoubleDouble double_double_product(DoubleDouble a, DoubleDouble b) n
     return result
 
 
-cdef inline DoubleDouble double_double_quotient(vector a, DoubleDouble b) noexcept nogil:
+cdef inline DoubleDouble double_double_quotient(DoubleDouble a, DoubleDouble b) noexcept nogil:
     """a / b: a quotient, and what it misses."""
     cdef vector inverse = vector_divide(vector_set(1.0), b.high)
-    cdef DoubleDouble result = double_double_from(vector_multiply(a, inverse))
+    cdef DoubleDouble result = double_double_from(vector_multiply(a.high, inverse))
     cdef vector product, rest
     product = vector_multiply(result.high, b.high)
-    rest = vector_subtract(vector_subtract(a, product), multiply_error(
+    rest = vector_subtract(vector_subtract(a.high, product), multiply_error(
         result.high, b.high, product))
-    rest = vector_fnma(result.high, b.low, rest)
+    rest = vector_add(vector_fnma(result.high, b.low, rest), a.low)
     result.low = vector_multiply(rest, inverse)
     return result
 
 
-cdef inline DoubleDouble sum_quotient(vector a, DoubleDouble b, bint few_digits) noexcept nogil:
+cdef inline DoubleDouble sum_quotient(
+    DoubleDouble a, DoubleDouble b, bint few_digits
+) noexcept nogil:
     """a / b, with what it misses unless few digits will do."""
     if few_digits:
-        return double_double_from(vector_divide(a, b.high))
+        return double_double_from(vector_divide(a.high, b.high))
     return double_double_quotient(a, b)
 
 
@@ -574,7 +576,8 @@ cdef inline vector softcapped(vector x, const Softcap *cap) noexcept nogil:
         negative, vector_set(-cap.limit), vector_set(cap.limit)), x)
     rest = vector_select(far, vector_select(
         negative, vector_set(-cap.limit_rest), vector_set(cap.limit_rest)), zero)
-    missing = double_double_multiply(double_double_quotient(above, below), base)
+    missing = double_double_multiply(
+        double_double_quotient(double_double_from(above), below), base)
     result = vector_subtract(base, missing.high)
     rest = vector_add(rest, vector_subtract(
         vector_subtract(vector_subtract(base, result), missing.high), missing.low))
@@ -595,7 +598,8 @@ cdef inline vector softcap_gradient(vector gradient, vector x, const Softcap *ca
     cdef DoubleDouble below = double_double_add(
         double_double_from(one), vector_multiply(v.high, down))
     cdef DoubleDouble slope = double_double_product(
-        v, double_double_quotient(vector_set(4.0), double_double_product(below, below)))
+        v, double_double_quotient(
+            double_double_from(vector_set(4.0)), double_double_product(below, below)))
     gradient = vector_select(large, vector_multiply(gradient, down), gradient)
     gradient = vector_fma(gradient, slope.high, vector_multiply(gradient, slope.low))
     return vector_select(

@@ -220,7 +220,7 @@ cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcep
     return (
         is_half_kind(result_kind) and not is_dense(problem.operation)
         and -SCALE_BITS <= ilogb(
-            problem.options.gradient_scale / problem.options.temperature) <= SCALE_BITS
+            problem.options.divisor * problem.options.temperature) <= SCALE_BITS
         and problem.operation != PROBABILITY_LOSS
         and problem.options.class_weight == NULL and problem.shard.label_weight == NULL
         and problem.options.z_loss == 0

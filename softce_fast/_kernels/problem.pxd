@@ -106,7 +106,7 @@ cdef struct Options:
     double softcap                 # of logits; 0 for none
     double label_smoothing
     double z_loss
-    double gradient_scale          # weight of a row's loss in the reduced one
+    double divisor                 # of gradients: what the reduced loss is divided by
     const double *class_weight     # NULL for none
     int power                      # of two, by which results are multiplied in the end: taken out
     #                                of weights beforehand

@@ -161,13 +161,10 @@ cdef inline PairSum whole_sum(const PairSum *sums) noexcept nogil:
 
 
 cdef inline void temperature_put(BackwardSums *sums, double temperature) noexcept nogil:
-    cdef double inverse
     sums.hot = temperature > 1
     sums.tempered = temperature != 1
     if sums.tempered:
-        inverse = 1 / temperature
-        sums.inverse = double_double_set(inverse, inverse * (
-            (1 - inverse * temperature) - product_error(inverse, temperature)))
+        sums.inverse = double_double_reciprocal(temperature)
 
 
 cdef inline BackwardSums backward_sums(

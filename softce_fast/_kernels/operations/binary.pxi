@@ -155,7 +155,7 @@ cdef inline Odds odds_of(vector x, const Scale *scale) noexcept nogil:
 cdef inline DoubleDouble sigmoid_of_size(const Odds *odds, DoubleDouble scale) noexcept nogil:
     """The sigmoid of |x|, 1 / (1 + exp(-|x|)), times a scale."""
     return double_double_product(
-        double_double_quotient(vector_set(1.0), odds.others), scale)
+        double_double_quotient(double_double_from(vector_set(1.0)), odds.others), scale)
 
 
 cdef inline vector signed_product(mask positive, vector x, DoubleDouble factor) noexcept nogil:
@@ -474,7 +474,7 @@ cdef void binary_elements(
     """Compute the losses of some elements, at most ELEMENTS_AT_ONCE."""
     cdef BinaryElements at
     at.n = rows.rows * rows.n
-    at.gradient_scale = double_double_set(problem.options.gradient_scale, 0)
+    at.gradient_scale = double_double_reciprocal(problem.options.divisor)
     at.x = binary_read(problem, INPUT, rows, scratch.x, scratch.raw)
     at.yes = binary_read(problem, SECOND, rows, scratch.yes, scratch.raw)
     at.weight = binary_read(problem, WEIGHT, rows, scratch.weight, scratch.raw)

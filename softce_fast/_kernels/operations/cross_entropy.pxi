@@ -152,53 +152,108 @@ cdef void finish_weighted_loss(
 
 
 cdef struct Scaled:
-    # A number times a power of two.
+    # A number, with what it misses, times a power of two.
     double number
+    double rest
     int power
+
+
+cdef inline double number_or_nothing(double x) noexcept nogil:
+    """What an infinite product or quotient misses is no number."""
+    return x if x == x else 0
 
 
 cdef inline Scaled scaled_product(Scaled a, double b) noexcept nogil:
     cdef int power
-    a.number *= power_split(b, &power)
-    a.power += power
-    return a
+    cdef Scaled result
+    b = power_split(b, &power)
+    result.number = a.number * b
+    result.rest = number_or_nothing(product_error(a.number, b) + a.rest * b)
+    result.power = a.power + power
+    return result
+
+
+cdef inline Scaled scaled_quotient(Scaled a, double b) noexcept nogil:
+    cdef int power
+    cdef Scaled result
+    b = power_split(b, &power)
+    result.number = a.number / b
+    result.rest = number_or_nothing((
+        (a.number - result.number * b) - product_error(result.number, b) + a.rest) / b)
+    result.power = a.power - power
+    return result
 
 
 cdef inline Scaled scale_of_gradients(const Problem *problem) noexcept nogil:
     """What every row's gradient is multiplied by."""
     cdef Scaled scale
-    scale.number = 1 / power_split(problem.options.temperature, &scale.power)
-    scale.power = problem.options.power + problem.options.coefficient_power - scale.power
-    return scaled_product(scale, problem.options.gradient_scale)
+    scale.number = 1
+    scale.rest = 0
+    scale.power = problem.options.power + problem.options.coefficient_power
+    return scaled_quotient(
+        scaled_quotient(scale, problem.options.temperature), problem.options.divisor)
+
+
+cdef struct RowLanes:
+    # RowFactors, row by row.
+    double[16] whole
+    double[16] whole_rest
+    double[16] target
+    double[16] target_rest
+    double[16] rest
+    double[16] coefficient
+    double[16] power
 
 
 cdef inline void row_factor(
-    double[5][16] *lanes, Py_ssize_t k, Scaled scale, double target, double rest, double largest
+    RowLanes *lanes, Py_ssize_t k, Scaled scale, double target, double rest, double largest
 ) noexcept nogil:
-    """Set what RowFactors have of one row: whole, target, rest, coefficient, power."""
+    """Set what RowFactors have of one row."""
     cdef int limit = EXPONENT_BIAS - 1
-    cdef int power, within
-    cdef double factor
+    cdef int power, within, shift
+    cdef double factor, missing, whole = target + rest
+    # What the smaller of the two lost.
+    cdef double lost = (target - whole) + rest if fabs(target) > fabs(rest) else (
+        (rest - whole) + target)
     power_split(largest, &power)
-    factor = power_apply(scale.number, -power)
     # What the power itself cannot hold, the factors do; what they cannot, either, is out of range.
+    shift = -power
     power += scale.power - HEADROOM
     within = max(-limit, min(limit, power))
-    factor = power_apply(factor, min(HEADROOM + power - within, limit - HEADROOM // 2))
-    lanes[0][0][k] = factor * (target + rest)
-    lanes[0][1][k] = factor * target
-    lanes[0][2][k] = factor * rest
-    lanes[0][3][k] = factor
-    lanes[0][4][k] = power_apply(1, within)
+    factor = power_apply(power_apply(scale.number, shift), min(
+        HEADROOM + power - within, limit - HEADROOM // 2))
+    missing = factor / scale.number * scale.rest
+    lanes.whole[k] = factor * whole
+    lanes.whole_rest[k] = number_or_nothing(
+        product_error(factor, whole) + (missing * whole + factor * lost))
+    lanes.target[k] = factor * target
+    lanes.target_rest[k] = number_or_nothing(product_error(factor, target) + missing * target)
+    lanes.rest[k] = factor * rest
+    lanes.coefficient[k] = factor
+    lanes.power[k] = power_apply(1, within)
 
 
-cdef inline RowFactors factors_from(double[5][16] *lanes) noexcept nogil:
+cdef inline DoubleDouble double_double_of(
+    const double *numbers, const double *rests
+) noexcept nogil:
+    """Numbers in float64, each with what it misses, in what is computed in."""
+    cdef DoubleDouble pair
+    cdef double[16] low
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        low[k] = number_or_nothing((numbers[k] - <real>numbers[k]) + rests[k])
+    pair.high = vector_from(numbers)
+    pair.low = vector_from(low)
+    return pair
+
+
+cdef inline RowFactors factors_from(const RowLanes *lanes) noexcept nogil:
     cdef RowFactors factors
-    factors.whole = vector_from(lanes[0][0])
-    factors.target = vector_from(lanes[0][1])
-    factors.rest = vector_from(lanes[0][2])
-    factors.coefficient = vector_from(lanes[0][3])
-    factors.power = vector_from(lanes[0][4])
+    factors.whole = double_double_of(lanes.whole, lanes.whole_rest)
+    factors.target = double_double_of(lanes.target, lanes.target_rest)
+    factors.rest = vector_from(lanes.rest)
+    factors.coefficient = vector_from(lanes.coefficient)
+    factors.power = vector_from(lanes.power)
     return factors
 
 
@@ -212,22 +267,18 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
 
 cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     """The factors of rows that have a label and no weights."""
-    cdef double[5][16] lanes
-    cdef RowFactors factors
-    row_factor(&lanes, 0, scale, 1, 0, 1)
-    factors.whole = vector_set(<real>lanes[0][0])
-    factors.target = factors.whole
-    factors.rest = vector_set(0.0)
-    factors.coefficient = vector_set(<real>lanes[3][0])
-    factors.power = vector_set(<real>lanes[4][0])
-    return factors
+    cdef RowLanes lanes
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        row_factor(&lanes, k, scale, 1, 0, 1)
+    return factors_from(&lanes)
 
 
 cdef RowFactors factors_of(
     const Group *group, const Problem *problem, Scaled scale
 ) noexcept nogil:
     cdef Scaled row
-    cdef double[5][16] lanes
+    cdef RowLanes lanes
     cdef double target, rest
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -267,18 +318,20 @@ cdef inline void finish_gradient(
     if is_dense(problem.operation):
         finish_dense_gradient(group, problem, &factors, total, scratch)
         return
-    recipe.at_label = others_gradient(group, &factors, total, scratch.scale.few_digits)
+    recipe.at_label = others_gradient(
+        group, recipe.factor if problem.options.z_loss == 0 else sum_quotient(
+            factors.target, total, scratch.scale.few_digits))
     if problem.options.z_loss != 0:
         recipe.at_label = vector_add(recipe.at_label, own_gradient(group, &factors, total))
     recipe.at_label = vector_multiply(recipe.at_label, factors.power)
     unscale_few_digits(recipe, &scratch.scale)
 
 
-cdef inline vector others_gradient(
-    const Group *group, const RowFactors *factors, DoubleDouble total, bint few_digits
-) noexcept nogil:
-    """Minus the share of the others, where subtracting that of one from 1 would lose the digits."""
-    cdef DoubleDouble share = sum_quotient(factors.target, total, few_digits)
+cdef inline vector others_gradient(const Group *group, DoubleDouble share) noexcept nogil:
+    """Minus the share of the others, where subtracting that of one from 1 would lose the digits.
+
+    `share`: the sum of the target's coefficients over that of the exponentials.
+    """
     cdef vector others = vector_subtract(
         vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low))
     return vector_fma(others, share.high, vector_multiply(others, share.low))
@@ -288,7 +341,7 @@ cdef inline vector own_gradient(
     const Group *group, const RowFactors *factors, DoubleDouble total
 ) noexcept nogil:
     """What z_loss adds to it."""
-    cdef DoubleDouble share = double_double_quotient(factors.rest, total)
+    cdef DoubleDouble share = double_double_quotient(double_double_from(factors.rest), total)
     return vector_fma(group.own.high, share.high, vector_multiply(group.own.high, share.low))
 
 
@@ -321,7 +374,8 @@ cdef void finish_dense_gradient(
                     own.high, recipe.factor.high, vector_multiply(own.high, recipe.factor.low))),
             factors.power)
     recipe.at_top = vector_fma(
-        factors.coefficient, others, others_gradient(group, factors, total, False))
+        factors.coefficient, others,
+        others_gradient(group, double_double_quotient(factors.target, total)))
     if problem.options.z_loss != 0:
         recipe.at_top = vector_add(recipe.at_top, own_gradient(group, factors, total))
     recipe.at_top = vector_multiply(recipe.at_top, factors.power)

@@ -9,18 +9,9 @@
 
 cdef inline Scaled scale_of_hessian(const Problem *problem) noexcept nogil:
     """What every row's diagonal is multiplied by."""
-    cdef Scaled scale
-    cdef int power
-    cdef double temperature = power_split(problem.options.temperature, &power)
-    cdef double square = temperature * temperature
-    # Rounded once.
-    scale.number = 1 / square
-    scale.number += scale.number * (
-        (1 - scale.number * square) - product_error(scale.number, square)
-        - scale.number * product_error(temperature, temperature))
-    scale.power = problem.options.power + problem.options.coefficient_power - 2 * power
     return scaled_product(
-        scaled_product(scale, problem.options.gradient_scale), problem.options.hessian.scale)
+        scaled_quotient(scale_of_gradients(problem), problem.options.temperature),
+        problem.options.hessian.scale)
 
 
 cdef void finish_hessian(
@@ -40,15 +31,12 @@ cdef void finish_hessian(
     # The powers of two last: the others may be tiny, and the row's weight large.
     product = double_double_product(
         double_double_product(own, curvature.factor), double_double_quotient(
-            vector_multiply(others, vector_set(TWO_TO_HEADROOM)), total))
+            double_double_from(vector_multiply(others, vector_set(TWO_TO_HEADROOM))), total))
     curvature.at_top = vector_maximum(
         vector_set(<real>problem.options.hessian.floor), vector_multiply(
             vector_multiply(
                 double_double_rounded(product), vector_set(TWO_TO_MINUS_HEADROOM)),
             curvature.unscale))
-    if scratch.scale.few_digits:
-        curvature.factor = double_double_from(
-            vector_multiply(curvature.factor.high, curvature.unscale))
 
 
 cdef inline void finish_top(

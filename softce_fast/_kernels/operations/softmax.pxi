@@ -43,7 +43,8 @@ cdef inline void finish_softmax(
     cdef DoubleDouble total = group.whole.others
     if problem.layout.classes > 1:    # the quotient of a single one is to be 1
         total = with_exact_maximum(total, &group.whole, vector_equal(zero, zero), scale)
-    recipe.factor = sum_quotient(vector_set(TWO_TO_HEADROOM), total, scale.few_digits)
+    recipe.factor = sum_quotient(
+        double_double_from(vector_set(TWO_TO_HEADROOM)), total, scale.few_digits)
     recipe.unscale = vector_set(TWO_TO_MINUS_HEADROOM)
     if problem.options.empty_is_zero:
         recipe.factor = double_double_select(

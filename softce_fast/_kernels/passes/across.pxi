@@ -757,7 +757,7 @@ cdef inline vector tile_output(
         v = exponential(v, tile.reference, scale)
     if tile.target == CURVED:
         v = curvature_product(
-            v, tile.factor, tile.unscale, tile.minus, tile.floor, scale.few_digits)
+            v, tile.factor, tile.unscale, tile.minus, tile.floor)
     elif tile.target & DENSE:
         v = vector_multiply(
             vector_fnma(

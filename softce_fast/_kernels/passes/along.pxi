@@ -830,9 +830,9 @@ cdef inline vector output_product(
 
 
 cdef inline vector curvature_product(
-    vector e, DoubleDouble factor, vector unscale, vector share, vector floor, bint few_digits
+    vector e, DoubleDouble factor, vector unscale, vector share, vector floor
 ) noexcept nogil:
-    cdef vector v = output_product(e, factor, unscale, few_digits)
+    cdef vector v = output_product(e, factor, unscale, False)
     return vector_maximum(floor, vector_fnma(vector_multiply(e, share), v, v))
 
 
@@ -847,7 +847,7 @@ cdef inline vector row_output(
         v = exponential(v, row.reference, scale)
     if row.curved:
         return curvature_product(
-            v, row.factor, row.unscale, row.minus, row.floor, scale.few_digits)
+            v, row.factor, row.unscale, row.minus, row.floor)
     if not row.dense:
         return output_product(v, row.factor, row.unscale, scale.few_digits)
     return vector_multiply(

@@ -51,6 +51,13 @@ cdef inline DoubleDouble double_double_set(double number, double rest) noexcept 
     return result
 
 
+cdef inline DoubleDouble double_double_reciprocal(double x) noexcept nogil:
+    """1 / x, in each lane."""
+    cdef double inverse = 1 / x
+    return double_double_set(inverse, inverse * (
+        (1 - inverse * x) - product_error(inverse, x)))
+
+
 cdef inline DoubleDouble double_doubles_set(const PairSum *sums) noexcept nogil:
     """The sums of LANES rows, a row in each lane."""
     cdef DoubleDouble result

@@ -54,8 +54,8 @@ cdef struct Recipe:
 cdef struct RowFactors:
     # What multiplies a row's gradient, a row in each lane, all but `power` times 2**HEADROOM and
     # divided by it: the row's weight times
-    vector whole         # the sum of its coefficients and what z_loss adds,
-    vector target        # the sum of its coefficients,
+    DoubleDouble whole   # the sum of its coefficients and what z_loss adds,
+    DoubleDouble target  # the sum of its coefficients,
     vector rest          # what z_loss adds,
     vector coefficient   # 1
     vector power         # a power of two, so that none of these leaves the range
