@@ -125,6 +125,15 @@ SIZES += [
     for target in ([1, 0], [3, 3], [3, 1])
     for more in ({}, {"label_smoothing": 0.1}, {"reduction": "sum"}, {"reduction": "none"})
 ]
+SIZES += [
+    (
+        "f8",
+        [[3, 1, 2]],
+        [0],
+        {"weight": [4.8e-300, 1e298, 1e-292], "sample_weight": [sample], "reduction": "none"},
+    )
+    for sample in (1e-3, 1, 9.7e18, 9.7e30)
+]
 # A loss, and a gradient, that are below the smallest normal number before they are weighted.
 SIZES += [
     (dtype, [[gap, 0]], target, {"weight": [weight, 1], "reduction": "sum"})

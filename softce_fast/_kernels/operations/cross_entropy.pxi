@@ -211,17 +211,19 @@ cdef inline void row_factor(
     """Set what RowFactors have of one row."""
     cdef int limit = EXPONENT_BIAS - 1
     cdef int power, within, shift
-    cdef double factor, missing, whole = target + rest
-    # What the smaller of the two lost.
-    cdef double lost = (target - whole) + rest if fabs(target) > fabs(rest) else (
-        (rest - whole) + target)
+    cdef double factor, missing, whole, lost
     power_split(largest, &power)
-    # What the power itself cannot hold, the factors do; what they cannot, either, is out of range.
     shift = -power
+    target = power_apply(target, shift)
+    rest = power_apply(rest, shift)
+    whole = target + rest
+    # What the smaller of the two lost.
+    lost = (target - whole) + rest if fabs(target) > fabs(rest) else (rest - whole) + target
+    # What the power itself cannot hold, the factors do; what they cannot, either, is out of range.
     power += scale.power - HEADROOM
     within = max(-limit, min(limit, power))
-    factor = power_apply(power_apply(scale.number, shift), min(
-        HEADROOM + power - within, limit - HEADROOM // 2))
+    factor = power_apply(
+        scale.number, min(HEADROOM + power - within, limit - HEADROOM // 2))
     missing = factor / scale.number * scale.rest
     lanes.whole[k] = factor * whole
     lanes.whole_rest[k] = number_or_nothing(
@@ -229,7 +231,7 @@ cdef inline void row_factor(
     lanes.target[k] = factor * target
     lanes.target_rest[k] = number_or_nothing(product_error(factor, target) + missing * target)
     lanes.rest[k] = factor * rest
-    lanes.coefficient[k] = factor
+    lanes.coefficient[k] = power_apply(factor, shift)
     lanes.power[k] = power_apply(1, within)
 
 
