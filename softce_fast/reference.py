@@ -471,7 +471,7 @@ def loss_and_gradient(
         )
         grad = _gradient(task, parts)
         if task.slope is not None:
-            grad *= task.slope
+            grad = product(grad, task.slope)
         if task.sample_weight is not None:
             grad *= task.sample_weight[..., None]
         grad = cool(grad, call.temperature)
