@@ -63,7 +63,7 @@ def loss_plan(
             logits, labels, options.get("probabilities"), None, options.get("losses"), gradient,
             None, logits.ndim - 1, options.get("class_weight"), options.get("sample_weight"),
             options.get("label_smoothing", 0.0), options.get("z_loss", 0.0), 1.0, 0.0, True,
-            None, -100, 0, lambda _: threads, options.get("dtype"),
+            options.get("denominator"), -100, 0, lambda _: threads, options.get("dtype"),
         )
     )  # fmt: skip
 
@@ -225,6 +225,14 @@ def test_weights_and_dense_targets_need_all_digits(options: dict[str, Any]) -> N
     assert not loss_plan(x, **options)["few_digits"]
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_few_digits_have_a_range(sign: int) -> None:
+    """What multiplies gradients is put together with 1 / sum: both fit in one number."""
+    x = zeros(8, 5, dtype="f2")
+    for bits, few in ((Threshold.SCALE_BITS, True), (Threshold.SCALE_BITS + 1, False)):
+        assert loss_plan(x, denominator=2.0 ** (sign * bits))["few_digits"] == few
+
+
 # ---- thresholds ----------------------------------------------------------------------------------
 
 
@@ -261,6 +269,12 @@ def test_rows_taken_element_by_element_go_across_up_to_a_length() -> None:
 
 
 def test_neighbouring_rows_go_across_whatever_their_length() -> None:
+    for inner, classes, passes in (
+        (Threshold.SHORT_RUN, 9000, "across"),
+        (Threshold.SHORT_RUN - 1, Threshold.SHORT_RUN_CLASSES, "across"),
+        (Threshold.SHORT_RUN - 1, Threshold.SHORT_RUN_CLASSES + 1, "along"),
+    ):
+        assert softmax_plan(zeros(3, classes, inner), (1,))["passes"] == passes
     x = zeros(3, 9000, 40)
     plan = softmax_plan(x, (1,))
     assert (plan["passes"], plan["gather"]) == ("across", False)
@@ -289,8 +303,8 @@ def test_batches_of_neighbouring_rows(dtype: str) -> None:
         (enough, 3, False, Threshold.MOST_BATCH),
         (enough - 1, 3, False, Threshold.MOST_BATCH - 1),
         (lanes, 3, False, 1),
-        (enough, panel // 4, False, 4),
-        (enough, panel // 4, True, 2),
+        (enough, panel // 12, False, 12),
+        (enough, panel // 12, True, 6),
         (enough, CHUNK + 1, False, panel // CHUNK),
     ):
         plan = softmax_plan(zeros(classes, rows, dtype=dtype), (0,), log=log)
@@ -370,8 +384,18 @@ def test_large_outputs_are_written_past_the_caches() -> None:
     assert not softmax_plan(x, out=unaligned)["stream"]
     records = np.zeros((rows, 1001), "f4, u1")["f0"][:, :1000]
     assert not softmax_plan(x, out=records)["stream"]
-    assert softmax_plan(x.T, (0,), out=zeros(1000, rows))["stream"]
     assert loss_plan(x, np.empty_like(x))["stream"]
+
+
+def test_neighbouring_rows_are_written_past_the_caches_in_long_runs() -> None:
+    lines = 64 // 4
+    for inner, streamed in (
+        (Threshold.LONG_RUN, True),
+        (Threshold.LONG_RUN - lines, False),
+        (Threshold.LONG_RUN + 1, False),  # classes that begin within a cache line
+    ):
+        x = zeros(Threshold.LARGE_BYTES // (4 * 1000 * inner) + 1, 1000, inner)
+        assert softmax_plan(x, (1,))["stream"] == streamed
 
 
 def test_large_outputs_of_long_rows_hold_what_is_kept_up_to_a_size() -> None:

@@ -12,12 +12,14 @@ cpdef enum Threshold:
     PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
     #                            arrays; in float64 always half of it.
     STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
+    SHORT_RUN = 16             # Rows that are neighbours, if fewer than these at a time, go across
+    SHORT_RUN_CLASSES = 16     # up to so many classes: each run is read, and written, by itself.
     TOP_ACROSS = 32            # Most classes that are selected, and
     CLASSES_ACROSS = 16777216  # longest row where they are: float32 numbers its classes.
     BATCH = 4                  # Groups worked on together: of packed rows,
     BATCH_CLASSES = 256        # with so many classes in all at most;
     MOST_BATCH = 16            # of neighbouring rows,
-    PANEL_BYTES = 524288       # with as many bytes of a chunk at most, for the second-level cache,
+    PANEL_BYTES = 2097152      # with as many bytes of a chunk at most, for the lower caches,
     FEWEST_TASKS = 8           # and so that this many tasks are left.
     # ALONG
     WORK_AT_ONCE = 8192        # Numbers of rows worked on together, in the first-level cache.
@@ -26,6 +28,8 @@ cpdef enum Threshold:
     # Memory
     LARGE_BYTES = 16777216     # Arrays from this size on are larger than the caches; outputs are
     #                            written past them.
+    LONG_RUN = 256             # Rows that are neighbours are written past the caches where so many
+    #                            are, and each class of theirs begins a cache line.
     FETCHED_BYTES = 4194304    # Smaller ones are in the caches already: fetching ahead would take
     #                            lines from other threads.
     # Tasks
@@ -157,10 +161,11 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
         and output.row_stride == layout.classes * output.size
     )):
         # Not packed: numbers are taken one by one, unless rows are neighbours.
-        if layout.rows >= ACROSS_ROWS and (
-            layout.classes <= STRIDED_CLASSES
-            or (not neighbours and has_neighbour_rows(problem, INPUT))
-        ):
+        if not neighbours and has_neighbour_rows(problem, INPUT):
+            most = PY_SSIZE_T_MAX if layout.inner >= SHORT_RUN else SHORT_RUN_CLASSES
+        else:
+            most = STRIDED_CLASSES
+        if layout.rows >= ACROSS_ROWS and layout.classes <= most:
             return ACROSS
         return ALONG
     if is_pair(problem.operation) and has(problem, OUTPUT):
@@ -227,6 +232,13 @@ cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcep
         and not has(problem, SAMPLE_WEIGHT))
 
 
+cdef inline bint has_long_runs(const Problem *problem) noexcept nogil:
+    """Whether writing past the caches pays where the rows of the output are neighbours."""
+    return (
+        problem.layout.inner >= LONG_RUN and problem.layout.class_axes == 1
+        and problem.arrays[<int>OUTPUT].class_stride % 64 == 0)
+
+
 cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
     """Whether a task is a chunk of a row."""
     if problem.operation == BINARY_LOSS:
@@ -265,7 +277,9 @@ cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind)
         and problem.layout.rows % lanes != 0)
     plan.gather = not reads_in_place(problem, real_kind)
     plan.few_digits = few_digits_for(problem, result_kind)
-    plan.stream = can_stream(problem) and batch_bytes(problem, OUTPUT) >= LARGE_BYTES
+    plan.stream = (
+        can_stream(problem) and batch_bytes(problem, OUTPUT) >= LARGE_BYTES
+        and (has_neighbour_classes(problem, OUTPUT) or has_long_runs(problem)))
     plan.keep = can_keep(problem) and not is_long
     plan.keep_in_output = False
     if (is_long or not plan.stream) and can_keep_in_output(problem, real_kind) and (
