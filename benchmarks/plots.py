@@ -201,5 +201,5 @@ def ways(document: Document, path: Path) -> Path:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}x")
         axis.xaxis.set_minor_formatter("")
-    axes[-1].legend(loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return save(figure, path)
