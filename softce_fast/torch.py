@@ -3,7 +3,7 @@
 They are custom operators with their own gradients, so ``torch.compile(fullgraph=True)`` takes them.
 The forward pass reads the logits once, the backward pass writes the gradient from one more reading:
 nothing of the logits' size is kept in between. A training step costs some 0.2 milliseconds more
-than PyTorch's own on small batches; it pays from some 100,000 logits on.
+than PyTorch's own on small batches; it pays from some million logits on.
 
 What this package does not serve goes to PyTorch: other devices, other dtypes, gradients by class
 probabilities, layers with weights of more than two dimensions. Second derivatives and

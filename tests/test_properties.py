@@ -202,6 +202,8 @@ def test_other_functions(data: Any) -> None:
     options: dict[str, Any] = {}
     if name in ("softmax", "log_softmax"):
         upstream = draw.lay(draw.values(shape, draw.choice(*DTYPES)))
+        if name == "log_softmax":
+            x = -np.abs(x)  # infinity times no gradient is NaN or 0
         ours, theirs = both(f"{name}_backward", upstream, x, draw.choice(*range(len(shape))))
         assert_agree(ours, theirs, size_of(theirs) * size_of(upstream))
         return
