@@ -277,8 +277,9 @@ cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
 
 
 cdef RowFactors factors_of(
-    const Group *group, const Problem *problem, Scaled scale
+    const Group *group, const Problem *problem, Scaled scale, bint rounded
 ) noexcept nogil:
+    """Those of rows with weights; `rounded`: what multiplies them is a single number."""
     cdef Scaled row
     cdef RowLanes lanes
     cdef double target, rest
@@ -290,6 +291,9 @@ cdef RowFactors factors_of(
         if group.weights.given:
             row = scaled_product(row, group.weights.sample[k])
             target = power_apply(group.weights.label[k], -problem.options.coefficient_power)
+        if rounded:
+            row.number += number_or_nothing(row.rest)
+            row.rest = 0
         if is_dense(problem.operation):
             target = group.coefficients[k] + (target if has(problem, LABELS) else 0)
         if problem.options.z_loss != 0:
@@ -313,7 +317,9 @@ cdef inline void finish_gradient(
     cdef RowFactors factors = scratch.factors[0]
     cdef DoubleDouble total = exact_total(group, scratch)
     if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
-        factors = factors_of(group, problem, scale_of_gradients(problem))
+        # Where both parts of an entry of a dense target are equal, nothing is to be left.
+        factors = factors_of(
+            group, problem, scale_of_gradients(problem), is_dense(problem.operation))
     recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
     recipe.unscale = factors.power
     recipe.coefficient_factor = factors.coefficient

@@ -23,7 +23,7 @@ cdef void finish_hessian(
     cdef DoubleDouble own, product
     cdef vector others
     if group.weights.given or is_dense(problem.operation):
-        factors = factors_of(group, problem, scale_of_hessian(problem))
+        factors = factors_of(group, problem, scale_of_hessian(problem), False)
     curvature.factor = double_double_quotient(factors.whole, total)
     curvature.unscale = factors.power
     curvature.share = vector_divide(vector_set(1.0), total.high)
