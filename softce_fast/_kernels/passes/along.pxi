@@ -832,8 +832,10 @@ cdef inline vector output_product(
 cdef inline vector curvature_product(
     vector e, DoubleDouble factor, vector unscale, vector share, vector floor
 ) noexcept nogil:
-    cdef vector v = output_product(e, factor, unscale, False)
-    return vector_maximum(floor, vector_fnma(vector_multiply(e, share), v, v))
+    cdef vector v = vector_fma(e, factor.high, vector_multiply(e, factor.low))
+    # The power last: a product that leaves the range is infinite, not a difference of such.
+    v = vector_multiply(vector_fnma(vector_multiply(e, share), v, v), unscale)
+    return vector_maximum(floor, v)
 
 
 cdef inline vector row_output(
