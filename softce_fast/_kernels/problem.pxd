@@ -283,7 +283,7 @@ cdef inline bint leaves_out_label(Operation operation) noexcept nogil:
 
 
 cdef inline bint leaves_out_nothing(Operation operation) noexcept nogil:
-    return operation == SOFTMAX
+    return not (leaves_out_maximum(operation) or leaves_out_label(operation))
 
 
 cdef inline bint is_scored(Operation operation) noexcept nogil:

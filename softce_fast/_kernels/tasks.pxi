@@ -174,7 +174,8 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
         scratch.scale.headroom = 0    # their factors may need all of the range
     if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
         scratch.factors[0] = factors_of_all(scale_of_gradients(problem))
-        scratch.factors[1] = factors_of_all(scale_of_hessian(problem))
+        if has(problem, HESSIAN):
+            scratch.factors[1] = factors_of_all(scale_of_hessian(problem))
     writer_open(
         &scratch.writers.output, &problem.arrays[<int>OUTPUT], problem.plan.stream,
         scratch.writers.output.lines.buffer)

@@ -271,8 +271,15 @@ cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     """The factors of rows that have a label and no weights."""
     cdef RowLanes lanes
     cdef Py_ssize_t k
-    for k in range(LANES):
-        row_factor(&lanes, k, scale, 1, 0, 1)
+    row_factor(&lanes, 0, scale, 1, 0, 1)
+    for k in range(1, LANES):
+        lanes.whole[k] = lanes.whole[0]
+        lanes.whole_rest[k] = lanes.whole_rest[0]
+        lanes.target[k] = lanes.target[0]
+        lanes.target_rest[k] = lanes.target_rest[0]
+        lanes.rest[k] = lanes.rest[0]
+        lanes.coefficient[k] = lanes.coefficient[0]
+        lanes.power[k] = lanes.power[0]
     return factors_from(&lanes)
 
 
