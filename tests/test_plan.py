@@ -269,12 +269,19 @@ def test_rows_taken_element_by_element_go_across_up_to_a_length() -> None:
 
 
 def test_neighbouring_rows_go_across_whatever_their_length() -> None:
+    lanes = LANES["float32"]
     for inner, classes, passes in (
-        (Threshold.SHORT_RUN, 9000, "across"),
+        (lanes, 9000, "across"),
+        (lanes - 1, CHUNK + 1, "along"),
+        (lanes - 1, CHUNK, "across"),
+        (Threshold.SHORT_RUN, CHUNK, "across"),
         (Threshold.SHORT_RUN - 1, Threshold.SHORT_RUN_CLASSES, "across"),
         (Threshold.SHORT_RUN - 1, Threshold.SHORT_RUN_CLASSES + 1, "along"),
     ):
         assert softmax_plan(zeros(3, classes, inner), (1,))["passes"] == passes
+    for inner in (Threshold.FEWEST_NEIGHBOURS, Threshold.FEWEST_NEIGHBOURS - 1):
+        plan = softmax_plan(zeros(5, 3, inner), (1,))
+        assert plan["runs"] == (inner == Threshold.FEWEST_NEIGHBOURS)
     x = zeros(3, 9000, 40)
     plan = softmax_plan(x, (1,))
     assert (plan["passes"], plan["gather"]) == ("across", False)
@@ -306,6 +313,8 @@ def test_batches_of_neighbouring_rows(dtype: str) -> None:
         (enough, panel // 12, False, 12),
         (enough, panel // 12, True, 6),
         (enough, CHUNK + 1, False, panel // CHUNK),
+        (2 * lanes * Threshold.TASKS_EACH - 1, CHUNK + 1, False, 1),
+        (2 * lanes * Threshold.TASKS_EACH, CHUNK + 1, False, 2),
     ):
         plan = softmax_plan(zeros(classes, rows, dtype=dtype), (0,), log=log)
         assert plan["batch"] == batch
@@ -315,6 +324,12 @@ def test_batches_of_neighbouring_rows(dtype: str) -> None:
     assert loss_plan(logits, probabilities=target)["batch"] == min(
         Threshold.MOST_BATCH, panel // 300
     )
+
+
+def test_batches_of_short_runs_are_narrow() -> None:
+    lanes = LANES["float32"]
+    for inner, batch in ((lanes - 1, Threshold.BATCH), (lanes, Threshold.MOST_BATCH)):
+        assert softmax_plan(zeros(1000, 3, inner), (1,))["batch"] == batch
 
 
 def test_rows_at_once_fit_the_first_level_cache() -> None:

@@ -276,6 +276,37 @@ static __attribute__((noinline, unused)) void elements_copy(char *to, ptrdiff_t 
 #undef FILL
 }
 
+#define COPY_BY_SIZE(to, from) \
+    switch (size) { \
+    case 1: EACH_ELEMENT(memcpy(to(1), from(1), 1)) \
+    case 2: EACH_ELEMENT(memcpy(to(2), from(2), 2)) \
+    case 4: EACH_ELEMENT(memcpy(to(4), from(4), 4)) \
+    default: EACH_ELEMENT(memcpy(to(8), from(8), 8)) \
+    }
+/* Copy n elements of `size` bytes from anywhere to where they are neighbours, */
+static __attribute__((noinline, unused)) void elements_collect(char *restrict to,
+                                                               const char *restrict from,
+                                                               const ptrdiff_t *offsets,
+                                                               ptrdiff_t n, ptrdiff_t size) {
+#define TO(bytes) to + i * bytes
+#define FROM(bytes) from + offsets[i]
+    COPY_BY_SIZE(TO, FROM)
+#undef TO
+#undef FROM
+}
+
+/* and back. */
+static __attribute__((noinline, unused)) void elements_spread(char *restrict to,
+                                                              const ptrdiff_t *offsets,
+                                                              const char *restrict from,
+                                                              ptrdiff_t n, ptrdiff_t size) {
+#define TO(bytes) to + offsets[i]
+#define FROM(bytes) from + i * bytes
+    COPY_BY_SIZE(TO, FROM)
+#undef TO
+#undef FROM
+}
+
 /* Turn the bytes of n elements round. */
 static __attribute__((noinline, unused)) void elements_swap(char *p, ptrdiff_t n, ptrdiff_t size) {
 #define SWAP(type, swapped) \

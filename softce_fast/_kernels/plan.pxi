@@ -12,15 +12,17 @@ cpdef enum Threshold:
     PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
     #                            arrays; in float64 always half of it.
     STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
-    SHORT_RUN = 16             # Rows that are neighbours, if fewer than these at a time, go across
-    SHORT_RUN_CLASSES = 16     # up to so many classes: each run is read, and written, by itself.
+    FEWEST_NEIGHBOURS = 4      # Rows that are neighbours, if fewer at a time, are taken one by one,
+    SHORT_RUN = 6              # and if fewer than these, go across
+    SHORT_RUN_CLASSES = 48     # up to so many classes.
     TOP_ACROSS = 32            # Most classes that are selected, and
     CLASSES_ACROSS = 16777216  # longest row where they are: float32 numbers its classes.
     BATCH = 4                  # Groups worked on together: of packed rows,
     BATCH_CLASSES = 256        # with so many classes in all at most;
-    MOST_BATCH = 16            # of neighbouring rows,
+    MOST_BATCH = 16            # of neighbouring rows, if so many are,
     PANEL_BYTES = 2097152      # with as many bytes of a chunk at most, for the lower caches,
-    FEWEST_TASKS = 8           # and so that this many tasks are left.
+    FEWEST_TASKS = 8           # and so that this many tasks are left,
+    TASKS_EACH = 2             # or this many for each thread.
     # ALONG
     WORK_AT_ONCE = 8192        # Numbers of rows worked on together, in the first-level cache.
     KEPT_CLASSES = 131072      # Longest row whose exponentials the second-level cache keeps,
@@ -162,7 +164,11 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     )):
         # Not packed: numbers are taken one by one, unless rows are neighbours.
         if not neighbours and has_neighbour_rows(problem, INPUT):
-            most = PY_SSIZE_T_MAX if layout.inner >= SHORT_RUN else SHORT_RUN_CLASSES
+            most = SHORT_RUN_CLASSES
+            if layout.inner >= lanes:
+                most = PY_SSIZE_T_MAX
+            elif layout.inner >= SHORT_RUN:
+                most = CHUNK
         else:
             most = STRIDED_CLASSES
         if layout.rows >= ACROSS_ROWS and layout.classes <= most:
@@ -183,17 +189,21 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
     """How many groups go across together."""
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.layout.classes)
     cdef Py_ssize_t bytes_ = columns * 64 * tile_sections(problem)    # a vector's each
+    cdef Py_ssize_t most = BATCH, tasks = FEWEST_TASKS
     if problem.plan.passes == ALONG:
         return 1
     if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
-    return max(1, min(
-        min(<Py_ssize_t>MOST_BATCH, PANEL_BYTES // bytes_),
-        problem.layout.rows // (lanes * FEWEST_TASKS)))
+    if problem.layout.inner >= lanes:
+        most = MOST_BATCH
+    if problem.plan.chunks > 1:
+        # Results are not summed by task then.
+        tasks = TASKS_EACH * problem.plan.threads
+    return max(1, min(min(most, PANEL_BYTES // bytes_), problem.layout.rows // (lanes * tasks)))
 
 
 cdef inline Py_ssize_t rows_per_task_for(const Problem *problem, int lanes) noexcept nogil:
-    """How many rows make a task. It does not depend on the threads: sums are by task."""
+    """How many rows make a task: whatever the threads where results are summed by task."""
     cdef const Layout *layout = &problem.layout
     cdef Py_ssize_t rows = task_work(layout.rows * layout.classes, lanes) // layout.classes
     cdef Py_ssize_t least = lanes
@@ -214,7 +224,9 @@ cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nog
     if batch_bytes(problem, INPUT) < FETCHED_BYTES or not has_row_state(problem.operation):
         return 0
     if not has_neighbour_classes(problem, INPUT):
-        return problem.plan.batch * lanes * input.size if problem.plan.passes == ACROSS else 0
+        if problem.plan.passes == ALONG or problem.plan.chunks > 1:
+            return 0
+        return problem.plan.batch * lanes * input.size
     if problem.plan.chunks > 1:
         return CHUNK * input.size
     return 2 * problem.plan.rows_at_once * problem.plan.batch * input.row_stride
@@ -255,6 +267,7 @@ cdef int plan_tasks(Problem *problem, int lanes) except -1:
     plan.passes = passes_for(problem, lanes)
     settle(plan)
     plan.batch = batch_for(problem, lanes)
+    plan.runs = problem.layout.inner >= FEWEST_NEIGHBOURS
     settle(plan)
     plan.rows_per_task = rows_per_task_for(problem, lanes)
     settle(plan)

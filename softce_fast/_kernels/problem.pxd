@@ -173,6 +173,7 @@ cdef struct Plan:
     bint by_chunks            # a task is one chunk of one row, rows being few and long
     Py_ssize_t rows_at_once   # along: rows of a group that the first-level cache holds together
     Py_ssize_t batch          # across: groups worked on together
+    bint runs                 # across: rows that are neighbours are taken together
     bint rest_along           # across: rows that do not fill a group go along
     bint gather               # INPUT is copied before it is read
     bint few_digits           # results have fewer digits than are computed with

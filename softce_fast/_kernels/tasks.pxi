@@ -134,7 +134,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     if across:
         kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
         staged = max(staged, <size_t>(plan.batch * LANES * padded))
-        packed = max(packed, <size_t>MOST_ROWS)
+        packed = max(packed, <size_t>(MOST_ROWS + LANES))
         buffer = max(<Py_ssize_t>MOST_ROWS, plan.batch * LANES * columns) + 2 * LANES
         buffer = max(buffer, <size_t>(padded + 2 * LANES))
     scratch.results = <double *>part_take(&memory, results)
@@ -148,7 +148,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.writers.hessian.lines.buffer = <real *>part_take(
         &memory, buffer * sizeof(real) if has(problem, HESSIAN) else 0)
     scratch.target = <real *>part_take(
-        &memory, max(padded, <Py_ssize_t>MOST_ROWS) * sizeof(real))
+        &memory, max(padded, <Py_ssize_t>MOST_ROWS + LANES) * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
     scratch.runs = <Runs *>part_take(
         &memory, 3 * sizeof(Runs) if across and any_by_class(problem) else 0)

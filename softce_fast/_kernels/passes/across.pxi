@@ -8,16 +8,29 @@
 #
 # Uses state.pxi, along.pxi, panel.pxi, writer.pxi, numbers.pxd.
 
+cdef inline Py_ssize_t batch_rows(const Group *groups, Py_ssize_t tiles) noexcept nogil:
+    return groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
+
+
 cdef void runs_fill(
-    Runs *runs, const Layout *layout, const Array *array, Py_ssize_t first, Py_ssize_t rows
+    Runs *runs, const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles
 ) noexcept nogil:
-    cdef Py_ssize_t done = 0, length
+    """Find the rows of a batch in an array."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef Py_ssize_t first = groups[0].first, rows = batch_rows(groups, tiles)
+    cdef Py_ssize_t done = 0, length, k
+    runs.apart = not problem.plan.runs or step_in_runs(array) != array.size
+    if runs.apart:
+        runs.count = rows
+        for k in range(rows):
+            runs.offset[k] = in_group(groups + k // LANES, problem, role, k % LANES)
+        return
     runs.count = 0
     while done < rows:
         length = rows - done
         if array.row_stride == 0:
-            length = min(length, layout.inner - (first + done) % layout.inner)
-        runs.offset[runs.count] = row_offset(layout, array, first + done)
+            length = min(length, problem.layout.inner - (first + done) % problem.layout.inner)
+        runs.offset[runs.count] = row_offset(&problem.layout, array, first + done)
         runs.length[runs.count] = length
         runs.count += 1
         done += length
@@ -41,15 +54,50 @@ cdef void run_bytes(
     const Array *array, const Runs *runs, Py_ssize_t at_class, char *to
 ) noexcept nogil:
     """Copy one class of all rows of a batch, in native byte order."""
-    cdef Py_ssize_t step = step_in_runs(array)
+    cdef const char *x = array.data + at_class
     cdef Py_ssize_t i, done = 0
-    for i in range(runs.count):
-        elements_copy(
-            to + done * array.size, array.size, array.data + runs.offset[i] + at_class, step,
-            runs.length[i], array.size)
-        done += runs.length[i]
+    if runs.apart:
+        elements_collect(to, x, runs.offset, runs.count, array.size)
+        done = runs.count
+    else:
+        for i in range(runs.count):
+            memcpy(to + done * array.size, x + runs.offset[i], runs.length[i] * array.size)
+            done += runs.length[i]
     if array.swapped:
         elements_swap(to, done, array.size)
+
+
+cdef inline void runs_join(const char *x, const Runs *runs, real *to) noexcept nogil:
+    """Copy `real` numbers run by run."""
+    cdef const real *run
+    cdef Py_ssize_t i, k, n
+    for i in range(runs.count):
+        run = <const real *>(x + runs.offset[i])
+        n = runs.length[i]
+        k = 0
+        while k + LANES <= n:
+            vector_store(to + k, vector_load(run + k))
+            k += LANES
+        if k < n:
+            # What is stored too much is where the next run begins.
+            vector_store(to + k, vector_load_first(run + k, n - k))
+        to += n
+
+
+cdef inline void runs_part(char *to, const Runs *runs, const real *x) noexcept nogil:
+    """The inverse of runs_join()."""
+    cdef real *run
+    cdef Py_ssize_t i, k, n
+    for i in range(runs.count):
+        run = <real *>(to + runs.offset[i])
+        n = runs.length[i]
+        k = 0
+        while k + LANES <= n:
+            vector_store(run + k, vector_load(x + k))
+            k += LANES
+        if k < n:
+            vector_store_first(run + k, vector_load_first(x + k, n - k), n - k)
+        x += n
 
 
 cdef const real *run_read(
@@ -57,21 +105,36 @@ cdef const real *run_read(
     const Scratch *scratch,
 ) noexcept nogil:
     """One class of all rows of a batch, and of as many more as make whole groups."""
-    cdef const char *raw = scratch.raw
+    cdef const char *x = array.data + at_class
+    cdef bint plain = array.kind == REAL_KIND and not array.swapped
+    cdef bint together = runs.count == 1 and not runs.apart
     cdef Py_ssize_t i
-    cdef bint together = (
-        runs.count == 1 and step_in_runs(array) == array.size and not array.swapped)
-    if together and array.kind == REAL_KIND and rows % LANES == 0:
-        return <const real *>(array.data + runs.offset[0] + at_class)
-    if together:
-        raw = array.data + runs.offset[0] + at_class
+    if plain and together and rows % LANES == 0:
+        return <const real *>(x + runs.offset[0])
+    if plain and runs.apart:
+        elements_collect(<char *>buffer, x, runs.offset, rows, sizeof(real))
+    elif plain:
+        runs_join(x, runs, buffer)
+    elif together and not array.swapped:
+        numbers_load(buffer, x + runs.offset[0], rows, array.kind)
     else:
         run_bytes(array, runs, at_class, scratch.raw)
-    numbers_load(buffer, raw, rows, array.kind)
+        numbers_load(buffer, scratch.raw, rows, array.kind)
     for i in range(rows, (rows + LANES - 1) // LANES * LANES):
         # Lanes without a row repeat the first one of the group.
         buffer[i] = buffer[rows // LANES * LANES]
     return buffer
+
+
+cdef inline bint is_side_by_side(
+    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles
+) noexcept nogil:
+    """Whether the rows of each group of a batch are neighbours in an array."""
+    cdef Py_ssize_t t
+    for t in range(tiles):
+        if groups[t].offsets[<int>role].step != problem.arrays[<int>role].size:
+            return False
+    return not problem.arrays[<int>role].swapped
 
 
 cdef void tiles_fill_by_class(
@@ -81,14 +144,23 @@ cdef void tiles_fill_by_class(
     cdef const Array *array = &problem.arrays[<int>role]
     cdef const Array *included = &problem.arrays[<int>MASK]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
+    cdef Py_ssize_t rows = batch_rows(groups, tiles)
     cdef Py_ssize_t c, t, i
     cdef real *tile = scratch.kept + <int>role * n * LANES
+    cdef const char *at_class
     cdef const real *run
     cdef bint masked = included.data != NULL and role == INPUT
-    runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
+    if not masked and array.kind == REAL_KIND and is_side_by_side(groups, problem, role, tiles):
+        for c in range(n):
+            at_class = array.data + class_offset(&problem.layout, array, chunk * CHUNK + c)
+            for t in range(tiles):
+                vector_store(
+                    tile + t * scratch.kept_stride + c * LANES,
+                    vector_load(<const real *>(at_class + in_group(groups + t, problem, role, 0))))
+        return
+    runs_fill(scratch.runs, groups, problem, role, tiles)
     if masked:
-        runs_fill(scratch.runs + 1, &problem.layout, included, groups[0].first, rows)
+        runs_fill(scratch.runs + 1, groups, problem, MASK, tiles)
     for c in range(n):
         run = run_read(
             array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
@@ -456,10 +528,12 @@ cdef void tiles_exponentials(
     cdef Lines *lines = &scratch.writers.output.lines
     cdef Py_ssize_t ahead_stride = LANES * array.size
     cdef Py_ssize_t t
+    # The next batch, if it is in lines of its own.
+    cdef bint by_class = problem.plan.ahead != 0 and goes_by_class(&problem.layout, array)
     cdef TileTerms[MOST_TILES] terms
     cdef RowState *state
     cdef real *tile
-    if goes_by_class(&problem.layout, array):
+    if by_class:
         ahead_stride = array.class_stride
     for t in range(tiles):
         tile = scratch.kept + t * scratch.kept_stride
@@ -469,6 +543,9 @@ cdef void tiles_exponentials(
         terms[t].exponentials = tile
         terms[t].ahead = (
             array.data + in_group(groups + t, problem, INPUT, 0) + problem.plan.ahead)
+        if by_class:
+            terms[t].ahead = array.data + row_offset(&problem.layout, array, min(
+                groups[t].first + problem.plan.ahead // array.size, problem.layout.rows - 1))
         terms[t].ahead_stride = ahead_stride
         if leaves_out_nothing(problem.operation):
             continue
@@ -937,19 +1014,38 @@ cdef void run_write(
     const Scratch *scratch,
 ) noexcept nogil:
     """Write one class of all rows of a batch."""
-    cdef Py_ssize_t step = step_in_runs(array)
+    cdef char *to = array.data + at_class
+    cdef bint plain = array.kind == REAL_KIND and not array.swapped
     cdef Py_ssize_t i
-    cdef char *to
+    if plain and runs.apart:
+        elements_spread(to, runs.offset, <const char *>run, runs.count, sizeof(real))
+    elif plain and not writer.lines.stream:
+        runs_part(to, runs, run)
+    elif runs.apart or array.swapped:
+        run_convert(array, runs, at_class, run, scratch.raw)
+    else:
+        for i in range(runs.count):
+            write_run(writer, run, runs.length[i], to + runs.offset[i])
+            run += runs.length[i]
+
+
+cdef void run_convert(
+    const Array *array, const Runs *runs, Py_ssize_t at_class, const real *run, char *raw
+) noexcept nogil:
+    """Write one class of all rows of a batch, not as it is."""
+    cdef char *to = array.data + at_class
+    cdef Py_ssize_t i, rows = 0
     for i in range(runs.count):
-        to = array.data + runs.offset[i] + at_class
-        if step == array.size and not array.swapped:
-            write_run(writer, run, runs.length[i], to)
-        else:
-            elements_store(scratch.raw, run, runs.length[i], array.kind)
-            if array.swapped:
-                elements_swap(scratch.raw, runs.length[i], array.size)
-            elements_copy(to, step, scratch.raw, array.size, runs.length[i], array.size)
-        run += runs.length[i]
+        rows += 1 if runs.apart else runs.length[i]
+    elements_store(raw, run, rows, array.kind)
+    if array.swapped:
+        elements_swap(raw, rows, array.size)
+    if runs.apart:
+        elements_spread(to, runs.offset, raw, rows, array.size)
+        return
+    for i in range(runs.count):
+        memcpy(to + runs.offset[i], raw, runs.length[i] * array.size)
+        raw += runs.length[i] * array.size
 
 
 cdef void group_correct(
@@ -1004,17 +1100,16 @@ cdef void tiles_write_by_class(
 ) noexcept nogil:
     """Write the output that the tiles hold, a class of all rows of the batch after the other."""
     cdef const Array *array = &problem.arrays[<int>role]
-    cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
+    cdef Py_ssize_t rows = batch_rows(groups, tiles)
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t c, t
     cdef const real *tile = scratch.kept + tile_section(problem, role) * n * LANES
     cdef real *run = scratch.packed
+    runs_fill(scratch.runs, groups, problem, role, tiles)
     if has(problem, MASK):
-        runs_fill(
-            scratch.runs + 1, &problem.layout, &problem.arrays[<int>MASK], groups[0].first, rows)
+        runs_fill(scratch.runs + 1, groups, problem, MASK, tiles)
     if problem.options.softcap != 0:
-        runs_fill(
-            scratch.runs + 2, &problem.layout, &problem.arrays[<int>INPUT], groups[0].first, rows)
+        runs_fill(scratch.runs + 2, groups, problem, INPUT, tiles)
     for c in range(n):
         for t in range(tiles):
             vector_store(
@@ -1074,15 +1169,11 @@ cdef void tiles_emit_by_class(
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch whose rows are neighbours."""
     cdef const Array *array = &problem.arrays[<int>role]
-    cdef Py_ssize_t rows = groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first
     cdef Py_ssize_t t
     cdef TilePlace[MOST_TILES] places
     cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale)
-    cdef bint straight
-    runs_fill(scratch.runs, &problem.layout, array, groups[0].first, rows)
-    straight = (
-        goes_straight(problem, role) and scratch.runs.count == 1 and rows % LANES == 0
-        and step_in_runs(array) == sizeof(real))
+    cdef bint straight = (
+        goes_straight(problem, role) and is_side_by_side(groups, problem, role, tiles))
     for t in range(tiles):
         places[t] = tile_place(groups, problem, role, t, chunk, scratch)
         places[t].to = <char *>(
@@ -1091,7 +1182,7 @@ cdef void tiles_emit_by_class(
         if straight:
             places[t].class_stride = array.class_stride
             places[t].to = (
-                array.data + scratch.runs.offset[0] + t * LANES * <Py_ssize_t>sizeof(real)
+                array.data + in_group(groups + t, problem, role, 0)
                 + chunk * CHUNK * array.class_stride)
     tiles_emit_by(&batch)
     if not straight:
@@ -1140,7 +1231,7 @@ cdef void tiles_emit_by_row(
     if together:
         writer_take(
             writer_of(scratch, role),
-            (groups[tiles - 1].first + groups[tiles - 1].rows - groups[0].first) * n)
+            batch_rows(groups, tiles) * n)
         return
     for t in range(tiles):
         if places[t].to == room + t * LANES * packed:

@@ -11,6 +11,10 @@ cdef extern from "element.h" nogil:
     void elements_copy(
         char *to, Py_ssize_t to_step, const char *start, Py_ssize_t step, Py_ssize_t n,
         Py_ssize_t size)
+    void elements_collect(
+        char *to, const char *start, const Py_ssize_t *offsets, Py_ssize_t n, Py_ssize_t size)
+    void elements_spread(
+        char *to, const Py_ssize_t *offsets, const char *start, Py_ssize_t n, Py_ssize_t size)
     void elements_swap(char *p, Py_ssize_t n, Py_ssize_t size)
     # A vector at a time:
     bint kind_has_vectors(int kind)

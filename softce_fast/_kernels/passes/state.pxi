@@ -110,16 +110,22 @@ cdef inline Py_ssize_t offset_of(const Offsets *offsets, Py_ssize_t k) noexcept 
 cdef inline void offsets_fill(
     Offsets *offsets, const Layout *layout, const Array *array, Py_ssize_t first, Py_ssize_t rows
 ) noexcept nogil:
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k = 0, start, stop
     offsets.step = array.row_stride
     if offsets.step == 0 and first // layout.inner == (first + rows - 1) // layout.inner:
         offsets.step = array.inner_stride
     if rows < LANES:
         offsets.step = 0
-    offsets.of_row[0] = row_offset(layout, array, first)
-    if offsets.step == 0:
-        for k in range(1, rows):
-            offsets.of_row[k] = row_offset(layout, array, first + k)
+    if offsets.step != 0:
+        offsets.of_row[0] = row_offset(layout, array, first)
+        return
+    while k < rows:
+        start = row_offset(layout, array, first + k)
+        stop = min(rows, k + layout.inner - (first + k) % layout.inner)
+        while k < stop:
+            offsets.of_row[k] = start
+            start += array.inner_stride
+            k += 1
 
 
 cdef inline Py_ssize_t chunk_length(const Problem *problem, Py_ssize_t chunk) noexcept nogil:
@@ -481,7 +487,8 @@ cdef enum:
 
 
 cdef struct Runs:
-    # The rows of a batch in an array: runs that are evenly spaced.
+    # The rows of a batch in an array: runs of neighbours.
+    bint apart                       # each row is a run, and its length is not set
     Py_ssize_t count
     Py_ssize_t[MOST_ROWS] offset     # of each, from the first row of the array on,
     Py_ssize_t[MOST_ROWS] length     # and how many rows it has
