@@ -244,11 +244,13 @@ INLINE void kind_vector_stream(char *to, vector v, int kind) {
 /* ---- elements apart ------------------------------------------------------------------------------ */
 
 /* Copy n elements of `size` bytes that lie `from_step` bytes apart to where they lie `to_step` apart. */
-static __attribute__((noinline, unused)) void elements_copy(char *to, ptrdiff_t to_step,
-                                                            const char *from, ptrdiff_t from_step,
-                                                            ptrdiff_t n, ptrdiff_t size) {
-#define COPY(bytes) \
-    EACH_ELEMENT(memcpy(to + i * to_step, from + i * from_step, bytes))
+static __attribute__((noinline, unused)) void elements_copy(char *restrict to, ptrdiff_t to_step,
+                                                            const char *restrict from,
+                                                            ptrdiff_t from_step, ptrdiff_t n,
+                                                            ptrdiff_t size) {
+#define COPY_BY(bytes, to_step, from_step) \
+    EACH_ELEMENT(memcpy(to + i * (to_step), from + i * (from_step), bytes))
+#define COPY(bytes) COPY_BY(bytes, to_step, from_step)
 #define FILL(bytes) \
     { \
         char element[bytes]; \
@@ -266,12 +268,22 @@ static __attribute__((noinline, unused)) void elements_copy(char *to, ptrdiff_t 
         case 4: FILL(4)
         default: FILL(8)
         }
+    /* Steps that are constants make vectors of elements that are turned round, or every second one. */
+    if (size == to_step && from_step == -size) switch (size) {
+        case 4: COPY_BY(4, 4, -4)
+        case 8: COPY_BY(8, 8, -8)
+        }
+    if (size == to_step && from_step == 2 * size) switch (size) {
+        case 4: COPY_BY(4, 4, 8)
+        case 8: COPY_BY(8, 8, 16)
+        }
     switch (size) {
     case 1: COPY(1)
     case 2: COPY(2)
     case 4: COPY(4)
     default: COPY(8)
     }
+#undef COPY_BY
 #undef COPY
 #undef FILL
 }

@@ -225,9 +225,20 @@ cdef inline bint rows_follow(
     """Whether the rows of a whole group follow each other, class by class."""
     cdef const Array *array = &problem.arrays[<int>role]
     return (
-        has_neighbours(&problem.layout, array) and group.rows == LANES
-        and problem.plan.chunks == 1
+        problem.layout.class_axes <= 1 and array.class_stride == array.size
+        and group.rows == LANES and problem.plan.chunks == 1
         and group.offsets[<int>role].step == problem.layout.classes * array.size)
+
+
+cdef inline bint rows_are_one(const Problem *problem, Role role) noexcept nogil:
+    """Whether all rows of an array are one."""
+    return problem.arrays[<int>role].inner_stride == 0 and problem.layout.row_axes == 1
+
+
+cdef inline bint leaves_class_out(const Problem *problem, Py_ssize_t c) noexcept nogil:
+    """Whether a mask that is broadcast leaves a class out."""
+    cdef const Array *included = &problem.arrays[<int>MASK]
+    return included.data[class_offset(&problem.layout, included, c)] == 0
 
 
 cdef void group_exclude(
@@ -237,36 +248,39 @@ cdef void group_exclude(
     """Replace what a mask leaves out of the rows of a group, packed."""
     cdef const Array *included = &problem.arrays[<int>MASK]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, c
     if rows_follow(group, problem, MASK):
         numbers_exclude(
             rows, included.data + in_group(group, problem, MASK, 0), LANES * n, value)
-        return
-    for k in range(group.rows):
-        row_exclude(
-            &problem.layout, included, in_group(group, problem, MASK, k), chunk * CHUNK, n,
-            rows + k * n, value, scratch.raw)
+    elif rows_are_one(problem, MASK):
+        for c in range(n):
+            if leaves_class_out(problem, chunk * CHUNK + c):
+                for k in range(group.rows):
+                    rows[k * n + c] = value
+    else:
+        for k in range(group.rows):
+            row_exclude(
+                &problem.layout, included, in_group(group, problem, MASK, k), chunk * CHUNK, n,
+                rows + k * n, value, scratch.raw)
 
 
 cdef void group_gather(
     const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *rows,
     const Scratch *scratch,
 ) noexcept nogil:
-    """Copy the rows of a group, packed; lanes without a row repeat the first one."""
+    """Copy the rows of a group, packed."""
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k
-    if rows_follow(group, problem, role):
-        numbers_load(rows, array.data + in_group(group, problem, role, 0), LANES * n, array.kind)
+    if rows_follow(group, problem, role) and (array.kind == REAL_KIND or not array.swapped):
+        row_gather(
+            &problem.layout, array, in_group(group, problem, role, 0), 0, LANES * n, rows,
+            scratch.raw)
     else:
         for k in range(group.rows):
             row_gather(
                 &problem.layout, array, in_group(group, problem, role, k), chunk * CHUNK, n,
                 rows + k * n, scratch.raw)
-    if role == INPUT and has(problem, MASK):
-        group_exclude(group, problem, chunk, rows, NEGATIVE_INFINITY, scratch)
-    for k in range(group.rows, LANES):
-        memcpy(rows + k * n, rows, n * sizeof(real))
 
 
 cdef void tile_fill_by_row(
@@ -276,24 +290,30 @@ cdef void tile_fill_by_row(
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t c
-    if (
-        group.offsets[<int>role].step != 0 and is_plain(&problem.layout, array)
-        and not (role == INPUT and has(problem, MASK))
+    cdef bint masked = role == INPUT and has(problem, MASK)
+    cdef bint by_class = masked and rows_are_one(problem, MASK)
+    if group.offsets[<int>role].step != 0 and is_plain(&problem.layout, array) and (
+        by_class or not masked
     ):
         tile_load(
             tile, array.data + in_group(group, problem, role, 0)
             + chunk * CHUNK * <Py_ssize_t>sizeof(real), group.offsets[<int>role].step, n)
-        return
-    if array.inner_stride == 0 and problem.layout.row_axes == 1 and not (
-        role == INPUT and has(problem, MASK)
-    ):
-        # One row, broadcast.
+    elif rows_are_one(problem, role) and (by_class or not masked):
         row_gather(&problem.layout, array, 0, chunk * CHUNK, n, scratch.staged, scratch.raw)
         for c in range(n):
             vector_store(tile + c * LANES, vector_set(scratch.staged[c]))
-        return
-    group_gather(group, problem, role, chunk, scratch.staged, scratch)
-    tile_load(tile, <const char *>scratch.staged, n * <Py_ssize_t>sizeof(real), n)
+    else:
+        group_gather(group, problem, role, chunk, scratch.staged, scratch)
+        if masked and not by_class:
+            group_exclude(group, problem, chunk, scratch.staged, NEGATIVE_INFINITY, scratch)
+        for c in range(group.rows, LANES):
+            # Lanes without a row repeat the first one.
+            memcpy(scratch.staged + c * n, scratch.staged, n * sizeof(real))
+        tile_load(tile, <const char *>scratch.staged, n * <Py_ssize_t>sizeof(real), n)
+    if by_class:
+        for c in range(n):
+            if leaves_class_out(problem, chunk * CHUNK + c):
+                vector_store(tile + c * LANES, vector_set(NEGATIVE_INFINITY))
 
 
 cdef void tiles_fill(
@@ -1058,7 +1078,10 @@ cdef void group_correct(
     cdef Py_ssize_t k
     if problem.options.softcap == 0:
         group_exclude(group, problem, chunk, rows, 0, scratch)
-    elif rows_follow(group, problem, INPUT) and logits.kind == REAL_KIND and not has(problem, MASK):
+    elif (
+        rows_follow(group, problem, INPUT) and is_plain(&problem.layout, logits)
+        and not has(problem, MASK)
+    ):
         numbers_slope(
             rows, <const real *>(logits.data + in_group(group, problem, INPUT, 0)), LANES * n,
             &scratch.softcap)
