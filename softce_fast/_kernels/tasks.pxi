@@ -95,11 +95,11 @@ cdef inline char *part_take(char **memory, size_t size) noexcept nogil:
     return part
 
 
-cdef inline bint any_by_class(const Problem *problem) noexcept nogil:
-    """Whether rows of an array are closer to each other than its classes."""
+cdef inline bint any_goes(const Problem *problem, bint by_class) noexcept nogil:
+    """Whether tiles are filled from an array, or emptied into one, class by class, or row by row."""
     cdef int role
     for role in range(<int>LABELS):
-        if problem.arrays[role].data != NULL and goes_by_class(
+        if problem.arrays[role].data != NULL and by_class == goes_by_class(
             &problem.layout, &problem.arrays[role]
         ):
             return True
@@ -133,10 +133,11 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
             staged = plan.rows_at_once * padded
     if across:
         kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
-        staged = max(staged, <size_t>(plan.batch * LANES * padded))
         packed = max(packed, <size_t>(MOST_ROWS + LANES))
-        buffer = max(<Py_ssize_t>MOST_ROWS, plan.batch * LANES * columns) + 2 * LANES
-        buffer = max(buffer, <size_t>(padded + 2 * LANES))
+        buffer = max(buffer, <size_t>(MOST_ROWS + 2 * LANES))
+        if any_goes(problem, False):
+            staged = max(staged, <size_t>(plan.batch * LANES * padded))
+            buffer = max(buffer, <size_t>(plan.batch * LANES * columns + 2 * LANES))
     scratch.results = <double *>part_take(&memory, results)
     scratch.groups = <Group *>part_take(&memory, plan.batch * sizeof(Group))
     scratch.states = <RowState *>part_take(
@@ -151,7 +152,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         &memory, max(padded, <Py_ssize_t>MOST_ROWS + LANES) * sizeof(real))
     scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
     scratch.runs = <Runs *>part_take(
-        &memory, 3 * sizeof(Runs) if across and any_by_class(problem) else 0)
+        &memory, 3 * sizeof(Runs) if across and any_goes(problem, True) else 0)
     scratch.best = part_take(&memory, best_size(problem))
     return memory - start
 
