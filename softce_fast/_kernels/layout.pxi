@@ -173,8 +173,10 @@ cdef int call_close(Call *call, bint by_elements=False) except -1:
         layout.classes *= call.lengths[k]
     if layout.rows * layout.classes == 0:
         raise ValueError("arrays without elements are not for kernels")
+    layout.even = True
     for k in range(call.roles):
         array_close(layout, &call.problem.arrays[call.role[k]])
+        layout.even = layout.even and call.problem.arrays[call.role[k]].row_stride != 0
     return 0
 
 

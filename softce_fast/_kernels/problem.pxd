@@ -91,6 +91,7 @@ cdef struct Layout:
     Py_ssize_t rows
     Py_ssize_t classes
     Py_ssize_t inner               # length of the last row axis; 1 without any
+    bint even                      # every array has a row_stride
     int row_axes
     int class_axes
     const Py_ssize_t *lengths      # of the row axes, then of the class axes

@@ -132,7 +132,7 @@ cdef inline bint is_side_by_side(
     """Whether the rows of each group of a batch are neighbours in an array."""
     cdef Py_ssize_t t
     for t in range(tiles):
-        if groups[t].offsets[<int>role].step != problem.arrays[<int>role].size:
+        if step_in_group(groups + t, problem, role) != problem.arrays[<int>role].size:
             return False
     return not problem.arrays[<int>role].swapped
 
@@ -226,8 +226,8 @@ cdef inline bint rows_follow(
     cdef const Array *array = &problem.arrays[<int>role]
     return (
         problem.layout.class_axes <= 1 and array.class_stride == array.size
-        and group.rows == LANES and problem.plan.chunks == 1
-        and group.offsets[<int>role].step == problem.layout.classes * array.size)
+        and problem.plan.chunks == 1
+        and step_in_group(group, problem, role) == problem.layout.classes * array.size)
 
 
 cdef inline bint rows_are_one(const Problem *problem, Role role) noexcept nogil:
@@ -289,15 +289,16 @@ cdef void tile_fill_by_row(
 ) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t step = step_in_group(group, problem, role)
     cdef Py_ssize_t c
     cdef bint masked = role == INPUT and has(problem, MASK)
     cdef bint by_class = masked and rows_are_one(problem, MASK)
-    if group.offsets[<int>role].step != 0 and is_plain(&problem.layout, array) and (
+    if step != 0 and is_plain(&problem.layout, array) and (
         by_class or not masked
     ):
         tile_load(
             tile, array.data + in_group(group, problem, role, 0)
-            + chunk * CHUNK * <Py_ssize_t>sizeof(real), group.offsets[<int>role].step, n)
+            + chunk * CHUNK * <Py_ssize_t>sizeof(real), step, n)
     elif rows_are_one(problem, role) and (by_class or not masked):
         row_gather(&problem.layout, array, 0, chunk * CHUNK, n, scratch.staged, scratch.raw)
         for c in range(n):
@@ -1241,7 +1242,7 @@ cdef void tiles_emit_by_row(
         places[t] = tile_place(groups, problem, role, t, chunk, scratch)
         places[t].to = room + t * LANES * packed
         places[t].row_stride = packed
-        step = groups[t].offsets[<int>role].step
+        step = step_in_group(groups + t, problem, role)
         if not together and straight and step != 0 and n >= 4:
             places[t].to = (
                 array.data + in_group(groups + t, problem, role, 0)

@@ -80,7 +80,7 @@ cdef struct Group:
     int64_t[16] labels
     Py_ssize_t first
     Py_ssize_t rows
-    Offsets[WEIGHT] offsets    # by Role, of those before WEIGHT
+    Offsets[WEIGHT] offsets    # by Role, of those before WEIGHT that have no row_stride
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
     PairSum[16] sums           # of two arrays
@@ -101,21 +101,14 @@ cdef inline bint is_in_tile(const Group *group, const Problem *problem) noexcept
         problem.plan.rest_along and group.rows < LANES)
 
 
-cdef inline Py_ssize_t offset_of(const Offsets *offsets, Py_ssize_t k) noexcept nogil:
-    if offsets.step != 0:
-        return offsets.of_row[0] + k * offsets.step
-    return offsets.of_row[k]
-
-
 cdef inline void offsets_fill(
     Offsets *offsets, const Layout *layout, const Array *array, Py_ssize_t first, Py_ssize_t rows
 ) noexcept nogil:
+    """Find rows that have no one stride."""
     cdef Py_ssize_t k = 0, start, stop
-    offsets.step = array.row_stride
-    if offsets.step == 0 and first // layout.inner == (first + rows - 1) // layout.inner:
+    offsets.step = 0
+    if rows == LANES and first // layout.inner == (first + rows - 1) // layout.inner:
         offsets.step = array.inner_stride
-    if rows < LANES:
-        offsets.step = 0
     if offsets.step != 0:
         offsets.of_row[0] = row_offset(layout, array, first)
         return
@@ -136,7 +129,23 @@ cdef inline Py_ssize_t in_group(
     const Group *group, const Problem *problem, Role role, Py_ssize_t k
 ) noexcept nogil:
     """Where row k of a group begins in an array."""
-    return offset_of(&group.offsets[<int>role], k)
+    cdef const Offsets *offsets = &group.offsets[<int>role]
+    cdef Py_ssize_t step = problem.arrays[<int>role].row_stride
+    if step != 0:
+        return (group.first + k) * step
+    if offsets.step != 0:
+        return offsets.of_row[0] + k * offsets.step
+    return offsets.of_row[k]
+
+
+cdef inline Py_ssize_t step_in_group(
+    const Group *group, const Problem *problem, Role role
+) noexcept nogil:
+    """Bytes from one row of a whole group to the next; 0 if it is none, or they are uneven."""
+    cdef Py_ssize_t step = problem.arrays[<int>role].row_stride
+    if group.rows < LANES:
+        return 0
+    return step if step != 0 else group.offsets[<int>role].step
 
 
 # ---- opening a group -----------------------------------------------------------------------------
@@ -151,10 +160,11 @@ cdef inline void group_open(
     group.ignored = 0
     group.weights.given = False
     group.own_is_known = False
-    for role in range(<int>WEIGHT):
-        if has(problem, <Role>role):
-            offsets_fill(
-                &group.offsets[role], &problem.layout, &problem.arrays[role], first, rows)
+    if not problem.layout.even:
+        for role in range(<int>WEIGHT):
+            if has(problem, <Role>role) and problem.arrays[role].row_stride == 0:
+                offsets_fill(
+                    &group.offsets[role], &problem.layout, &problem.arrays[role], first, rows)
     if has(problem, LABELS):
         group_labels(group, problem)
     if has(problem, SAMPLE_WEIGHT):
@@ -287,18 +297,18 @@ cdef inline vector label_logits(
 ) noexcept nogil:
     """The logit of each row's label, capped; -inf where a mask excludes it."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
-    cdef const Offsets *offsets = &group.offsets[<int>INPUT]
-    cdef const char *row = array.data + offsets.of_row[0]
+    cdef const char *row = array.data + in_group(group, problem, INPUT, 0)
+    cdef Py_ssize_t step = step_in_group(group, problem, INPUT)
     cdef real[16] logit
     cdef Py_ssize_t k
     if (
-        offsets.step != 0 and array.kind == REAL_KIND and not array.swapped
+        step != 0 and array.kind == REAL_KIND and not array.swapped
         and not has(problem, MASK) and problem.layout.class_axes <= 1
         and problem.options.softcap == 0 and not problem.shard.given
     ):
         for k in range(LANES):
             memcpy(
-                &logit[k], row + k * offsets.step + group.labels[k] * array.class_stride,
+                &logit[k], row + k * step + group.labels[k] * array.class_stride,
                 sizeof(real))
         return vector_load(logit)
     for k in range(LANES):
