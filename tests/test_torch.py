@@ -192,13 +192,13 @@ def test_gradients_by_class_probabilities_are_pytorchs(torch: ModuleType) -> Non
 
 def test_second_derivatives_are_refused(torch: ModuleType) -> None:
     logits, target = problem(torch, (6, 5), torch.float64, False)
-    (grad,) = torch.autograd.grad(adapter.cross_entropy(logits, target), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
-        grad.sum().backward()
     hidden, layer = torch.randn(6, 3), torch.randn(5, 3, requires_grad=True)
-    loss = adapter.linear_cross_entropy(hidden, layer, target)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        torch.autograd.grad(loss, layer, create_graph=True)
+    for loss, variable in (
+        (adapter.cross_entropy(logits, target), logits),
+        (adapter.linear_cross_entropy(hidden, layer, target), layer),
+    ):
+        with pytest.raises(RuntimeError, match="no second derivatives"):
+            torch.autograd.grad(loss, variable, create_graph=True)
 
 
 def test_errors(torch: ModuleType) -> None:
