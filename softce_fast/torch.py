@@ -2,8 +2,8 @@
 
 They are custom operators with their own gradients, so ``torch.compile(fullgraph=True)`` takes them.
 The forward pass reads the logits once, the backward pass writes the gradient from one more reading:
-nothing of the logits' size is kept in between. A training step costs some 0.2 milliseconds more
-than PyTorch's own on small batches; it pays from some million logits on.
+nothing of the logits' size is kept in between. A training step costs some 30 microseconds more than
+PyTorch's own on small batches; it pays from some hundred thousand logits on.
 
 What this package does not serve goes to PyTorch: other devices, other dtypes, gradients by class
 probabilities, layers with weights of more than two dimensions. Second derivatives and
@@ -26,12 +26,15 @@ with requires("PyTorch 2.4 or later, and ml_dtypes", extra="torch"):
     import ml_dtypes
     import torch
     from torch import Tensor
+    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["CrossEntropyLoss", "cross_entropy", "linear_cross_entropy"]
 
 Array = NDArray[Any]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def cross_entropy(
@@ -101,7 +104,9 @@ def cross_entropy(
         )  # fmt: skip
     if torch.is_autocast_enabled("cpu"):  # where PyTorch, too, has the loss in float32 at least
         input = input.to(_wide(input))
-    loss: Tensor = _cross_entropy(input, target, weight, *options)
+    # What nobody watches need not go through the operator, which is for compilers and the like.
+    function = _cross_entropy_eager if _is_plain(input, target, weight) else _cross_entropy
+    loss: Tensor = function(input, target, weight, *options)
     return loss
 
 
@@ -228,6 +233,15 @@ def _served(differentiable: Tensor, *others: Tensor | None) -> bool:
     )
 
 
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Tell whether nothing is there that looks at operators: a compiler, a mode, a subclass."""
+    return (
+        not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+        and all(type(tensor) in PLAIN for tensor in tensors)
+    )
+
+
 def _wide(tensor: Tensor) -> torch.dtype:
     """Return what half types are computed in, of others their own dtype."""
     return torch.promote_types(tensor.dtype, torch.float32)
@@ -341,8 +355,9 @@ def _gradient(
     logits, labels, class_weight = _array(input), _array(target), _optional(weight)
     axis = _class_axis(input)
     gradient = torch.empty_like(input)
-    scale, sample_weight = _array(grad_output), None
-    if reduction == "none" or scale != 1:
+    sample_weight = None
+    if reduction == "none" or grad_output.item() != 1:
+        scale = _array(grad_output)
         # The gradient of the loss is taken as weights of the rows: half types then round once.
         if reduction == "mean":
             with np.errstate(all="ignore"):  # 0 where every row is ignored
@@ -368,18 +383,24 @@ def _mean_divisor(logits: Array, target: Array, weight: Array | None, ignore_ind
     return np.sum(counted if weight is None else weight[target[counted]], dtype=np.float64)
 
 
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        ctx.save_for_backward(*arguments[:3])
-        ctx.options = arguments[3:]
-        return _cross_entropy_forward(*arguments)
+def _function(loss: Callable[..., Any], gradient: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what gives a loss that knows its gradient."""
 
-    @staticmethod
-    def backward(ctx: Any, grad_output: Any) -> Any:
-        _refuse_second_derivatives("cross_entropy")
-        gradient = _cross_entropy_backward(grad_output, *ctx.saved_tensors, *ctx.options)
-        return gradient, None, None, None, None, None
+    class CrossEntropy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            ctx.save_for_backward(*arguments[:3])
+            ctx.options = arguments[3:]
+            return loss(*arguments)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Any) -> Any:
+            _refuse_second_derivatives("cross_entropy")
+            result = gradient(grad_output, *ctx.saved_tensors, *ctx.options)
+            return result, None, None, None, None, None
+
+    apply: Callable[..., Any] = CrossEntropy.apply
+    return apply
 
 
 _ARGUMENTS = (
@@ -394,8 +415,10 @@ _cross_entropy_backward = _operator(
     lambda grad_output, input, *_: torch.empty_like(input),
 )  # fmt: skip
 _cross_entropy = _operator(
-    f"cross_entropy({_ARGUMENTS}) -> Tensor", _loss, _loss_fake, _Differentiable.apply
-)
+    f"cross_entropy({_ARGUMENTS}) -> Tensor", _loss, _loss_fake,
+    _function(_cross_entropy_forward, _cross_entropy_backward),
+)  # fmt: skip
+_cross_entropy_eager = _function(_loss, _gradient)
 
 
 # The operators of linear_cross_entropy

@@ -119,6 +119,17 @@ def test_compiled_without_a_graph_break(torch: ModuleType, backend: str, name: s
     torch.testing.assert_close(*results, rtol=rounding, atol=rounding)
 
 
+def test_what_looks_at_operators_finds_them(torch: ModuleType) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    logits, target = problem(torch, (6, 5), torch.float32, False)
+    graph = make_fx(lambda x: torch.autograd.grad(adapter.cross_entropy(x, target), x))(logits)
+    found = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+    assert {name for name in found if name.startswith("softce_fast.")} == {
+        "softce_fast.cross_entropy_forward.default", "softce_fast.cross_entropy_backward.default"
+    }  # fmt: skip
+
+
 def test_half_types_of_scaled_losses_round_once(torch: ModuleType) -> None:
     """A gradient that float16 cannot hold comes back where the loss is scaled up, as with AMP."""
     logits, target = torch.zeros(4096, 64, dtype=torch.float16), torch.zeros(4096, dtype=torch.long)
