@@ -92,27 +92,30 @@ def torch(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
         yield f"a step of {rows} x {classes}", partial(steps, rows, classes)
 
 
-def chunks(rows: int) -> Pair:
+def chunks(rows: int, name: str, keep: bool) -> Pair:
+    """A function of chunks beside that of all; with `keep`, its results stay chunks."""
     import dask.array
 
     import softce_fast.dask
 
     logits = np.random.default_rng(0).standard_normal((rows, 1024), dtype=np.float32)
-    labels = np.arange(rows) % 1024
+    targets = [np.arange(rows) % 1024] if name == "cross_entropy" else []
     x = dask.array.from_array(logits, chunks=(rows // 4, 1024))
-    loss = softce_fast.dask.cross_entropy(x, labels)
+    lazy = getattr(softce_fast.dask, name)(x, *targets)
+    evaluate = lazy.persist if keep else lazy.compute
     return {
-        OURS: partial(loss.compute, scheduler="threads", num_workers=2),
-        OTHER: partial(softce_fast.cross_entropy, logits, labels),
+        OURS: partial(evaluate, scheduler="threads", num_workers=2),
+        OTHER: partial(getattr(softce_fast, name), logits, *targets),
     }
 
 
 def dask(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
     rows = QUICK_ROWS if quick else 65_536
-    yield (
-        f"cross_entropy of {rows} x 1024 in 4 chunks, beside the call on all",
-        partial(chunks, rows),
-    )
+    beside = f"of {rows} x 1024 in 4 chunks, beside the call on all"
+    for name in ("cross_entropy", "logsumexp"):
+        yield f"{name} {beside}", partial(chunks, rows, name, False)
+    yield f"softmax {beside}; results stay chunks", partial(chunks, rows, "softmax", True)
+    yield f"softmax {beside}; results put together", partial(chunks, rows, "softmax", False)
 
 
 LIBRARIES = {"scikit-learn": sklearn, "PyTorch": torch, "Dask": dask}
