@@ -335,7 +335,7 @@ def _loss_fake(
     weight: Tensor | None,
     ignore_index: int,
     reduction: str,
-    _: float,
+    label_smoothing: float,
 ) -> Tensor:
     shape = list(input.shape) if reduction == "none" else []
     if shape:
