@@ -23,6 +23,8 @@ from timing import Call
 OURS, OTHER = "softce_fast", "other"
 QUICK_ROWS = 2000
 
+LONG = 0.1  # seconds of a call that needs no others before it to be warm
+
 Pair = dict[str, Call]  # OURS and OTHER
 
 
@@ -60,7 +62,7 @@ def sklearn(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
     warnings.simplefilter("ignore", ConvergenceWarning)  # as many steps for both
     rows = QUICK_ROWS if quick else 50_000
     for classes in (10, 100) if quick else (10, 100, 1000):
-        model = LogisticRegression(max_iter=20)
+        model = LogisticRegression(max_iter=10)
         yield f"LogisticRegression, {classes} classes", partial(fits, model, rows, classes)
     boosting = HistGradientBoostingClassifier(max_iter=5, early_stopping=False)
     yield "HistGradientBoostingClassifier, 10 classes", partial(fits, boosting, rows, 10)
@@ -90,31 +92,46 @@ def torch(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
         yield f"a step of {rows} x {classes}", partial(steps, rows, classes)
 
 
-def chunks(rows: int) -> Pair:
+def chunks(rows: int, name: str, keep: bool) -> Pair:
+    """A function of chunks beside that of all; with `keep`, its results stay chunks."""
     import dask.array
 
     import softce_fast.dask
 
     logits = np.random.default_rng(0).standard_normal((rows, 1024), dtype=np.float32)
-    labels = np.arange(rows) % 1024
+    targets = [np.arange(rows) % 1024] if name == "cross_entropy" else []
     x = dask.array.from_array(logits, chunks=(rows // 4, 1024))
-    loss = softce_fast.dask.cross_entropy(x, labels)
+    lazy = getattr(softce_fast.dask, name)(x, *targets)
+    evaluate = lazy.persist if keep else lazy.compute
     return {
-        OURS: partial(loss.compute, scheduler="threads", num_workers=2),
-        OTHER: partial(softce_fast.cross_entropy, logits, labels),
+        OURS: partial(evaluate, scheduler="threads", num_workers=2),
+        OTHER: partial(getattr(softce_fast, name), logits, *targets),
     }
 
 
 def dask(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
     rows = QUICK_ROWS if quick else 65_536
-    yield (
-        f"cross_entropy of {rows} x 1024 in 4 chunks, beside the call on all",
-        partial(chunks, rows),
-    )
+    beside = f"of {rows} x 1024 in 4 chunks, beside the call on all"
+    for name in ("cross_entropy", "logsumexp"):
+        yield f"{name} {beside}", partial(chunks, rows, name, False)
+    yield f"softmax {beside}; results stay chunks", partial(chunks, rows, "softmax", True)
+    yield f"softmax {beside}; results put together", partial(chunks, rows, "softmax", False)
 
 
 LIBRARIES = {"scikit-learn": sklearn, "PyTorch": torch, "Dask": dask}
 MODULES = {"scikit-learn": "sklearn", "PyTorch": "torch", "Dask": "dask"}
+
+
+def measured(pair: Pair, rounds: int) -> dict[str, float]:
+    """Seconds of each call."""
+    if max(timing.timed(call, 1) for call in pair.values()) < LONG:
+        return timing.medians(timing.alternate(pair, rounds, seconds=0, least=1))
+    blocks = {name: partial(once, call) for name, call in pair.items()}
+    return timing.medians(timing.interleaved(blocks, rounds))
+
+
+def once(call: Call) -> timing.Block:
+    return [timing.timed(call, 1)]
 
 
 def main() -> None:
@@ -129,7 +146,7 @@ def main() -> None:
             print(f"{library} is not installed")
             continue
         for what, pair in tqdm(list(LIBRARIES[library](options.quick)), desc=library):
-            seconds = timing.medians(timing.alternate(pair(), rounds, seconds=0, least=1))
+            seconds = measured(pair(), rounds)
             cells.append({"library": library, "what": what, "seconds": seconds})
     versions = machine.describe(["numpy", "scikit-learn", "torch", "dask"])
     report.finish("adapters", options.json, {**versions, "cells": cells})

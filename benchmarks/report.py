@@ -32,6 +32,7 @@ LIMIT_SHARE = 0.8  # of the memory limit: what counts as near it
 PRODUCTS = "matrix products"  # of linear.py: those that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 PLANNED = "as planned"  # the same of ablation.py
+LEAST_GAIN = 1.05  # times as fast from which on it counts as one
 BESIDE, MOST_BESIDE = "beside a busy process", 3  # times its time on a quiet machine
 
 Document = dict[str, Any]
@@ -394,10 +395,15 @@ def adapters_rows(document: Document) -> pd.DataFrame:
             "": cell["what"],
             "its own": time_text(cell["seconds"]["other"]),
             "softce_fast": time_text(cell["seconds"]["softce_fast"]),
-            "times as fast": ratio_text(cell["seconds"]["other"] / cell["seconds"]["softce_fast"]),
+            "times as fast": verdict(cell["seconds"]["other"] / cell["seconds"]["softce_fast"]),
         }
         for cell in document["cells"]
     )
+
+
+def verdict(ratio: float) -> str:
+    """A ratio of times, which says so where nothing is gained."""
+    return ratio_text(ratio) + (", nothing gained" if ratio < LEAST_GAIN else "")
 
 
 def over_way(cells: list[Entry], name: str) -> list[float]:

@@ -329,8 +329,7 @@ def linear_target_scores(
     found = _scores.empty_scores((batch.rows,), call)
     with np.errstate(all="ignore"):
         run = _Run(arrays, batch, plan, LinearGrads(None, None, None), False)
-        for start in range(0, batch.rows, plan.rows):
-            rows = slice(start, min(start + plan.rows, batch.rows))
+        for rows in batch.blocks(plan.rows):
             logits = run.logits_of(rows)
             block = _checks.check_scores(logits, batch.target[rows], 1, **options)
             for to, part in zip(found, _scores.scores(block), strict=True):
@@ -516,7 +515,7 @@ class _Batch:
         options: dict[str, Any],
     ) -> None:
         self.row_shape = arrays.hidden.shape[:-1]
-        self.rows = int(np.prod(self.row_shape, dtype=np.intp))
+        self.rows = math.prod(self.row_shape)
         self.classes = len(arrays.weight)
         self.dtype = arrays.dtype  # of the loss
         self.options = options
@@ -536,8 +535,9 @@ class _Batch:
         weight, divisor = self.options["weight"], 0.0
         for part in self._parts():
             counts = self._counting(part)
-            self.count += int(counts.sum())
-            weights: Any = np.ones(len(counts))
+            count = int(np.count_nonzero(counts))
+            self.count += count
+            weights: Any = None
             if self.sample_weight is not None:
                 weights = np.asarray(self.sample_weight[part], np.float64)
             if self.is_labels:
@@ -548,15 +548,16 @@ class _Batch:
                         self.target.array, self.classes, self.options["ignore_index"]
                     )
                 if weight is not None:
-                    weights = weights * weight.take(labels, mode="clip")
-            divisor += float(weights.sum(where=counts))
+                    taken = np.asarray(weight.take(labels, mode="clip"), np.float64)
+                    weights = taken if weights is None else weights * taken
+            divisor += count if weights is None else float(weights.sum(where=counts))
         if self.options["reduction"] == "mean":
             given = self.options["denominator"]
             self.divisor = divisor if given is None else float(given)
 
-    def _parts(self) -> Iterator[slice]:
-        for start in range(0, self.rows, MOST_ROWS):
-            yield slice(start, min(start + MOST_ROWS, self.rows))
+    def _parts(self, size: int = MOST_ROWS) -> Iterator[slice]:
+        for start in range(0, self.rows, size):
+            yield slice(start, min(start + size, self.rows))
 
     def _counting(self, part: slice) -> NDArray[np.bool_]:
         """Tell which rows are neither ignored nor of weight 0."""
@@ -569,6 +570,9 @@ class _Batch:
 
     def blocks(self, size: int) -> Iterator[Rows]:
         """Yield the rows that count, `size` at a time."""
+        if self.count == self.rows:
+            yield from self._parts(size)
+            return
         waiting = np.empty(0, np.intp)
         for part in self._parts():
             found = np.flatnonzero(self._counting(part)) + part.start
@@ -629,7 +633,7 @@ class _Buffer:
 
     def take(self, *shape: int) -> Array:
         """Return an array that begins at a cache line of the buffer."""
-        size = int(np.prod(shape, dtype=np.intp))
+        size = math.prod(shape)
         array = self.free[:size].reshape(shape)
         self.free = self.free[-(-size // LINE) * LINE :]
         return array

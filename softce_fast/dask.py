@@ -295,9 +295,12 @@ def _checked(x: Any, axis: int, name: str = "x") -> tuple[int, Any]:
 
 
 def _blocks(function: Callable[..., Any], indices: Indices, *operands: Any, **options: Any) -> Any:
-    """Return the array whose blocks a function makes of the operands' blocks."""
+    """Return the array whose blocks a function makes of the operands' blocks.
+
+    Of an axis that the result lacks there is one block: not to be concatenated, which would copy.
+    """
     meta = np.empty((0,) * len(indices), options["dtype"])
-    return da.blockwise(function, indices, *operands, meta=meta, concatenate=True, **options)
+    return da.blockwise(function, indices, *operands, meta=meta, concatenate=False, **options)
 
 
 def _normalized(x: da.Array, axis: int, temperature: float, log: bool) -> da.Array:
@@ -443,9 +446,14 @@ def _on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def task(*arguments: Any, **options: Any) -> Any:
         with sf.num_threads(1):
-            return function(*arguments, **options)
+            return function(*map(_block, arguments), **options)
 
     return task
+
+
+def _block(argument: Any) -> Any:
+    """Return an operand, which is the one item of a list where the result lacks an axis of it."""
+    return argument[0] if isinstance(argument, list) else argument
 
 
 @_on_one_thread
@@ -553,6 +561,7 @@ def _gradient(
     return gradient
 
 
+@_on_one_thread
 def _row_weights(
     target: Array, sample_weight: Any, *, axis: int, weight: Any, ignore_index: int
 ) -> Any:

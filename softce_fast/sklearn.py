@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import softce_fast as sf
-from softce_fast._adapters import requires
+from softce_fast._adapters import at_most, requires
 
 with requires("scikit-learn 1.7 or later, with its loss where it was then", extra="sklearn"):
     import sklearn._loss.loss as sklearn_loss
@@ -45,10 +45,11 @@ class CyHalfMultinomialLoss(SklearnKernels):
         loss_out: Array,
         n_threads: int = 1,
     ) -> None:
-        with sf.num_threads(n_threads):
+        with at_most(n_threads):
             loss_out[:] = sf.cross_entropy(
-                raw_prediction, _labels(y_true), sample_weight=sample_weight, reduction="none"
-            )
+                raw_prediction, _labels(y_true), sample_weight=sample_weight, reduction="none",
+                dtype=loss_out.dtype,
+            )  # fmt: skip
 
     def loss_gradient(
         self,
@@ -59,10 +60,10 @@ class CyHalfMultinomialLoss(SklearnKernels):
         gradient_out: Array,
         n_threads: int = 1,
     ) -> None:
-        with sf.num_threads(n_threads), _computed(raw_prediction, gradient_out) as (gradient,):
+        with at_most(n_threads):
             loss_out[:], _ = sf.cross_entropy_with_grad(
                 raw_prediction, _labels(y_true), sample_weight=sample_weight, reduction="none",
-                grad_out=gradient,
+                dtype=gradient_out.dtype, grad_out=gradient_out,
             )  # fmt: skip
 
     def gradient(
@@ -73,10 +74,10 @@ class CyHalfMultinomialLoss(SklearnKernels):
         gradient_out: Array,
         n_threads: int = 1,
     ) -> None:
-        with sf.num_threads(n_threads), _computed(raw_prediction, gradient_out) as (gradient,):
+        with at_most(n_threads):
             sf.cross_entropy_with_grad(
                 raw_prediction, _labels(y_true), sample_weight=sample_weight, reduction="sum",
-                grad_out=gradient,
+                dtype=gradient_out.dtype, grad_out=gradient_out,
             )  # fmt: skip
 
     def gradient_hessian(
@@ -88,11 +89,10 @@ class CyHalfMultinomialLoss(SklearnKernels):
         hessian_out: Array,
         n_threads: int = 1,
     ) -> None:
-        outputs = _computed(raw_prediction, gradient_out, hessian_out)
-        with sf.num_threads(n_threads), outputs as (gradient, hessian):
+        with at_most(n_threads):
             sf.cross_entropy_with_grad_and_hessian(
                 raw_prediction, _labels(y_true), sample_weight=sample_weight, reduction="sum",
-                grad_out=gradient, hessian_out=hessian,
+                dtype=gradient_out.dtype, grad_out=gradient_out, hessian_out=hessian_out,
             )  # fmt: skip
 
     def gradient_proba(
@@ -105,8 +105,8 @@ class CyHalfMultinomialLoss(SklearnKernels):
         n_threads: int = 1,
     ) -> None:
         self.gradient(y_true, raw_prediction, sample_weight, gradient_out, n_threads)
-        with sf.num_threads(n_threads), _computed(raw_prediction, proba_out) as (probabilities,):
-            sf.softmax(raw_prediction, out=probabilities)
+        with at_most(n_threads):
+            sf.softmax(raw_prediction, dtype=proba_out.dtype, out=proba_out)
 
 
 class HalfMultinomialLoss(SklearnLoss):
@@ -158,7 +158,7 @@ def patch() -> None:
     -----
     One name is replaced, ``sklearn._loss.loss.CyHalfMultinomialLoss``. It counts for what is fitted
     afterwards; patching twice is patching once. Workers that joblib starts are other processes:
-    patch there, or use threads. The number of threads stays what scikit-learn asks for.
+    patch there, or use threads. No more threads are used than scikit-learn asks for.
 
     Examples
     --------
@@ -219,14 +219,3 @@ def patched() -> Iterator[None]:
 def _labels(y_true: Array) -> NDArray[np.int64]:
     """Return labels as integers; scikit-learn has them in the dtype of the predictions."""
     return y_true.astype(np.int64)
-
-
-@contextmanager
-def _computed(raw_prediction: Array, *outputs: Array) -> Iterator[list[Array]]:
-    """Give arrays to compute into, of the predictions' dtype, whose values `outputs` then hold."""
-    dtype = raw_prediction.dtype
-    arrays = [x if x.dtype == dtype else np.empty(x.shape, dtype) for x in outputs]
-    yield arrays
-    for output, array in zip(outputs, arrays, strict=True):
-        if output is not array:
-            output[...] = array

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -403,10 +404,25 @@ def test_adapters_do_what_the_library_does() -> None:
 
 
 def test_adapters_report() -> None:
-    seconds = {"softce_fast": 2.0, "other": 3.0}
-    cell = {"library": "PyTorch", "what": "a step", "seconds": seconds}
-    table = report.markdown(report.adapters_rows({**HEAD, "cells": [cell]})).splitlines()
+    cells = [
+        {"library": "PyTorch", "what": "a step", "seconds": {"softce_fast": 2.0, "other": seconds}}
+        for seconds in (3.0, 2.0)
+    ]
+    table = report.markdown(report.adapters_rows({**HEAD, "cells": cells})).splitlines()
     assert table[2] == "| PyTorch | a step | 3 s | 2 s | 1.50 |"
+    assert table[3] == "| PyTorch | a step | 2 s | 2 s | 1.00, nothing gained |"
+
+
+def test_adapters_are_timed_by_calls_of_their_own_where_they_take_long() -> None:
+    calls: list[str] = []
+    pair = {name: partial(calls.append, name) for name in ("softce_fast", "other")}
+    assert set(adapters.measured(pair, 1)) == set(pair)
+    assert len(calls) > 4
+    calls.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapters, "LONG", 0.0)
+        assert set(adapters.measured(pair, 2)) == set(pair)
+    assert calls == ["softce_fast", "other"] * 3
 
 
 def test_ablation_report() -> None:

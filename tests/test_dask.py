@@ -367,6 +367,26 @@ def reduce_more_than_fits(rows_of_chunk: str, classes_of_chunk: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_are_not_copied(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = da.from_array(np.zeros((6, 6)), chunks=(6, 3) if axis == 0 else (3, 6))
+    blocks = dask.compute(*x.to_delayed().ravel())
+    shared = []
+
+    def seen(function: Any) -> Any:
+        def call(block: Any, *arguments: Any, **options: Any) -> Any:
+            shared.append(any(np.shares_memory(block, other) for other in blocks))
+            return function(block, *arguments, **options)
+
+        return call
+
+    results = adapter.logsumexp(x, axis), adapter.cross_entropy(x, np.zeros(6, np.int64), axis)
+    for name in ("logsumexp", "cross_entropy"):
+        monkeypatch.setattr(sf, name, seen(getattr(sf, name)))
+    dask.compute(results)
+    assert shared == [True] * 4
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("chunk", [(64, 2**16), (1024, 2**12)])
 def test_an_array_of_8_gb_is_reduced_in_less_than_one(chunk: tuple[int, int]) -> None:
