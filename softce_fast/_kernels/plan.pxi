@@ -110,7 +110,8 @@ cdef inline bint can_keep(const Problem *problem) noexcept nogil:
     """Whether there are exponentials to keep."""
     return (
         problem.plan.passes == ALONG and has_row_state(problem.operation)
-        and has(problem, OUTPUT) and not emits_logarithms(problem.operation))
+        and has(problem, OUTPUT) and not emits_logarithms(problem.operation)
+        and not problem.shard.given)
 
 
 cdef inline bint can_keep_in_output(const Problem *problem, int real_kind) noexcept nogil:

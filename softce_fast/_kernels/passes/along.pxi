@@ -123,12 +123,26 @@ cdef inline void run_drop(vector *e, Py_ssize_t place, vector counting) noexcept
             vector_equal(counting, vector_set(<real>(place - k * LANES))), vector_set(0.0), e[k])
 
 
+cdef struct RowSums:
+    # Of each row of a group, LANES partial sums.
+    real[LANES_SQUARED] high
+    real[LANES_SQUARED] low
+
+
+cdef inline void sums_put(RowSums *sums, Py_ssize_t k, DoubleDouble total) noexcept nogil:
+    vector_store(sums.high + k * LANES, total.high)
+    vector_store(sums.low + k * LANES, total.low)
+
+
 cdef struct Stretch:
     # Classes of a row whose exponentials are added up.
     const char *x
     int kind              # of its elements
     Py_ssize_t n
     Py_ssize_t pivot      # what is left out; outside [0, n) for nothing
+    Py_ssize_t label      # and what is left out of the second of two
+    RowSums *further      # sums, whose first has all; NULL if they are not wanted,
+    Py_ssize_t row        # else which row of theirs this is
     real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
     const real *factors   # of the exponentials before they are added up; NULL for none
     const char *ahead     # what is fetched meanwhile, `size` bytes a class: up to the second cache
@@ -165,62 +179,87 @@ cdef inline void copy_weighty(
         i += LANES
 
 
-cdef inline DoubleDouble row_exponentials(
-    const Stretch *stretch, Reference reference, const Scale *scale_, bint keep, bint weigh,
-    int kind, Arithmetic arithmetic,
+cdef struct RunSums:
+    # Sums of runs, lane by lane: without the pivot, of all, and without the label.
+    DoubleDouble[3] total
+    vector[3] run            # the last one, which is not in the total yet
+
+
+cdef inline void runs_next(RunSums *sums, Py_ssize_t i, int count, bint few_digits) noexcept nogil:
+    """Take the last run into the total; the next one begins at class i."""
+    cdef int k
+    for k in range(count):
+        if i > RUN * LANES:
+            sums.total[k] = sum_add(sums.total[k], sums.run[k], few_digits)
+        else:
+            sums.total[k] = double_double_from(sums.run[k])
+
+
+cdef inline void runs_put(
+    RunSums *sums, vector *e, const Stretch *stretch, Py_ssize_t i, bint further
 ) noexcept nogil:
-    """Return the sum of the exponentials, lane by lane; the last four are constants if possible."""
+    """Set the run that begins at class i; its exponentials are used up."""
+    cdef vector counting = vector_counting()
+    cdef Py_ssize_t pivot = stretch.pivot - i, label = stretch.label - i, k
+    cdef vector[RUN] others
+    if further:
+        sums.run[1] = sums.run[2] = run_sum(e)
+        if 0 <= label < RUN * LANES:
+            for k in range(RUN):
+                others[k] = e[k]
+            run_drop(others, label, counting)
+            sums.run[2] = run_sum(others)
+    if 0 <= pivot < RUN * LANES:
+        run_drop(e, pivot, counting)
+    sums.run[0] = run_sum(e)
+
+
+cdef inline DoubleDouble row_exponentials(
+    const Stretch *stretch_, Reference reference, const Scale *scale_, bint keep, bint weigh,
+    int kind, Arithmetic arithmetic, bint further=False,
+) noexcept nogil:
+    """Return the sum of the exponentials, lane by lane; the last five are constants if possible."""
+    # Copies, which no store in the loop can change: they stay in registers.
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
-    cdef const char *x = stretch.x
-    cdef real *kept = stretch.kept
-    cdef Py_ssize_t n = stretch.n, pivot = stretch.pivot, size = stretch.size
-    cdef const char *ahead = stretch.ahead
-    cdef const char *near = stretch.near
-    cdef DoubleDouble total = double_double_from(vector_set(0.0))
-    cdef vector run = vector_set(0.0)
+    cdef Stretch stretch = stretch_[0]
+    cdef int count = 3 if further else 1
+    cdef Py_ssize_t i = 0, k, n = stretch.n
+    cdef RunSums sums
     cdef vector[RUN] e
-    cdef vector counting = vector_counting()
-    cdef Py_ssize_t i = 0, k
+    for k in range(count):
+        sums.run[k] = vector_set(0.0)
     while i + RUN * LANES <= n:
         for k in range(RUN):
-            prefetch(ahead + (i + k * LANES) * size)
+            prefetch(stretch.ahead + (i + k * LANES) * stretch.size)
             if not keep:
-                prefetch_near(near + (i + k * LANES) * size)
+                prefetch_near(stretch.near + (i + k * LANES) * stretch.size)
             e[k] = row_exponential(
-                kind_vector(x + (i + k * LANES) * kind_size(kind), kind), stretch, i + k * LANES,
-                reference, scale, weigh)
+                kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind), &stretch,
+                i + k * LANES, reference, scale, weigh)
             if keep:
-                vector_store(kept + i + k * LANES, e[k])
-        if i <= pivot < i + RUN * LANES:
-            run_drop(e, pivot - i, counting)
+                vector_store(stretch.kept + i + k * LANES, e[k])
         # One run late: the additions need not wait for the exponentials above.
-        if i > RUN * LANES:
-            total = sum_add(total, run, scale.few_digits)
-        else:
-            total = double_double_from(run)
-        run = run_sum(e)
+        runs_next(&sums, i, count, scale.few_digits)
+        runs_put(&sums, e, &stretch, i, further)
         i += RUN * LANES
-    if i > RUN * LANES:
-        total = sum_add(total, run, scale.few_digits)
-    else:
-        total = double_double_from(run)
     if i < n:
         for k in range(RUN):
             e[k] = vector_set(0.0)
             if i + k * LANES < n:
                 e[k] = row_exponential(
-                    element_vector(x, i + k * LANES, n, kind), stretch, i + k * LANES, reference,
-                    scale, weigh)
+                    element_vector(stretch.x, i + k * LANES, n, kind), &stretch, i + k * LANES,
+                    reference, scale, weigh)
                 if keep:
-                    row_store(kept + i + k * LANES, e[k], n - i - k * LANES)
-        if i <= pivot:
-            run_drop(e, pivot - i, counting)
-        if i > 0:
-            total = sum_add(total, run_sum(e), scale.few_digits)
-        else:
-            total = double_double_from(run_sum(e))
-    return total
+                    row_store(stretch.kept + i + k * LANES, e[k], n - i - k * LANES)
+        runs_next(&sums, i, count, scale.few_digits)
+        runs_put(&sums, e, &stretch, i, further)
+        i += RUN * LANES
+    runs_next(&sums, i, count, scale.few_digits)
+    if further:
+        sums_put(stretch.further, stretch.row, sums.total[1])
+        sums_put(stretch.further + 1, stretch.row, sums.total[2])
+    return sums.total[0]
 
 
 # A function each, which has its registers to itself.
@@ -265,10 +304,22 @@ cdef DoubleDouble exponentials_weighted(
     return row_exponentials(stretch, reference, scale, False, True, REAL_KIND, GENERAL)
 
 
+cdef DoubleDouble exponentials_further(
+    const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
+) noexcept nogil:
+    if stretch.kind == REAL_KIND and arithmetic_for(scale, shifted) == PLAIN:
+        return row_exponentials(
+            stretch, reference, scale, False, False, REAL_KIND, PLAIN, True)
+    return row_exponentials(
+        stretch, reference, scale, False, False, stretch.kind, GENERAL, True)
+
+
 cdef inline DoubleDouble row_absorb(
     const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
 ) noexcept nogil:
     """row_exponentials() in the arithmetic that the row needs."""
+    if stretch.further != NULL:
+        return exponentials_further(stretch, reference, scale, shifted)
     if stretch.factors != NULL:
         return exponentials_weighted(stretch, reference, scale, shifted)
     if not (scale.tempered or shifted):
@@ -325,17 +376,6 @@ cdef inline DoubleDouble rows_folded(
     result.high = high[0]
     result.low = low[0]
     return result
-
-
-cdef struct RowSums:
-    # Of each row of a group, LANES partial sums.
-    real[LANES_SQUARED] high
-    real[LANES_SQUARED] low
-
-
-cdef inline void sums_put(RowSums *sums, Py_ssize_t k, DoubleDouble total) noexcept nogil:
-    vector_store(sums.high + k * LANES, total.high)
-    vector_store(sums.low + k * LANES, total.low)
 
 
 cdef DoubleDouble rows_reduce(
@@ -504,8 +544,7 @@ cdef inline Coefficients coefficients_of(
     cdef Coefficients coefficients
     coefficients.weight = NULL
     coefficients.probabilities = NULL
-    coefficients.even = vector_set(
-        <real>(problem.options.label_smoothing / <double>problem.layout.classes))
+    coefficients.even = vector_set(<real>even_share(problem))
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
@@ -622,25 +661,31 @@ cdef void row_correct(
             chunk * CHUNK, n, gradient, 0, scratch.raw)
 
 
+cdef inline Py_ssize_t label_place(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k
+) noexcept nogil:
+    """Which class of a chunk is the label of row k; -1 if none is."""
+    cdef Py_ssize_t label = group.labels[k] - chunk * CHUNK
+    return label if has(problem, LABELS) and label < chunk_length(problem, chunk) else -1
+
+
 cdef inline Py_ssize_t row_pivot(
     const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const char *x,
     real maximum,
 ) noexcept nogil:
     """Which class of a chunk of row k is left out of its sum; -1 for none."""
-    cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t label
     if leaves_out_maximum(problem.operation):
-        return row_find(x, n, maximum, input_kind(problem))
+        return row_find(x, chunk_length(problem, chunk), maximum, input_kind(problem))
     if not leaves_out_label(problem.operation):
         return -1
-    label = group.labels[k] - chunk * CHUNK
-    return label if label < n else -1
+    return label_place(group, problem, chunk, k)
 
 
 cdef struct DenseSums:
     # What is summed of each row of a group besides its exponentials.
     RowSums coefficients
     RowSums spread
+    RowSums[2] further # shards: exponentials of all, and without the label
     real[16] own       # the coefficient, or factor, of the maximum
     real[16] below     # scores: how many classes are not above the label
 
@@ -652,6 +697,7 @@ cdef inline Stretch stretch_of(const Problem *problem, Py_ssize_t n) noexcept no
     stretch.kind = input_kind(problem)
     stretch.size = problem.arrays[<int>INPUT].size
     stretch.factors = NULL
+    stretch.further = NULL
     return stretch
 
 
@@ -708,6 +754,7 @@ cdef void along_absorb(
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
+            shard_stretch(&stretch, group, problem, chunk, k, &dense)
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
             if is_scored(problem.operation):
@@ -722,6 +769,7 @@ cdef void along_absorb(
         dense_reduce(group, problem, chunk, state, &dense)
     if is_scored(problem.operation):
         along_rest(group, problem, chunk, state, x, scratch)
+    shard_export(group, problem, chunk, state, &dense)
 
 
 cdef inline real along_compare(
@@ -776,9 +824,7 @@ cdef inline DoubleDouble chunk_coefficients(
     const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
     """The sum of what label smoothing gives to the classes of a chunk, of any row."""
-    cdef double total = (
-        problem.options.label_smoothing / <double>problem.layout.classes
-        * problem.options.chunk_sums[chunk])
+    cdef double total = even_share(problem) * problem.options.chunk_sums[chunk]
     cdef DoubleDouble result
     result.high = vector_set(<real>total)
     result.low = vector_set(<real>(total - <real>total))
