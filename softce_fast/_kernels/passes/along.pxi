@@ -195,35 +195,38 @@ cdef inline void runs_next(RunSums *sums, Py_ssize_t i, int count, bint few_digi
             sums.total[k] = double_double_from(sums.run[k])
 
 
-cdef inline void runs_put(
-    RunSums *sums, vector *e, const Stretch *stretch, Py_ssize_t i, bint further
-) noexcept nogil:
-    """Set the run that begins at class i; its exponentials are used up."""
-    cdef vector counting = vector_counting()
-    cdef Py_ssize_t pivot = stretch.pivot - i, label = stretch.label - i, k
+cdef inline vector run_without(const vector *e, Py_ssize_t place) noexcept nogil:
+    """The sum of a run without the element at that place, if it is in the run."""
     cdef vector[RUN] others
-    if further:
-        sums.run[1] = sums.run[2] = run_sum(e)
-        if 0 <= label < RUN * LANES:
-            for k in range(RUN):
-                others[k] = e[k]
-            run_drop(others, label, counting)
-            sums.run[2] = run_sum(others)
-    if 0 <= pivot < RUN * LANES:
-        run_drop(e, pivot, counting)
-    sums.run[0] = run_sum(e)
+    cdef Py_ssize_t k
+    if not 0 <= place < RUN * LANES:
+        return run_sum(e)
+    for k in range(RUN):
+        others[k] = e[k]
+    run_drop(others, place, vector_counting())
+    return run_sum(others)
+
+
+cdef inline void runs_put(
+    RunSums *sums, const vector *e, const Stretch *stretch, Py_ssize_t i, int count
+) noexcept nogil:
+    """Set the run that begins at class i."""
+    sums.run[0] = run_without(e, stretch.pivot - i)
+    if count > 1:
+        sums.run[1] = run_sum(e)
+    if count > 2:
+        sums.run[2] = run_without(e, stretch.label - i)
 
 
 cdef inline DoubleDouble row_exponentials(
     const Stretch *stretch_, Reference reference, const Scale *scale_, bint keep, bint weigh,
-    int kind, Arithmetic arithmetic, bint further=False,
+    int kind, Arithmetic arithmetic, int count=1,
 ) noexcept nogil:
     """Return the sum of the exponentials, lane by lane; the last five are constants if possible."""
     # Copies, which no store in the loop can change: they stay in registers.
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
     cdef Stretch stretch = stretch_[0]
-    cdef int count = 3 if further else 1
     cdef Py_ssize_t i = 0, k, n = stretch.n
     cdef RunSums sums
     cdef vector[RUN] e
@@ -241,7 +244,7 @@ cdef inline DoubleDouble row_exponentials(
                 vector_store(stretch.kept + i + k * LANES, e[k])
         # One run late: the additions need not wait for the exponentials above.
         runs_next(&sums, i, count, scale.few_digits)
-        runs_put(&sums, e, &stretch, i, further)
+        runs_put(&sums, e, &stretch, i, count)
         i += RUN * LANES
     if i < n:
         for k in range(RUN):
@@ -253,12 +256,12 @@ cdef inline DoubleDouble row_exponentials(
                 if keep:
                     row_store(stretch.kept + i + k * LANES, e[k], n - i - k * LANES)
         runs_next(&sums, i, count, scale.few_digits)
-        runs_put(&sums, e, &stretch, i, further)
+        runs_put(&sums, e, &stretch, i, count)
         i += RUN * LANES
     runs_next(&sums, i, count, scale.few_digits)
-    if further:
+    if count > 1:
         sums_put(stretch.further, stretch.row, sums.total[1])
-        sums_put(stretch.further + 1, stretch.row, sums.total[2])
+        sums_put(stretch.further + 1, stretch.row, sums.total[count - 1])
     return sums.total[0]
 
 
@@ -307,11 +310,13 @@ cdef DoubleDouble exponentials_weighted(
 cdef DoubleDouble exponentials_further(
     const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
 ) noexcept nogil:
-    if stretch.kind == REAL_KIND and arithmetic_for(scale, shifted) == PLAIN:
+    """Where the label is elsewhere, the sum without it is that of all."""
+    if stretch.kind != REAL_KIND or arithmetic_for(scale, shifted) != PLAIN:
         return row_exponentials(
-            stretch, reference, scale, False, False, REAL_KIND, PLAIN, True)
-    return row_exponentials(
-        stretch, reference, scale, False, False, stretch.kind, GENERAL, True)
+            stretch, reference, scale, False, False, stretch.kind, GENERAL, 3)
+    if stretch.label < 0:
+        return row_exponentials(stretch, reference, scale, False, False, REAL_KIND, PLAIN, 2)
+    return row_exponentials(stretch, reference, scale, False, False, REAL_KIND, PLAIN, 3)
 
 
 cdef inline DoubleDouble row_absorb(
@@ -850,7 +855,8 @@ cdef struct RowEntry:
 cdef struct RowOutput:
     # What to write for n classes of a row, in one number of each vector of a Recipe.
     const char *x             # kept exponentials, or logits,
-    int source                # and the kind of them
+    int source                # the kind of them,
+    const char *ahead         # and logits that are fetched meanwhile
     int stored                # kind of the output
     Reference reference
     DoubleDouble factor
@@ -948,6 +954,8 @@ cdef inline void row_emit(
             joint_first(joints, to, row_output_at(&row, kind, 0, n, counting, &scale), i)
     if head >= 0:
         while i + LANES <= n:
+            if kind != FROM_KEPT:
+                prefetch(row.ahead + i * size)
             kind_vector_stream(
                 to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
             i += LANES
@@ -1160,6 +1168,9 @@ cdef inline void row_make(
         return
     row.source = input_kind(problem)
     row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
+    row.ahead = (
+        problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
+        + chunk * CHUNK * problem.arrays[<int>INPUT].size + problem.plan.ahead)
     if emits_logarithms(problem.operation):
         emit_logarithms(&row, n, &scratch.scale, place.to, place.joints)
     else:
