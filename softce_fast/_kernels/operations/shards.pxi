@@ -18,15 +18,23 @@ cdef inline char *shard_place(
 # ---- what is found out ---------------------------------------------------------------------------
 
 
+cdef inline bint sums_gaps(const Problem *problem) noexcept nogil:
+    """Whether all coefficients are 1, so that they need no read of their own."""
+    return (
+        problem.shard.exported != NULL and is_dense(problem.operation)
+        and not coefficients_by_row(problem) and problem.options.coefficients == NULL)
+
+
 cdef inline void shard_stretch(
     Stretch *stretch, const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k,
-    DenseSums *dense,
+    real maximum, DenseSums *dense,
 ) noexcept nogil:
     """Have all kinds of sums taken in one read."""
-    if problem.shard.exported != NULL:
-        stretch.further = dense.further
-        stretch.row = k
-        stretch.label = label_place(group, problem, chunk, k)
+    stretch.further = dense
+    stretch.row = k
+    stretch.label = label_place(group, problem, chunk, k)
+    stretch.origin = spread_origin(vector_set(maximum))
+    stretch.gaps = sums_gaps(problem)
 
 
 cdef inline void shard_export(
@@ -51,10 +59,10 @@ cdef void shard_write(
     numbers_store(numbers[<int>SHARD_REFERENCE], state.reference.shift)
     numbers_store(numbers[<int>SHARD_REFERENCE + 1], state.reference.exponent)
     sum_store(
-        &numbers[<int>SHARD_ALL], rows_reduce(&dense.further[0], group.rows, n, few_digits))
+        &numbers[<int>SHARD_ALL], rows_reduce(&dense.all, group.rows, n, few_digits))
     sum_store(&numbers[<int>SHARD_REST], state.others)
     sum_store(
-        &numbers[<int>SHARD_OTHERS], rows_reduce(&dense.further[1], group.rows, n, few_digits))
+        &numbers[<int>SHARD_OTHERS], rows_reduce(&dense.unlabelled, group.rows, n, few_digits))
     if is_dense(problem.operation):
         count = SHARD_NUMBERS
         sum_store(&numbers[<int>SHARD_WEIGHTS], state.other_coefficients)

@@ -134,15 +134,27 @@ cdef inline void sums_put(RowSums *sums, Py_ssize_t k, DoubleDouble total) noexc
     vector_store(sums.low + k * LANES, total.low)
 
 
+cdef struct DenseSums:
+    # What is summed of each row of a group besides its exponentials.
+    RowSums coefficients
+    RowSums spread
+    RowSums all         # shards: the exponentials of all,
+    RowSums unlabelled  # and without the label
+    real[16] own        # the coefficient, or factor, of the maximum
+    real[16] below      # scores: how many classes are not above the label
+
+
 cdef struct Stretch:
     # Classes of a row whose exponentials are added up.
     const char *x
     int kind              # of its elements
     Py_ssize_t n
     Py_ssize_t pivot      # what is left out; outside [0, n) for nothing
-    Py_ssize_t label      # and what is left out of the second of two
-    RowSums *further      # sums, whose first has all; NULL if they are not wanted,
-    Py_ssize_t row        # else which row of theirs this is
+    DenseSums *further    # where further sums go; NULL if they are not wanted,
+    Py_ssize_t row        # else which row of theirs this is,
+    Py_ssize_t label      # what is left out of one of them,
+    vector origin         # what logits are counted from
+    bint gaps             # in another, and whether that is wanted
     real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
     const real *factors   # of the exponentials before they are added up; NULL for none
     const char *ahead     # what is fetched meanwhile, `size` bytes a class: up to the second cache
@@ -179,20 +191,31 @@ cdef inline void copy_weighty(
         i += LANES
 
 
+cdef enum:
+    # What is added up over a row, bits: exponentials without the pivot, of all, and without the
+    # label; and how far logits are below the maximum.
+    SUM_REST = 1
+    SUM_ALL = 2
+    SUM_UNLABELLED = 4
+    SUM_GAPS = 8
+
+
 cdef struct RunSums:
-    # Sums of runs, lane by lane: without the pivot, of all, and without the label.
-    DoubleDouble[3] total
-    vector[3] run            # the last one, which is not in the total yet
+    # These sums, lane by lane, but for the last run, which is not in the total yet.
+    DoubleDouble[4] total
+    vector[4] run
 
 
-cdef inline void runs_next(RunSums *sums, Py_ssize_t i, int count, bint few_digits) noexcept nogil:
+cdef inline void runs_next(RunSums *sums, Py_ssize_t i, int wanted, bint few_digits) noexcept nogil:
     """Take the last run into the total; the next one begins at class i."""
-    cdef int k
-    for k in range(count):
+    cdef int j
+    for j in range(4):
+        if not wanted >> j & 1:
+            continue
         if i > RUN * LANES:
-            sums.total[k] = sum_add(sums.total[k], sums.run[k], few_digits)
+            sums.total[j] = sum_add(sums.total[j], sums.run[j], few_digits)
         else:
-            sums.total[k] = double_double_from(sums.run[k])
+            sums.total[j] = double_double_from(sums.run[j])
 
 
 cdef inline vector run_without(const vector *e, Py_ssize_t place) noexcept nogil:
@@ -208,19 +231,39 @@ cdef inline vector run_without(const vector *e, Py_ssize_t place) noexcept nogil
 
 
 cdef inline void runs_put(
-    RunSums *sums, const vector *e, const Stretch *stretch, Py_ssize_t i, int count
+    RunSums *sums, const vector *e, const vector *x, const Stretch *stretch, Py_ssize_t i,
+    Py_ssize_t left, int wanted,
 ) noexcept nogil:
-    """Set the run that begins at class i."""
+    """Set the run of `left` classes from class i on: its exponentials, and logits."""
+    cdef vector[RUN] gap
+    cdef Py_ssize_t k
     sums.run[0] = run_without(e, stretch.pivot - i)
-    if count > 1:
+    if wanted & SUM_ALL:
         sums.run[1] = run_sum(e)
-    if count > 2:
+    if wanted & SUM_UNLABELLED:
         sums.run[2] = run_without(e, stretch.label - i)
+    if wanted & SUM_GAPS:
+        for k in range(RUN):
+            gap[k] = zero_past_end(
+                vector_subtract(stretch.origin, x[k]), k * LANES, left)
+        sums.run[3] = run_sum(gap)
+
+
+cdef inline void runs_hand_over(
+    const RunSums *sums, const Stretch *stretch, int wanted
+) noexcept nogil:
+    if wanted & SUM_ALL:
+        sums_put(&stretch.further.all, stretch.row, sums.total[1])
+        sums_put(
+            &stretch.further.unlabelled, stretch.row,
+            sums.total[2 if wanted & SUM_UNLABELLED else 1])
+    if wanted & SUM_GAPS and stretch.gaps:
+        sums_put(&stretch.further.spread, stretch.row, sums.total[3])
 
 
 cdef inline DoubleDouble row_exponentials(
     const Stretch *stretch_, Reference reference, const Scale *scale_, bint keep, bint weigh,
-    int kind, Arithmetic arithmetic, int count=1,
+    int kind, Arithmetic arithmetic, int wanted=SUM_REST,
 ) noexcept nogil:
     """Return the sum of the exponentials, lane by lane; the last five are constants if possible."""
     # Copies, which no store in the loop can change: they stay in registers.
@@ -229,39 +272,36 @@ cdef inline DoubleDouble row_exponentials(
     cdef Stretch stretch = stretch_[0]
     cdef Py_ssize_t i = 0, k, n = stretch.n
     cdef RunSums sums
+    cdef vector[RUN] x
     cdef vector[RUN] e
-    for k in range(count):
+    for k in range(4):
         sums.run[k] = vector_set(0.0)
     while i + RUN * LANES <= n:
         for k in range(RUN):
             prefetch(stretch.ahead + (i + k * LANES) * stretch.size)
             if not keep:
                 prefetch_near(stretch.near + (i + k * LANES) * stretch.size)
-            e[k] = row_exponential(
-                kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind), &stretch,
-                i + k * LANES, reference, scale, weigh)
+            x[k] = kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind)
+            e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
             if keep:
                 vector_store(stretch.kept + i + k * LANES, e[k])
         # One run late: the additions need not wait for the exponentials above.
-        runs_next(&sums, i, count, scale.few_digits)
-        runs_put(&sums, e, &stretch, i, count)
+        runs_next(&sums, i, wanted, scale.few_digits)
+        runs_put(&sums, e, x, &stretch, i, RUN * LANES, wanted)
         i += RUN * LANES
     if i < n:
         for k in range(RUN):
+            x[k] = element_vector(stretch.x, i + k * LANES, n, kind)
             e[k] = vector_set(0.0)
             if i + k * LANES < n:
-                e[k] = row_exponential(
-                    element_vector(stretch.x, i + k * LANES, n, kind), &stretch, i + k * LANES,
-                    reference, scale, weigh)
+                e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
                 if keep:
                     row_store(stretch.kept + i + k * LANES, e[k], n - i - k * LANES)
-        runs_next(&sums, i, count, scale.few_digits)
-        runs_put(&sums, e, &stretch, i, count)
+        runs_next(&sums, i, wanted, scale.few_digits)
+        runs_put(&sums, e, x, &stretch, i, n - i, wanted)
         i += RUN * LANES
-    runs_next(&sums, i, count, scale.few_digits)
-    if count > 1:
-        sums_put(stretch.further, stretch.row, sums.total[1])
-        sums_put(stretch.further + 1, stretch.row, sums.total[count - 1])
+    runs_next(&sums, i, wanted, scale.few_digits)
+    runs_hand_over(&sums, &stretch, wanted)
     return sums.total[0]
 
 
@@ -313,10 +353,18 @@ cdef DoubleDouble exponentials_further(
     """Where the label is elsewhere, the sum without it is that of all."""
     if stretch.kind != REAL_KIND or arithmetic_for(scale, shifted) != PLAIN:
         return row_exponentials(
-            stretch, reference, scale, False, False, stretch.kind, GENERAL, 3)
-    if stretch.label < 0:
-        return row_exponentials(stretch, reference, scale, False, False, REAL_KIND, PLAIN, 2)
-    return row_exponentials(stretch, reference, scale, False, False, REAL_KIND, PLAIN, 3)
+            stretch, reference, scale, False, False, stretch.kind, GENERAL,
+            SUM_REST | SUM_ALL | SUM_UNLABELLED | SUM_GAPS)
+    if stretch.label >= 0:
+        return row_exponentials(
+            stretch, reference, scale, False, False, REAL_KIND, PLAIN,
+            SUM_REST | SUM_ALL | SUM_UNLABELLED | SUM_GAPS)
+    if stretch.gaps:
+        return row_exponentials(
+            stretch, reference, scale, False, False, REAL_KIND, PLAIN,
+            SUM_REST | SUM_ALL | SUM_GAPS)
+    return row_exponentials(
+        stretch, reference, scale, False, False, REAL_KIND, PLAIN, SUM_REST | SUM_ALL)
 
 
 cdef inline DoubleDouble row_absorb(
@@ -495,20 +543,22 @@ cdef inline void run_spread(
 
 cdef inline void row_spread(
     const real *x, Py_ssize_t n, vector origin, const Coefficients *coefficients, Py_ssize_t top,
-    DoubleDouble *total, DoubleDouble *spread,
+    DoubleDouble *total_, DoubleDouble *spread_,
 ) noexcept nogil:
     """Sum, lane by lane, the spread_term() of a row and, of probabilities, the coefficients.
 
     That of class `top` is left out of the latter.
     """
     cdef Py_ssize_t i = 0
-    total[0] = double_double_from(vector_set(0.0))
-    spread[0] = total[0]
+    cdef DoubleDouble total = double_double_from(vector_set(0.0))    # in registers
+    cdef DoubleDouble spread = total
     while i + RUN * LANES <= n:
-        run_spread(x, i, i + RUN * LANES, origin, coefficients, top, total, spread)
+        run_spread(x, i, i + RUN * LANES, origin, coefficients, top, &total, &spread)
         i += RUN * LANES
     if i < n:
-        run_spread(x, i, n, origin, coefficients, top, total, spread)
+        run_spread(x, i, n, origin, coefficients, top, &total, &spread)
+    total_[0] = total
+    spread_[0] = spread
 
 
 cdef void row_spread_of(
@@ -686,15 +736,6 @@ cdef inline Py_ssize_t row_pivot(
     return label_place(group, problem, chunk, k)
 
 
-cdef struct DenseSums:
-    # What is summed of each row of a group besides its exponentials.
-    RowSums coefficients
-    RowSums spread
-    RowSums[2] further # shards: exponentials of all, and without the label
-    real[16] own       # the coefficient, or factor, of the maximum
-    real[16] below     # scores: how many classes are not above the label
-
-
 cdef inline Stretch stretch_of(const Problem *problem, Py_ssize_t n) noexcept nogil:
     """A stretch of n classes, of which nothing is known yet."""
     cdef Stretch stretch
@@ -752,14 +793,15 @@ cdef void along_absorb(
             position[k] = <real>stretch.pivot
             stretch.x = x[k]
             stretch_fetch(&stretch, group, problem, k, chunk)
-            if is_dense(problem.operation):
+            if is_dense(problem.operation) and not sums_gaps(problem):
                 along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             elif is_weighted(problem):
                 along_factors(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
-            shard_stretch(&stretch, group, problem, chunk, k, &dense)
+            if problem.shard.exported != NULL:
+                shard_stretch(&stretch, group, problem, chunk, k, maximum[k], &dense)
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
             if is_scored(problem.operation):
@@ -955,7 +997,7 @@ cdef inline void row_emit(
     if head >= 0:
         while i + LANES <= n:
             if kind != FROM_KEPT:
-                prefetch(row.ahead + i * size)
+                prefetch(row.ahead + i * kind_size(row.source))
             kind_vector_stream(
                 to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
             i += LANES
