@@ -1,8 +1,8 @@
 """Classes shared out over arrays, processes or machines.
 
 Each has some of the classes of every row. What it finds out about them, its row states, is small:
-104 bytes for each :data:`SPLIT` classes of a row, twice that of half types. States that are merged say
-all about a row that its logsumexp, loss, probabilities and gradient need:
+104 bytes for each :data:`SPLIT` classes of a row, twice that of half types. States that are merged
+say all about a row that its logsumexp, loss, probabilities and gradient need:
 
 >>> import numpy as np
 >>> from softce_fast import sharded
@@ -60,6 +60,7 @@ _CHUNK = np.dtype(
         ("others", "f8", 2), ("weights", "f8", 2), ("own", "f8"), ("spread", "f8"),
     ]
 )  # fmt: skip
+_BYTES = np.dtype(f"V{_CHUNK.itemsize}")  # which are copied as a whole
 # The same of no logit.
 _NOTHING = np.array((-np.inf, (0, -48), (0, 0), (0, 0), (0, 0), (0, 0), 0, 0), _CHUNK)
 # How far from 1 the exponents of coefficients may lie that float32 holds.
@@ -248,7 +249,8 @@ def merge(*states: Array) -> Array:
     merged = _row_states.merged(states, sums)
     merged["has_nan"] = np.logical_or.reduce([item["has_nan"] for item in states])
     for name, *_ in sums[1:]:
-        np.concatenate([item[name] for item in states], axis=-1, out=merged[name])
+        chunks = [item[name].astype(_CHUNK, copy=False).view(_BYTES) for item in states]
+        np.concatenate(chunks, axis=-1, out=merged[name].view(_BYTES))
     return merged
 
 
