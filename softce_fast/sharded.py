@@ -254,14 +254,18 @@ def merge(*states: Array) -> Array:
     return merged
 
 
+def _name_of_sums(states: Array) -> str:
+    """Return the name of the sums that have all digits."""
+    return "more_digits" if "more_digits" in (states.dtype.names or ()) else "chunks"
+
+
 def _chunks(states: Array, is_rough: bool, class_power: int = 0) -> Array:
     """Return the chunks of the rows as the kernels take them.
 
     Those of half types with few digits, if they are enough. `class_power`: what is to be taken out
     of class weights.
     """
-    names = states.dtype.names or ()
-    name = "chunks" if is_rough or "more_digits" not in names else "more_digits"
+    name = "chunks" if is_rough else _name_of_sums(states)
     chunks: Array = states.reshape(-1)[name].astype(_CHUNK, copy=False)
     if class_power:
         chunks = chunks.copy()
@@ -346,7 +350,7 @@ def logsumexp(states: Array) -> Any:
 def _task_of(states: Array, loss: Loss) -> _Task:
     """Return how the kernels compute a loss; powers of two are taken out of extreme weights."""
     smoothing = loss.label_smoothing
-    chunks = states["chunks" if "more_digits" not in states.dtype.fields else "more_digits"]
+    chunks = states[_name_of_sums(states)]
     weights = None
     if states["weighted"].any():
         weights = states["weight"]
