@@ -379,7 +379,7 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         is_wide = bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
     imported = {
         "imported": _chunks(states, is_rough, class_power),
-        "label_logit": np.array(states["logit"], order="C"),
+        "label_logit": np.array(states["logit"], np.float64, order="C"),
         "share": np.array(loss.share, order="C"),
         "even": loss.share.flat[0] if states.size else 1.0,
     }
