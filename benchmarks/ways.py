@@ -30,6 +30,7 @@ import waiting
 from plots import PLAIN_WAY
 from report import BESIDE
 from shapes import HALF_DTYPES, ITEM_SIZES, Array
+from softce_fast import sharded
 from timing import Call
 
 CLASSES = (10, 100, 1000, 32_000)
@@ -76,6 +77,7 @@ class Arguments:
     batch: dict[str, Array]  # of rows x classes, the output among them
     rows: dict[str, Array] = field(default_factory=dict)  # an element for each row
     options: dict[str, Any] = field(default_factory=dict)
+    shards: int = 1  # that the classes are shared out over
 
     @classmethod
     def plain(cls, function: str, rows: int, classes: int, dtype: str) -> Arguments:
@@ -135,8 +137,47 @@ class Arguments:
         return replace(self, batch=self.batch | changed)
 
     def call(self) -> Call:
+        if self.shards > 1:
+            return partial(through_states, self, cut(self))
         function = getattr(softce_fast, self.function)
         return partial(function, **self.batch, **self.rows, **self.options)
+
+
+Shard = tuple[int, dict[str, Any]]  # its first class, and its part of the batch
+
+
+def cut(arguments: Arguments) -> list[Shard]:
+    """Shares of the classes, each in arrays of its own."""
+    cuts = np.linspace(0, arguments.x.shape[1], arguments.shards + 1).astype(int)
+    return [
+        (start, {name: array[:, start:stop].copy() for name, array in arguments.batch.items()})
+        for start, stop in itertools.pairwise(cuts.tolist())
+    ]
+
+
+def through_states(arguments: Arguments, shards: list[Shard]) -> None:
+    """The call by softce_fast.sharded, one shard after the other."""
+    name = arguments.function
+    rows: dict[str, Any] = arguments.rows
+    states = sharded.merge(
+        *(
+            sharded.row_states(batch[arguments.inputs[0]], **rows, class_offset=start)
+            for start, batch in shards
+        )
+    )
+    reduction = arguments.options.get("reduction", "mean")
+    if arguments.output == "out":
+        for _, batch in shards:
+            getattr(sharded, name)(batch["x"], states, out=batch["out"])
+    elif name == "logsumexp":
+        sharded.logsumexp(states)
+    else:
+        sharded.cross_entropy(states, reduction=reduction)
+    if arguments.output == "grad_out":
+        for start, batch in shards:
+            sharded.cross_entropy_grad(
+                **batch, **rows, states=states, class_offset=start, reduction=reduction
+            )
 
 
 # -------------------------------------------------------------------------------------- ways
@@ -244,6 +285,10 @@ def probabilities(other_dtype: bool) -> Change:
     return change
 
 
+def shared_out(plain: Arguments) -> Arguments:
+    return replace(plain, shards=4)
+
+
 def as_it_is(plain: Arguments) -> Arguments:
     return plain
 
@@ -293,6 +338,7 @@ WAYS = {
     "label smoothing": Way(
         1.3, lambda plain: plain.having(label_smoothing=0.1), ("cross_entropy_with_grad",)
     ),
+    "classes in four shards": Way(1.2, shared_out, MASKED),
     "losses of labels, over PyTorch": Way(1, as_it_is, LABEL_LOSSES, plain=None),
 }
 
@@ -302,7 +348,8 @@ WAYS = {
 
 def torch_call(arguments: Arguments) -> Call | None:
     """The same by PyTorch; None where it has no such way, or is not installed."""
-    if {"b", "return_sign"} & set(arguments.options) or peers.PEERS["torch"].missing():
+    unknown = {"b", "return_sign"} & set(arguments.options) or arguments.shards > 1
+    if unknown or peers.PEERS["torch"].missing():
         return None
     try:
         call = _torch_call(arguments)

@@ -188,7 +188,8 @@ class Loss(NamedTuple):
         weights = self.label_weight
         if self.sample_weight is not None:
             weights = weights * self.sample_weight.astype(np.float64)
-        return math.fsum(weights[~self.ignored])
+        weights = weights[~self.ignored]
+        return float(weights.size) if (weights == 1).all() else math.fsum(weights)
 
 
 def loss_of(

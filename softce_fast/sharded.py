@@ -1,8 +1,8 @@
 """Classes shared out over arrays, processes or machines.
 
 Each has some of the classes of every row. What it finds out about them, its row states, is small:
-168 bytes for each :data:`SPLIT` classes of a row, whatever their dtype. States that are merged say
-all about a row that its logsumexp, loss, probabilities and gradient need:
+104 bytes for each :data:`SPLIT` classes of a row, twice that of half types. States that are merged
+say all about a row that its logsumexp, loss, probabilities and gradient need:
 
 >>> import numpy as np
 >>> from softce_fast import sharded
@@ -22,9 +22,7 @@ in the order of the classes; with label smoothing they have its digits.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,50 +46,31 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Index = tuple[Any, ...]
 
 #: Shards that begin at multiples of so many classes keep the bits of the undivided call.
 SPLIT = execute.SPLIT
 
-# A sum of exponentials, and what it lost by rounding; before it the point it is relative to.
-_SUM = [("shift", "f8"), ("exponent", "f8"), ("sum", "f8", 2)]
-# Of a chunk of classes: sums of all, without the maximum, and without the label, this one as well
-# with more digits than a half type needs unless a loss has options. Then the sum of class weights
-# without the maximum's own, and that.
+# Of a chunk of classes: the largest logit, and the point that exponentials are relative to; sums of
+# these (and what each lost by rounding) of all classes, without the largest, and without the label;
+# that of class weights without the largest one's own (in two), that one, and what these make of
+# logits. As the kernels take it: see SHARD_NUMBERS.
 _CHUNK = np.dtype(
     [
-        ("maximum", "f8"), ("all", _SUM), ("rest", _SUM), ("others", _SUM), ("more_digits", _SUM),
-        ("weights", "f8", 2), ("own", "f8"), ("spread", "f8"),
+        ("maximum", "f8"), ("reference", "f8", 2), ("all", "f8", 2), ("rest", "f8", 2),
+        ("others", "f8", 2), ("weights", "f8", 2), ("own", "f8"), ("spread", "f8"),
     ]
 )  # fmt: skip
-_NUMBERS = 9  # of a chunk, as the kernels take them
-# The exponent of the reference of a row without any logit.
-_EXPONENT_OF_NOTHING = -48
+_BYTES = np.dtype(f"V{_CHUNK.itemsize}")  # which are copied as a whole
+# The same of no logit.
+_NOTHING = np.array((-np.inf, (0, -48), (0, 0), (0, 0), (0, 0), (0, 0), 0, 0), _CHUNK)
 # How far from 1 the exponents of coefficients may lie that float32 holds.
 _WIDEST = 60
-# Logits, and rows, of a call of the kernels: caches hold them while they are read again.
-_BLOCK_SIZE, _BLOCK_ROWS = 1 << 19, 512
 
 
-def _sums(chunks: int) -> list[Any]:
-    return [("has_nan", "?"), ("chunks", _CHUNK, (chunks,))]
-
-
-def _row_blocks(shape: tuple[int, ...], axes: tuple[int, ...], size: int) -> Iterator[Index]:
-    """Return indices of blocks of whole rows along `axes`: `size` elements, or one row."""
-    budget = min(_BLOCK_ROWS, size // max(1, math.prod(shape[axis] for axis in axes)))
-    slices = [[slice(None)]] * len(shape)
-    for axis in reversed([axis for axis in range(len(shape)) if axis not in axes]):
-        step = max(1, min(shape[axis], budget))
-        budget //= step
-        slices[axis] = [slice(start, start + step) for start in range(0, shape[axis], step)]
-    return itertools.product(*slices)
-
-
-def _blocks(call: ShardArguments) -> Iterator[tuple[Index, Index]]:
-    """Yield indices of blocks of rows: in the logits, and in what has a number for each row."""
-    for block in _row_blocks(call.logits.shape, (call.axis,), _BLOCK_SIZE):
-        yield block, (*block[: call.axis], *block[call.axis + 1 :], ...)
+def _sums(dtype: np.dtype[Any], chunks: int) -> list[Any]:
+    """Return what states say about chunks, of half types with all digits as well."""
+    names = ("chunks", "more_digits") if dtype.itemsize == 2 else ("chunks",)
+    return [("has_nan", "?"), *((name, _CHUNK, (chunks,)) for name in names)]
 
 
 def row_states(
@@ -164,15 +143,14 @@ def row_states(
             temperature=temperature, softcap=softcap, where=where,
         )
     )  # fmt: skip
-    states = _row_states.opened(call, _sums(max(1, -(-call.classes // SPLIT))))
-    states["chunks"]["maximum"] = -np.inf
-    for name in ("all", "rest", "others", "more_digits"):
-        states["chunks"][name]["exponent"] = _EXPONENT_OF_NOTHING
+    sums = _sums(call.dtype, max(1, -(-call.classes // SPLIT)))
+    states = _row_states.opened(call, sums)
     if call.logits.size:
-        labels = None if call.target is None else call.labels()
-        for block, rows in _blocks(call):
-            _absorb(call, labels, block, rows, states)
+        _absorb(call, states)
         _find_nan(states, call)
+    else:
+        for name, *_ in sums[1:]:
+            states[name] = _NOTHING
     return states
 
 
@@ -188,52 +166,42 @@ def _served(call: ShardArguments) -> ShardArguments:
     return call
 
 
-def _absorb(
-    call: ShardArguments, labels: Array | None, block: Index, rows: Index, states: Array
-) -> None:
-    """Fill in what the chunks of a block of rows sum up to."""
-    chunks = states[rows]["chunks"]
-    where = None if call.where is None else call.where[block]
+def _absorb(call: ShardArguments, states: Array) -> None:
+    """Fill in what the chunks sum up to, in one read but of half types that have a target."""
+    labels = None if call.target is None else call.labels()
     is_half = call.dtype.itemsize == 2
-
-    def numbers_of(operation: str, weighted: bool = False, z_loss: float = 0.0) -> Array:
-        numbers = np.zeros((*chunks.shape, _NUMBERS))
-        exported: dict[str, Array] = {"exported": numbers}
-        mask = where
-        if weighted:
-            # With a mask the kernels sum row by row; each coefficient is the weight.
-            mask = np.broadcast_to(True, call.logits[block].shape) if where is None else where
-            exported["share"] = np.ones(chunks.shape[:-1])
-        own = labels[rows] if labels is not None and "cross_entropy" in operation else None
-        execute.shard(
-            operation, call.logits[block], own, mask, None, None, call.axis, exported,
-            call.weight if weighted else None, None, float(weighted), z_loss, call.temperature,
-            call.softcap or 0.0, 1.0, 0, call.dtype, threads_for,
-        )  # fmt: skip
-        return numbers
-
-    def put(name: str, numbers: Array) -> None:
-        part = chunks[name]
-        part["shift"], part["exponent"] = numbers[..., 1], numbers[..., 2]
-        part["sum"] = numbers[..., 3:5]
-
-    numbers = numbers_of("softmax")
-    chunks["maximum"] = numbers[..., 0]
-    put("all", numbers)
-    put("rest", numbers_of("logsumexp"))
+    rows = states.reshape(-1)
+    if is_half or labels is None:
+        _export("logsumexp", call, labels, {"exported": rows["chunks"]}, call.where)
     if labels is None:
         return
-    numbers = numbers_of("cross_entropy")
-    put("others", numbers)
-    put("more_digits", numbers_of("cross_entropy", z_loss=1.0) if is_half else numbers)
-    numbers = numbers_of("dense_cross_entropy", weighted=True)
-    chunks["weights"] = numbers[..., 5:7]
-    chunks["own"], chunks["spread"] = numbers[..., 7], numbers[..., 8]
+    chunks = rows["more_digits" if is_half else "chunks"]
+    if call.where is None and call.weight is None:
+        _export("dense_cross_entropy", call, labels, {"exported": chunks}, None)
+        chunks["weights"][..., 0] -= 1
+        chunks["own"] = 1
+    else:
+        # With a mask the kernels sum row by row; each coefficient is the weight.
+        where = np.broadcast_to(True, call.logits.shape) if call.where is None else call.where
+        known = {"exported": chunks, "share": np.ones(call.row_shape)}
+        _export("dense_cross_entropy", call, labels, known, where)
+
+
+def _export(
+    operation: str, call: ShardArguments, labels: Array | None, states: dict[str, Any],
+    where: Array | None,
+) -> None:  # fmt: skip
+    is_dense = operation == "dense_cross_entropy"
+    execute.shard(
+        operation, call.logits, labels, where, None, None, call.axis, states,
+        call.weight if is_dense else None, None, float(is_dense), 0.0, call.temperature,
+        call.softcap or 0.0, 1.0, 0, call.dtype, threads_for,
+    )  # fmt: skip
 
 
 def _find_nan(states: Array, call: ShardArguments) -> None:
     """Tell which rows have a NaN; the sums of those with +inf are NaN, too."""
-    states["has_nan"] = np.isnan(states["chunks"]["all"]["sum"][..., 0]).any(axis=-1)
+    states["has_nan"] = np.isnan(states["chunks"]["all"][..., 0]).any(axis=-1)
     infinite = (states["chunks"]["maximum"] == np.inf).any(axis=-1)
     if infinite.any():
         is_nan = np.isnan(np.moveaxis(call.logits, call.axis, -1)[infinite])
@@ -276,33 +244,41 @@ def merge(*states: Array) -> Array:
     8.0
     """
     _row_states.check_mergeable(states, "chunks")
-    chunks = np.concatenate([item["chunks"] for item in states], axis=-1)
-    merged = _row_states.merged(states, _sums(chunks.shape[-1]))
+    dtype = _row_states.rows_of(states[0]).dtype
+    sums = _sums(dtype, sum(item["chunks"].shape[-1] for item in states))
+    merged = _row_states.merged(states, sums)
     merged["has_nan"] = np.logical_or.reduce([item["has_nan"] for item in states])
-    merged["chunks"] = chunks
+    for name, *_ in sums[1:]:
+        chunks = [item[name].astype(_CHUNK, copy=False).view(_BYTES) for item in states]
+        np.concatenate(chunks, axis=-1, out=merged[name].view(_BYTES))
     return merged
 
 
-def _imported(states: Array, sums: str, share: Array | None = None) -> Array:
-    """Return states as the kernels take them; `share`: what a class weight is multiplied by."""
-    chunks = states["chunks"]
-    numbers = np.zeros((*chunks.shape, _NUMBERS))
-    part = chunks[sums]
-    for k, array in enumerate((chunks["maximum"], part["shift"], part["exponent"])):
-        numbers[..., k] = array
-    numbers[..., 3:5] = part["sum"]
-    if share is not None:
-        numbers[..., 5:7] = chunks["weights"] * share[..., None, None]
-        numbers[..., 7] = chunks["own"] * share[..., None]
-        numbers[..., 8] = chunks["spread"] * share[..., None]
-    return numbers
+def _name_of_sums(states: Array) -> str:
+    """Return the name of the sums that have all digits."""
+    return "more_digits" if "more_digits" in (states.dtype.names or ()) else "chunks"
+
+
+def _chunks(states: Array, is_rough: bool, class_power: int = 0) -> Array:
+    """Return the chunks of the rows as the kernels take them.
+
+    Those of half types with few digits, if they are enough. `class_power`: what is to be taken out
+    of class weights.
+    """
+    name = "chunks" if is_rough else _name_of_sums(states)
+    chunks: Array = states.reshape(-1)[name].astype(_CHUNK, copy=False)
+    if class_power:
+        chunks = chunks.copy()
+        for name in ("weights", "own", "spread"):
+            chunks[name] = np.ldexp(chunks[name], -class_power)
+    return chunks
 
 
 class _Task(NamedTuple):
     """What the kernels make of states, and are told besides."""
 
     operation: str
-    states: dict[str, Array]
+    states: dict[str, Any]
     sample_weight: Array | None = None
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -313,33 +289,27 @@ class _Task(NamedTuple):
 
     def run(
         self, logits: Array, labels: Array | None, where: Array | None, result: Array | None,
-        output: Array | None, axis: int, class_weight: Array | None, rows: Index,
-        options: _row_states.Rows,
+        output: Array | None, axis: int, class_weight: Array | None, options: _row_states.Rows,
     ) -> None:  # fmt: skip
-        """Write results and output of a block of rows."""
-        states = {name: np.array(array[rows], order="C") for name, array in self.states.items()}
+        """Write results and output."""
         execute.shard(
-            self.operation, logits, labels, where, result, output, axis, states, class_weight,
-            None if self.sample_weight is None else self.sample_weight[rows],
-            self.label_smoothing, self.z_loss, options.temperature, options.softcap or 0.0,
-            1.0 if self.divisor == 0 or output is None else self.divisor, self.power,
-            np.dtype(np.float64) if self.is_wide else options.dtype, threads_for,
+            self.operation, logits, labels, where, result, output, axis, self.states, class_weight,
+            self.sample_weight, self.label_smoothing, self.z_loss, options.temperature,
+            options.softcap or 0.0, 1.0 if self.divisor == 0 or output is None else self.divisor,
+            self.power, np.dtype(np.float64) if self.is_wide else options.dtype, threads_for,
         )  # fmt: skip
 
 
 def _finish(task: _Task, states: Array, result: Array, ignored: Array | None = None) -> None:
     """Write what a task makes of states."""
+    if not states.size:
+        return
     options = _row_states.rows_of(states)
     # One class, which is looked at in rows with +inf; a label is that one.
     flag = np.where(states["has_nan"], np.nan, 0.0)
     flag = flag.astype(_checks.compute_dtype(options.dtype))[..., None]
     labels = None if ignored is None else np.where(ignored, -1, 0)
-    for slices in _row_blocks(states.shape, (), _BLOCK_ROWS):
-        block = (*slices, ...)
-        task.run(
-            flag[block], None if labels is None else labels[block], None, result[block], None,
-            states.ndim, None, block, options,
-        )  # fmt: skip
+    task.run(flag, labels, None, result, None, states.ndim, None, options)
 
 
 def logsumexp(states: Array) -> Any:
@@ -373,13 +343,14 @@ def logsumexp(states: Array) -> Any:
     """
     _row_states.check(states, "chunks")
     result = np.empty(states.shape, _row_states.rows_of(states).dtype)
-    _finish(_Task("logsumexp", {"imported": _imported(states, "rest")}), states, result)
+    _finish(_Task("logsumexp", {"imported": _chunks(states, True)}), states, result)
     return _arrays.unwrapped(result)
 
 
 def _task_of(states: Array, loss: Loss) -> _Task:
     """Return how the kernels compute a loss; powers of two are taken out of extreme weights."""
-    chunks, smoothing = states["chunks"], loss.label_smoothing
+    smoothing = loss.label_smoothing
+    chunks = states[_name_of_sums(states)]
     weights = None
     if states["weighted"].any():
         weights = states["weight"]
@@ -398,21 +369,22 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         loss = loss._replace(sample_weight=np.asarray(scaled))
     if loss.reduction == "mean" and loss.denominator is None:
         power = 0  # the divisor has lost it, too
-    share, is_wide = None, False
+    is_rough = not (
+        smoothing or weights is not None or loss.sample_weight is not None or loss.z_loss
+    )
+    is_wide = False
     if smoothing:
         share = np.ldexp(loss.share, -class_power)
         sizes = np.abs(chunks["weights"].sum(axis=-1) + chunks["own"]) * share[..., None]
         is_wide = bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
-    sums = "rest" if smoothing else "others"
-    if not smoothing and (weights is not None or loss.sample_weight is not None or loss.z_loss):
-        sums = "more_digits"
     imported = {
-        "imported": _imported(states, sums, share),
-        "label_logit": states["logit"],
-        "share": loss.share,
+        "imported": _chunks(states, is_rough, class_power),
+        "label_logit": np.array(states["logit"], np.float64, order="C"),
+        "share": np.array(loss.share, order="C"),
+        "even": loss.share.flat[0] if states.size else 1.0,
     }
     if smoothing or weights is not None:
-        imported["label_weight"] = (1 - smoothing) * loss.label_weight
+        imported["label_weight"] = np.array((1 - smoothing) * loss.label_weight, order="C")
     return _Task(
         "dense_cross_entropy" if smoothing else "cross_entropy", imported, loss.sample_weight,
         smoothing, loss.z_loss, power, class_power, loss.divisor(), is_wide,
@@ -422,8 +394,7 @@ def _task_of(states: Array, loss: Loss) -> _Task:
 def _losses_of(states: Array, loss: Loss, task: _Task, dtype: Any) -> Array:
     """Return the losses of the rows."""
     losses = np.empty(states.shape, dtype)
-    if states.size:
-        _finish(task, states, losses, loss.ignored)
+    _finish(task, states, losses, loss.ignored)
     weights = 1.0 if loss.sample_weight is None else loss.sample_weight[loss.excluded]
     losses[loss.excluded] = np.copysign(np.inf, weights)
     return losses
@@ -607,8 +578,7 @@ def _normalized(
     if out is not None:
         _checks.check_out(out, call.logits.shape, call.dtype)
     result = _arrays.output(out, "out", call.logits.shape, call.dtype, call.logits, call.where)
-    sums = "all" if operation == "softmax" else "rest"
-    _emit(_Task(operation, {"imported": _imported(states, sums)}), call, None, result)
+    _emit(_Task(operation, {"imported": _chunks(states, True)}), call, None, result)
     return result
 
 
@@ -618,16 +588,12 @@ def _emit(task: _Task, call: ShardArguments, labels: Array | None, result: Array
         return
     where, weight = call.where, None
     if task.label_smoothing:
-        # With a mask, what each class is given is that of its row.
-        where = np.broadcast_to(True, result.shape) if where is None else where
+        if where is None and (task.states["share"] != task.states["even"]).any():
+            # With a mask, what each class is given is that of its row.
+            where = np.broadcast_to(True, result.shape)
         weight = None if call.weight is None else np.ldexp(call.weight, -task.class_power)
     options = _row_states.Rows(call.dtype, call.temperature, call.softcap)
-    for block, rows in _blocks(call):
-        task.run(
-            call.logits[block], None if labels is None else labels[rows],
-            None if where is None else where[block], None, result[block], call.axis, weight, rows,
-            options,
-        )  # fmt: skip
+    task.run(call.logits, labels, where, None, result, call.axis, weight, options)
 
 
 def cross_entropy_grad(

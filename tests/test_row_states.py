@@ -39,6 +39,20 @@ def test_states_in_files(module: ModuleType, dtype: np.dtype, tmp_path: Path) ->
 
 
 @with_each_module
+def test_states_of_the_other_byte_order(module: ModuleType, dtype: np.dtype) -> None:
+    """They come from a machine of another kind."""
+    states = module.row_states(np.eye(3, 4, dtype=dtype), [0, 2, 3])
+    other = states.astype(states.dtype.newbyteorder())
+    for copy in (other, module.merge(other)):
+        np.testing.assert_array_equal(module.logsumexp(copy), module.logsumexp(states))
+        for smoothing in (0.0, 0.1):
+            found, right = (
+                module.cross_entropy(item, label_smoothing=smoothing) for item in (copy, states)
+            )
+            assert found == right
+
+
+@with_each_module
 @pytest.mark.parametrize(
     "label", [-1, 2, 9, np.uint64(2**64 - 100), np.uint64(2**63), np.int8(-128)]
 )

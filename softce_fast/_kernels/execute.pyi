@@ -103,7 +103,7 @@ def shard(
     result: _Array | None,
     output: _Array | None,
     axis: int,
-    states: dict[str, NDArray[np.float64]],
+    states: dict[str, Any],
     class_weight: NDArray[np.float64] | None,
     sample_weight: _Array | None,
     label_smoothing: float,

@@ -384,11 +384,12 @@ def shard(
 ):
     """Run an operation of a row state on some of the classes of each row.
 
-    `states` has an array "exported", of (rows, chunks, 9) float64, which what is known of the
-    classes is written to, and nothing else is done; or "imported", the same of all classes, and
-    where there are labels "label_logit" and "label_weight", a number each row; with smoothing and
-    `where` also "share". Labels are counted from the first of these classes on, other classes are
-    the number of these, and -1 is ignored.
+    `states` has an array "exported", of (rows, chunks) records of SHARD_NUMBERS float64, which what
+    is known of the classes is written to, and nothing else is done; or "imported", the same of all
+    classes, and where there are labels "label_logit" and "label_weight", a number each row. What
+    smoothing gives each class is "even", a float, or with `where` "share", a number each row.
+    Labels are counted from the first of these classes on, other classes are the number of these,
+    and -1 is ignored.
     """
     cdef Call call
     cdef Problem *problem = &call.problem
@@ -414,18 +415,32 @@ def shard(
     problem.options.power = power
     problem.options.ignore_index = -1
     of.given = True
-    of.exported = <double *>shard_bytes(states, "exported")
-    of.imported = <double *>shard_bytes(states, "imported")
+    of.exported = shard_records(problem, states, "exported")
+    of.imported = shard_records(problem, states, "imported")
+    of.even = states.get("even", 1.0)
     of.label_logit = <double *>shard_bytes(states, "label_logit")
     of.label_weight = <double *>shard_bytes(states, "label_weight")
     of.share = <double *>shard_bytes(states, "share")
-    if of.imported != NULL:
-        of.chunks = PyArray_SIZE(<ndarray>states["imported"]) // (
-            SHARD_NUMBERS * problem.layout.rows)
     kernels = kernels_for(problem, result_kind)
     run(
         problem, kernels, threads_of(work_of(problem), kernels.lanes, threads_for), result_kind,
         False)
+
+
+cdef char *shard_records(Problem *problem, dict states, str name) except? NULL:
+    """Where what is known of the chunks of the first row is."""
+    cdef ndarray array = states.get(name)
+    if array is None:
+        return NULL
+    if (
+        PyArray_NDIM(array) != 2 or PyArray_DIM(array, 0) != problem.layout.rows
+        or PyArray_ITEMSIZE(array) != SHARD_NUMBERS * sizeof(double)
+        or PyArray_STRIDE(array, 1) != PyArray_ITEMSIZE(array)
+    ):
+        raise ValueError(f"{name} has {SHARD_NUMBERS} numbers for each chunk of each row")
+    problem.shard.row_stride = PyArray_STRIDE(array, 0)
+    problem.shard.chunks = PyArray_DIM(array, 1)
+    return PyArray_BYTES(array)
 
 
 cdef char *shard_bytes(dict states, str name) except? NULL:

@@ -110,7 +110,8 @@ cdef inline bint can_keep(const Problem *problem) noexcept nogil:
     """Whether there are exponentials to keep."""
     return (
         problem.plan.passes == ALONG and has_row_state(problem.operation)
-        and has(problem, OUTPUT) and not emits_logarithms(problem.operation))
+        and has(problem, OUTPUT) and not emits_logarithms(problem.operation)
+        and not problem.shard.given)
 
 
 cdef inline bint can_keep_in_output(const Problem *problem, int real_kind) noexcept nogil:
@@ -227,6 +228,9 @@ cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nog
         if problem.plan.passes == ALONG or problem.plan.chunks > 1:
             return 0
         return problem.plan.batch * lanes * input.size
+    if problem.shard.imported != NULL and problem.layout.classes <= KEPT_CLASSES:
+        # While rows are written, the next ones.
+        return problem.plan.rows_at_once * input.row_stride
     if problem.plan.chunks > 1:
         return CHUNK * input.size
     return 2 * problem.plan.rows_at_once * problem.plan.batch * input.row_stride

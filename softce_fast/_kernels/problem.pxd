@@ -143,17 +143,25 @@ cdef struct Scores:
 
 
 cdef enum:
-    SHARD_NUMBERS = 9    # maximum, its reference (2), sums of exponentials (2) and, without the
-    #                      maximum's own, of coefficients (2), that one, spread: of a chunk of a
-    #                      row, all in float64
+    # What is known of a chunk of a row in a shard, in float64:
+    SHARD_MAXIMUM
+    SHARD_REFERENCE       # shift and exponent;
+    SHARD_ALL = 3         # sums of exponentials, two numbers each: of all classes,
+    SHARD_REST = 5        # without the maximum,
+    SHARD_OTHERS = 7      # and without the label;
+    SHARD_WEIGHTS = 9     # the sum of coefficients without the maximum's own (two), that one,
+    SHARD_SPREAD = 12
+    SHARD_NUMBERS
 
 
 cdef struct Shard:
     # Where the classes of INPUT are some of a row's: see operations/shards.pxi.
     bint given
-    double *exported             # what is found out about each chunk, instead of results; or
-    const double *imported       # the same of all chunks of the whole row,
+    char *exported               # what is found out about each chunk, instead of results; or
+    const char *imported         # the same of all chunks of the whole row:
+    Py_ssize_t row_stride        # where the next row's begin, in bytes,
     Py_ssize_t chunks            # and how many these are
+    double even                  # what smoothing gives to each class, unless `share` does
     const double *label_logit    # of each row,
     const double *label_weight   # the weight of its class, less what smoothing takes,
     const double *share          # and what smoothing gives to each class that a mask includes
@@ -313,6 +321,13 @@ cdef inline bint sums_coefficients(const Problem *problem) noexcept nogil:
     For the entropy, the exponential itself.
     """
     return is_dense(problem.operation) or wants_entropy(problem)
+
+
+cdef inline double even_share(const Problem *problem) noexcept nogil:
+    """What label smoothing gives to each class, times its weight."""
+    if problem.shard.given:
+        return problem.shard.even
+    return problem.options.label_smoothing / <double>problem.layout.classes
 
 
 cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:

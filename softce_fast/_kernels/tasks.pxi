@@ -243,7 +243,7 @@ cdef void rows_along(
     while row < stop:
         group_open(group, problem, row, min(rows_per_group, stop - row))
         for chunk in range(problem.plan.chunks):
-            along_absorb(
+            chunk_absorb(
                 group, problem, chunk, chunk_state(group, problem, 0, chunk, scratch), scratch)
         row += group.rows
         if not rows_merge(group, problem, scratch.states, scratch):
@@ -262,7 +262,6 @@ cdef inline bint rows_merge(
 ) noexcept nogil:
     """Merge the chunks of a group's rows; False where they are wanted as they are, not results."""
     if problem.shard.exported != NULL:
-        shard_export(group, problem, states)
         return False
     if problem.shard.given:
         shard_merge(group, problem, states, &scratch.scale)
@@ -336,7 +335,7 @@ cdef void absorb_task(const void *context, Py_ssize_t task, char *memory) noexce
     scratch_open(problem, memory, &scratch)
     group_open(scratch.groups, problem, task // problem.plan.chunks, 1)
     scratch.best = shared_best(problem, task)
-    along_absorb(
+    chunk_absorb(
         scratch.groups, problem, task % problem.plan.chunks, <RowState *>problem.states + task,
         &scratch)
     environment_leave(before)

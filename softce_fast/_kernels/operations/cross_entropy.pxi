@@ -398,7 +398,7 @@ cdef void finish_dense_gradient(
 
 cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:
     """The coefficient of each row's label under smoothing."""
-    cdef double even = problem.options.label_smoothing / <double>problem.layout.classes
+    cdef double even = even_share(problem)
     cdef double[16] coefficient
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -414,7 +414,7 @@ cdef inline vector other_coefficients_of_labels(
     const Group *group, const Problem *problem
 ) noexcept nogil:
     """The sum of the coefficients but that of the maximum, under smoothing."""
-    cdef double even = problem.options.label_smoothing / <double>problem.layout.classes
+    cdef double even = even_share(problem)
     cdef double[16] others
     cdef Py_ssize_t k
     cdef int64_t top

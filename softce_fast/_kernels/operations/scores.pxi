@@ -327,15 +327,12 @@ cdef void along_rest(
     cdef real[16] exponent
     cdef RowSums sums
     cdef Reference reference
-    cdef Stretch stretch
+    cdef Stretch stretch = stretch_of(problem, chunk_length(problem, chunk))
     cdef Py_ssize_t k
     cdef unsigned int rows = vector_mask_bits(again) & ((<unsigned int>1 << group.rows) - 1)
     if rows == 0:
         return
-    stretch.n = chunk_length(problem, chunk)
     stretch.kept = NULL
-    stretch.factors = NULL
-    stretch.kind = REAL_KIND
     stretch.size = 0    # nothing is fetched
     vector_store(position, state.position)
     vector_store(shift, state.reference.shift)

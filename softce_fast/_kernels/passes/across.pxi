@@ -696,8 +696,7 @@ cdef inline Coefficients tile_coefficients_of(
     cdef Coefficients coefficients
     coefficients.weight = NULL
     coefficients.probabilities = NULL
-    coefficients.even = vector_set(
-        <real>(problem.options.label_smoothing / <double>problem.layout.classes))
+    coefficients.even = vector_set(<real>even_share(problem))
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK

@@ -123,12 +123,38 @@ cdef inline void run_drop(vector *e, Py_ssize_t place, vector counting) noexcept
             vector_equal(counting, vector_set(<real>(place - k * LANES))), vector_set(0.0), e[k])
 
 
+cdef struct RowSums:
+    # Of each row of a group, LANES partial sums.
+    real[LANES_SQUARED] high
+    real[LANES_SQUARED] low
+
+
+cdef inline void sums_put(RowSums *sums, Py_ssize_t k, DoubleDouble total) noexcept nogil:
+    vector_store(sums.high + k * LANES, total.high)
+    vector_store(sums.low + k * LANES, total.low)
+
+
+cdef struct DenseSums:
+    # What is summed of each row of a group besides its exponentials.
+    RowSums coefficients
+    RowSums spread
+    RowSums all         # shards: the exponentials of all,
+    RowSums unlabelled  # and without the label
+    real[16] own        # the coefficient, or factor, of the maximum
+    real[16] below      # scores: how many classes are not above the label
+
+
 cdef struct Stretch:
     # Classes of a row whose exponentials are added up.
     const char *x
     int kind              # of its elements
     Py_ssize_t n
     Py_ssize_t pivot      # what is left out; outside [0, n) for nothing
+    DenseSums *further    # where further sums go; NULL if they are not wanted,
+    Py_ssize_t row        # else which row of theirs this is,
+    Py_ssize_t label      # what is left out of one of them,
+    vector origin         # what logits are counted from
+    bint gaps             # in another, and whether that is wanted
     real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
     const real *factors   # of the exponentials before they are added up; NULL for none
     const char *ahead     # what is fetched meanwhile, `size` bytes a class: up to the second cache
@@ -165,62 +191,118 @@ cdef inline void copy_weighty(
         i += LANES
 
 
-cdef inline DoubleDouble row_exponentials(
-    const Stretch *stretch, Reference reference, const Scale *scale_, bint keep, bint weigh,
-    int kind, Arithmetic arithmetic,
+cdef enum:
+    # What is added up over a row, bits: exponentials without the pivot, of all, and without the
+    # label; and how far logits are below the maximum.
+    SUM_REST = 1
+    SUM_ALL = 2
+    SUM_UNLABELLED = 4
+    SUM_GAPS = 8
+
+
+cdef struct RunSums:
+    # These sums, lane by lane, but for the last run, which is not in the total yet.
+    DoubleDouble[4] total
+    vector[4] run
+
+
+cdef inline void runs_next(RunSums *sums, Py_ssize_t i, int wanted, bint few_digits) noexcept nogil:
+    """Take the last run into the total; the next one begins at class i."""
+    cdef int j
+    for j in range(4):
+        if not wanted >> j & 1:
+            continue
+        if i > RUN * LANES:
+            sums.total[j] = sum_add(sums.total[j], sums.run[j], few_digits)
+        else:
+            sums.total[j] = double_double_from(sums.run[j])
+
+
+cdef inline vector run_without(const vector *e, Py_ssize_t place) noexcept nogil:
+    """The sum of a run without the element at that place, if it is in the run."""
+    cdef vector[RUN] others
+    cdef Py_ssize_t k
+    if not 0 <= place < RUN * LANES:
+        return run_sum(e)
+    for k in range(RUN):
+        others[k] = e[k]
+    run_drop(others, place, vector_counting())
+    return run_sum(others)
+
+
+cdef inline void runs_put(
+    RunSums *sums, const vector *e, const vector *x, const Stretch *stretch, Py_ssize_t i,
+    Py_ssize_t left, int wanted,
 ) noexcept nogil:
-    """Return the sum of the exponentials, lane by lane; the last four are constants if possible."""
+    """Set the run of `left` classes from class i on: its exponentials, and logits."""
+    cdef vector[RUN] gap
+    cdef Py_ssize_t k
+    sums.run[0] = run_without(e, stretch.pivot - i)
+    if wanted & SUM_ALL:
+        sums.run[1] = run_sum(e)
+    if wanted & SUM_UNLABELLED:
+        sums.run[2] = run_without(e, stretch.label - i)
+    if wanted & SUM_GAPS:
+        for k in range(RUN):
+            gap[k] = zero_past_end(
+                vector_subtract(stretch.origin, x[k]), k * LANES, left)
+        sums.run[3] = run_sum(gap)
+
+
+cdef inline void runs_hand_over(
+    const RunSums *sums, const Stretch *stretch, int wanted
+) noexcept nogil:
+    if wanted & SUM_ALL:
+        sums_put(&stretch.further.all, stretch.row, sums.total[1])
+        sums_put(
+            &stretch.further.unlabelled, stretch.row,
+            sums.total[2 if wanted & SUM_UNLABELLED else 1])
+    if wanted & SUM_GAPS and stretch.gaps:
+        sums_put(&stretch.further.spread, stretch.row, sums.total[3])
+
+
+cdef inline DoubleDouble row_exponentials(
+    const Stretch *stretch_, Reference reference, const Scale *scale_, bint keep, bint weigh,
+    int kind, Arithmetic arithmetic, int wanted=SUM_REST,
+) noexcept nogil:
+    """Return the sum of the exponentials, lane by lane; the last five are constants if possible."""
+    # Copies, which no store in the loop can change: they stay in registers.
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
-    cdef const char *x = stretch.x
-    cdef real *kept = stretch.kept
-    cdef Py_ssize_t n = stretch.n, pivot = stretch.pivot, size = stretch.size
-    cdef const char *ahead = stretch.ahead
-    cdef const char *near = stretch.near
-    cdef DoubleDouble total = double_double_from(vector_set(0.0))
-    cdef vector run = vector_set(0.0)
+    cdef Stretch stretch = stretch_[0]
+    cdef Py_ssize_t i = 0, k, n = stretch.n
+    cdef RunSums sums
+    cdef vector[RUN] x
     cdef vector[RUN] e
-    cdef vector counting = vector_counting()
-    cdef Py_ssize_t i = 0, k
+    for k in range(4):
+        sums.run[k] = vector_set(0.0)
     while i + RUN * LANES <= n:
         for k in range(RUN):
-            prefetch(ahead + (i + k * LANES) * size)
+            prefetch(stretch.ahead + (i + k * LANES) * stretch.size)
             if not keep:
-                prefetch_near(near + (i + k * LANES) * size)
-            e[k] = row_exponential(
-                kind_vector(x + (i + k * LANES) * kind_size(kind), kind), stretch, i + k * LANES,
-                reference, scale, weigh)
+                prefetch_near(stretch.near + (i + k * LANES) * stretch.size)
+            x[k] = kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind)
+            e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
             if keep:
-                vector_store(kept + i + k * LANES, e[k])
-        if i <= pivot < i + RUN * LANES:
-            run_drop(e, pivot - i, counting)
+                vector_store(stretch.kept + i + k * LANES, e[k])
         # One run late: the additions need not wait for the exponentials above.
-        if i > RUN * LANES:
-            total = sum_add(total, run, scale.few_digits)
-        else:
-            total = double_double_from(run)
-        run = run_sum(e)
+        runs_next(&sums, i, wanted, scale.few_digits)
+        runs_put(&sums, e, x, &stretch, i, RUN * LANES, wanted)
         i += RUN * LANES
-    if i > RUN * LANES:
-        total = sum_add(total, run, scale.few_digits)
-    else:
-        total = double_double_from(run)
     if i < n:
         for k in range(RUN):
+            x[k] = element_vector(stretch.x, i + k * LANES, n, kind)
             e[k] = vector_set(0.0)
             if i + k * LANES < n:
-                e[k] = row_exponential(
-                    element_vector(x, i + k * LANES, n, kind), stretch, i + k * LANES, reference,
-                    scale, weigh)
+                e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
                 if keep:
-                    row_store(kept + i + k * LANES, e[k], n - i - k * LANES)
-        if i <= pivot:
-            run_drop(e, pivot - i, counting)
-        if i > 0:
-            total = sum_add(total, run_sum(e), scale.few_digits)
-        else:
-            total = double_double_from(run_sum(e))
-    return total
+                    row_store(stretch.kept + i + k * LANES, e[k], n - i - k * LANES)
+        runs_next(&sums, i, wanted, scale.few_digits)
+        runs_put(&sums, e, x, &stretch, i, n - i, wanted)
+        i += RUN * LANES
+    runs_next(&sums, i, wanted, scale.few_digits)
+    runs_hand_over(&sums, &stretch, wanted)
+    return sums.total[0]
 
 
 # A function each, which has its registers to itself.
@@ -265,10 +347,32 @@ cdef DoubleDouble exponentials_weighted(
     return row_exponentials(stretch, reference, scale, False, True, REAL_KIND, GENERAL)
 
 
+cdef DoubleDouble exponentials_further(
+    const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
+) noexcept nogil:
+    """Where the label is elsewhere, the sum without it is that of all."""
+    if stretch.kind != REAL_KIND or arithmetic_for(scale, shifted) != PLAIN:
+        return row_exponentials(
+            stretch, reference, scale, False, False, stretch.kind, GENERAL,
+            SUM_REST | SUM_ALL | SUM_UNLABELLED | SUM_GAPS)
+    if stretch.label >= 0:
+        return row_exponentials(
+            stretch, reference, scale, False, False, REAL_KIND, PLAIN,
+            SUM_REST | SUM_ALL | SUM_UNLABELLED | SUM_GAPS)
+    if stretch.gaps:
+        return row_exponentials(
+            stretch, reference, scale, False, False, REAL_KIND, PLAIN,
+            SUM_REST | SUM_ALL | SUM_GAPS)
+    return row_exponentials(
+        stretch, reference, scale, False, False, REAL_KIND, PLAIN, SUM_REST | SUM_ALL)
+
+
 cdef inline DoubleDouble row_absorb(
     const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
 ) noexcept nogil:
     """row_exponentials() in the arithmetic that the row needs."""
+    if stretch.further != NULL:
+        return exponentials_further(stretch, reference, scale, shifted)
     if stretch.factors != NULL:
         return exponentials_weighted(stretch, reference, scale, shifted)
     if not (scale.tempered or shifted):
@@ -325,17 +429,6 @@ cdef inline DoubleDouble rows_folded(
     result.high = high[0]
     result.low = low[0]
     return result
-
-
-cdef struct RowSums:
-    # Of each row of a group, LANES partial sums.
-    real[LANES_SQUARED] high
-    real[LANES_SQUARED] low
-
-
-cdef inline void sums_put(RowSums *sums, Py_ssize_t k, DoubleDouble total) noexcept nogil:
-    vector_store(sums.high + k * LANES, total.high)
-    vector_store(sums.low + k * LANES, total.low)
 
 
 cdef DoubleDouble rows_reduce(
@@ -450,20 +543,22 @@ cdef inline void run_spread(
 
 cdef inline void row_spread(
     const real *x, Py_ssize_t n, vector origin, const Coefficients *coefficients, Py_ssize_t top,
-    DoubleDouble *total, DoubleDouble *spread,
+    DoubleDouble *total_, DoubleDouble *spread_,
 ) noexcept nogil:
     """Sum, lane by lane, the spread_term() of a row and, of probabilities, the coefficients.
 
     That of class `top` is left out of the latter.
     """
     cdef Py_ssize_t i = 0
-    total[0] = double_double_from(vector_set(0.0))
-    spread[0] = total[0]
+    cdef DoubleDouble total = double_double_from(vector_set(0.0))    # in registers
+    cdef DoubleDouble spread = total
     while i + RUN * LANES <= n:
-        run_spread(x, i, i + RUN * LANES, origin, coefficients, top, total, spread)
+        run_spread(x, i, i + RUN * LANES, origin, coefficients, top, &total, &spread)
         i += RUN * LANES
     if i < n:
-        run_spread(x, i, n, origin, coefficients, top, total, spread)
+        run_spread(x, i, n, origin, coefficients, top, &total, &spread)
+    total_[0] = total
+    spread_[0] = spread
 
 
 cdef void row_spread_of(
@@ -504,8 +599,7 @@ cdef inline Coefficients coefficients_of(
     cdef Coefficients coefficients
     coefficients.weight = NULL
     coefficients.probabilities = NULL
-    coefficients.even = vector_set(
-        <real>(problem.options.label_smoothing / <double>problem.layout.classes))
+    coefficients.even = vector_set(<real>even_share(problem))
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
@@ -622,27 +716,24 @@ cdef void row_correct(
             chunk * CHUNK, n, gradient, 0, scratch.raw)
 
 
+cdef inline Py_ssize_t label_place(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k
+) noexcept nogil:
+    """Which class of a chunk is the label of row k; -1 if none is."""
+    cdef Py_ssize_t label = group.labels[k] - chunk * CHUNK
+    return label if has(problem, LABELS) and label < chunk_length(problem, chunk) else -1
+
+
 cdef inline Py_ssize_t row_pivot(
     const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, const char *x,
     real maximum,
 ) noexcept nogil:
     """Which class of a chunk of row k is left out of its sum; -1 for none."""
-    cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t label
     if leaves_out_maximum(problem.operation):
-        return row_find(x, n, maximum, input_kind(problem))
+        return row_find(x, chunk_length(problem, chunk), maximum, input_kind(problem))
     if not leaves_out_label(problem.operation):
         return -1
-    label = group.labels[k] - chunk * CHUNK
-    return label if label < n else -1
-
-
-cdef struct DenseSums:
-    # What is summed of each row of a group besides its exponentials.
-    RowSums coefficients
-    RowSums spread
-    real[16] own       # the coefficient, or factor, of the maximum
-    real[16] below     # scores: how many classes are not above the label
+    return label_place(group, problem, chunk, k)
 
 
 cdef inline Stretch stretch_of(const Problem *problem, Py_ssize_t n) noexcept nogil:
@@ -652,6 +743,7 @@ cdef inline Stretch stretch_of(const Problem *problem, Py_ssize_t n) noexcept no
     stretch.kind = input_kind(problem)
     stretch.size = problem.arrays[<int>INPUT].size
     stretch.factors = NULL
+    stretch.further = NULL
     return stretch
 
 
@@ -701,13 +793,15 @@ cdef void along_absorb(
             position[k] = <real>stretch.pivot
             stretch.x = x[k]
             stretch_fetch(&stretch, group, problem, k, chunk)
-            if is_dense(problem.operation):
+            if is_dense(problem.operation) and not sums_gaps(problem):
                 along_spread(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             elif is_weighted(problem):
                 along_factors(group, problem, chunk, k, &stretch, maximum[k], &dense, scratch)
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
             stretch.kept = row_kept(group, problem, k, chunk, scratch)
+            if problem.shard.exported != NULL:
+                shard_stretch(&stretch, group, problem, chunk, k, maximum[k], &dense)
             sums_put(&sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
             if is_scored(problem.operation):
@@ -722,6 +816,7 @@ cdef void along_absorb(
         dense_reduce(group, problem, chunk, state, &dense)
     if is_scored(problem.operation):
         along_rest(group, problem, chunk, state, x, scratch)
+    shard_export(group, problem, chunk, state, &dense)
 
 
 cdef inline real along_compare(
@@ -776,9 +871,7 @@ cdef inline DoubleDouble chunk_coefficients(
     const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
     """The sum of what label smoothing gives to the classes of a chunk, of any row."""
-    cdef double total = (
-        problem.options.label_smoothing / <double>problem.layout.classes
-        * problem.options.chunk_sums[chunk])
+    cdef double total = even_share(problem) * problem.options.chunk_sums[chunk]
     cdef DoubleDouble result
     result.high = vector_set(<real>total)
     result.low = vector_set(<real>(total - <real>total))
@@ -804,7 +897,8 @@ cdef struct RowEntry:
 cdef struct RowOutput:
     # What to write for n classes of a row, in one number of each vector of a Recipe.
     const char *x             # kept exponentials, or logits,
-    int source                # and the kind of them
+    int source                # the kind of them,
+    const char *ahead         # and logits that are fetched meanwhile
     int stored                # kind of the output
     Reference reference
     DoubleDouble factor
@@ -902,6 +996,8 @@ cdef inline void row_emit(
             joint_first(joints, to, row_output_at(&row, kind, 0, n, counting, &scale), i)
     if head >= 0:
         while i + LANES <= n:
+            if kind != FROM_KEPT:
+                prefetch(row.ahead + i * kind_size(row.source))
             kind_vector_stream(
                 to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
             i += LANES
@@ -1114,6 +1210,9 @@ cdef inline void row_make(
         return
     row.source = input_kind(problem)
     row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
+    row.ahead = (
+        problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
+        + chunk * CHUNK * problem.arrays[<int>INPUT].size + problem.plan.ahead)
     if emits_logarithms(problem.operation):
         emit_logarithms(&row, n, &scratch.scale, place.to, place.joints)
     else:
