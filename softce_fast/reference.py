@@ -85,7 +85,10 @@ def softcapped(values: Array, softcap: float) -> tuple[Array, Array]:
 def _minus_maximum(values: Array, axes: tuple[int, ...], temperature: float) -> tuple[Array, Array]:
     """Return (values - maximum) / temperature, and the maximum."""
     maximum = values.max(axis=axes, keepdims=True, initial=-np.inf)
-    return cool(values - maximum, temperature), maximum
+    if temperature == 1:
+        return values - maximum, maximum
+    # Halves: the difference may be out of range.
+    return cool(values / 2 - maximum / 2, temperature / 2), maximum
 
 
 def _sum(x: Array, axes: tuple[int, ...] = (-1,)) -> Array:

@@ -428,12 +428,16 @@ cdef inline vector logarithm_of_share(
     cdef mask close = vector_greater(one, ratio)
     cdef DoubleDouble total = sum_merge(others, own, scale.few_digits)
     # split() is own_logit - exponent*ln(2)*T: the logarithm of own / 2**exponent.
+    cdef vector difference = vector_subtract(own_logit, reference.shift)
     cdef vector log_own = split(
-        vector_subtract(own_logit, reference.shift),
+        difference,
         vector_multiply(
             vector_add(reference.exponent, vector_set(HEADROOM)), vector_set(STEPS)), scale, False)
     if scale.tempered:
-        log_own = vector_multiply(log_own, vector_set(scale.inverse))
+        log_own = vector_select(
+            vector_equal(vector_subtract(difference, difference), zero),
+            vector_multiply(log_own, vector_set(scale.inverse)),
+            cooled_difference(own_logit, reference.shift, scale))
     return vector_subtract(
         logarithm(
             vector_select(close, sum_, vector_multiply(total.high, down)),
