@@ -300,12 +300,12 @@ def _task(call: LossArguments) -> _Task:
         None if array is None else np.moveaxis(array, call.axis, -1)
         for array in (call.values, call.probabilities, call.where)
     )
-    weight, sample_weight = call.weight, call.sample_weight
-    if weight is not None:
-        weight = weight.astype(compute, copy=False)
-    if sample_weight is not None:
-        # Not to anything narrower, in which small ones would be a mean of nothing.
-        sample_weight = sample_weight.astype(np.promote_types(compute, np.float64), copy=False)
+    # Not to anything narrower, in which small ones would be nothing.
+    wide = np.promote_types(compute, np.float64)
+    weight, sample_weight = (
+        None if array is None else array.astype(wide, copy=False)
+        for array in (call.weight, call.sample_weight)
+    )
     if probabilities is not None:
         probabilities = probabilities.astype(compute, copy=False)
     assert values is not None

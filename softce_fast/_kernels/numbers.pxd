@@ -11,21 +11,20 @@ from .vector cimport *
 
 cdef extern from *:
     """
-    #define TWO_TO_HEADROOM ((real)0x1p48)
-    #define TWO_TO_MINUS_HEADROOM ((real)0x1p-48)
+    /* The exponential of a row's maximum is 2**HEADROOM, within a factor of sqrt(2). Its square,
+       times the number of classes, is in range. */
+    #define HEADROOM (sizeof(real) == 4 ? 48 : 400)
+    #define TWO_TO_HEADROOM ((real)(sizeof(real) == 4 ? 0x1p48 : 0x1p400))
+    #define TWO_TO_MINUS_HEADROOM (1 / TWO_TO_HEADROOM)
     #define TWO_TO_64 ((real)0x1p64)
     /* log1p of a smaller ratio is that ratio. */
     #define TINY_RATIO ((real)(sizeof(real) == 4 ? 0x1p-26 : 0x1p-55))
     """
+    const int HEADROOM
     const real TWO_TO_HEADROOM
     const real TWO_TO_MINUS_HEADROOM
     const real TWO_TO_64
     const real TINY_RATIO
-
-
-cdef enum:
-    # The exponential of a row's maximum is 2**HEADROOM, within a factor of sqrt(2).
-    HEADROOM = 48
 
 
 cdef struct Scale:

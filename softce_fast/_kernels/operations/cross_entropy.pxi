@@ -259,7 +259,8 @@ cdef inline void row_factor(
     cdef int power, within, shift
     cdef double factor, missing, whole, lost
     power_split(largest, &power)
-    power = min(power, 1022 - HEADROOM // 2)    # lest what is far smaller than it is lost
+    # No more than is needed: what is far smaller than it is not to be lost.
+    power = max(power - (limit - HEADROOM - 24), min(power, 0))
     shift = -power
     target = power_apply(target, shift)
     rest = power_apply(rest, shift)
