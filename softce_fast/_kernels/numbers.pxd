@@ -120,6 +120,13 @@ cdef inline DoubleDouble double_double_multiply(DoubleDouble a, vector b) noexce
     return result
 
 
+cdef inline vector product_rounded(DoubleDouble a, vector b) noexcept nogil:
+    """a * b, rounded once: also where multiply-adds are not fused."""
+    if HAS_FMA:
+        return vector_fma(b, a.high, vector_multiply(b, a.low))
+    return double_double_rounded(double_double_multiply(a, b))
+
+
 cdef inline DoubleDouble double_double_product(DoubleDouble a, DoubleDouble b) noexcept nogil:
     cdef DoubleDouble result = double_double_multiply(a, b.high)
     result.low = vector_fma(a.high, b.low, result.low)

@@ -440,8 +440,7 @@ cdef void finish_dense_gradient(
         recipe.at_label = vector_multiply(
             vector_fnma(
                 factors.coefficient, label_coefficients(group, problem),
-                vector_fma(
-                    own.high, recipe.factor.high, vector_multiply(own.high, recipe.factor.low))),
+                product_rounded(recipe.factor, own.high)),
             factors.power)
     recipe.at_top = vector_multiply(
         vector_fma(
