@@ -157,6 +157,17 @@ SIZES += [
     ("f4", [[1, 2]], [0], {"sample_weight": [1e-100], "denominator": 1e-99}),
     ("f8", [[1, 2]], [0], {"sample_weight": [1e300], "denominator": 1e299}),
 ]
+# Class weights whose quotient float64 does not hold; small ones in plain NumPy.
+SIZES += [
+    (
+        "f8",
+        [[0, 2000, 3]],
+        [[0.5, 0.5, 0]],
+        {"weight": [5e-287, 1e241, 1], "reduction": reduction},
+    )
+    for reduction in ("none", "sum", "mean")
+]
+SIZES += [("f4", [[1, 2]], [0], {"weight": [1e-60, 1e-60], "softcap": 1e-150})]
 SIZES += [
     (dtype, [[1, 2, 3]], [0], {"denominator": denominator})
     for dtype in ("bfloat16", "f4", "f8")
@@ -167,6 +178,24 @@ SIZES += [
 @pytest.mark.parametrize(("dtype", "logits", "target", "options"), SIZES, ids=str)
 def test_sizes(dtype: str, logits: Any, target: Any, options: dict[str, Any]) -> None:
     check(dtype, logits, target, **options)
+
+
+@pytest.mark.parametrize(
+    ("dtype_name", "power"), [("float16", -20), ("bfloat16", -130), ("float32", -140)]
+)
+def test_subnormal_weights(dtype_name: str, power: int) -> None:
+    weights = np.array([2.0**power, 1]).astype(dtype_named(dtype_name))
+    check("f8", [[1, 2], [3, 4]], [0, 1], sample_weight=weights, reduction="none")
+
+
+@pytest.mark.parametrize("weight", [0, 1e-30, 1e-9, 1e-3])
+@pytest.mark.parametrize("gap", [10, 20, 37, 60, 73])
+def test_z_loss_of_a_logsumexp_near_zero(full_dtype: np.dtype, gap: float, weight: float) -> None:
+    """Where it outweighs a label that is not the maximum."""
+    logits = [[0, -gap, -gap - 3], [-gap, 0, -gap - 1]]
+    for temperature in (1.0, 0.7):
+        check(full_dtype, logits, [1, 0], weight=[weight, weight, 1], z_loss=1.0,
+              temperature=temperature, reduction="none")  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype_name", ["float32", "float64"])

@@ -853,10 +853,10 @@ def doubts_of_softcap(right: truth.Loss, options: dict[str, Any], dtype: Any) ->
 
 @np.errstate(all="ignore")
 def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts:
-    """Return the parts whose probability, or what it misses of 1, is no normal number.
+    """Return the parts whose probability, or what it misses of 1, the kernels may take for 0.
 
-    The kernels may take those for 0, also where a large weight makes of them what the result can
-    hold: promised, not kept yet (SMALLEST in tests/open_promises.py).
+    That is below the smallest normal number over 2**HEADROOM (numbers.pxd), also where a large
+    weight makes of it what the result can hold.
     """
     temperature = np.longdouble(options.get("temperature", 1.0))
     of_row = {
@@ -864,7 +864,8 @@ def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtyp
     }
     logarithms = truth.log_softmax(x, **of_row)
     _, slope = truth.softcapped(x, options.get("softcap"))
-    smallest = np.finfo(_checks.compute_dtype(dtype)).tiny
+    compute = np.finfo(_checks.compute_dtype(dtype))
+    smallest = np.ldexp(np.longdouble(compute.tiny), -396 if compute.bits == 64 else -44)
     # p (1 - p), times the weight of that in the gradient: the smaller of p and 1 - p is tiny.
     share = right.hessian * temperature
     of_rest = np.where(-np.expm1(logarithms) < smallest, share, 0)
