@@ -400,6 +400,7 @@ def extreme_powers(
     (class_power, class_range), (sample_power, sample_range) = map(
         _exponents, (weight, sample_weight)
     )
+    excess = 0
     if reduction != "none":
         # The largest product is to be in range, and a sum of many: the smallest count for nothing.
         excess = max(0, class_range + sample_range - _FAR)
@@ -408,7 +409,7 @@ def extreme_powers(
     if weight is not None and z_loss:
         # What it becomes is to stay in range.
         class_power = max(class_power, math.frexp(z_loss)[1] - _FAR)
-    if max(abs(class_power), abs(sample_power)) < _EXTREME:
+    if not excess and max(abs(class_power), abs(sample_power)) < _EXTREME:
         return 0, 0
     return class_power, sample_power
 

@@ -483,7 +483,7 @@ def loss_and_gradient(
             if call.empty == "zero" and divisor == 0 and loss == 0:
                 grad[...] = 0
             elif divisor != 1:
-                grad /= grad.dtype.type(divisor)
+                grad = grad / divisor
         if task.allowed is not None:
             np.copyto(grad, 0, where=~task.allowed)
         grad[task.taken_out()] = 0

@@ -125,6 +125,10 @@ SIZES += [
     for target in ([1, 0], [3, 3], [3, 1])
     for more in ({}, {"label_smoothing": 0.1}, {"reduction": "sum"}, {"reduction": "none"})
 ]
+# Neither is extreme, but for the product.
+SIZES += [
+    ("f8", [[1, 2], [3, 4]], [0, 1], {"weight": [1e-262, 5e282], "sample_weight": [1e-20, 4e25]})
+]
 SIZES += [
     (
         "f8",
