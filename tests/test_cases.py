@@ -276,6 +276,7 @@ def test_sizes_of_binary_losses(
         assert_ulp(grad, right.gradient, "gradient", x.dtype, right.gradient_scale)
 
 
+WIDE = [1e-280, 1e300]  # so far apart that a power of two is taken out
 LIKELIHOODS: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("f4", [[0, 1]], [[0.5, 0.5]], {"weight": [1e-30, 1e30]}),
     ("f8", [[0, 1]], [[0.5, 0.5]], {"weight": [1e-300, 1e300]}),
@@ -285,6 +286,8 @@ LIKELIHOODS: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("f4", [[0.25, 0.75]], [0], {"weight": [1e-60, 1e60], "sample_weight": [1e60]}),
     ("f4", [[0, 1]], [0], {"weight": [1e-60, 1]}),
     ("f8", [[0.25, 0.75]], [1], {"weight": [1, 1e-300], "sample_weight": [1e300]}),
+    ("f8", [[0.25, 0.75]] * 2, [[0.5, 0.5]] * 2, {"sample_weight": WIDE}),
+    ("f8", [[0.25, 0.75]] * 2, [0, 1], {"weight": WIDE}),
 ]
 
 
