@@ -400,15 +400,18 @@ def extreme_powers(
     (class_power, class_range), (sample_power, sample_range) = map(
         _exponents, (weight, sample_weight)
     )
+    excess = 0
     if reduction != "none":
         # The largest product is to be in range, and a sum of many: the smallest count for nothing.
         excess = max(0, class_range + sample_range - _FAR)
-        class_power += excess // 2
-        sample_power += excess - excess // 2
+        of_class = 0 if weight is None else excess if sample_weight is None else excess // 2
+        class_power += of_class
+        sample_power += excess - of_class
     if weight is not None and z_loss:
         # What it becomes is to stay in range.
         class_power = max(class_power, math.frexp(z_loss)[1] - _FAR)
-    if max(abs(class_power), abs(sample_power)) < _EXTREME:
+    overflows = excess and weight is not None and sample_weight is not None
+    if not overflows and max(abs(class_power), abs(sample_power)) < _EXTREME:
         return 0, 0
     return class_power, sample_power
 

@@ -85,7 +85,10 @@ def softcapped(values: Array, softcap: float) -> tuple[Array, Array]:
 def _minus_maximum(values: Array, axes: tuple[int, ...], temperature: float) -> tuple[Array, Array]:
     """Return (values - maximum) / temperature, and the maximum."""
     maximum = values.max(axis=axes, keepdims=True, initial=-np.inf)
-    return cool(values - maximum, temperature), maximum
+    if temperature == 1:
+        return values - maximum, maximum
+    # Halves: the difference may be out of range.
+    return cool(values / 2 - maximum / 2, temperature / 2), maximum
 
 
 def _sum(x: Array, axes: tuple[int, ...] = (-1,)) -> Array:
@@ -297,12 +300,12 @@ def _task(call: LossArguments) -> _Task:
         None if array is None else np.moveaxis(array, call.axis, -1)
         for array in (call.values, call.probabilities, call.where)
     )
-    weight, sample_weight = call.weight, call.sample_weight
-    if weight is not None:
-        weight = weight.astype(compute, copy=False)
-    if sample_weight is not None:
-        # Not to anything narrower, in which small ones would be a mean of nothing.
-        sample_weight = sample_weight.astype(np.promote_types(compute, np.float64), copy=False)
+    # Not to anything narrower, in which small ones would be nothing.
+    wide = np.promote_types(compute, np.float64)
+    weight, sample_weight = (
+        None if array is None else array.astype(wide, copy=False)
+        for array in (call.weight, call.sample_weight)
+    )
     if probabilities is not None:
         probabilities = probabilities.astype(compute, copy=False)
     assert values is not None
@@ -480,7 +483,7 @@ def loss_and_gradient(
             if call.empty == "zero" and divisor == 0 and loss == 0:
                 grad[...] = 0
             elif divisor != 1:
-                grad /= grad.dtype.type(divisor)
+                grad = grad / divisor
         if task.allowed is not None:
             np.copyto(grad, 0, where=~task.allowed)
         grad[task.taken_out()] = 0

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import open_promises
 from softce_fast import _dispatch
 
 ISAS = ("avx512", "avx2", "baseline")
@@ -26,7 +25,6 @@ if importlib.util.find_spec("hypothesis"):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One case on all builds, then the next: what is right for it is computed once."""
-    open_promises.mark(items)
     places: dict[tuple[str, ...], int] = {}
     items.sort(key=lambda item: places.setdefault(case_of(item), len(places)))
 

@@ -125,6 +125,10 @@ SIZES += [
     for target in ([1, 0], [3, 3], [3, 1])
     for more in ({}, {"label_smoothing": 0.1}, {"reduction": "sum"}, {"reduction": "none"})
 ]
+# Neither is extreme, but for the product.
+SIZES += [
+    ("f8", [[1, 2], [3, 4]], [0, 1], {"weight": [1e-262, 5e282], "sample_weight": [1e-20, 4e25]})
+]
 SIZES += [
     (
         "f8",
@@ -157,6 +161,17 @@ SIZES += [
     ("f4", [[1, 2]], [0], {"sample_weight": [1e-100], "denominator": 1e-99}),
     ("f8", [[1, 2]], [0], {"sample_weight": [1e300], "denominator": 1e299}),
 ]
+# Class weights whose quotient float64 does not hold; small ones in plain NumPy.
+SIZES += [
+    (
+        "f8",
+        [[0, 2000, 3]],
+        [[0.5, 0.5, 0]],
+        {"weight": [5e-287, 1e241, 1], "reduction": reduction},
+    )
+    for reduction in ("none", "sum", "mean")
+]
+SIZES += [("f4", [[1, 2]], [0], {"weight": [1e-60, 1e-60], "softcap": 1e-150})]
 SIZES += [
     (dtype, [[1, 2, 3]], [0], {"denominator": denominator})
     for dtype in ("bfloat16", "f4", "f8")
@@ -167,6 +182,24 @@ SIZES += [
 @pytest.mark.parametrize(("dtype", "logits", "target", "options"), SIZES, ids=str)
 def test_sizes(dtype: str, logits: Any, target: Any, options: dict[str, Any]) -> None:
     check(dtype, logits, target, **options)
+
+
+@pytest.mark.parametrize(
+    ("dtype_name", "power"), [("float16", -20), ("bfloat16", -130), ("float32", -140)]
+)
+def test_subnormal_weights(dtype_name: str, power: int) -> None:
+    weights = np.array([2.0**power, 1]).astype(dtype_named(dtype_name))
+    check("f8", [[1, 2], [3, 4]], [0, 1], sample_weight=weights, reduction="none")
+
+
+@pytest.mark.parametrize("weight", [0, 1e-30, 1e-9, 1e-3])
+@pytest.mark.parametrize("gap", [10, 20, 37, 60, 73])
+def test_z_loss_of_a_logsumexp_near_zero(full_dtype: np.dtype, gap: float, weight: float) -> None:
+    """Where it outweighs a label that is not the maximum."""
+    logits = [[0, -gap, -gap - 3], [-gap, 0, -gap - 1]]
+    for temperature in (1.0, 0.7):
+        check(full_dtype, logits, [1, 0], weight=[weight, weight, 1], z_loss=1.0,
+              temperature=temperature, reduction="none")  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype_name", ["float32", "float64"])
@@ -243,6 +276,7 @@ def test_sizes_of_binary_losses(
         assert_ulp(grad, right.gradient, "gradient", x.dtype, right.gradient_scale)
 
 
+WIDE = [1e-280, 1e300]  # so far apart that a power of two is taken out
 LIKELIHOODS: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("f4", [[0, 1]], [[0.5, 0.5]], {"weight": [1e-30, 1e30]}),
     ("f8", [[0, 1]], [[0.5, 0.5]], {"weight": [1e-300, 1e300]}),
@@ -252,6 +286,8 @@ LIKELIHOODS: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("f4", [[0.25, 0.75]], [0], {"weight": [1e-60, 1e60], "sample_weight": [1e60]}),
     ("f4", [[0, 1]], [0], {"weight": [1e-60, 1]}),
     ("f8", [[0.25, 0.75]], [1], {"weight": [1, 1e-300], "sample_weight": [1e300]}),
+    ("f8", [[0.25, 0.75]] * 2, [[0.5, 0.5]] * 2, {"sample_weight": WIDE}),
+    ("f8", [[0.25, 0.75]] * 2, [0, 1], {"weight": WIDE}),
 ]
 
 

@@ -4,6 +4,8 @@
 cdef enum:
     # How far apart the exponents of class weights may lie that are added up in float32.
     WIDEST = 60
+    # How far from 1 they may get.
+    FARTHEST = 900
 
 
 cdef struct Sum:
@@ -52,10 +54,11 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
     cdef double *others = chunk_sums + problem.plan.chunks
     cdef char *coefficients = <char *>others
     cdef Py_ssize_t classes = problem.layout.classes
-    cdef int least
+    cdef int least, most
     problem.options.chunk_sums = chunk_sums
     if weights != NULL:
-        exponents_of(weights, classes, &least, &problem.options.coefficient_power)
+        exponents_of(weights, classes, &least, &most)
+        problem.options.coefficient_power = min(most, max(least + FARTHEST, most - FARTHEST))
         if has(problem, OUTPUT):
             fill_other_sums(problem, others)
             coefficients = <char *>(others + classes)

@@ -55,6 +55,10 @@ KIND_INLINE float bfloat16_widen(uint16_t h) {
     return float_from_bits((uint32_t)h << 16);
 }
 
+KIND_INLINE double bfloat16_widen_twice(uint16_t h) {
+    return float32_widen((uint32_t)h << 16);
+}
+
 /* Rounding to nearest, ties to even; of a NaN the payload must not be carried away. */
 KIND_INLINE uint16_t bfloat16_narrow(float x) {
     const uint32_t u = float_bits(x);
@@ -99,7 +103,7 @@ static __attribute__((noinline, unused)) double number_read(const char *p, int k
     case KIND_INT64: READ(int64_t, )
     case KIND_UINT64: READ(uint64_t, )
     case KIND_FLOAT16: READ(uint16_t, float16_widen)
-    case KIND_BFLOAT16: READ(uint16_t, bfloat16_widen)
+    case KIND_BFLOAT16: READ(uint16_t, bfloat16_widen_twice)
     case KIND_FLOAT32: READ(uint32_t, float32_widen)
     default: READ(double, )
     }

@@ -11,21 +11,20 @@ from .vector cimport *
 
 cdef extern from *:
     """
-    #define TWO_TO_HEADROOM ((real)0x1p48)
-    #define TWO_TO_MINUS_HEADROOM ((real)0x1p-48)
+    /* The exponential of a row's maximum is 2**HEADROOM, within a factor of sqrt(2). Its square,
+       times the number of classes, is in range. */
+    #define HEADROOM (sizeof(real) == 4 ? 48 : 400)
+    #define TWO_TO_HEADROOM ((real)(sizeof(real) == 4 ? 0x1p48 : 0x1p400))
+    #define TWO_TO_MINUS_HEADROOM (1 / TWO_TO_HEADROOM)
     #define TWO_TO_64 ((real)0x1p64)
     /* log1p of a smaller ratio is that ratio. */
     #define TINY_RATIO ((real)(sizeof(real) == 4 ? 0x1p-26 : 0x1p-55))
     """
+    const int HEADROOM
     const real TWO_TO_HEADROOM
     const real TWO_TO_MINUS_HEADROOM
     const real TWO_TO_64
     const real TINY_RATIO
-
-
-cdef enum:
-    # The exponential of a row's maximum is 2**HEADROOM, within a factor of sqrt(2).
-    HEADROOM = 48
 
 
 cdef struct Scale:
@@ -119,6 +118,13 @@ cdef inline DoubleDouble double_double_multiply(DoubleDouble a, vector b) noexce
     cdef DoubleDouble result = double_double_from(vector_multiply(a.high, b))
     result.low = vector_fma(a.low, b, multiply_error(a.high, b, result.high))
     return result
+
+
+cdef inline vector product_rounded(DoubleDouble a, vector b) noexcept nogil:
+    """a * b, rounded once: also where multiply-adds are not fused."""
+    if HAS_FMA:
+        return vector_fma(b, a.high, vector_multiply(b, a.low))
+    return double_double_rounded(double_double_multiply(a, b))
 
 
 cdef inline DoubleDouble double_double_product(DoubleDouble a, DoubleDouble b) noexcept nogil:
@@ -428,12 +434,16 @@ cdef inline vector logarithm_of_share(
     cdef mask close = vector_greater(one, ratio)
     cdef DoubleDouble total = sum_merge(others, own, scale.few_digits)
     # split() is own_logit - exponent*ln(2)*T: the logarithm of own / 2**exponent.
+    cdef vector difference = vector_subtract(own_logit, reference.shift)
     cdef vector log_own = split(
-        vector_subtract(own_logit, reference.shift),
+        difference,
         vector_multiply(
             vector_add(reference.exponent, vector_set(HEADROOM)), vector_set(STEPS)), scale, False)
     if scale.tempered:
-        log_own = vector_multiply(log_own, vector_set(scale.inverse))
+        log_own = vector_select(
+            vector_equal(vector_subtract(difference, difference), zero),
+            vector_multiply(log_own, vector_set(scale.inverse)),
+            cooled_difference(own_logit, reference.shift, scale))
     return vector_subtract(
         logarithm(
             vector_select(close, sum_, vector_multiply(total.high, down)),

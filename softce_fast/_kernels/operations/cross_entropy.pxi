@@ -25,7 +25,10 @@ cdef inline void finish_loss(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Py_ssize_t k
-    if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
+    if (
+        group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0
+        or fabs(problem.options.divisor) < 1    # what is too small becomes larger
+    ):
         finish_weighted_loss(group, problem, scratch)
     else:
         numbers_store(group.result, logarithm_of_share(
@@ -90,6 +93,8 @@ cdef void row_numbers(
             if confident >> k & 1:
                 numbers.logsumexp[k] = (
                     own_logit[k] * inverse + numbers.log_share[k] * numbers.lowering[k])
+        if leaves_out_label(problem.operation) and not problem.shard.given:
+            logsumexps_near_zero(numbers, group, problem, scratch)
     if not is_dense(problem.operation):
         return
     dense_numbers(numbers, group)
@@ -99,6 +104,47 @@ cdef void row_numbers(
         numbers_store(logit, label_logits(group, problem, &scratch.softcap))
         for k in range(LANES):
             numbers.gap[k] = (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse)
+
+
+cdef void logsumexps_near_zero(
+    RowNumbers *numbers, const Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    """Once more, of rows whose label is not the maximum, where z_loss outweighs the label.
+
+    There the digits are those of what all others add to the maximum: these are summed again.
+    """
+    cdef const RowState *whole = &group.whole
+    cdef DoubleDouble top = exponential_pair(whole.maximum, whole.reference, &scratch.scale)
+    cdef unsigned int rows = ~group.ignored & vector_mask_bits(vector_greater(
+        top.high, vector_maximum(group.own.high, vector_subtract(group.total.high, top.high))))
+    cdef double[16] maximum
+    cdef double[16] rest
+    cdef real[16] others
+    cdef LogRatio ratio
+    cdef unsigned int tiny
+    cdef int64_t position
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        others[k] = 1
+        position = -1
+        if k >= group.rows or fabs(numbers.logsumexp[k]) > 1 or fabs(problem.options.z_loss) < (
+            fabs(group.weights.label[k]) if group.weights.given else 1
+        ):
+            rows &= ~(<unsigned int>1 << k)
+        elif rows >> k & 1:
+            others[k] = row_others(group, problem, k, &position, scratch)
+    if rows == 0:
+        return
+    ratio = log_ratio(
+        double_double_from(vector_load(others)), top, whole.maximum, whole.reference,
+        &scratch.scale)
+    tiny = vector_mask_bits(ratio.tiny)
+    numbers_store(rest, ratio.value)
+    numbers_store(maximum, whole.maximum)
+    for k in range(LANES):
+        if rows >> k & 1:
+            numbers.logsumexp[k] = maximum[k] / problem.options.temperature + (
+                rest[k] * TWO_TO_MINUS_HEADROOM if tiny >> k & 1 else rest[k])
 
 
 cdef inline void dense_numbers(RowNumbers *numbers, const Group *group) noexcept nogil:
@@ -213,6 +259,8 @@ cdef inline void row_factor(
     cdef int power, within, shift
     cdef double factor, missing, whole, lost
     power_split(largest, &power)
+    # No more than is needed: what is far smaller than it is not to be lost.
+    power = max(power - (limit - HEADROOM - 24), min(power, 0))
     shift = -power
     target = power_apply(target, shift)
     rest = power_apply(rest, shift)
@@ -323,6 +371,7 @@ cdef inline void finish_gradient(
     cdef Recipe *recipe = &group.recipe
     cdef RowFactors factors = scratch.factors[0]
     cdef DoubleDouble total = exact_total(group, scratch)
+    cdef vector others
     if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         # Where both parts of an entry of a dense target are equal, nothing is to be left.
         factors = factors_of(
@@ -333,31 +382,37 @@ cdef inline void finish_gradient(
     if is_dense(problem.operation):
         finish_dense_gradient(group, problem, &factors, total, scratch)
         return
-    recipe.at_label = others_gradient(
-        group, recipe.factor if problem.options.z_loss == 0 else sum_quotient(
-            factors.target, total, scratch.scale.few_digits))
     if problem.options.z_loss != 0:
-        recipe.at_label = vector_add(recipe.at_label, own_gradient(group, &factors, total))
+        recipe.at_label = own_gradient(group, problem, &factors, total)
+    else:
+        # Minus the share of the others: subtracting that of one from 1 would lose the digits.
+        others = vector_subtract(
+            vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low))
+        recipe.at_label = vector_fma(
+            others, recipe.factor.high, vector_multiply(others, recipe.factor.low))
     recipe.at_label = vector_multiply(recipe.at_label, factors.power)
     unscale_few_digits(recipe, &scratch.scale)
 
 
-cdef inline vector others_gradient(const Group *group, DoubleDouble share) noexcept nogil:
-    """Minus the share of the others, where subtracting that of one from 1 would lose the digits.
-
-    `share`: the sum of the target's coefficients over that of the exponentials.
-    """
-    cdef vector others = vector_subtract(
-        vector_set(0.0), vector_add(group.whole.others.high, group.whole.others.low))
-    return vector_fma(others, share.high, vector_multiply(others, share.low))
+cdef inline vector share_of(DoubleDouble a, DoubleDouble b, DoubleDouble total) noexcept nogil:
+    """a * b / total. The larger is divided: the quotient of a tiny one may leave the range."""
+    cdef mask m = vector_greater(vector_absolute(a.high), vector_absolute(b.high))
+    return double_double_rounded(double_double_product(
+        double_double_quotient(double_double_select(m, a, b), total),
+        double_double_select(m, b, a)))
 
 
 cdef inline vector own_gradient(
-    const Group *group, const RowFactors *factors, DoubleDouble total
+    const Group *group, const Problem *problem, const RowFactors *factors, DoubleDouble total
 ) noexcept nogil:
-    """What z_loss adds to it."""
-    cdef DoubleDouble share = double_double_quotient(double_double_from(factors.rest), total)
-    return vector_fma(group.own.high, share.high, vector_multiply(group.own.high, share.low))
+    """Of the class that the sum leaves out, what its own coefficient has no part in:
+
+    p times what z_loss adds, less 1 - p, the share of the others, times the sum of coefficients.
+    """
+    cdef vector result = vector_set(0.0)
+    if problem.options.z_loss != 0:
+        result = share_of(group.own, double_double_from(factors.rest), total)
+    return vector_subtract(result, share_of(group.whole.others, factors.target, total))
 
 
 cdef void finish_dense_gradient(
@@ -385,15 +440,12 @@ cdef void finish_dense_gradient(
         recipe.at_label = vector_multiply(
             vector_fnma(
                 factors.coefficient, label_coefficients(group, problem),
-                vector_fma(
-                    own.high, recipe.factor.high, vector_multiply(own.high, recipe.factor.low))),
+                product_rounded(recipe.factor, own.high)),
             factors.power)
-    recipe.at_top = vector_fma(
-        factors.coefficient, others,
-        others_gradient(group, double_double_quotient(factors.target, total)))
-    if problem.options.z_loss != 0:
-        recipe.at_top = vector_add(recipe.at_top, own_gradient(group, factors, total))
-    recipe.at_top = vector_multiply(recipe.at_top, factors.power)
+    recipe.at_top = vector_multiply(
+        vector_fma(
+            factors.coefficient, others, own_gradient(group, problem, factors, total)),
+        factors.power)
 
 
 cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:

@@ -20,23 +20,20 @@ cdef void finish_hessian(
     cdef Curvature *curvature = &group.recipe.curvature
     cdef RowFactors factors = scratch.factors[1]
     cdef DoubleDouble total = exact_total(group, scratch)
-    cdef DoubleDouble own, product
-    cdef vector others
+    cdef DoubleDouble own
+    cdef vector others, product
     if group.weights.given or is_dense(problem.operation):
         factors = factors_of(group, problem, scale_of_hessian(problem), False)
     curvature.factor = double_double_quotient(factors.whole, total)
     curvature.unscale = factors.power
     curvature.share = vector_divide(vector_set(1.0), total.high)
     finish_top(group, problem, total.high, &own, &others, scratch)
-    # The powers of two last: the others may be tiny, and the row's weight large.
-    product = double_double_product(
-        double_double_product(own, curvature.factor), double_double_quotient(
-            double_double_from(vector_multiply(others, vector_set(TWO_TO_HEADROOM))), total))
+    # The power of two last: the others may be tiny, and the row's weight large.
+    product = share_of(
+        double_double_from(others), double_double_product(own, curvature.factor), total)
     curvature.at_top = vector_maximum(
-        vector_set(<real>problem.options.hessian.floor), vector_multiply(
-            vector_multiply(
-                double_double_rounded(product), vector_set(TWO_TO_MINUS_HEADROOM)),
-            curvature.unscale))
+        vector_set(<real>problem.options.hessian.floor),
+        vector_multiply(product, curvature.unscale))
 
 
 cdef inline void finish_top(

@@ -859,7 +859,7 @@ cdef inline vector tile_output(
         v = vector_multiply(
             vector_fnma(
                 tile.coefficient_factor, tile_coefficient(&tile.coefficients, c),
-                vector_fma(v, tile.factor.high, vector_multiply(v, tile.factor.low))),
+                product_rounded(tile.factor, v)),
             tile.unscale)
     else:
         v = output_product(v, tile.factor, tile.unscale, scale.few_digits)

@@ -926,7 +926,7 @@ cdef inline vector output_product(
 cdef inline vector curvature_product(
     vector e, DoubleDouble factor, vector unscale, vector share, vector floor
 ) noexcept nogil:
-    cdef vector v = vector_fma(e, factor.high, vector_multiply(e, factor.low))
+    cdef vector v = product_rounded(factor, e)
     # The power last: a product that leaves the range is infinite, not a difference of such.
     v = vector_multiply(vector_fnma(vector_multiply(e, share), v, v), unscale)
     return vector_maximum(floor, v)
@@ -949,7 +949,7 @@ cdef inline vector row_output(
     return vector_multiply(
         vector_fnma(
             row.coefficient_factor, coefficient_vector(&row.coefficients, i, n),
-            vector_fma(v, row.factor.high, vector_multiply(v, row.factor.low))),
+            product_rounded(row.factor, v)),
         row.unscale)
 
 
