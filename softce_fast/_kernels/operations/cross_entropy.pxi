@@ -240,47 +240,59 @@ cdef inline Scaled scale_of_gradients(const Problem *problem) noexcept nogil:
         scaled_quotient(scale, problem.options.temperature), problem.options.divisor)
 
 
+cdef struct Factor:
+    # What both parts of a row's entries are multiplied by, once 2**shift is out of them.
+    double number
+    double missing
+    int shift
+    double power       # and what their products are
+
+
 cdef struct RowLanes:
-    # RowFactors, row by row.
-    double[16] whole
-    double[16] whole_rest
+    # What RowFactors are made of, row by row.
     double[16] target
-    double[16] target_rest
     double[16] rest
+    double[16] number
+    double[16] missing
     double[16] coefficient
     double[16] power
 
 
-cdef inline void row_factor(
-    RowLanes *lanes, Py_ssize_t k, Scaled scale, double target, double rest, double largest
-) noexcept nogil:
-    """Set what RowFactors have of one row."""
-    cdef int limit = EXPONENT_BIAS - 1
-    cdef int power, within, shift
-    cdef double factor, missing, whole, lost
+cdef inline int needed_power(double largest) noexcept nogil:
+    """The power of two that is to be taken out of numbers up to that size."""
+    cdef int power
     power_split(largest, &power)
     # No more than is needed: what is far smaller than it is not to be lost.
-    power = max(power - (limit - HEADROOM - 24), min(power, 0))
-    shift = -power
-    target = power_apply(target, shift)
-    rest = power_apply(rest, shift)
-    whole = target + rest
-    # What the smaller of the two lost.
-    lost = (target - whole) + rest if fabs(target) > fabs(rest) else (rest - whole) + target
-    # What the power itself cannot hold, the factors do; what they cannot, either, is out of range.
-    power += scale.power - HEADROOM
-    within = max(-limit, min(limit, power))
-    factor = power_apply(
-        scale.number, min(HEADROOM + power - within, limit - HEADROOM // 2))
-    missing = factor / scale.number * scale.rest
-    lanes.whole[k] = factor * whole
-    lanes.whole_rest[k] = number_or_nothing(
-        product_error(factor, whole) + (missing * whole + factor * lost))
-    lanes.target[k] = factor * target
-    lanes.target_rest[k] = number_or_nothing(product_error(factor, target) + missing * target)
-    lanes.rest[k] = factor * rest
-    lanes.coefficient[k] = power_apply(factor, shift)
-    lanes.power[k] = power_apply(1, within)
+    return max(power - (EXPONENT_BIAS - 1 - HEADROOM - 24), min(power, 0))
+
+
+cdef inline Factor factor_for(Scaled scale, int power) noexcept nogil:
+    cdef int limit = EXPONENT_BIAS - 1
+    cdef int whole = power + scale.power - HEADROOM
+    cdef int within = max(-limit, min(limit, whole))
+    cdef Factor factor
+    # What the power itself cannot hold, the factor does; what it cannot, either, is out of range.
+    factor.number = power_apply(
+        scale.number, min(HEADROOM + whole - within, limit - HEADROOM // 2))
+    factor.missing = factor.number / scale.number * scale.rest
+    factor.shift = -power
+    factor.power = power_apply(1, within)
+    return factor
+
+
+cdef inline void lane_set(
+    RowLanes *lanes, Py_ssize_t k, Factor factor, double target, double rest
+) noexcept nogil:
+    lanes.target[k] = target
+    lanes.rest[k] = rest
+    lanes.number[k] = factor.number
+    lanes.missing[k] = factor.missing
+    lanes.coefficient[k] = factor.number
+    lanes.power[k] = factor.power
+    if factor.shift != 0:
+        lanes.target[k] = power_apply(target, factor.shift)
+        lanes.rest[k] = power_apply(rest, factor.shift)
+        lanes.coefficient[k] = power_apply(factor.number, factor.shift)
 
 
 cdef inline DoubleDouble double_double_of(
@@ -291,17 +303,39 @@ cdef inline DoubleDouble double_double_of(
     cdef double[16] low
     cdef Py_ssize_t k
     for k in range(LANES):
-        low[k] = number_or_nothing((numbers[k] - <real>numbers[k]) + rests[k])
+        low[k] = number_or_nothing(
+            (numbers[k] - <real>numbers[k]) + number_or_nothing(rests[k]))
     pair.high = vector_from(numbers)
     pair.low = vector_from(low)
     return pair
 
 
-cdef inline RowFactors factors_from(const RowLanes *lanes) noexcept nogil:
+cdef RowFactors factors_from(const RowLanes *lanes) noexcept nogil:
     cdef RowFactors factors
-    factors.whole = double_double_of(lanes.whole, lanes.whole_rest)
-    factors.target = double_double_of(lanes.target, lanes.target_rest)
-    factors.rest = vector_from(lanes.rest)
+    cdef double[16] whole
+    cdef double[16] whole_rest
+    cdef double[16] target
+    cdef double[16] target_rest
+    cdef double[16] rest
+    cdef double total, lost
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        total = lanes.target[k] + lanes.rest[k]
+        # What the smaller of the two lost.
+        lost = (
+            (lanes.target[k] - total) + lanes.rest[k]
+            if fabs(lanes.target[k]) > fabs(lanes.rest[k])
+            else (lanes.rest[k] - total) + lanes.target[k])
+        whole[k] = lanes.number[k] * total
+        whole_rest[k] = product_error(lanes.number[k], total) + (
+            lanes.missing[k] * total + lanes.number[k] * lost)
+        target[k] = lanes.number[k] * lanes.target[k]
+        target_rest[k] = product_error(
+            lanes.number[k], lanes.target[k]) + lanes.missing[k] * lanes.target[k]
+        rest[k] = lanes.number[k] * lanes.rest[k]
+    factors.whole = double_double_of(whole, whole_rest)
+    factors.target = double_double_of(target, target_rest)
+    factors.rest = vector_from(rest)
     factors.coefficient = vector_from(lanes.coefficient)
     factors.power = vector_from(lanes.power)
     return factors
@@ -319,15 +353,8 @@ cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     """The factors of rows that have a label and no weights."""
     cdef RowLanes lanes
     cdef Py_ssize_t k
-    row_factor(&lanes, 0, scale, 1, 0, 1)
-    for k in range(1, LANES):
-        lanes.whole[k] = lanes.whole[0]
-        lanes.whole_rest[k] = lanes.whole_rest[0]
-        lanes.target[k] = lanes.target[0]
-        lanes.target_rest[k] = lanes.target_rest[0]
-        lanes.rest[k] = lanes.rest[0]
-        lanes.coefficient[k] = lanes.coefficient[0]
-        lanes.power[k] = lanes.power[0]
+    for k in range(LANES):
+        lane_set(&lanes, k, factor_for(scale, 0), 1, 0)
     return factors_from(&lanes)
 
 
@@ -336,26 +363,38 @@ cdef RowFactors factors_of(
 ) noexcept nogil:
     """Those of rows with weights; `rounded`: what multiplies them is a single number."""
     cdef Scaled row
+    cdef Factor factor
     cdef RowLanes lanes
-    cdef double target, rest
+    cdef double[16] target
+    cdef double[16] rest
+    cdef double weight = 1, last = 1
+    cdef int power, last_power = 0
     cdef Py_ssize_t k
     for k in range(LANES):
-        row = scale
-        target = 1
-        rest = 0
+        target[k] = group.weights.label[k] if group.weights.given else 1
+        rest[k] = group.from_z[k] if problem.options.z_loss != 0 else 0
+    if group.weights.given:
+        coefficients_scale(target, problem)
+    if problem.options.z_loss != 0:
+        coefficients_scale(rest, problem)
+    if is_dense(problem.operation):
+        for k in range(LANES):
+            target[k] = group.coefficients[k] + (target[k] if has(problem, LABELS) else 0)
+    for k in range(LANES):
         if group.weights.given:
-            row = scaled_product(row, group.weights.sample[k])
-            target = power_apply(group.weights.label[k], -problem.options.coefficient_power)
-        if rounded:
-            row.number += number_or_nothing(row.rest)
-            row.rest = 0
-        if is_dense(problem.operation):
-            target = group.coefficients[k] + (target if has(problem, LABELS) else 0)
-        if problem.options.z_loss != 0:
-            rest = power_apply(group.from_z[k], -problem.options.coefficient_power)
-        row_factor(
-            &lanes, k, row, target, rest,
-            max(fabs(target), max(fabs(rest), <double>is_dense(problem.operation))))
+            weight = group.weights.sample[k]
+        power = needed_power(
+            max(fabs(target[k]), max(fabs(rest[k]), <double>is_dense(problem.operation))))
+        if k == 0 or weight != last or power != last_power:
+            # Most rows have the one before them's.
+            row = scale if weight == 1 else scaled_product(scale, weight)
+            if rounded:
+                row.number += number_or_nothing(row.rest)
+                row.rest = 0
+            factor = factor_for(row, power)
+            last = weight
+            last_power = power
+        lane_set(&lanes, k, factor, target[k], rest[k])
     return factors_from(&lanes)
 
 
@@ -431,8 +470,7 @@ cdef void finish_dense_gradient(
     cdef DoubleDouble own
     cdef Py_ssize_t k
     for k in range(LANES):
-        if not confident >> k & 1:
-            recipe.top[k] = -1
+        recipe.top[k] = recipe.top[k] if confident >> k & 1 else -1
     if has(problem, LABELS):
         others = other_coefficients_of_labels(group, problem)
         own = exponential_pair(
@@ -454,12 +492,25 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
     cdef double[16] coefficient
     cdef Py_ssize_t k
     for k in range(LANES):
-        coefficient[k] = group.weights.even[k] if shares_by_row(problem) else even
-        if problem.options.class_weight != NULL and group.labels[k] < problem.layout.classes:
-            coefficient[k] *= problem.options.class_weight[group.labels[k]]
-        coefficient[k] = power_apply(
-            coefficient[k] + group.weights.label[k], -problem.options.coefficient_power)
+        coefficient[k] = even
+    if shares_by_row(problem):
+        memcpy(coefficient, group.weights.even, sizeof(coefficient))
+    if problem.options.class_weight != NULL:
+        for k in range(LANES):
+            if group.labels[k] < problem.layout.classes:
+                coefficient[k] *= problem.options.class_weight[group.labels[k]]
+    for k in range(LANES):
+        coefficient[k] += group.weights.label[k]
+    coefficients_scale(coefficient, problem)
     return vector_from(coefficient)
+
+
+cdef inline void coefficients_scale(double *coefficient, const Problem *problem) noexcept nogil:
+    """Take the power of two out of them."""
+    cdef Py_ssize_t k
+    if problem.options.coefficient_power != 0:
+        for k in range(LANES):
+            coefficient[k] = power_apply(coefficient[k], -problem.options.coefficient_power)
 
 
 cdef inline vector other_coefficients_of_labels(
@@ -468,17 +519,21 @@ cdef inline vector other_coefficients_of_labels(
     """The sum of the coefficients but that of the maximum, under smoothing."""
     cdef double even = even_share(problem)
     cdef double[16] others
+    cdef double[16] label
+    cdef int64_t[16] top
     cdef Py_ssize_t k
-    cdef int64_t top
-    numbers_store(others, double_double_rounded(group.whole.other_coefficients))
+    memcpy(label, group.weights.label, sizeof(label))
+    coefficients_scale(label, problem)
     for k in range(LANES):
-        top = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
-        if not (shares_by_row(problem) or problem.shard.given):
-            # One rounding less than the sum.
+        top[k] = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
+    if shares_by_row(problem) or problem.shard.given:
+        numbers_store(others, double_double_rounded(group.whole.other_coefficients))
+    else:
+        # One rounding less than the sum.
+        for k in range(LANES):
             others[k] = even * (
                 <double>(problem.layout.classes - 1) if problem.options.other_sums == NULL
-                else problem.options.other_sums[top])
-        if group.labels[k] != top:
-            others[k] += power_apply(
-                group.weights.label[k], -problem.options.coefficient_power)
+                else problem.options.other_sums[top[k]])
+    for k in range(LANES):
+        others[k] += label[k] if group.labels[k] != top[k] else 0
     return vector_from(others)
