@@ -200,13 +200,14 @@ def test_extreme_temperatures_need_float64(temperature: float) -> None:
     assert plan_of(lambda: execute.softmax(*arguments))["compute"] == "float64"
 
 
-def test_class_weights_far_apart_need_float64_where_they_are_added_up() -> None:
+def test_class_weights_far_apart_need_float64() -> None:
     x = zeros(3, 4)
     near = np.array([1.0, 2.0**60, 0.0, np.inf])
     far = np.array([1.0, 2.0**61, 0.0, np.inf])
-    assert loss_plan(x, class_weight=far)["compute"] == "float32"
-    assert loss_plan(x, class_weight=near, label_smoothing=0.1)["compute"] == "float32"
-    assert loss_plan(x, class_weight=far, label_smoothing=0.1)["compute"] == "float64"
+    for smoothing in (0.0, 0.1):
+        for weights, compute in ((near, "float32"), (far, "float64")):
+            plan = loss_plan(x, class_weight=weights, label_smoothing=smoothing)
+            assert plan["compute"] == compute
 
 
 @pytest.mark.parametrize(

@@ -105,20 +105,21 @@ cdef inline void offsets_fill(
     Offsets *offsets, const Layout *layout, const Array *array, Py_ssize_t first, Py_ssize_t rows
 ) noexcept nogil:
     """Find rows that have no one stride."""
-    cdef Py_ssize_t k = 0, start, stop
-    offsets.step = 0
-    if rows == LANES and first // layout.inner == (first + rows - 1) // layout.inner:
-        offsets.step = array.inner_stride
+    cdef Py_ssize_t k, within = first % layout.inner
+    cdef Py_ssize_t start = row_offset(layout, array, first) - within * array.inner_stride
+    offsets.step = array.inner_stride if rows == LANES and within + rows <= layout.inner else 0
+    offsets.of_row[0] = start + within * array.inner_stride
     if offsets.step != 0:
-        offsets.of_row[0] = row_offset(layout, array, first)
         return
-    while k < rows:
-        start = row_offset(layout, array, first + k)
-        stop = min(rows, k + layout.inner - (first + k) % layout.inner)
-        while k < stop:
-            offsets.of_row[k] = start
-            start += array.inner_stride
-            k += 1
+    for k in range(rows):
+        offsets.of_row[k] = start + within * array.inner_stride
+        within += 1
+        if within == layout.inner:
+            within = 0
+            # Without dividing, if there is but one axis before.
+            start = (
+                start + array.strides[0] if layout.row_axes == 2
+                else row_offset(layout, array, first + k + 1))
 
 
 cdef inline Py_ssize_t chunk_length(const Problem *problem, Py_ssize_t chunk) noexcept nogil:
