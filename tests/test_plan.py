@@ -283,6 +283,9 @@ def test_neighbouring_rows_go_across_whatever_their_length() -> None:
     for inner in (Threshold.FEWEST_NEIGHBOURS, Threshold.FEWEST_NEIGHBOURS - 1):
         plan = softmax_plan(zeros(5, 3, inner), (1,))
         assert plan["runs"] == (inner == Threshold.FEWEST_NEIGHBOURS)
+    for inner in (lanes, lanes - 1):
+        plan = softmax_plan(zeros(5, 3, inner, dtype=np.float16), (1,))
+        assert plan["runs"] == (inner == lanes)
     x = zeros(3, 9000, 40)
     plan = softmax_plan(x, (1,))
     assert (plan["passes"], plan["gather"]) == ("across", False)

@@ -12,8 +12,9 @@ cpdef enum Threshold:
     PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
     #                            arrays; in float64 always half of it.
     STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
-    FEWEST_NEIGHBOURS = 4      # Rows that are neighbours, if fewer at a time, are taken one by one,
-    SHORT_RUN = 6              # and if fewer than these, go across
+    FEWEST_NEIGHBOURS = 4      # Rows that are neighbours, if fewer at a time, or if fewer than fill
+    #                            a vector and to be converted, are taken one by one.
+    SHORT_RUN = 6              # If fewer than these, they go across
     SHORT_RUN_CLASSES = 48     # up to so many classes.
     TOP_ACROSS = 32            # Most classes that are selected, and
     CLASSES_ACROSS = 16777216  # longest row where they are: float32 numbers its classes.
@@ -262,7 +263,7 @@ cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
     return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
 
 
-cdef int plan_tasks(Problem *problem, int lanes) except -1:
+cdef int plan_tasks(Problem *problem, int lanes, int real_kind) except -1:
     """First decide how rows are passed through, and shared out: each step follows from the last."""
     cdef Plan *plan = &problem.plan
     settle(plan)
@@ -271,7 +272,8 @@ cdef int plan_tasks(Problem *problem, int lanes) except -1:
     plan.passes = passes_for(problem, lanes)
     settle(plan)
     plan.batch = batch_for(problem, lanes)
-    plan.runs = problem.layout.inner >= FEWEST_NEIGHBOURS
+    plan.runs = problem.layout.inner >= (
+        FEWEST_NEIGHBOURS if problem.arrays[<int>INPUT].kind == real_kind else lanes)
     settle(plan)
     plan.rows_per_task = rows_per_task_for(problem, lanes)
     settle(plan)
@@ -316,7 +318,7 @@ cdef int make_plan(
     cdef Py_ssize_t columns = chunk_classes(problem.operation)
     problem.plan.threads = threads
     problem.plan.chunks = (problem.layout.classes - 1) // columns + 1
-    plan_tasks(problem, kernels.lanes)
+    plan_tasks(problem, kernels.lanes, kernels.real_kind)
     plan_rest(problem, kernels.lanes, kernels.real_kind, result_kind)
     settle(&problem.plan)
     if forced is not None:

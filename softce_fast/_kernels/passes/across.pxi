@@ -150,13 +150,15 @@ cdef void tiles_fill_by_class(
     cdef const char *at_class
     cdef const real *run
     cdef bint masked = included.data != NULL and role == INPUT
-    if not masked and array.kind == REAL_KIND and is_side_by_side(groups, problem, role, tiles):
+    if not masked and kind_has_vectors(array.kind) and is_side_by_side(
+        groups, problem, role, tiles
+    ):
         for c in range(n):
             at_class = array.data + class_offset(&problem.layout, array, chunk * CHUNK + c)
             for t in range(tiles):
                 vector_store(
                     tile + t * scratch.kept_stride + c * LANES,
-                    vector_load(<const real *>(at_class + in_group(groups + t, problem, role, 0))))
+                    kind_vector(at_class + in_group(groups + t, problem, role, 0), array.kind))
         return
     runs_fill(scratch.runs, groups, problem, role, tiles)
     if masked:
@@ -272,7 +274,9 @@ cdef void group_gather(
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t k
-    if rows_follow(group, problem, role) and (array.kind == REAL_KIND or not array.swapped):
+    if rows_follow(group, problem, role) and (
+        array.kind == REAL_KIND or not array.swapped or LANES * n <= MOST_ROWS    # in scratch.raw
+    ):
         row_gather(
             &problem.layout, array, in_group(group, problem, role, 0), 0, LANES * n, rows,
             scratch.raw)
@@ -794,7 +798,8 @@ cdef struct TilePlace:
     Py_ssize_t n
     char *to
     Py_ssize_t row_stride
-    Py_ssize_t class_stride    # by rows if 0, else class by class
+    Py_ssize_t class_stride    # by rows if 0, else class by class,
+    int kind                   # as elements of this kind
 
 
 cdef inline TileOutput tile_output_open(
@@ -922,8 +927,8 @@ cdef inline void tile_lay(
         tile_unpack(&tile, place.n, scale, place.to, place.row_stride)
     else:
         for c in range(place.n):
-            vector_store(
-                <real *>(place.to + c * place.class_stride), tile_output(&tile, c, scale))
+            kind_vector_store(
+                place.to + c * place.class_stride, tile_output(&tile, c, scale), place.kind)
     if target != NO_TARGET and group.ignored != 0:
         tile_clear(group, place)
 
@@ -939,8 +944,8 @@ cdef void tile_clear(const Group *group, const TilePlace *place) noexcept nogil:
             continue
         for c in range(place.n):
             memset(
-                place.to + c * place.class_stride + k * <Py_ssize_t>sizeof(real), 0,
-                sizeof(real))
+                place.to + c * place.class_stride + k * kind_size(place.kind), 0,
+                kind_size(place.kind))
 
 
 cdef struct Laying:
@@ -1167,7 +1172,7 @@ cdef inline bint goes_straight(const Problem *problem, Role role) noexcept nogil
     """Whether output can be laid out where it belongs."""
     cdef const Array *array = &problem.arrays[<int>role]
     return (
-        array.kind == REAL_KIND and not array.swapped and problem.layout.class_axes <= 1
+        kind_has_vectors(array.kind) and not array.swapped and problem.layout.class_axes <= 1
         and not problem.plan.stream and not corrects_output(problem))
 
 
@@ -1183,6 +1188,7 @@ cdef inline TilePlace tile_place(
     place.values = scratch.kept + t * scratch.kept_stride
     place.row_stride = 0
     place.class_stride = 0
+    place.kind = REAL_KIND
     return place
 
 
@@ -1204,6 +1210,7 @@ cdef void tiles_emit_by_class(
         places[t].class_stride = LANES * sizeof(real)
         if straight:
             places[t].class_stride = array.class_stride
+            places[t].kind = array.kind
             places[t].to = (
                 array.data + in_group(groups + t, problem, role, 0)
                 + chunk * CHUNK * array.class_stride)
@@ -1229,7 +1236,7 @@ cdef void tiles_emit_by_row(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t packed = n * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t t, step
-    cdef bint straight = goes_straight(problem, role) and has_neighbours(&problem.layout, array)
+    cdef bint straight = goes_straight(problem, role) and is_plain(&problem.layout, array)
     cdef TilePlace[MOST_TILES] places
     cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale)
     cdef char *room = <char *>scratch.staged
