@@ -191,8 +191,8 @@ cdef void finish_weighted_loss(
         if z_loss != 0:
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
             rest += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
-        if fabs(share) > 1 or fabs(weight) > 1:
-            # The product is not to leave the range.
+        if numbers.log_share[k] > 1:
+            # Times a large weight it would leave the range.
             numbers.log_share[k] *= numbers.lowering[k]
             numbers.lowering[k] = 1
         group.result[k] = number_or_zero(
