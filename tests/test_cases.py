@@ -125,6 +125,12 @@ SIZES += [
     for target in ([1, 0], [3, 3], [3, 1])
     for more in ({}, {"label_smoothing": 0.1}, {"reduction": "sum"}, {"reduction": "none"})
 ]
+# A tiny logarithm beside a large weight.
+SIZES += [
+    ("f8", [[gap, 0]] * 2, [0, 0], {name: [1e250, 1e-250], "reduction": "none"})
+    for name in ("weight", "sample_weight")
+    for gap in (40, 50, 300)
+]
 # Neither is extreme, but for the product.
 SIZES += [
     ("f8", [[1, 2], [3, 4]], [0, 1], {"weight": [1e-262, 5e282], "sample_weight": [1e-20, 4e25]})

@@ -119,25 +119,27 @@ cdef void logsumexps_near_zero(
         top.high, vector_maximum(group.own.high, vector_subtract(group.total.high, top.high))))
     cdef double[16] maximum
     cdef double[16] rest
-    cdef real[16] others
+    cdef real[16] high
+    cdef real[16] low
+    cdef DoubleDouble others
     cdef LogRatio ratio
     cdef unsigned int tiny
     cdef int64_t position
     cdef Py_ssize_t k
     for k in range(LANES):
-        others[k] = 1
+        high[k] = low[k] = 1
         position = -1
         if k >= group.rows or fabs(numbers.logsumexp[k]) > 1 or fabs(problem.options.z_loss) < (
             fabs(group.weights.label[k]) if group.weights.given else 1
         ):
             rows &= ~(<unsigned int>1 << k)
         elif rows >> k & 1:
-            others[k] = row_others(group, problem, k, &position, scratch)
+            high[k] = row_others(group, problem, k, &position, low + k, scratch)
     if rows == 0:
         return
-    ratio = log_ratio(
-        double_double_from(vector_load(others)), top, whole.maximum, whole.reference,
-        &scratch.scale)
+    others.high = vector_load(high)
+    others.low = vector_load(low)
+    ratio = log_ratio(others, top, whole.maximum, whole.reference, &scratch.scale)
     tiny = vector_mask_bits(ratio.tiny)
     numbers_store(rest, ratio.value)
     numbers_store(maximum, whole.maximum)
@@ -189,6 +191,10 @@ cdef void finish_weighted_loss(
         if z_loss != 0:
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
             rest += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
+        if numbers.log_share[k] > 1:
+            # Times a large weight it would leave the range.
+            numbers.log_share[k] *= numbers.lowering[k]
+            numbers.lowering[k] = 1
         group.result[k] = number_or_zero(
             weight, number_or_zero(share, numbers.log_share[k])) * numbers.lowering[k]
         group.result[k] += number_or_zero(weight, rest)

@@ -20,8 +20,8 @@ cdef void finish_hessian(
     cdef Curvature *curvature = &group.recipe.curvature
     cdef RowFactors factors = scratch.factors[1]
     cdef DoubleDouble total = exact_total(group, scratch)
-    cdef DoubleDouble own
-    cdef vector others, product
+    cdef DoubleDouble own, others
+    cdef vector product
     if group.weights.given or is_dense(problem.operation):
         factors = factors_of(group, problem, scale_of_hessian(problem), False)
     curvature.factor = double_double_quotient(factors.whole, total)
@@ -29,15 +29,14 @@ cdef void finish_hessian(
     curvature.share = vector_divide(vector_set(1.0), total.high)
     finish_top(group, problem, total.high, &own, &others, scratch)
     # The power of two last: the others may be tiny, and the row's weight large.
-    product = share_of(
-        double_double_from(others), double_double_product(own, curvature.factor), total)
+    product = share_of(others, double_double_product(own, curvature.factor), total)
     curvature.at_top = vector_maximum(
         vector_set(<real>problem.options.hessian.floor),
         vector_multiply(product, curvature.unscale))
 
 
 cdef inline void finish_top(
-    Group *group, const Problem *problem, vector total, DoubleDouble *own, vector *others,
+    Group *group, const Problem *problem, vector total, DoubleDouble *own, DoubleDouble *others,
     const Scratch *scratch,
 ) noexcept nogil:
     """Find the class more likely than all others, its exponential and the sum of the others'.
@@ -48,11 +47,13 @@ cdef inline void finish_top(
     cdef DoubleDouble largest = exponential_pair(
         group.whole.maximum, group.whole.reference, &scratch.scale)
     cdef unsigned int confident, wrong
-    cdef real[16] rest
+    cdef real[16] high
+    cdef real[16] low
     cdef Py_ssize_t k
     own[0] = group.own
-    others[0] = vector_add(group.whole.others.high, group.whole.others.low)
-    confident = vector_mask_bits(vector_greater(own.high, others[0]))
+    others[0] = group.whole.others
+    confident = vector_mask_bits(vector_greater(
+        own.high, vector_add(others.high, others.low)))
     for k in range(LANES):
         top[k] = -1
         if confident >> k & 1:
@@ -65,15 +66,17 @@ cdef inline void finish_top(
     if is_in_tile(group, problem):
         tile_others(group, problem, wrong, others, scratch)
         return
-    vector_store(rest, others[0])
+    vector_store(high, others.high)
+    vector_store(low, others.low)
     for k in range(group.rows):
         if wrong >> k & 1:
-            rest[k] = row_others(group, problem, k, top + k, scratch)
-    others[0] = vector_load(rest)
+            high[k] = row_others(group, problem, k, top + k, low + k, scratch)
+    others.high = vector_load(high)
+    others.low = vector_load(low)
 
 
 cdef void tile_others(
-    Group *group, const Problem *problem, unsigned int wrong, vector *others,
+    Group *group, const Problem *problem, unsigned int wrong, DoubleDouble *others,
     const Scratch *scratch,
 ) noexcept nogil:
     """row_others() for the rows of a tile that are `wrong`, bits: their exponentials are there."""
@@ -83,29 +86,43 @@ cdef void tile_others(
     cdef vector zero = vector_set(0.0)
     cdef vector position = tile_find(tile, n, tile_maximum(tile, n))
     cdef real[16] top
-    cdef real[16] rest
-    cdef real[16] known
+    cdef DoubleDouble rest
     cdef Py_ssize_t k
     for k in range(n):
         vector_store(terms + k * LANES, vector_select(
             vector_equal(position, vector_set(<real>k)), zero, vector_load(tile + k * LANES)))
     vector_store(top, position)
-    vector_store(rest, double_double_rounded(tile_sums(terms, n, scratch.scale.few_digits)))
-    vector_store(known, others[0])
+    rest = tile_sums(terms, n, scratch.scale.few_digits)
+    lanes_replace(&others.high, wrong, rest.high)
+    lanes_replace(&others.low, wrong, rest.low)
     for k in range(LANES):
         if wrong >> k & 1:
             group.recipe.curvature.top[k] = <int64_t>top[k]
-            known[k] = rest[k]
-    others[0] = vector_load(known)
+
+
+cdef inline void lanes_replace(vector *v, unsigned int lanes, vector by) noexcept nogil:
+    """Put those of other numbers into some lanes, bits."""
+    cdef real[16] lane
+    cdef real[16] other
+    cdef Py_ssize_t k
+    vector_store(lane, v[0])
+    vector_store(other, by)
+    for k in range(LANES):
+        if lanes >> k & 1:
+            lane[k] = other[k]
+    v[0] = vector_load(lane)
 
 
 cdef real row_others(
-    const Group *group, const Problem *problem, Py_ssize_t k, int64_t *top,
+    const Group *group, const Problem *problem, Py_ssize_t k, int64_t *top, real *low,
     const Scratch *scratch,
 ) noexcept nogil:
-    """The sum of a row's exponentials without the largest, whose class is found."""
+    """The sum of a row's exponentials without the largest, whose class is found.
+
+    `low` becomes what it misses.
+    """
     cdef real[16] lane
-    cdef real rest, sum_, maximum, shift
+    cdef real sum_, maximum, shift
     cdef Reference reference
     cdef DoubleDouble total = double_double_from(vector_set(0.0))
     cdef Stretch stretch = stretch_of(problem, 0)
@@ -130,7 +147,9 @@ cdef real row_others(
         total = double_double_merge(
             total, row_absorb(&stretch, reference, &scratch.scale, shift != 0))
     if problem.layout.classes <= LANES:
-        sum_ = vector_reduce_few(total.high, &rest)
+        sum_ = vector_reduce_few(total.high, low)
     else:
-        sum_ = vector_reduce_compensated(total.high, total.low, &rest)
-    return sum_ if scratch.scale.few_digits else sum_ + rest
+        sum_ = vector_reduce_compensated(total.high, total.low, low)
+    if scratch.scale.few_digits:
+        low[0] = 0
+    return sum_
