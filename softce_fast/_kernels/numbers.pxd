@@ -121,10 +121,13 @@ cdef inline DoubleDouble double_double_multiply(DoubleDouble a, vector b) noexce
 
 
 cdef inline vector product_rounded(DoubleDouble a, vector b) noexcept nogil:
-    """a * b, rounded once: also where multiply-adds are not fused."""
+    """a * b, rounded once: also where multiply-adds are not fused, unless b is tiny."""
+    cdef vector result = vector_fma(b, a.high, vector_multiply(b, a.low))
     if HAS_FMA:
-        return vector_fma(b, a.high, vector_multiply(b, a.low))
-    return double_double_rounded(double_double_multiply(a, b))
+        return result
+    return vector_select(
+        vector_greater(vector_absolute(b), vector_set(SMALLEST_NORMAL * TWO_TO_64)),
+        double_double_rounded(double_double_multiply(a, b)), result)
 
 
 cdef inline DoubleDouble double_double_product(DoubleDouble a, DoubleDouble b) noexcept nogil:
