@@ -295,9 +295,14 @@ def _operator(
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, kernel, "CPU")
     _LIBRARY.impl(name, differentiable, "AutogradCPU")
-    torch.library.register_fake(f"{_LIBRARY.ns}::{name}", fake, lib=_LIBRARY)
-    operator: Callable[..., Any] = getattr(getattr(torch.ops, _LIBRARY.ns), name).default
+    torch.library.register_fake(f"softce_fast::{name}", fake, lib=_LIBRARY)
+    operator: Callable[..., Any] = getattr(torch.ops.softce_fast, name).default
     return operator
+
+
+def _calls(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return what applies a function; looked up late, as documentation is made without PyTorch."""
+    return lambda *arguments: function.apply(*arguments)
 
 
 def _refuse_second_derivatives(name: str) -> None:
@@ -399,8 +404,7 @@ def _function(loss: Callable[..., Any], gradient: Callable[..., Any]) -> Callabl
             result = gradient(grad_output, *ctx.saved_tensors, *ctx.options)
             return result, None, None, None, None, None
 
-    apply: Callable[..., Any] = CrossEntropy.apply
-    return apply
+    return _calls(CrossEntropy)
 
 
 _ARGUMENTS = (
@@ -528,5 +532,6 @@ _linear_cross_entropy_forward = _operator(
     f"linear_cross_entropy_forward{_LINEAR}", _linear_loss, _linear_loss_fake
 )
 _linear_cross_entropy = _operator(
-    f"linear_cross_entropy{_LINEAR}", _linear_loss, _linear_loss_fake, _DifferentiableLinear.apply
-)
+    f"linear_cross_entropy{_LINEAR}", _linear_loss, _linear_loss_fake,
+    _calls(_DifferentiableLinear),
+)  # fmt: skip
