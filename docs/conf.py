@@ -70,7 +70,7 @@ html_theme_options = {
     "navigation_with_keys": False,
     "header_links_before_dropdown": 6,
     "show_prev_next": False,
-    "secondary_sidebar_items": {"**": ["page-toc"], "benchmarks": []},
+    "secondary_sidebar_items": {"**": ["page-toc"], "benchmarks": [], "promises": []},
     "footer_start": ["copyright"],
     "footer_end": [],
 }
@@ -103,6 +103,7 @@ def setup(app: Sphinx) -> None:
 SECTIONS = {  # a file that is not named here is headed by the first line of its docstring
     "softce_fast._softmax": "Softmax",
     "softce_fast._losses": "Cross-entropy",
+    "softce_fast._scores": "Scores",
     "softce_fast._linear": "Cross-entropy from hidden states",
     "softce_fast._binary": "Binary cross-entropy",
     "softce_fast._threads": "Threads",
@@ -113,7 +114,7 @@ SECTIONS = {  # a file that is not named here is headed by the first line of its
 
 def listing(names: list[str]) -> str:
     entries = "".join(f"   {name}\n" for name in names)
-    return f".. autosummary::\n   :toctree: .\n\n{entries}\n"
+    return f".. autosummary::\n   :nosignatures:\n   :toctree: .\n\n{entries}\n"
 
 
 def public(module: ModuleType) -> Iterator[str]:
