@@ -36,8 +36,10 @@ _FLOAT_NAMES = "float16, bfloat16, float32, float64 or longdouble"
 _NAMES_ELSEWHERE = {
     **dict.fromkeys(("a", "input", "x", "logits", "y_pred"), None),
     **dict.fromkeys(("labels", "targets", "y", "y_true"), "target"),
+    "bias": "linear_bias",
     "class_weight": "weight",
     "dim": "axis",
+    "k": "top_k",
     "keepdim": "keepdims",
     "sample_weights": "sample_weight",
 }
@@ -105,6 +107,10 @@ def _not_numbers(name: str, value: object, dtype: DType) -> TypeError:
             ": of names of classes make class indices, "
             "names, target = numpy.unique(target, return_inverse=True)"
         )
+    elif isinstance(value, str) and value == "balanced":
+        remedy = ": pass len(target) / (classes * numpy.bincount(target))"
+    elif dtype.kind == "O":
+        remedy = f": pass {name}.astype(float), if that is what it holds"
     return TypeError(
         f"{name} must hold real numbers (booleans, integers, {_FLOAT_NAMES}), got {got}{remedy}"
     )
@@ -342,6 +348,7 @@ def check_broadcast(
     except ValueError:
         raise ValueError(
             f"{name} must broadcast to the shape of {other}{part}, {shape}, got shape {array.shape}"
+            + (f": pass {name}{change}" if (change := _reshaping(array, shape)) else "")
         ) from None
 
 
@@ -349,7 +356,9 @@ def check_where(where: ArrayLike, shape: tuple[int, ...], other: str = "x") -> N
     """Return `where` as a boolean array of `shape`, that of the argument called `other`."""
     mask = real_array(where, "where")
     if mask.dtype.kind != "b":
-        raise TypeError(f"where must hold booleans, got dtype {mask.dtype}")
+        raise TypeError(
+            f"where must hold booleans, got dtype {mask.dtype}: pass where.astype(bool)"
+        )
     return check_broadcast(mask, shape, "where", other)
 
 
@@ -690,6 +699,7 @@ def check_scores(
 ) -> ScoreArguments:
     """Return the arguments of target_scores."""
     array, result = check_values(logits, "logits", dtype)
+    _check_order(array, target, "logits")
     axis = normalize_axis(axis, array.ndim)
     check_ties(ties)
     return ScoreArguments(
@@ -752,9 +762,10 @@ def check_target(
     row_shape = shape[:axis] + shape[axis + 1 :]
     kind = array.dtype.kind
     if kind == "b":
+        remedy = f"argmax({axis})" if array.shape == shape else "astype(int)"
         raise TypeError(
             "target must hold class indices (integers) or class probabilities (floating), "
-            "got booleans"
+            f"got booleans: pass target.{remedy}"
         )
     if kind in "iu":
         if array.shape == shape:
@@ -944,9 +955,11 @@ def check_linear(
     if states.ndim == 0:
         raise ValueError("hidden must have at least one axis, that of the features, got 0-d")
     if weight.ndim != 2 or weight.shape[1] != states.shape[-1]:
+        turned = weight.ndim == 2 and weight.shape[0] == states.shape[-1]
         raise ValueError(
             "linear_weight must have shape (classes, features), with as many features as the last "
             f"axis of hidden, {states.shape[-1]}, got {weight.shape}"
+            f"{': pass linear_weight.T' if turned else ''}"
         )
     bias = None if linear_bias is None else real_array(linear_bias, "linear_bias")
     if bias is not None and bias.shape != weight.shape[:1]:

@@ -39,6 +39,16 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     "a weight for each row": ((X, Y), {"weight": np.ones(4)}, ValueError, "sample_weight="),
     "names of classes": ((X, NAMES), {}, TypeError, "numpy.unique(target, return_inverse=True)"),
     "names, as objects": ((X, NAMES.astype(object)), {}, TypeError, "numpy.unique(target"),
+    "weights by name": (
+        (X, Y), {"weight": "balanced"}, TypeError,
+        "pass len(target) / (classes * numpy.bincount(target))",
+    ),
+    "weights of rows in a column": (
+        (X, Y), {"sample_weight": np.ones((4, 1))}, ValueError, "pass sample_weight.ravel()"
+    ),
+    "boolean one-hot": ((X, ONE_HOT == 1), {}, TypeError, "pass target.argmax(1)"),
+    "yes or no": ((X, Y == 1), {}, TypeError, "pass target.astype(int)"),
+    "numbers as objects": ((X.astype(object), Y), {}, TypeError, ".astype(float)"),
     "weights in a dict": (
         (X, Y), {"weight": {0: 1.0, 1: 2.0, 2: 1.0}}, TypeError,
         "numpy.array([weight[label] for label in range(classes)])",
@@ -74,6 +84,9 @@ def test_what_the_errors_say_to_write_works() -> None:
     weight = {0: 1.0, 1: 2.0, 2: 1.0}
     of_dict = np.array([weight[label] for label in range(3)])
     assert sf.cross_entropy(X, Y, weight=of_dict) != loss
+    balanced = len(Y) / (3 * np.bincount(Y))
+    assert balanced == pytest.approx([4 / 6, 4 / 3, 4 / 3])  # scikit-learn's formula
+    assert sf.cross_entropy(X, Y, weight=balanced) != loss
 
 
 @pytest.mark.parametrize(
@@ -96,6 +109,15 @@ def test_no_remedy_is_named_that_would_not_help(
         assert remedy not in str(caught.value)
 
 
+def test_errors_of_other_functions_name_the_remedy() -> None:
+    with pytest.raises(ValueError, match="first and the target second"):
+        sf.target_scores(Y, X)
+    with pytest.raises(ValueError, match=r"pass linear_weight\.T"):
+        sf.linear_cross_entropy(np.ones((4, 8)), np.ones((8, 3)), Y)
+    with pytest.raises(TypeError, match=r"pass where\.astype\(bool\)"):
+        sf.softmax(X, where=np.ones(3, int))
+
+
 def test_a_column_of_probabilities() -> None:
     with pytest.raises(ValueError, match=r"pass target\.reshape\(4, 1\)"):
         sf.binary_cross_entropy(np.full((4, 1), 0.5), np.ones(4))
@@ -112,11 +134,15 @@ MISFITS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
     "input": ("cross_entropy", (), {"input": X, "target": Y}, "write logits="),
     "input of nll_loss": ("nll_loss", (), {"input": X, "target": Y}, "write log_probs="),
     "a": ("logsumexp", (), {"a": X}, "write x="),
+    "bias": (
+        "linear_cross_entropy", (X, np.ones((5, 3)), Y), {"bias": np.ones(5)}, "write linear_bias="
+    ),
+    "k": ("target_scores", (X, Y), {"k": 2}, "write top_k="),
     "keepdim": ("logsumexp", (X, 1), {"keepdim": True}, "write keepdims="),
     "y_true": ("cross_entropy", (X,), {"y_true": Y}, "write target="),
     "positional option": ("softmax", (X, -1, None), {}, "written by name, where="),
     "positional weight": ("cross_entropy", (X, Y, -1, np.ones(3)), {}, "by name, weight="),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("module", [sf, sf.reference], ids=["softce_fast", "reference"])
