@@ -225,6 +225,58 @@ def test_a_program_of_the_gallery_runs(path: Path) -> None:
     pyplot.close("all")
 
 
+FOLDERS = ("softce_fast", "tests", "tools", "benchmarks", "docs", "examples")
+
+
+def sources() -> dict[str, str]:
+    """The text of what contributors may look for, by path."""
+    found = [ROOT / "Makefile", *ROOT.glob("*.*")]
+    found += [path for folder in FOLDERS for path in (ROOT / folder).glob("**/*.*")]
+    suffixes = {"", ".py", ".pyx", ".pyi", ".pxd", ".pxi", ".h", ".c", ".md", ".toml"}
+    return {
+        f"/{path.relative_to(ROOT).as_posix()}": path.read_text(encoding="utf-8")
+        for path in found
+        if path.suffix in suffixes and path.is_file()
+    }
+
+
+@pytest.mark.parametrize("page", ["/CONTRIBUTING.md", "/docs/design.md"])
+def test_what_a_page_for_contributors_names_exists(page: str) -> None:
+    """Files, wherever they are named, and words in backticks, which may be patterns."""
+    files = sources()
+    if page not in files:
+        pytest.skip(f"{page[1:]} is not beside the tests")
+    file = re.compile(r"(?<![\w/.*])(?!\w*NAME)[\w/]+\.(?:pyx|pyi?|pxd|pxi|h|md|toml)\b")
+    named = file.findall(files[page])
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in files)] == []
+
+    code = "\n".join(text for path, text in files.items() if not path.endswith(".md"))
+    text = re.sub(r"```.*?```", "", files[page], flags=re.DOTALL)
+    inline = [item for item in re.findall(r"`([^`\n]+)`", text) if " -" not in item]  # no commands
+    words = {
+        word
+        for token in " ".join(inline).split()
+        if re.fullmatch(r"[\w\\?*+.\[\]]+", token) and not file.fullmatch(token)
+        for word in token.split(".")
+    }
+    assert len(words) > 20
+    assert sorted(word for word in words if not re.search(rf"\b{word}\b", code)) == []
+
+
+def test_the_tree_has_every_file() -> None:
+    files = sources()
+    if "/CONTRIBUTING.md" not in files:
+        pytest.skip("CONTRIBUTING.md is not beside the tests")
+    named = set(re.findall(r"[\w.]+", files["/CONTRIBUTING.md"]))
+    there = {
+        path.rpartition("/")[2]
+        for path in files
+        if re.fullmatch(r"/softce_fast/(_kernels/)?(?!__|_version)\w+\.(py|pyx|px[di]|h)", path)
+    }
+    assert len(there) > 30
+    assert sorted(there - named) == []
+
+
 def test_every_page_can_be_reached() -> None:
     """From the table of contents of the page above it."""
     docs = ROOT / "docs"
