@@ -444,6 +444,11 @@ def ways_rows(document: Document) -> pd.DataFrame:
     return table_of(rows)
 
 
+def ways_page_rows(document: Document) -> pd.DataFrame:
+    """The same for readers who want to know what a way costs, not what it was meant to."""
+    return ways_rows(document).drop(columns=["target", "reached"])
+
+
 # ---------------------------------------------------------------------------------------- documents
 
 
@@ -488,7 +493,8 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
         ("threads", "scaling.json", TABLES["scaling"].page),
         ("linear", "linear.json", lambda found: f"{LINEAR_PICTURE}\n\n{linear_markdown(found)}"),
         *((kind, f"{kind}.json", TABLES[kind].page)
-          for kind in ("options", "waiting", "adapters", "ways", "accuracy")),
+          for kind in ("options", "waiting", "adapters", "accuracy")),
+        ("ways", "ways.json", Table(ways_page_rows).page),
     ),
     "docs/design.md": (("ablation", "ablation.json", TABLES["ablation"].page),),
 }  # fmt: skip

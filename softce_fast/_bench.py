@@ -114,7 +114,7 @@ class _Progress:
 def _table(races: list[Race]) -> str:
     lines = [["time of a call", "shape", *RIVALS, "times as fast as NumPy"]]
     lines += [
-        [race.operation, race.shape, *map(_time, race.seconds.values()), f"{race.ratio:.1f}"]
+        [race.operation, race.shape, *map(_time, race.seconds.values()), _times(race.ratio)]
         for race in races
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -131,13 +131,17 @@ def _time(seconds: float) -> str:
     return f"{seconds / scale:.3g} {unit}"
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2g}"
+
+
 def _summary(races: list[Race]) -> str:
     ratios = [race.ratio for race in races]
     slower = [f"{race.operation} of {race.shape}" for race in races if race.ratio < 1]
     least = min(races, key=lambda race: race.ratio)
     return (
-        f"softce_fast is {min(ratios):.1f} to {max(ratios):.1f} times as fast here as NumPy code "
-        f"out of a textbook, {statistics.median(ratios):.1f} times in the median; it "
+        f"softce_fast is {_times(min(ratios))} to {_times(max(ratios))} times as fast here as "
+        f"NumPy code out of a textbook, {_times(statistics.median(ratios))} times in the median; it "
         + (
             f"was slower in {', '.join(slower)}."
             if slower

@@ -95,6 +95,7 @@ def test_bench_says_what_was_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bench_names_what_was_slower() -> None:
     assert "gains least in softmax of 2x3." in _bench._summary([race(2.0), race(3.0)])
     assert "0.5 to 2.0 times" in _bench._summary([race(2.0), race(0.5)])
+    assert "0.042 to 2.0 times" in _bench._summary([race(2.0), race(0.042)])
     assert "it was slower in softmax of 2x3." in _bench._summary([race(2.0), race(0.5)])
 
 

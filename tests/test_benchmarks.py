@@ -347,6 +347,7 @@ def test_ways_report(tmp_path: Path) -> None:
             "reached": "1 of 1",
         },
     ]
+    assert not {"target", "reached"} & set(report.ways_page_rows(document).columns)
     assert plots.ways(document, tmp_path / "ways.png").exists()
 
 
