@@ -137,15 +137,16 @@ def _times(ratio: float) -> str:
 
 def _summary(races: list[Race]) -> str:
     ratios = [race.ratio for race in races]
+    least, most, median = map(_times, (min(ratios), max(ratios), statistics.median(ratios)))
     slower = [f"{race.operation} of {race.shape}" for race in races if race.ratio < 1]
-    least = min(races, key=lambda race: race.ratio)
+    hardest = min(races, key=lambda race: race.ratio)
     return (
-        f"softce_fast is {_times(min(ratios))} to {_times(max(ratios))} times as fast here as "
-        f"NumPy code out of a textbook, {_times(statistics.median(ratios))} times in the median; it "
+        f"softce_fast is {least} to {most} times as fast here as NumPy code out of a textbook, "
+        f"{median} times in the median; it "
         + (
             f"was slower in {', '.join(slower)}."
             if slower
-            else f"gains least in {least.operation} of {least.shape}."
+            else f"gains least in {hardest.operation} of {hardest.shape}."
         )
     )
 
