@@ -290,8 +290,8 @@ def test_every_page_can_be_reached() -> None:
 
 
 def test_readme_is_for_newcomers() -> None:
-    if not README.exists():
-        pytest.skip("README.md is not beside the tests")
+    if not (ROOT / "docs").exists():
+        pytest.skip("what README.md links to is not beside the tests")
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 150
     assert "targets" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
