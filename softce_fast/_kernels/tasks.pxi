@@ -96,7 +96,7 @@ cdef inline char *part_take(char **memory, size_t size) noexcept nogil:
 
 
 cdef inline bint any_goes(const Problem *problem, bint by_class) noexcept nogil:
-    """Whether tiles are filled from an array, or emptied into one, class by class, or row by row."""
+    """Whether tiles are filled from an array, or emptied into one, class by class, or by row."""
     cdef int role
     for role in range(<int>LABELS):
         if problem.arrays[role].data != NULL and by_class == goes_by_class(
