@@ -142,7 +142,7 @@ class _Parts(NamedTuple):
 
 
 def _parts(states: Array, loss: Loss) -> _Parts:
-    label = (1 - loss.label_smoothing) * np.where(loss.ignored, 0, loss.label_weight)
+    label = np.where(loss.ignored, 0, loss.label_part())
     total = label + reference.product(loss.share, states["sums"]["weights"])
     log_total = _log_total(states) if loss.z_loss else np.zeros(states.shape)
     return _Parts(label, loss.share, total, log_total, np.float64(loss.divisor()))

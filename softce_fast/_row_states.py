@@ -179,6 +179,11 @@ class Loss(NamedTuple):
             rows = rows | (self.label_weight == 0)
         return rows if self.sample_weight is None else rows | (self.sample_weight == 0)
 
+    def label_part(self) -> Array:
+        """Return what smoothing leaves of the weight of the label's class."""
+        share = 1 - self.label_smoothing
+        return np.asarray(share * self.label_weight if share else np.zeros_like(self.label_weight))
+
     def divisor(self) -> float:
         """Return what the sum of the losses is divided by."""
         if self.reduction != "mean":
@@ -187,7 +192,9 @@ class Loss(NamedTuple):
             return self.denominator
         weights = self.label_weight
         if self.sample_weight is not None:
-            weights = weights * self.sample_weight.astype(np.float64)
+            counts = (weights != 0) & (self.sample_weight != 0)
+            sample_weight = self.sample_weight.astype(np.float64)
+            weights = np.where(counts, weights, 0) * np.where(counts, sample_weight, 0)
         weights = weights[~self.ignored]
         return float(weights.size) if (weights == 1).all() else math.fsum(weights)
 
@@ -222,7 +229,7 @@ def loss_of(
         _checks.raise_bad_label(states["target"], int(missing.argmax()), classes, ignore_index)
     excluded = (states["allowed"] == 0) & (states["classes"] > 0) & ~ignored
     if z_loss == 0:
-        excluded &= (1 - smoothing) * states["weight"] != 0
+        excluded &= (states["weight"] != 0) & (smoothing < 1)
     if weights is not None:
         excluded &= weights != 0
     return Loss(

@@ -347,7 +347,7 @@ def _divisor(task: _Task) -> Any:
     row_shape = task.values.shape[:-1]
     weight = np.ones(row_shape, wide) if task.labels is None else _label_weight(task).astype(wide)
     if task.sample_weight is not None:
-        weight = weight * task.sample_weight
+        weight = np.where(weight == 0, 0, product(task.sample_weight, weight))
     if task.ignored is not None:
         weight = np.where(task.ignored, 0, weight)
     return weight.sum(dtype=wide)

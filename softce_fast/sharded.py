@@ -384,7 +384,7 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         "even": loss.share.flat[0] if states.size else 1.0,
     }
     if smoothing or weights is not None:
-        imported["label_weight"] = np.array((1 - smoothing) * loss.label_weight, order="C")
+        imported["label_weight"] = loss.label_part().copy(order="C")
     return _Task(
         "dense_cross_entropy" if smoothing else "cross_entropy", imported, loss.sample_weight,
         smoothing, loss.z_loss, power, class_power, loss.divisor(), is_wide,

@@ -11,6 +11,7 @@ import softce_fast as sf
 import truth
 from conftest import dtype_named
 from layouts import Array, assert_same_bits
+from softce_fast import reference, sharded
 from tolerances import assert_ulp
 
 pytestmark = [
@@ -614,3 +615,24 @@ def test_integer_one_hot_targets_name_the_remedy(function: Any) -> None:
         function(logits, target)
     with pytest.raises(ValueError, match=r"^target .*\.astype\(float\)"):
         function(logits.reshape(2, 3, 2), target.reshape(2, 3, 2), axis=1)
+
+
+def test_a_sample_weight_of_zero_takes_an_infinite_class_weight_out_of_the_mean() -> None:
+    """Neither 0 * inf in what is divided by, nor a warning of it."""
+    logits = np.random.default_rng(0).standard_normal((4, 6))
+    target = np.array([0, 1, 2, 3])
+    weight, sample_weight = np.array([np.inf, 1, 2, 3, 1, 1.0]), np.array([0, 1, 1, 2.0])
+    expected = sf.cross_entropy(
+        logits[1:], target[1:], weight=np.where(weight == np.inf, 1, weight),
+        sample_weight=sample_weight[1:],
+    )  # fmt: skip
+    options = {"weight": weight, "sample_weight": sample_weight}
+    assert sf.cross_entropy(logits, target, **options) == pytest.approx(expected, rel=1e-15)
+    assert reference.cross_entropy(logits, target, **options) == pytest.approx(expected, rel=1e-15)
+    for module in (sharded, reference.sharded):
+        parts = [
+            module.row_states(logits[:, part], target, weight=weight[part], class_offset=part.start)
+            for part in (slice(0, 3), slice(3, 6))
+        ]
+        loss = module.cross_entropy(module.merge(*parts), sample_weight=sample_weight)
+        assert loss == pytest.approx(expected, rel=1e-14)

@@ -112,7 +112,7 @@ cdef inline void weights_of_labels(
     const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels, Sum *total
 ) noexcept nogil:
     """Add the weight of those of n rows that count; any number where one has no class."""
-    cdef double weight
+    cdef double weight, sample
     cdef int64_t last = problem.layout.classes - 1
     cdef Py_ssize_t k
     for k in range(n):
@@ -122,7 +122,9 @@ cdef inline void weights_of_labels(
         if problem.options.class_weight != NULL:
             weight = problem.options.class_weight[max(<int64_t>0, min(labels[k], last))]
         if has(problem, SAMPLE_WEIGHT):
-            weight *= weight_of(problem, first + k)
+            # One of 0 takes the other out, whatever it is.
+            sample = weight_of(problem, first + k)
+            weight = weight * sample if weight != 0 and sample != 0 else 0
         sum_add(total, weight)
 
 
