@@ -87,8 +87,7 @@ cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept 
             kind == KIND_FLOAT64 or KIND_INT32 <= kind <= KIND_UINT64
         ):
             return True
-    if problem.options.class_weight == NULL or problem.shard.given:
-        # What a shard computes in depends on all shards.
+    if problem.options.class_weight == NULL:
         return False
     exponents_of(problem.options.class_weight, problem.layout.classes, &least, &most)
     return most - least > WIDEST

@@ -164,17 +164,42 @@ cdef void shard_coefficients(
     state.spread = vector_from(number[3])
 
 
+cdef inline void shard_bring_down(
+    RowState *state, const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t sums
+) noexcept nogil:
+    """Read a sum of exponentials, and what it is a multiple of.
+
+    Those of float64 have more headroom than float32 has; their sum with the maximum shows it.
+    """
+    cdef double[2][16] number
+    cdef double[16] exponent
+    cdef double[SHARD_NUMBERS] row
+    cdef int down
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        memcpy(
+            row, shard_place(
+                problem.shard.imported, group, problem, k if k < group.rows else 0, chunk),
+            <size_t>SHARD_WEIGHTS * sizeof(double))
+        down = 0
+        if fabs(row[<int>SHARD_ALL]) > TWO_TO_HEADROOM * <double>TWO_TO_HEADROOM:
+            down = DOUBLE_HEADROOM - HEADROOM
+        number[0][k] = power_apply(row[sums], -down)
+        number[1][k] = power_apply(row[sums + 1], -down)
+        exponent[k] = row[<int>SHARD_REFERENCE + 1] + down
+    state.others.high = vector_from(number[0])
+    state.others.low = vector_from(number[1])
+    state.reference.exponent = vector_from(exponent)
+
+
 cdef RowState shard_import(
     const Group *group, const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
     """The state of a chunk of the whole rows."""
-    cdef Py_ssize_t sums = sum_wanted(problem.operation)
     cdef RowState state
     state.maximum = shard_read(group, problem, chunk, SHARD_MAXIMUM)
     state.reference.shift = shard_read(group, problem, chunk, SHARD_REFERENCE)
-    state.reference.exponent = shard_read(group, problem, chunk, SHARD_REFERENCE + 1)
-    state.others.high = shard_read(group, problem, chunk, sums)
-    state.others.low = shard_read(group, problem, chunk, sums + 1)
+    shard_bring_down(&state, group, problem, chunk, sum_wanted(problem.operation))
     state.position = vector_set(-1.0)
     state.own_coefficient = state.spread = vector_set(0.0)
     state.other_coefficients = double_double_from(vector_set(0.0))
