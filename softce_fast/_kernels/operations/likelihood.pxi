@@ -171,8 +171,8 @@ cdef inline void label_elements_fetch(
             label, labels.data + first * labels.row_stride, labels.row_stride, rows, labels.kind,
             labels.swapped)
     for k in range(rows):
-        # Whatever the label is: nothing is read here.
-        prefetch_near(row + class_offset(&problem.layout, input, label[k]))
+        if 0 <= label[k] < problem.layout.classes:
+            prefetch_near(row + class_offset(&problem.layout, input, label[k]))
         row += input.row_stride
 
 
