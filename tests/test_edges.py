@@ -191,6 +191,25 @@ def test_where_all_false(
         check_special(rows, geometry, *values, -INF, where=geometry.array(where), empty=empty)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(np.longdouble, {}), (np.float64, {"temperature": 1e-300})],
+    ids=["long doubles", "a temperature beyond the kernels"],
+)
+def test_plain_numpy_is_told_of_empty(dtype: Any, options: dict[str, Any]) -> None:
+    x, ignored = np.full((2, 3), -INF, dtype), np.full(2, -100)
+    for empty, probability, logarithm, loss in (("nan", NAN, NAN, NAN), ("zero", 0, -INF, 0)):
+        options["empty"] = empty
+        for function, expected in ((sf.softmax, probability), (sf.log_softmax, logarithm)):
+            np.testing.assert_array_equal(function(x, **options), np.full((2, 3), expected))
+        for result in (
+            sf.cross_entropy(x, ignored, **options),
+            sf.cross_entropy_with_grad(x, ignored, **options)[0],
+            sf.cross_entropy_with_grad_and_hessian(x, ignored, **options)[0],
+        ):
+            np.testing.assert_array_equal(result, loss)
+
+
 def test_single_minus_infinity(geometry: Geometry, classes: int, dtype: np.dtype) -> None:
     for place in places(classes):
         rows = ordinary(geometry, classes, dtype)
