@@ -514,6 +514,23 @@ def test_confident_row(geometry: Geometry, classes: int) -> None:
     assert_ulp(-found.log_softmax[geometry.special, 0], right, "log_softmax", np.float32)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [8192, 8195])
+def test_confident_rows_at_the_ends_of_chunks(
+    full_dtype: np.dtype, classes: int, axis: int
+) -> None:
+    """Kernels work on 4096 classes of a row at a time: the label is the first or last of them."""
+    labels = np.array([0, 4095, 4096, 8191, classes - 1])
+    rows = np.zeros((5, classes), full_dtype)
+    rows[np.arange(5), labels] = 40
+    for count in (1, 5):
+        x, y = rows[-count:], labels[-count:]
+        array = x if axis else np.ascontiguousarray(x.T)
+        losses, grad = sf.cross_entropy_with_grad(array, y, axis, reduction="none")
+        assert_ulp(losses, truth.cross_entropy(x, y), "loss", full_dtype)
+        assert_ulp(grad if axis else grad.T, truth.gradient(x, y), "gradient", full_dtype)
+
+
 @pytest.mark.parametrize("dtype_name", ["float16", "bfloat16", "float32", "float64"])
 def test_confident_row_of_each_dtype(dtype_name: str) -> None:
     row = np.array([20, 0, 0], dtype_named(dtype_name))
