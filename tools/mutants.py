@@ -183,7 +183,8 @@ PLANTED = {
     f"{KERNELS}/passes/along.pxi": (
         ("the label stays in the sum where it is the last class of a chunk",
          "label < chunk_length(problem, chunk) else -1",
-         "label < chunk_length(problem, chunk) - 1 else -1", "tests/test_edges.py -k ends_of_chunks"),
+         "label < chunk_length(problem, chunk) - 1 else -1",
+         "tests/test_edges.py -k ends_of_chunks"),
     ),
     f"{KERNELS}/passes/across.pxi": (
         ("the last row of a group that is not full is not written",
