@@ -200,7 +200,8 @@ PLANTED = {
     ),
     f"{KERNELS}/passes/state.pxi": (
         ("rows are evenly spaced past the end of an axis",
-         "if rows == LANES and within + rows <= layout.inner else 0", "if rows == LANES else 0", "tests/test_bits.py -k four_dimensions"),
+         "if rows == LANES and within + rows <= layout.inner else 0", "if rows == LANES else 0",
+         "tests/test_bits.py -k four_dimensions"),
     ),
     f"{KERNELS}/passes/writer.pxi": (
         ("the last line in which rows meet is not written", "    joints_write(joints, 0)\n",
