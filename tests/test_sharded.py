@@ -241,8 +241,8 @@ def test_division_by_zero(
     np.testing.assert_allclose(found.gradient, gradient, 1e-14)
 
 
-def test_weights_far_apart_of_states_that_are_finished_without_them() -> None:
-    """Kernels in float64 find out what kernels in float32 finish."""
+def test_class_weights_far_apart() -> None:
+    """States are finished without the weights: in what they were computed in."""
     random = np.random.default_rng(5)
     logits = random.normal(scale=9, size=(6, 40)).astype(np.float32)
     weight = 10.0 ** random.uniform(-27, 27, 40)

@@ -409,7 +409,6 @@ def shard(
     problem.options.ignore_index = -1
     of.given = True
     of.exported = shard_records(problem, states, "exported")
-    of.for_float32 = of.exported != NULL and result_kind != KIND_FLOAT64
     of.imported = shard_records(problem, states, "imported")
     of.even = states.get("even", 1.0)
     of.label_logit = <double *>shard_bytes(states, "label_logit")

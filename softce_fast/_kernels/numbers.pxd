@@ -13,15 +13,13 @@ cdef extern from *:
     """
     /* The exponential of a row's maximum is 2**HEADROOM, within a factor of sqrt(2). Its square,
        times the number of classes, is in range. */
-    #define FLOAT32_HEADROOM 48
-    #define HEADROOM (sizeof(real) == 4 ? FLOAT32_HEADROOM : 400)
+    #define HEADROOM (sizeof(real) == 4 ? 48 : 400)
     #define TWO_TO_HEADROOM ((real)(sizeof(real) == 4 ? 0x1p48 : 0x1p400))
     #define TWO_TO_MINUS_HEADROOM (1 / TWO_TO_HEADROOM)
     #define TWO_TO_64 ((real)0x1p64)
     /* log1p of a smaller ratio is that ratio. */
     #define TINY_RATIO ((real)(sizeof(real) == 4 ? 0x1p-26 : 0x1p-55))
     """
-    const int FLOAT32_HEADROOM
     const int HEADROOM
     const real TWO_TO_HEADROOM
     const real TWO_TO_MINUS_HEADROOM

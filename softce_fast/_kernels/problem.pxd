@@ -157,8 +157,7 @@ cdef enum:
 cdef struct Shard:
     # Where the classes of INPUT are some of a row's: see operations/shards.pxi.
     bint given
-    char *exported               # what is found out about each chunk, instead of results,
-    bint for_float32             # and float32 kernels may finish; or
+    char *exported               # what is found out about each chunk, instead of results; or
     const char *imported         # the same of all chunks of the whole row:
     Py_ssize_t row_stride        # where the next row's begin, in bytes,
     Py_ssize_t chunks            # and how many these are

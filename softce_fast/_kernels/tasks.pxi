@@ -173,8 +173,6 @@ cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) n
         scratch.softcap = softcap_for(problem.options.softcap)
     if is_weighted(problem):
         scratch.scale.headroom = 0    # their factors may need all of the range
-    if problem.shard.for_float32:
-        scratch.scale.headroom = FLOAT32_HEADROOM
     if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
         scratch.factors[0] = factors_of_all(scale_of_gradients(problem))
         if has(problem, HESSIAN):
