@@ -112,6 +112,26 @@ def test_binary_grad_out(full_dtype: np.dtype, layout: str) -> None:
     np.testing.assert_array_equal(in_place, grad)
 
 
+@pytest.mark.parametrize("name", ["target", "weight", "pos_weight"])
+@pytest.mark.parametrize("start", [0, 1, 70])
+def test_binary_grad_out_over_another_input(full_dtype: np.dtype, start: int, name: str) -> None:
+    memory = np.random.default_rng(6).random(1000).astype(full_dtype)
+    logits = normal((8, 100), full_dtype)
+    arrays = {"target": logits > 0, name: memory[:800].reshape(8, 100)}
+    before = memory.copy()
+    function = sf.binary_cross_entropy_with_logits_with_grad
+    right = function(logits, **{key: array.copy() for key, array in arrays.items()})
+    out = memory[start : start + 800].reshape(8, 100)
+    try:
+        loss, _ = function(logits, **arrays, grad_out=out)
+    except ValueError as error:
+        assert "overlap" in str(error)  # noqa: PT017 - either outcome is right
+        np.testing.assert_array_equal(memory, before)
+    else:
+        assert loss == right[0]
+        np.testing.assert_array_equal(out, right[1])
+
+
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 def test_binary_grad_out_of_a_subclass(full_dtype: np.dtype) -> None:
     logits, target = normal((4, 5), full_dtype), np.full((4, 5), 0.25, full_dtype)

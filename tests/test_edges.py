@@ -191,6 +191,25 @@ def test_where_all_false(
         check_special(rows, geometry, *values, -INF, where=geometry.array(where), empty=empty)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(np.longdouble, {}), (np.float64, {"temperature": 1e-300})],
+    ids=["long doubles", "a temperature beyond the kernels"],
+)
+def test_plain_numpy_is_told_of_empty(dtype: Any, options: dict[str, Any]) -> None:
+    x, ignored = np.full((2, 3), -INF, dtype), np.full(2, -100)
+    for empty, probability, logarithm, loss in (("nan", NAN, NAN, NAN), ("zero", 0, -INF, 0)):
+        options["empty"] = empty
+        for function, expected in ((sf.softmax, probability), (sf.log_softmax, logarithm)):
+            np.testing.assert_array_equal(function(x, **options), np.full((2, 3), expected))
+        for result in (
+            sf.cross_entropy(x, ignored, **options),
+            sf.cross_entropy_with_grad(x, ignored, **options)[0],
+            sf.cross_entropy_with_grad_and_hessian(x, ignored, **options)[0],
+        ):
+            np.testing.assert_array_equal(result, loss)
+
+
 def test_single_minus_infinity(geometry: Geometry, classes: int, dtype: np.dtype) -> None:
     for place in places(classes):
         rows = ordinary(geometry, classes, dtype)
@@ -493,6 +512,23 @@ def test_confident_row(geometry: Geometry, classes: int) -> None:
     assert_ulp(grad[[geometry.special]], truth.gradient(special, [0]), "gradient", np.float32)
     found = results(rows, geometry)
     assert_ulp(-found.log_softmax[geometry.special, 0], right, "log_softmax", np.float32)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [8192, 8195])
+def test_confident_rows_at_the_ends_of_chunks(
+    full_dtype: np.dtype, classes: int, axis: int
+) -> None:
+    """Kernels work on 4096 classes of a row at a time: the label is the first or last of them."""
+    labels = np.array([0, 4095, 4096, 8191, classes - 1])
+    rows = np.zeros((5, classes), full_dtype)
+    rows[np.arange(5), labels] = 40
+    for count in (1, 5):
+        x, y = rows[-count:], labels[-count:]
+        array = x if axis else np.ascontiguousarray(x.T)
+        losses, grad = sf.cross_entropy_with_grad(array, y, axis, reduction="none")
+        assert_ulp(losses, truth.cross_entropy(x, y), "loss", full_dtype)
+        assert_ulp(grad if axis else grad.T, truth.gradient(x, y), "gradient", full_dtype)
 
 
 @pytest.mark.parametrize("dtype_name", ["float16", "bfloat16", "float32", "float64"])

@@ -241,6 +241,20 @@ def test_division_by_zero(
     np.testing.assert_allclose(found.gradient, gradient, 1e-14)
 
 
+def test_class_weights_far_apart() -> None:
+    """States are finished without the weights: in what they were computed in."""
+    random = np.random.default_rng(5)
+    logits = random.normal(scale=9, size=(6, 40)).astype(np.float32)
+    weight = 10.0 ** random.uniform(-27, 27, 40)
+    target = random.integers(0, 40, 6)
+    right = truth.cross_entropy_with_options(logits, target, weight=weight, reduction="none")
+    found = Sharded(logits, target, [11], weight=weight, reduction="none")
+    with Digits(logits.dtype) as digits:
+        digits.check("loss", found.loss, right.loss)
+        digits.check("gradient", found.gradient, right.gradient, scale=right.gradient_scale)
+        digits.check("softmax", found.softmax, truth.softmax(logits))
+
+
 def test_merging_in_any_order() -> None:
     logits, target = case(40, np.dtype(np.float64))
     right = truth.cross_entropy_with_options(logits, target, reduction="none").loss

@@ -29,7 +29,6 @@ def depths() -> dict[str, stacks.Depth]:
     return {name: stacks.Depth(*taken) for name, taken in json.loads(result.stdout).items()}
 
 
-@pytest.mark.xfail(strict=False, reason="small calls have their work space on the stack")
 def test_depth_of_calling_threads(depths):
     assert min(taken.caller for taken in depths.values()) > 0
     assert not {name: taken for name, taken in depths.items() if taken.caller > CALLER - SIGNAL}

@@ -131,7 +131,7 @@ def threads_run_out(rng: random.Random) -> Trial:
 
 def allocations(rng: random.Random) -> Trial:
     environment = {"PYTHONMALLOC": rng.choice(["pymalloc", "malloc"])}
-    return Trial(test_limits.allocations_fail, ("",), PRELOADED | PASSIVE | environment)
+    return Trial(test_limits.allocations_fail, (), PRELOADED | PASSIVE | environment)
 
 
 VALUES: dict[str, tuple[str, ...]] = {

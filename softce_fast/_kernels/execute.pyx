@@ -43,10 +43,6 @@ import_array()
 # Classes that are merged together: shards that begin at multiples of so many keep the bits.
 SPLIT = CHUNK
 
-cdef enum:
-    # Memory that the stack may give.
-    STACK_BYTES = 32768
-
 
 # ---- the kernels in use --------------------------------------------------------------------------
 
@@ -141,18 +137,15 @@ cdef double run(
     Problem *problem, const Kernels *kernels, int n_threads, int result_kind, bint sums
 ) except? -1.0:
     """Run a problem; return the sum of its results if asked to, in a fixed order."""
-    cdef char[STACK_BYTES + 64] stack
-    cdef char *memory = <char *>round_up(<size_t>stack)
-    cdef size_t shared, weights, per_thread, size
+    cdef char *memory = <char *>problem    # anywhere: this is to find out how much it takes
+    cdef size_t shared, weights, per_thread
     cdef double total = 0
     make_plan(problem, kernels, n_threads, result_kind)
     weights = round_up(coefficients_size(problem, 4 if kernels.real_kind == KIND_FLOAT32 else 8))
     shared = memory_place(problem, kernels, sums, memory)
     per_thread = round_up(kernels.scratch_size(problem))
-    size = weights + shared + problem.plan.threads * per_thread
-    if size > STACK_BYTES:
-        memory = aligned_memory(size)
-        memory_place(problem, kernels, sums, memory)
+    memory = aligned_memory(shared + weights + problem.plan.threads * per_thread)
+    memory_place(problem, kernels, sums, memory)
     if weights > 0:
         fill_coefficients(problem, kernels.real_kind, memory + shared)
     share_out_problem(problem, kernels, memory + shared + weights, per_thread)
@@ -160,8 +153,7 @@ cdef double run(
         total = sum_of_tasks(problem.task_sums, problem.plan.tasks)
     elif problem.row_results != NULL:
         total = sum_in_lanes(problem.row_results, problem.layout.rows)
-    if size > STACK_BYTES:
-        memory_give(memory)
+    memory_give(memory)
     return total
 
 

@@ -381,12 +381,12 @@ INLINE part part_power_of_two(part n) {
 #else
     const part step = _mm256_permutevar_ps(_mm256_set_m128(table, table), (__m256i)n);
 #endif
-    return (part)(((part_bits)n << 21) + (part_bits)step);
+    return (part)(((part_words)n << 21) + (part_words)step); /* it may go round */
 }
 #else
 #define POWER_ROUNDER (ROUNDER + EXPONENT_BIAS)
 INLINE part part_power_of_two(part n) {
-    return (part)((part_bits)n << MANTISSA_BITS);
+    return (part)((part_words)n << MANTISSA_BITS);
 }
 #endif
 

@@ -24,13 +24,12 @@ cdef inline PairSum octet_total(octet total, octet rest) noexcept nogil:
 
 
 cdef inline octet reals_from(const real *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """Eight numbers from i on; 0 past the end."""
+    """Eight numbers from i on, one at least; 0 past the end."""
     cdef real[8] number
-    cdef Py_ssize_t k
     if i + 8 <= n:
         return octet_from_reals(x + i)
-    for k in range(8):
-        number[k] = x[i + k] if i + k < n else <real>0
+    memset(number, 0, sizeof(number))
+    memcpy(number, x + i, (n - i) * sizeof(real))
     return octet_from_reals(number)
 
 
@@ -171,8 +170,8 @@ cdef inline void label_elements_fetch(
             label, labels.data + first * labels.row_stride, labels.row_stride, rows, labels.kind,
             labels.swapped)
     for k in range(rows):
-        # Whatever the label is: nothing is read here.
-        prefetch_near(row + class_offset(&problem.layout, input, label[k]))
+        if 0 <= label[k] < problem.layout.classes:
+            prefetch_near(row + class_offset(&problem.layout, input, label[k]))
         row += input.row_stride
 
 

@@ -152,7 +152,7 @@ cdef void row_select(
         above = vector_mask_bits(vector_greater(row_vector(x, i, n), limit))
         while above != 0:
             item.index = i + lowest_bit(above)
-            item.value = x[item.index]
+            memcpy(&item.value, x + item.index, sizeof(real))
             above &= above - 1
             if item.value > best[0].value:
                 item.index += first

@@ -852,7 +852,7 @@ cdef inline void along_factors(
 ) noexcept nogil:
     stretch.factors = second_read(group, problem, k, chunk, scratch)
     if maximum > NEGATIVE_INFINITY:
-        dense.own[k] = stretch.factors[stretch.pivot]
+        memcpy(&dense.own[k], stretch.factors + stretch.pivot, sizeof(real))
 
 
 cdef inline void dense_reduce(
