@@ -357,10 +357,11 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
 
 cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     """The factors of rows that have a label and no weights."""
+    cdef Factor factor = factor_for(scale, 0)
     cdef RowLanes lanes
     cdef Py_ssize_t k
     for k in range(LANES):
-        lane_set(&lanes, k, factor_for(scale, 0), 1, 0)
+        lane_set(&lanes, k, factor, 1, 0)
     return factors_from(&lanes)
 
 
