@@ -121,3 +121,26 @@ def assert_same_bits(result: Any, expected: Any, *context: Any) -> None:
             f"{context}: {different.size} of {result.size} differ, first at "
             f"{tuple(map(int, first))}: {result[first]!r} != {expected[first]!r}"
         )
+
+
+def assert_right_or_refused(
+    call: Callable[[], Any], expected: Any, out: Array, memory: Array
+) -> None:
+    """Make a call whose output `out` overlaps an input in `memory`.
+
+    It gives the results that it gives elsewhere, the last of them in `out`; or it is refused, and
+    nothing has been written.
+    """
+    before = memory.copy()
+    try:
+        results = call()
+    except ValueError as error:
+        assert "overlap" in str(error)  # noqa: PT017 - either outcome is right
+        assert_same_bits(memory, before)
+        return
+    if not isinstance(results, tuple):
+        results, expected = (results,), (expected,)
+    assert results[-1] is out
+    for result, right in zip(results, expected, strict=True):
+        assert_same_bits(result, right)
+        assert not np.isnan(result).any()
