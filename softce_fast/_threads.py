@@ -79,9 +79,11 @@ def get_num_threads() -> int:
     Notes
     -----
     A call takes fewer where there is too little work to share. Unless a number of threads was set
-    with :func:`set_num_threads` or :func:`num_threads`, a call of less than some tenths of a
-    millisecond uses one where it comes alone, since others sleep by then, and for a while after a
-    call that had to wait for others: where the CPUs have other work these can take milliseconds.
+    with :func:`set_num_threads` or :func:`num_threads`, calls that something else comes between
+    leave the CPUs to that: those of less than some tenths of a millisecond use one thread, since
+    others sleep by then, and larger ones one more than there are CPUs, since GNU's OpenMP lets idle
+    threads sleep at once then. Small calls also use one for a while after a call that had to wait
+    for others: where the CPUs have other work these can take milliseconds.
 
     Examples
     --------

@@ -57,6 +57,15 @@ PROBE int cpus_allowed(void) {
 #endif
     return omp_get_num_procs();
 }
+/* How many threads at least let idle ones sleep at once, instead of waiting awake for more work: with
+ * GNU's runtime, one more than there are CPUs (see GOMP_SPINCOUNT in its manual). `count` itself where
+ * that is less, or where threads are bound and one more would have no place of its own. */
+PROBE int threads_to_sleep(int count) {
+#if defined(__GNUC__) && !defined(__clang__)
+    if (omp_get_proc_bind() == omp_proc_bind_false && count == cpus_allowed()) return count + 1;
+#endif
+    return count;
+}
 /* A function that tells this copy of OpenMP from others in the process; NULL within somebody's
  * parallel region, where what is started for another one ends with it. */
 PROBE const void *openmp_runtime(void) {
@@ -75,6 +84,7 @@ PROBE int openmp_pause(void) {
 PROBE int openmp_version(void) { return 0; }
 PROBE int openmp_max_threads(void) { return 1; }
 PROBE int cpus_allowed(void) { return 1; }
+PROBE int threads_to_sleep(int count) { return count; }
 PROBE const void *openmp_runtime(void) { return NULL; }
 PROBE int openmp_pause(void) { return 0; }
 #endif

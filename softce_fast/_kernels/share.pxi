@@ -4,15 +4,20 @@
 # which its caches may still hold from the call before, and then takes what others have left.
 #
 # OpenMP's threads wait awake for some milliseconds, then they sleep. To wake one, or to wait for
-# one whose CPU has other work, can take a hundred times as long as a small call. So a small call is
-# shared out only where the one before was just now; and after one that had to wait, small calls do
-# without other threads for a multiple of that time. Unless the program has set a number of threads.
+# one whose CPU has other work, can take a hundred times as long as a small call; and while they are
+# awake they take the CPUs from what the program does next: from the threads of a matrix product,
+# which then do the same to ours. So calls that come one right after the other are shared out over
+# as many threads as there are CPUs, which stay awake in between. Where something else happens
+# between calls, small ones do without other threads, and larger ones take one more, which lets all
+# sleep at once. After a call that had to wait, small calls do without other threads for a multiple
+# of that time. Unless the program has set a number of threads.
 # What was just now is known for each module, not for each of Python's threads: it is a guess.
 
 from softce_fast._kernels.probe cimport threads_begun, threads_ready
 
 cdef extern from "probe.h" nogil:
     const void *openmp_runtime()
+    int threads_to_sleep(int count)
 
 cdef extern from "share.h" nogil:
     Py_ssize_t counter_take(Py_ssize_t *counter)
@@ -29,7 +34,11 @@ cdef enum:
     SMALL_TASKS = 16
     # Work, in vectors, that pays for having to wait for another thread.
     WORK_TO_WAIT = 32768
-    # Nanoseconds that threads usually stay awake for after a call,
+    # Nanoseconds between calls that come one right after the other,
+    BETWEEN_CALLS = 200000
+    # and how many of them say that more will come: to start or to end a thread takes time.
+    CALLS_IN_A_ROW = 4
+    # Nanoseconds that threads usually stay awake for after such calls,
     AWAKE = 5000000
     # that the next one may have to wait for them,
     PATIENCE = 50000
@@ -41,8 +50,9 @@ cdef enum:
     SHARES = 64
 
 
-cdef int64_t last_call = 0       # when one began that could be shared out, or ended, if it was
+cdef int64_t last_call = 0       # when one began or ended that could be shared out
 cdef int64_t last_shared = 0     # when one ended that was
+cdef int64_t calls_in_a_row = 0  # so many came right after the one before
 cdef int64_t paused_until = 0    # when small ones may be again
 
 
@@ -84,20 +94,21 @@ cdef int threads_for_call(int n_threads, Py_ssize_t work, int lanes) noexcept no
     """How many threads a call on that many numbers uses, of those that it may use.
 
     That number is negative where nobody asked for threads. A small call then does without those
-    that it would have to wait for. To be asked once for a call, since the answer depends on when
-    it was asked before.
+    that it would have to wait for, and a larger one may use one more. To be asked once for a call,
+    since the answer depends on when it was asked before.
     """
     cdef int count = threads_worth(abs(n_threads), work, lanes)
-    cdef int64_t now
+    cdef int64_t now, row
     if n_threads > 0 or count == 1:
         return count
     now = clock_now()
-    if (
-        (now - time_exchange(&last_call, now) > AWAKE or now < time_get(&paused_until))
-        and work < WORK_TO_WAIT * lanes
-    ):
-        return 1
-    return count
+    row = time_get(&calls_in_a_row) + 1
+    if now - time_exchange(&last_call, now) > BETWEEN_CALLS:
+        row = 0
+    time_exchange(&calls_in_a_row, min(row, <int64_t>CALLS_IN_A_ROW))
+    if work < WORK_TO_WAIT * lanes:
+        return 1 if row < CALLS_IN_A_ROW or now < time_get(&paused_until) else count
+    return threads_to_sleep(count) if row < CALLS_IN_A_ROW else count
 
 
 cdef void share_out(
@@ -110,7 +121,7 @@ cdef void share_out(
     """
     cdef Share *shares = NULL    # not on the stack, which may be small
     cdef const void *runtime
-    cdef int shared, stage, thread, team
+    cdef int shared, stage, team
     cdef int64_t begun, worked, waited, ended
     if brief and n_threads == 1:
         # Over before another thread could take the GIL.
@@ -127,16 +138,17 @@ cdef void share_out(
                 team = threads_ready(runtime, n_threads)
             if team == 1:
                 run_stage(stages + stage, context, memory)
+                time_exchange(&last_call, clock_now())
                 continue
             shared = <int>min(<Py_ssize_t>min(team, <int>SHARES), stages[stage].tasks)
             shares_fill(shares, shared, stages[stage].tasks)
             begun = clock_now()
             worked = 0
-            for thread in prange(team, num_threads=team, schedule="static"):
-                if thread == 0:
+            with parallel(num_threads=team):
+                if threadid() == 0:
                     threads_begun(runtime, team)
                 work_off(
-                    shares, shared, thread, stages[stage].function, context,
+                    shares, shared, threadid(), stages[stage].function, context,
                     memory + threadid() * per_thread, &worked if threadid() == 0 else NULL)
             ended = clock_now()
             waited = ended - begun - worked
