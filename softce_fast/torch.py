@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import softce_fast as sf
-from softce_fast._adapters import at_most, requires
+from softce_fast._adapters import requires
 
 with requires("PyTorch 2.4 or later, and ml_dtypes", extra="torch"):
     import ml_dtypes
@@ -272,8 +272,12 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _threads() -> AbstractContextManager[None]:
-    """Use no more threads than PyTorch was told to."""
-    return at_most(torch.get_num_threads())
+    """Use no more threads than PyTorch was told to.
+
+    They are asked for even where no fewer would be used anyway: PyTorch's own wait awake for its
+    next operator, and those that sleep between calls would have to wait for a CPU.
+    """
+    return sf.num_threads(min(torch.get_num_threads(), sf.get_num_threads()))
 
 
 # Operators
