@@ -1,9 +1,11 @@
-"""What a call of few tenths of a millisecond takes where other threads are asleep or have no CPU.
+"""What a call takes where other threads are asleep, have no CPU, or those of a product have it.
 
 OpenMP's threads fall asleep some milliseconds after a call, and where all CPUs have work they get
-one only when the system lets them. So small calls do without them at such times, unless the
-program has asked for threads. Each way is measured back to back, after pauses, and beside a process
-that keeps one CPU busy; means, since it is the rare long waits that count.
+one only when the system lets them; until then they keep it from others. So small calls do without
+them at such times, and larger ones let them sleep at once where something else comes between calls,
+unless the program has asked for threads. Each way is measured back to back, after pauses, by turns
+with the matrix product that makes the logits, and beside a process that keeps one CPU busy; means,
+since it is the rare long waits that count.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +27,8 @@ import report
 import softce_fast
 import timing
 
-SHAPES = ((64, 1000), (128, 1000), (512, 1000))
+SHAPES = ((64, 1000), (128, 1000), (512, 1000), (2048, 1000))
+FEATURES = 128  # of the matrix product
 WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "one thread": lambda: softce_fast.num_threads(1),
     "by itself": nullcontext,
@@ -44,11 +47,19 @@ def busy_process() -> Iterator[None]:
         process.wait()
 
 
-# Seconds between calls, and what runs beside them.
-SITUATIONS: dict[str, tuple[float, Callable[[], AbstractContextManager[None]]]] = {
-    "back to back": (0.0, nullcontext),
-    "every 50 ms": (0.05, nullcontext),
-    report.BESIDE: (0.0, busy_process),
+class Situation(NamedTuple):
+    """What comes before each call, and what runs beside it."""
+
+    pause: float = 0.0  # seconds
+    product: bool = False  # timed with the call
+    beside: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+SITUATIONS = {
+    "back to back": Situation(),
+    "every 50 ms": Situation(pause=0.05),
+    "with the matrix product before it, both": Situation(product=True),
+    report.BESIDE: Situation(beside=busy_process),
 }
 
 
@@ -63,13 +74,29 @@ def block(way: str, call: timing.Call, pause: float, seconds: float) -> timing.B
     return times
 
 
+def calls(rows: int, classes: int) -> tuple[timing.Call, timing.Call]:
+    """Return softmax of logits, and the matrix product that makes these with it."""
+    generator = np.random.default_rng(0)
+    hidden, matrix = (
+        generator.standard_normal((count, FEATURES), dtype=np.float32) for count in (rows, classes)
+    )
+    logits = hidden @ matrix.T
+    softmax = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
+
+    def with_product() -> None:
+        np.matmul(hidden, matrix.T, out=logits)
+        softmax()
+
+    return softmax, with_product
+
+
 def cells(seconds: float, rounds: int) -> Iterator[dict[str, object]]:
     for shape in SHAPES:
-        logits = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        call = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
-        for title, (pause, beside) in SITUATIONS.items():
-            blocks = {way: partial(block, way, call, pause, seconds) for way in WAYS}
-            with beside():
+        softmax, with_product = calls(*shape)
+        for title, situation in SITUATIONS.items():
+            call = with_product if situation.product else softmax
+            blocks = {way: partial(block, way, call, situation.pause, seconds) for way in WAYS}
+            with situation.beside():
                 # Whatever ran before is asleep after the pause.
                 times = timing.interleaved(blocks, rounds, pause=0.1, average=statistics.mean)
             yield {
