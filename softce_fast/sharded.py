@@ -263,7 +263,7 @@ def _chunks(states: Array, is_rough: bool, class_power: int = 0) -> Array:
     """Return the chunks of the rows as the kernels take them.
 
     Those of half types with few digits, if they are enough. `class_power`: what is to be taken out
-    of class weights.
+    of the sums of class weights.
     """
     name = "chunks" if is_rough else _name_of_sums(states)
     chunks: Array = states.reshape(-1)[name].astype(_CHUNK, copy=False)
@@ -378,7 +378,7 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         sizes = np.abs(chunks["weights"].sum(axis=-1) + chunks["own"]) * share[..., None]
         is_wide = bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
     imported = {
-        "imported": _chunks(states, is_rough, class_power),
+        "imported": _chunks(states, is_rough, class_power if smoothing else 0),
         "label_logit": np.array(states["logit"], np.float64, order="C"),
         "share": np.array(loss.share, order="C"),
         "even": loss.share.flat[0] if states.size else 1.0,

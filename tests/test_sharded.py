@@ -255,6 +255,17 @@ def test_class_weights_far_apart() -> None:
         digits.check("softmax", found.softmax, truth.softmax(logits))
 
 
+def test_class_weights_whose_sums_are_not_asked_for() -> None:
+    """The smallest of all is the label's: what is taken out of it would make the sums infinite."""
+    logits = np.array([[0.5, 1.0, -2.0]])
+    weight = np.array([1e-280, 1e280, 1.0])
+    right = truth.cross_entropy_with_options(logits, [0], weight=weight, reduction="none")
+    found = Sharded(logits, np.array([0]), [1], weight=weight, reduction="none")
+    with Digits(logits.dtype) as digits:
+        digits.check("loss", found.loss, right.loss)
+        digits.check("gradient", found.gradient, right.gradient, scale=right.gradient_scale)
+
+
 def test_merging_in_any_order() -> None:
     logits, target = case(40, np.dtype(np.float64))
     right = truth.cross_entropy_with_options(logits, target, reduction="none").loss

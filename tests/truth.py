@@ -235,6 +235,9 @@ class Loss:
     # What a relative error of 1 of the capped logits comes to, 0 without softcap.
     loss_doubt: Array | float = 0.0
     gradient_doubt: Array | float = 0.0
+    # What a relative error of 1 of log1p(others) comes to by z_loss, where that is more than the
+    # logsumexp: there its digits are promised, not those of what is left.
+    z_loss_doubt: Array | float = 0.0
 
 
 class _Target(NamedTuple):
@@ -335,6 +338,9 @@ def cross_entropy_with_options(
         loss_doubt = loss_doubt if reduction == "none" else loss_doubt.sum()
         # An entry changes with its own logit, and by no more with all others.
         gradient_doubt = _times(2 * np.abs(hessian), size * slope)
+    added, log_total = np.log1p(parts.others)[..., 0], np.abs(parts.log_total[..., 0])
+    z_loss_doubt: Any = np.where(added > log_total, 2 * abs(z_loss) * log_total * added, 0)
+    z_loss_doubt = _times(np.abs(factor[..., 0]), z_loss_doubt)
     return Loss(
         np.asarray(loss),
         _times(factor, gradient * parts.slope),
@@ -342,6 +348,7 @@ def cross_entropy_with_options(
         hessian,
         loss_doubt,
         gradient_doubt,
+        z_loss_doubt if reduction == "none" else z_loss_doubt.sum(),
     )
 
 

@@ -545,7 +545,11 @@ def expected_result(case: Case) -> Expected:
             return Expected(error)
         for name in (*OUTPUTS, "dtype"):
             options.pop(name, None)
+        # A result of fewer digits than the input is rounded at the end.
         dtype = _checks.compute_dtype(np.asarray(first_of(plain)).dtype)
+        own = np.asarray(arguments[0]).dtype
+        if own.newbyteorder("=") == np.float64:
+            dtype = np.promote_types(dtype, np.float64)
         floats = [wide(arguments[0], dtype)]
         for item in arguments[1:]:
             is_labels = np.asarray(item).dtype.kind in "iu" and not case.is_binary
@@ -819,7 +823,7 @@ def check_digits(case: Case, result: Any) -> None:
     )
     if np.isnan(right.loss).any():
         return
-    doubts = doubts_of_softcap(right, options, dtype)
+    doubts = doubts_of(right, options, dtype)
     if doubts is None:
         return
     lost = lost_below_normal(np.moveaxis(x, axis, -1), right, options, dtype)
@@ -845,12 +849,16 @@ class Parts(NamedTuple):
     hessian: Any = 0.0
 
 
-def doubts_of_softcap(right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts | None:
-    """Return what capped logits may be off by; None where that is all that a result tells."""
+def doubts_of(right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts | None:
+    """Return what capped logits, and a logsumexp near 0, may make of a result.
+
+    None where capped logits are all that it tells.
+    """
     step = float(np.finfo(_checks.compute_dtype(dtype)).eps)
     if step * (options.get("softcap") or 0.0) / options.get("temperature", 1.0) > 0.01:
         return None
-    return Parts(step * right.loss_doubt, step * right.gradient_doubt)
+    # Two units in the last place of what a logsumexp near 0 is the difference of.
+    return Parts(step * (right.loss_doubt + 2 * right.z_loss_doubt), step * right.gradient_doubt)
 
 
 @np.errstate(all="ignore")
