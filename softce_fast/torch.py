@@ -13,14 +13,15 @@ probabilities, layers with weights of more than two dimensions. Second derivativ
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import softce_fast as sf
-from softce_fast._adapters import requires
+from softce_fast._adapters import at_most, requires
+from softce_fast._threads import threads_for
 
 with requires("PyTorch 2.4 or later, and ml_dtypes", extra="torch"):
     import ml_dtypes
@@ -271,13 +272,14 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _threads() -> AbstractContextManager[None]:
-    """Use no more threads than PyTorch was told to.
+def _threads(size: int) -> AbstractContextManager[None]:
+    """Use no more threads than PyTorch was told to, where `size` elements pay for more than one.
 
     They are asked for even where no fewer would be used anyway: PyTorch's own wait awake for its
     next operator, and those that sleep between calls would have to wait for a CPU.
     """
-    return sf.num_threads(min(torch.get_num_threads(), sf.get_num_threads()))
+    count = abs(threads_for(size))
+    return nullcontext() if count == 1 else sf.num_threads(min(torch.get_num_threads(), count))
 
 
 # Operators
@@ -329,7 +331,7 @@ def _loss(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    with _threads():
+    with _threads(input.numel()):
         return _tensor(
             sf.cross_entropy(
                 _array(input), _array(target), _class_axis(input), weight=_optional(weight),
@@ -375,7 +377,7 @@ def _gradient(
                 )
         rows = np.delete(logits.shape, axis)
         sample_weight, reduction = np.broadcast_to(scale, rows), "sum"
-    with _threads():
+    with _threads(logits.size):
         sf.cross_entropy_with_grad(
             logits, labels, axis, weight=class_weight, sample_weight=sample_weight,
             ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
@@ -456,7 +458,7 @@ def _linear_loss(
         "dtype": np.promote_types(np.float32, arguments[0].dtype),
     }
     gradients = _gradients((input, linear_weight, linear_bias), wanted)
-    with _threads():
+    with at_most(torch.get_num_threads()):  # between matrix products
         if not any(wanted):
             loss = sf.linear_cross_entropy(*arguments, **options)
         else:
