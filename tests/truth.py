@@ -238,6 +238,7 @@ class Loss:
     # What a relative error of 1 of log1p(others) comes to by z_loss, where that is more than the
     # logsumexp: there its digits are promised, not those of what is left.
     z_loss_doubt: Array | float = 0.0
+    z_loss_gradient: Array | float = 0.0  # the part of the gradient that z_loss adds
 
 
 class _Target(NamedTuple):
@@ -349,6 +350,7 @@ def cross_entropy_with_options(
         loss_doubt,
         gradient_doubt,
         z_loss_doubt if reduction == "none" else z_loss_doubt.sum(),
+        _times(factor, of_z_loss * parts.slope),
     )
 
 

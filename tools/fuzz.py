@@ -821,7 +821,9 @@ def check_digits(case: Case, result: Any) -> None:
     right = truth.cross_entropy_with_options(
         np.moveaxis(x, axis, -1), target if is_labels else np.moveaxis(target, axis, -1), **options
     )
-    if np.isnan(right.loss).any():
+    # Over a sum of weights of 0 the mean is infinite, and what a gradient is nobody knows.
+    is_mean = options.get("reduction", "mean") == "mean"
+    if np.isnan(right.loss).any() or (is_mean and np.isinf(right.loss)):
         return
     doubts = doubts_of(right, options, dtype)
     if doubts is None:
@@ -878,11 +880,12 @@ def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtyp
     smallest = np.ldexp(np.longdouble(compute.tiny), -343 if compute.bits == 64 else -20)
     # p (1 - p), times the weight of that in the gradient: the smaller of p and 1 - p is tiny.
     share = right.hessian * temperature
+    of_z_loss = np.divide(right.z_loss_gradient, slope, where=slope != 0, out=np.zeros_like(share))
     of_rest = np.where(-np.expm1(logarithms) < smallest, share, 0)
     loss = temperature * of_rest.sum(axis=-1)
     return Parts(
         loss if right.loss.shape else loss.sum(),
-        np.where(np.exp(logarithms) < smallest, share, -of_rest) * slope,
+        np.where(np.exp(logarithms) < smallest, share + of_z_loss, -of_rest) * slope,
         np.where((np.exp(logarithms) < smallest) | (of_rest != 0), right.hessian, 0),
     )
 
