@@ -465,6 +465,21 @@ def test_zero_weights_are_a_mean_of_nothing() -> None:
         assert (grad == 0).all()
 
 
+@pytest.mark.parametrize("classes", [4, 20_000])
+@pytest.mark.parametrize("value", [INF, -INF, np.nan])
+def test_coefficients_of_zero_leave_nothing_of_a_row(classes: int, value: float) -> None:
+    """However many chunks it has, one of which has the infinite logit."""
+    for place in (0, classes - 1):
+        logits = np.full((1, classes), 0.25, np.float32)
+        logits[0, place] = value
+        smoothed = {"weight": np.zeros(classes), "label_smoothing": 0.1, "reduction": "none"}
+        assert sf.cross_entropy(logits, [1], **smoothed) == 0
+        assert sf.cross_entropy(logits, np.zeros_like(logits), reduction="none") == 0
+        loss, grad = sf.cross_entropy_with_grad(logits, [1], **smoothed)
+        assert loss == 0
+        assert (grad == 0).all()
+
+
 # No classes
 
 

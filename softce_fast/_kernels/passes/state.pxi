@@ -412,7 +412,7 @@ cdef inline void state_merge(
     """
     cdef RowState *whole = &group.whole
     cdef vector zero = vector_set(0.0)
-    cdef vector is_top, gap
+    cdef vector is_top, coefficient, gap
     cdef vector left_out = zero
     cdef DoubleDouble part
     cdef mask chosen = vector_greater(zero, zero)
@@ -447,14 +447,14 @@ cdef inline void state_merge(
     whole.other_coefficients = double_double_add(
         double_double_merge(whole.other_coefficients, state.other_coefficients),
         vector_select(chosen, zero, state.own_coefficient))
-    # Its spread is counted from its own maximum.
+    # Its spread is counted from its own maximum; of coefficients that are 0 nothing is.
+    coefficient = double_double_rounded(
+        double_double_add(state.other_coefficients, state.own_coefficient))
     gap = vector_select(
         vector_greater(state.maximum, vector_set(NEGATIVE_INFINITY)),
         vector_subtract(whole.maximum, state.maximum), zero)
-    whole.spread = vector_add(whole.spread, vector_fma(
-        double_double_rounded(
-            double_double_add(state.other_coefficients, state.own_coefficient)),
-        gap, state.spread))
+    gap = vector_select(vector_equal(coefficient, zero), zero, gap)
+    whole.spread = vector_add(whole.spread, vector_fma(coefficient, gap, state.spread))
 
 
 cdef inline DoubleDouble double_double_scaled(DoubleDouble a, vector power) noexcept nogil:
