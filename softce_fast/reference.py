@@ -476,7 +476,7 @@ def loss_and_gradient(
         if task.slope is not None:
             grad = product(grad, task.slope)
         if task.sample_weight is not None:
-            grad *= task.sample_weight[..., None]
+            grad = grad * task.sample_weight[..., None]
         grad = cool(grad, call.temperature)
         if call.reduction == "mean":
             divisor = _divisor(task)

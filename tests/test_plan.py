@@ -286,12 +286,25 @@ def test_neighbouring_rows_go_across_whatever_their_length() -> None:
     for inner in (lanes, lanes - 1):
         plan = softmax_plan(zeros(5, 3, inner, dtype=np.float16), (1,))
         assert plan["runs"] == (inner == lanes)
-    x = zeros(3, 9000, 40)
-    plan = softmax_plan(x, (1,))
-    assert (plan["passes"], plan["gather"]) == ("across", False)
+    assert softmax_plan(zeros(9000, Threshold.ACROSS_ROWS - 1), (0,))["passes"] == "along"
+
+
+def test_neighbouring_rows_are_read_in_place() -> None:
+    """Where no group, or few, would be short of rows."""
+    lanes = LANES["float32"]
+    for inner, gather in (
+        (lanes, False),
+        (lanes - 1, True),
+        (lanes + 1, True),
+        (2 * lanes, False),
+        (Threshold.WHOLE_RUN * lanes - 1, True),
+        (Threshold.WHOLE_RUN * lanes + 1, False),
+    ):
+        plan = softmax_plan(zeros(3, 1000, inner), (1,))
+        assert (plan["passes"], plan["gather"]) == ("across", gather)
+    x = zeros(3, 1000, Threshold.WHOLE_RUN * lanes)
     assert softmax_plan(x, (1,), where=np.ones(x.shape, bool))["gather"]
     assert softmax_plan(x.astype(np.float16), (1,))["gather"]
-    assert softmax_plan(zeros(9000, Threshold.ACROSS_ROWS - 1), (0,))["passes"] == "along"
 
 
 def test_batches_of_packed_rows() -> None:
@@ -305,25 +318,42 @@ def test_batches_of_packed_rows() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_batches_of_neighbouring_rows(dtype: str) -> None:
-    """As wide as the cache holds them, but not so wide that threads get nothing to do."""
+def test_batches_of_rows_in_place(dtype: str) -> None:
+    """As wide as memory likes it, but not so wide that threads get nothing to do."""
     lanes = LANES[dtype]
     enough = Threshold.MOST_BATCH * lanes * Threshold.FEWEST_TASKS
-    panel = Threshold.PANEL_BYTES // 64  # classes of one group
-    for rows, classes, log, batch in (
-        (enough, 3, False, Threshold.MOST_BATCH),
-        (enough - 1, 3, False, Threshold.MOST_BATCH - 1),
-        (lanes, 3, False, 1),
-        (enough, panel // 12, False, 12),
-        (enough, panel // 12, True, 6),
-        (enough, CHUNK + 1, False, panel // CHUNK),
-        (2 * lanes * Threshold.TASKS_EACH - 1, CHUNK + 1, False, 1),
-        (2 * lanes * Threshold.TASKS_EACH, CHUNK + 1, False, 2),
+    second = Threshold.IN_PLACE_BYTES // 64  # classes of one group
+    for rows, classes, threads, batch in (
+        (enough, 3, 1, Threshold.MOST_BATCH),
+        (enough - 1, 3, 1, Threshold.MOST_BATCH - 1),
+        (lanes, 3, 1, 1),
+        (enough, second // 12, 1, 12),
+        (enough, second // Threshold.WIDE_BATCH + 1, 1, Threshold.WIDE_BATCH),
+        (enough, CHUNK + 1, 1, Threshold.WIDE_BATCH),
+        (8 * lanes - 1, CHUNK + 1, 2, 3),
+        (8 * lanes, CHUNK + 1, 2, 4),
     ):
-        plan = softmax_plan(zeros(classes, rows, dtype=dtype), (0,), log=log)
+        plan = softmax_plan(zeros(classes, rows, dtype=dtype), (0,), threads=threads)
+        assert not plan["gather"]
         assert plan["batch"] == batch
         assert plan["rows_per_task"] % (batch * lanes) == 0
-    target = zeros(enough, 100, dtype=dtype).copy(order="F")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_batches_of_copied_rows(dtype: str) -> None:
+    """As wide as the cache holds them."""
+    lanes = LANES[dtype]
+    rows = Threshold.MOST_BATCH * lanes * Threshold.FEWEST_TASKS
+    panel = Threshold.PANEL_BYTES // 64  # classes of one group
+    for classes, log, batch in (
+        (3, False, Threshold.MOST_BATCH),
+        (panel // 12, False, 12),
+        (panel // 12, True, 6),
+        (CHUNK + 1, False, panel // CHUNK),
+    ):
+        x = zeros(classes, rows, dtype=dtype)
+        assert softmax_plan(x, (0,), where=x == 0, log=log)["batch"] == batch
+    target = zeros(rows, 100, dtype=dtype).copy(order="F")
     logits = target.copy(order="F")
     assert loss_plan(logits, probabilities=target)["batch"] == min(
         Threshold.MOST_BATCH, panel // 300
@@ -332,7 +362,12 @@ def test_batches_of_neighbouring_rows(dtype: str) -> None:
 
 def test_batches_of_short_runs_are_narrow() -> None:
     lanes = LANES["float32"]
-    for inner, batch in ((lanes - 1, Threshold.BATCH), (lanes, Threshold.MOST_BATCH)):
+    for inner, batch in (
+        (lanes - 1, Threshold.BATCH),
+        (lanes, Threshold.BATCH),
+        (lanes + 1, Threshold.MOST_BATCH),
+        (6 * lanes - 1, 6),
+    ):
         assert softmax_plan(zeros(1000, 3, inner), (1,))["batch"] == batch
 
 

@@ -21,9 +21,13 @@ cpdef enum Threshold:
     BATCH = 4                  # Groups worked on together: of packed rows,
     BATCH_CLASSES = 256        # with so many classes in all at most;
     MOST_BATCH = 16            # of neighbouring rows, if so many are,
-    PANEL_BYTES = 2097152      # with as many bytes of a chunk at most, for the lower caches,
-    FEWEST_TASKS = 8           # and so that this many tasks are left,
-    TASKS_EACH = 2             # or this many for each thread.
+    PANEL_BYTES = 2097152      # with as many bytes of a chunk at most where it is copied, for the
+    #                            lower caches; where it is read in place,
+    IN_PLACE_BYTES = 524288    # for the second one, but in any case
+    WIDE_BATCH = 8             # so many, for long runs of memory;
+    FEWEST_TASKS = 8           # and so that this many tasks are left, or one for each thread.
+    WHOLE_RUN = 4              # Vectors of neighbouring rows at least that end in a group of their
+    #                            own, fewer than LANES, rather than in one with rows elsewhere.
     # ALONG
     WORK_AT_ONCE = 8192        # Numbers of rows worked on together, in the first-level cache.
     KEPT_CLASSES = 131072      # Longest row whose exponentials the second-level cache keeps,
@@ -74,7 +78,9 @@ cdef inline Py_ssize_t batch_bytes(const Problem *problem, Role role) noexcept n
 # ---- what a problem allows -----------------------------------------------------------------------
 
 
-cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept nogil:
+cdef inline bint reads_in_place(
+    const Problem *problem, int lanes, int real_kind
+) noexcept nogil:
     """Whether the passes can read INPUT where it is."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
     if array.swapped or has(problem, MASK) or problem.layout.class_axes > 1 or is_weighted(problem):
@@ -88,7 +94,9 @@ cdef inline bint reads_in_place(const Problem *problem, int real_kind) noexcept 
             and problem.plan.passes == ALONG and has_row_state(problem.operation)
             and not notes_maximum(problem.operation) and has_neighbour_classes(problem, INPUT))
     return has_neighbour_classes(problem, INPUT) or (
-        problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT))
+        problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT)
+        and not notes_maximum(problem.operation)
+        and (problem.layout.inner % lanes == 0 or problem.layout.inner >= WHOLE_RUN * lanes))
 
 
 cdef inline bint can_stream(const Problem *problem) noexcept nogil:
@@ -198,10 +206,16 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
     if problem.layout.inner >= lanes:
         most = MOST_BATCH
+    if problem.plan.gather:
+        most = min(most, PANEL_BYTES // bytes_)
+    else:
+        # Whole runs of neighbours, or parts that are not small, however many classes.
+        most = min(most, max(<Py_ssize_t>WIDE_BATCH, IN_PLACE_BYTES // (columns * 64)))
+        most = max(<Py_ssize_t>BATCH, min(most, (problem.layout.inner - 1) // lanes + 1))
     if problem.plan.chunks > 1:
         # Results are not summed by task then.
-        tasks = TASKS_EACH * problem.plan.threads
-    return max(1, min(min(most, PANEL_BYTES // bytes_), problem.layout.rows // (lanes * tasks)))
+        tasks = problem.plan.threads
+    return max(1, min(most, problem.layout.rows // (lanes * tasks)))
 
 
 cdef inline Py_ssize_t rows_per_task_for(const Problem *problem, int lanes) noexcept nogil:
@@ -271,6 +285,8 @@ cdef int plan_tasks(Problem *problem, int lanes, int real_kind) except -1:
     settle(plan)
     plan.passes = passes_for(problem, lanes)
     settle(plan)
+    plan.gather = not reads_in_place(problem, lanes, real_kind)
+    settle(plan)
     plan.batch = batch_for(problem, lanes)
     plan.runs = problem.layout.inner >= (
         FEWEST_NEIGHBOURS if problem.arrays[<int>INPUT].kind == real_kind else lanes)
@@ -294,7 +310,6 @@ cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind)
     plan.rest_along = (
         can_leave_rest_along(problem) and problem.layout.classes > lanes
         and problem.layout.rows % lanes != 0)
-    plan.gather = not reads_in_place(problem, real_kind)
     plan.few_digits = few_digits_for(problem, result_kind)
     plan.stream = (
         can_stream(problem) and batch_bytes(problem, OUTPUT) >= LARGE_BYTES
@@ -378,7 +393,7 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),
             ("rest_along", plan.rest_along and not can_leave_rest_along(problem)),
-            ("gather", not plan.gather and not reads_in_place(problem, kind)),
+            ("gather", not plan.gather and not reads_in_place(problem, kernels.lanes, kind)),
             ("stream", plan.stream and not can_stream(problem)),
             ("keep", plan.keep and not (
                 can_keep(problem) and (plan.keep_in_output or not plan.by_chunks))),

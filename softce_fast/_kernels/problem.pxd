@@ -360,6 +360,12 @@ cdef inline bint emits_logarithms(Operation operation) noexcept nogil:
     return operation == LOG_SOFTMAX
 
 
+cdef inline bint emits_from_logits(const Problem *problem) noexcept nogil:
+    """Whether logits are read once more for it: for exponentials, if a chunk is not a whole row."""
+    return emits_logarithms(problem.operation) or (
+        problem.plan.chunks > 1 and not is_pair(problem.operation))
+
+
 cdef inline bint corrects_output(const Problem *problem) noexcept nogil:
     """Whether the output is a gradient by logits that were changed as they were read."""
     return (

@@ -132,7 +132,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
         if plan.gather:
             staged = plan.rows_at_once * padded
     if across:
-        kept = max(kept, <size_t>(plan.batch * columns * LANES * tile_sections(problem)))
+        kept = max(kept, <size_t>(plan.batch * tile_stride(problem)))
         packed = max(packed, <size_t>(MOST_ROWS + LANES))
         buffer = max(buffer, <size_t>(MOST_ROWS + 2 * LANES))
         if any_goes(problem, False):
@@ -276,18 +276,13 @@ cdef void rows_across(
     """A batch of tiles goes through each step before the next."""
     cdef Py_ssize_t row = first, chunk, k, tiles
     cdef Group *groups = scratch.groups
-    scratch.kept_stride = (
-        min(<Py_ssize_t>CHUNK, problem.layout.classes) * LANES * tile_sections(problem))
+    scratch.kept_stride = tile_stride(problem)
     while row < stop:
-        tiles = 0
-        while tiles < problem.plan.batch and row < stop:
-            group_open(groups + tiles, problem, row, min(<Py_ssize_t>LANES, stop - row))
-            row += groups[tiles].rows
-            tiles += 1
+        tiles = batch_open(groups, problem, row, stop)
+        row += batch_rows(groups, tiles)
         for chunk in range(problem.plan.chunks):
             tiles_open(groups, problem, tiles, chunk, scratch)
             tiles_exponentials(groups, problem, tiles, chunk, scratch)
-            tiles_sum(groups, problem, tiles, chunk, scratch)
         if problem.plan.chunks > 1 or notes_maximum(problem.operation):
             for k in range(tiles):
                 group_merge(

@@ -67,24 +67,28 @@ cdef inline PairSum backward_sum(Operation operation, const PairChunk *chunk) no
     return result
 
 
-cdef inline void backward_tile_sum(
-    Operation operation, const PairChunk *chunk, PairSum *sums
-) noexcept nogil:
+cdef inline void backward_tile_sum(Operation operation, const PairTile *tile) noexcept nogil:
     """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
-    cdef DoubleDouble[16] lane
-    cdef DoubleDouble[16] left_out
+    cdef TileSums *sums = tile.sums
     cdef Py_ssize_t c, k
-    for k in range(LANES):
-        lane[k] = double_double_from(vector_set(0.0))
-        left_out[k] = lane[k]
-    for c in range(chunk.n):
+    for k in range(LANES if tile.first == 0 else 0):
+        sums.lane[k] = double_double_from(vector_set(0.0))
+        sums.other[k] = sums.lane[k]
+    for c in range(tile.first, tile.stop):
         k = c % LANES
+        pair_fetch(tile, c)
         backward_add(
-            operation, vector_load(chunk.input + c * LANES),
-            vector_load(chunk.second + c * LANES), &lane[k], &left_out[k].high)
+            operation, tile_vector(&tile.input, c), tile_vector(&tile.second, c), &sums.lane[k],
+            &sums.other[k].high)
+
+
+cdef void backward_tile_total(
+    Operation operation, TileSums *lanes, PairSum *sums
+) noexcept nogil:
+    cdef vector left_out = vector_set(0.0)
     if operation == LOG_SOFTMAX_BACKWARD:
-        left_out[0] = lanes_merge(left_out, False)
-    tile_sums_put(lane, left_out[0].high, sums)
+        left_out = lanes_merge(lanes.other, False).high
+    tile_sums_put(lanes.lane, left_out, sums)
 
 
 cdef inline void tile_sums_put(
@@ -130,12 +134,12 @@ cdef PairSum log_softmax_backward_sum(const PairChunk *chunk) noexcept nogil:
     return backward_sum(LOG_SOFTMAX_BACKWARD, chunk)
 
 
-cdef void softmax_backward_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
-    backward_tile_sum(SOFTMAX_BACKWARD, chunk, sums)
+cdef void softmax_backward_tile_sum(const PairTile *tile) noexcept nogil:
+    backward_tile_sum(SOFTMAX_BACKWARD, tile)
 
 
-cdef void log_softmax_backward_tile_sum(const PairChunk *chunk, PairSum *sums) noexcept nogil:
-    backward_tile_sum(LOG_SOFTMAX_BACKWARD, chunk, sums)
+cdef void log_softmax_backward_tile_sum(const PairTile *tile) noexcept nogil:
+    backward_tile_sum(LOG_SOFTMAX_BACKWARD, tile)
 
 
 # ---- gradients -----------------------------------------------------------------------------------
@@ -267,23 +271,26 @@ cdef void log_softmax_backward_emit(
 
 
 cdef void softmax_backward_tile_emit(
-    const Group *group, const Problem *problem, const PairChunk *chunk, real *to
+    const Group *group, const Problem *problem, const PairTile *tile, const TilePlace *place
 ) noexcept nogil:
     cdef BackwardSums sums = backward_tile_sums(group, problem)
-    cdef Py_ssize_t i
-    for i in range(chunk.n):
-        vector_store(to + i * LANES, softmax_gradient(
-            vector_load(chunk.input + i * LANES), vector_load(chunk.second + i * LANES), &sums))
+    cdef Py_ssize_t c
+    for c in range(tile.first, tile.stop):
+        pair_fetch(tile, c)
+        prefetch(place.to + (c + TILE_RUN) * place.class_stride)
+        vector_store(<real *>(place.to + c * place.class_stride), softmax_gradient(
+            tile_vector(&tile.input, c), tile_vector(&tile.second, c), &sums))
 
 
 cdef void log_softmax_backward_tile_emit(
-    const Group *group, const Problem *problem, const PairChunk *chunk, const Scale *scale_,
-    real *to,
+    const Group *group, const Problem *problem, const PairTile *tile, const Scale *scale_,
+    const TilePlace *place,
 ) noexcept nogil:
     cdef Scale scale = scale_with(scale_, PLAIN)
     cdef BackwardSums sums = backward_tile_sums(group, problem)
-    cdef Py_ssize_t i
-    for i in range(chunk.n):
-        vector_store(to + i * LANES, log_softmax_gradient(
-            vector_load(chunk.input + i * LANES), vector_load(chunk.second + i * LANES), &sums,
-            &scale))
+    cdef Py_ssize_t c
+    for c in range(tile.first, tile.stop):
+        pair_fetch(tile, c)
+        prefetch(place.to + (c + TILE_RUN) * place.class_stride)
+        vector_store(<real *>(place.to + c * place.class_stride), log_softmax_gradient(
+            tile_vector(&tile.input, c), tile_vector(&tile.second, c), &sums, &scale))

@@ -84,10 +84,13 @@ cdef void tile_others(
     cdef const real *tile = scratch.kept + (group - scratch.groups) * scratch.kept_stride
     cdef real *terms = tile_terms(problem, <real *>tile, n)
     cdef vector zero = vector_set(0.0)
-    cdef vector position = tile_find(tile, n, tile_maximum(tile, n))
+    cdef Tile exponentials = tile_at(tile)
+    cdef vector maximum = vector_set(NEGATIVE_INFINITY)
+    cdef vector position = vector_set(-1.0)
     cdef real[16] top
     cdef DoubleDouble rest
     cdef Py_ssize_t k
+    tile_top(&exponentials, 0, n, &maximum, &position)
     for k in range(n):
         vector_store(terms + k * LANES, vector_select(
             vector_equal(position, vector_set(<real>k)), zero, vector_load(tile + k * LANES)))

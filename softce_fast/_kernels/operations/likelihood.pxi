@@ -89,38 +89,50 @@ cdef PairSum likelihood_sum(
         chunk, logarithms, problem.options.class_weight + chunk.start, weight)
 
 
+cdef inline octet *likelihood_lanes(TileSums *lanes) noexcept nogil:
+    """Eight sums of all rows, or of half of them, then of the others; and what these lost."""
+    return <octet *>lanes.lane
+
+
 cdef void likelihood_tile_sum(
-    const Group *group, const Problem *problem, const PairChunk *chunk, PairSum *sums
+    const Group *group, const Problem *problem, const PairTile *tile
 ) noexcept nogil:
     """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
-    cdef octet[16] total    # eight sums of all rows, or of half of them, then of the others
-    cdef octet[16] rest
+    cdef octet *total = likelihood_lanes(tile.sums)
+    cdef octet *rest = total + LANES
     cdef octet[2] of_row
     cdef octet of_class = octet_set(1)
     cdef real[16] logarithm
+    cdef const real *coefficients
     cdef vector v
     cdef Py_ssize_t c, k, half
     for half in range(LANES // 8):
         of_row[half] = octet_set(1)
         if group.weights.given:
             of_row[half] = octet_load(group.weights.sample + 8 * half)
-    for k in range(LANES):
+    for k in range(LANES if tile.first == 0 else 0):
         total[k] = octet_set(0)
         rest[k] = octet_set(0)
-    for c in range(chunk.n):
-        v = vector_load(chunk.input + c * LANES)
+    for c in range(tile.first, tile.stop):
+        v = tile_vector(&tile.input, c)
+        coefficients = <const real *>(tile.second.data + c * tile.second.stride)
         if not problem.options.logarithms:
             v = plain_logarithm(v, vector_set(0.0))
         vector_store(logarithm, v)
         if problem.options.class_weight != NULL:
-            of_class = octet_set(problem.options.class_weight[chunk.start + c])
+            of_class = octet_set(problem.options.class_weight[tile.start + c])
         for half in range(LANES // 8):
             k = 8 * half + c % 8
             octet_add(&total[k], &rest[k], likelihood_term(
-                octet_from_reals(chunk.second + c * LANES + 8 * half), of_class, of_row[half],
+                octet_from_reals(coefficients + 8 * half), of_class, of_row[half],
                 octet_from_reals(logarithm + 8 * half)))
+
+
+cdef void likelihood_tile_total(TileSums *lanes, PairSum *sums) noexcept nogil:
+    cdef octet *total = likelihood_lanes(lanes)
+    cdef Py_ssize_t half
     for half in range(LANES // 8):
-        octets_total(total + 8 * half, rest + 8 * half, sums + 8 * half)
+        octets_total(total + 8 * half, total + LANES + 8 * half, sums + 8 * half)
 
 
 cdef inline void octets_total(octet *total, octet *rest, PairSum *sums) noexcept nogil:

@@ -360,24 +360,25 @@ cdef void tile_compare(
     cdef RowState *state = chunk_state(group, problem, t, chunk, scratch)
     cdef mask again
     cdef TileTerms terms
+    cdef Tile logits = tile_at(tile)
     own_logit_find(group, problem, &scratch.softcap)
-    state.position = tile_find(tile, n, state.maximum)
+    state.position = tile_find(&logits, n, state.maximum)
     state.below = double_double_from(tile_below(group, problem, chunk, tile))
-    terms.terms = tile_terms(problem, tile, n)
+    terms.exponentials = NULL
+    terms_open(&terms, problem, t, tile, n, scratch)
     if wants_entropy(problem):
-        tile_spread(problem, chunk, state, tile, terms.terms)
+        tile_spread(problem, chunk, state, tile, tile_terms(problem, tile, n))
     again = set_rest(group, problem, chunk, state, &scratch.scale)
     if any_lane(again):
         terms.reference = state.reference
-        terms.logits = tile
-        terms.exponentials = NULL
+        terms.logits = logits
         terms.pivot = state.position
         terms.pivot_logit = state.maximum
         terms.ahead = <const char *>tile
         terms.ahead_stride = 0
         tiles_absorb_others(&terms, 1, n, &scratch.scale, &scratch.writers.output.lines)
         state.rest = double_double_select(
-            again, tile_sums(terms.terms, n, scratch.scale.few_digits), state.rest)
+            again, tile_total(&terms, n, scratch.scale.few_digits), state.rest)
     if count > 0:
         if chunk == 0:
             tile_best_open(tile_best(problem, t, scratch), count)

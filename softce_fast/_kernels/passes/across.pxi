@@ -3,7 +3,8 @@
 # A tile holds class c of its rows at tile[c * LANES]; some tiles, a batch, go through each step
 # together, so that no tile waits for another. How the rows lie in memory matters only when tiles
 # are filled and emptied: class by class where rows are neighbours (in runs as long as the batch is
-# wide), else row by row. The arithmetic between is that of along.pxi, operation by operation and in
+# wide), else row by row. Plain rows that are neighbours are a tile as they are: they are read where
+# they lie. The arithmetic between is that of along.pxi, operation by operation and in
 # the same order, so that a row comes out the same, bit for bit.
 #
 # Uses state.pxi, along.pxi, panel.pxi, writer.pxi, numbers.pxd.
@@ -45,6 +46,88 @@ cdef inline bint goes_by_class(const Layout *layout, const Array *array) noexcep
     """Whether the rows of an array are closer to each other than the classes."""
     return not has_neighbours(layout, array) and (
         layout.class_axes > 1 or llabs(step_in_runs(array)) < llabs(array.class_stride))
+
+
+cdef struct Tile:
+    # The numbers of LANES rows, side by side for each class: in a tile, or where the rows are.
+    const char *data
+    Py_ssize_t stride    # bytes from one class to the next
+    Py_ssize_t rows      # where these are fewer than LANES, the other numbers are 0
+
+
+cdef inline Tile tile_at(const real *numbers) noexcept nogil:
+    return Tile(<const char *>numbers, LANES * sizeof(real), LANES)
+
+
+cdef inline vector tile_vector(const Tile *tile, Py_ssize_t c) noexcept nogil:
+    cdef const real *numbers = <const real *>(tile.data + c * tile.stride)
+    if tile.rows < LANES:
+        return vector_load_first(numbers, tile.rows)
+    return vector_load(numbers)
+
+
+cdef inline bint is_side_by_side(
+    const Group *group, const Problem *problem, Role role
+) noexcept nogil:
+    """Whether the rows of a whole group are neighbours in an array."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    return step_in_group(group, problem, role) == array.size and not array.swapped
+
+
+cdef inline Py_ssize_t tiles_alike(
+    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles
+) noexcept nogil:
+    """How many of the first tiles are side by side in an array, or are not, as the very first."""
+    cdef bint wanted = is_side_by_side(groups, problem, role)
+    cdef Py_ssize_t t = 1
+    while t < tiles and is_side_by_side(groups + t, problem, role) == wanted:
+        t += 1
+    return t
+
+
+cdef inline bint reads_tiles_in_place(const Problem *problem, Role role) noexcept nogil:
+    """Whether no tile of an array is filled: groups end where neighbouring rows do, then."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    return (
+        not problem.plan.gather and array.kind == REAL_KIND and not array.swapped
+        and goes_by_class(&problem.layout, array) and step_in_runs(array) == array.size)
+
+
+cdef Py_ssize_t batch_open(
+    Group *groups, const Problem *problem, Py_ssize_t row, Py_ssize_t stop
+) noexcept nogil:
+    """Open the groups of the batch that begins at a row; return how many. Only the last is partial.
+
+    Batches are alike: to read a few rows of all classes would take as long as to read many.
+    """
+    cdef Py_ssize_t left = (stop - row + LANES - 1) // LANES
+    cdef Py_ssize_t batches = (left + problem.plan.batch - 1) // problem.plan.batch
+    cdef Py_ssize_t most = (left + batches - 1) // batches
+    cdef Py_ssize_t inner = problem.layout.inner
+    cdef Py_ssize_t tiles = 0, rows
+    cdef bint in_place = reads_tiles_in_place(problem, INPUT)
+    while tiles < most and row < stop:
+        rows = min(<Py_ssize_t>LANES, stop - row)
+        if in_place:
+            rows = min(rows, inner - row % inner)
+        group_open(groups + tiles, problem, row, rows)
+        row += rows
+        tiles += 1
+        if rows < LANES:
+            break
+    return tiles
+
+
+cdef inline Tile tile_of(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, const real *filled
+) noexcept nogil:
+    """One chunk of a group in an array; `filled` is the tile that it was copied to, if it was."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    if not reads_tiles_in_place(problem, role):
+        return tile_at(filled)
+    return Tile(
+        array.data + in_group(group, problem, role, 0) + chunk * CHUNK * array.class_stride,
+        array.class_stride, group.rows)
 
 
 # ---- filling -------------------------------------------------------------------------------------
@@ -126,33 +209,20 @@ cdef const real *run_read(
     return buffer
 
 
-cdef inline bint is_side_by_side(
-    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles
-) noexcept nogil:
-    """Whether the rows of each group of a batch are neighbours in an array."""
-    cdef Py_ssize_t t
-    for t in range(tiles):
-        if step_in_group(groups + t, problem, role) != problem.arrays[<int>role].size:
-            return False
-    return not problem.arrays[<int>role].swapped
-
-
 cdef void tiles_fill_by_class(
     const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
-    Scratch *scratch,
+    real *tile, Scratch *scratch,
 ) noexcept nogil:
+    """Fill tiles that are alike; the first one is `tile`."""
     cdef const Array *array = &problem.arrays[<int>role]
     cdef const Array *included = &problem.arrays[<int>MASK]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t rows = batch_rows(groups, tiles)
     cdef Py_ssize_t c, t, i
-    cdef real *tile = scratch.kept + <int>role * n * LANES
     cdef const char *at_class
     cdef const real *run
     cdef bint masked = included.data != NULL and role == INPUT
-    if not masked and kind_has_vectors(array.kind) and is_side_by_side(
-        groups, problem, role, tiles
-    ):
+    if not masked and kind_has_vectors(array.kind) and is_side_by_side(groups, problem, role):
         for c in range(n):
             at_class = array.data + class_offset(&problem.layout, array, chunk * CHUNK + c)
             for t in range(tiles):
@@ -327,14 +397,20 @@ cdef void tiles_fill(
 ) noexcept nogil:
     """Fill the tiles of a batch with logits, or with probabilities or a mask, which lie behind."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t t
+    cdef Py_ssize_t t = 0, alike
+    cdef real *first = scratch.kept + <int>role * n * LANES
+    if reads_tiles_in_place(problem, role):
+        return
     if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
-        tiles_fill_by_class(groups, problem, role, tiles, chunk, scratch)
+        while t < tiles:
+            alike = tiles_alike(groups + t, problem, role, tiles - t)
+            tiles_fill_by_class(
+                groups + t, problem, role, alike, chunk, first + t * scratch.kept_stride, scratch)
+            t += alike
     else:
         for t in range(tiles):
             tile_fill_by_row(
-                groups + t, problem, role, chunk,
-                scratch.kept + t * scratch.kept_stride + <int>role * n * LANES, scratch)
+                groups + t, problem, role, chunk, first + t * scratch.kept_stride, scratch)
     if problem.options.softcap != 0 and role == INPUT:
         for t in range(tiles):
             numbers_cap(
@@ -378,65 +454,189 @@ cdef void tile_shares(
 # ---- absorb --------------------------------------------------------------------------------------
 
 
-cdef inline vector tile_maximum(const real *tile, Py_ssize_t n) noexcept nogil:
-    cdef vector a = vector_set(NEGATIVE_INFINITY)
-    cdef vector b = a
-    cdef Py_ssize_t c = 0
-    while c + 2 <= n:
-        a = vector_maximum(vector_load(tile + c * LANES), a)
-        b = vector_maximum(vector_load(tile + (c + 1) * LANES), b)
+cdef enum:
+    TILE_RUN = RUN * LANES    # classes of a tile that the first-level cache holds, and that a sum
+    #                           takes in at once
+
+
+cdef struct TileSums:
+    # Sums of a tile that are not finished, LANES of each row.
+    DoubleDouble[16] lane
+    DoubleDouble[16] other               # pairs: another sum
+    real[RUN * LANES_SQUARED] terms      # of a run, where they are not kept
+    vector apart                         # lest a class of all tiles be in one set of a cache
+
+
+cdef inline Py_ssize_t runs_of(Py_ssize_t n) noexcept nogil:
+    return (n + TILE_RUN - 1) // TILE_RUN
+
+
+cdef inline bint sums_by_run(const Problem *problem) noexcept nogil:
+    """Whether what is added up of a run is, before the next one's is made."""
+    return is_pair(problem.operation) or (
+        problem.layout.classes > TILE_RUN and not is_weighted(problem))
+
+
+cdef inline bint lays_pairs_by_class(const Problem *problem) noexcept nogil:
+    """Whether the output of two arrays goes from the tiles to memory run by run."""
+    cdef const Array *array = &problem.arrays[<int>OUTPUT]
+    return array.kind == REAL_KIND and goes_by_class(&problem.layout, array)
+
+
+cdef inline Py_ssize_t tile_room(const Problem *problem, Py_ssize_t n) noexcept nogil:
+    """Of how many classes, of n, a tile keeps numbers; a run's where it keeps none for long."""
+    if (
+        keeps_exponentials(problem) or not reads_tiles_in_place(problem, INPUT)
+        or (has(problem, SECOND) and not reads_tiles_in_place(problem, SECOND))
+        or (is_pair(problem.operation) and not lays_pairs_by_class(problem))
+    ):
+        return n
+    return min(<Py_ssize_t>TILE_RUN, n)
+
+
+cdef inline Py_ssize_t tile_size(const Problem *problem) noexcept nogil:
+    return LANES * tile_sections(problem) * tile_room(
+        problem, min(<Py_ssize_t>CHUNK, problem.layout.classes))
+
+
+cdef inline Py_ssize_t tile_stride(const Problem *problem) noexcept nogil:
+    """Numbers from one tile to the next."""
+    return tile_size(problem) + (sizeof(TileSums) // sizeof(real) if sums_by_run(problem) else 0)
+
+
+cdef inline TileSums *sums_of_tile(
+    const Problem *problem, Py_ssize_t t, const Scratch *scratch
+) noexcept nogil:
+    return <TileSums *>(scratch.kept + t * scratch.kept_stride + tile_size(problem))
+
+
+cdef inline vector tile_maximum(
+    const Tile *tile, Py_ssize_t first, Py_ssize_t stop, vector before, bint fetch
+) noexcept nogil:
+    """The maximum of some classes and of `before`; if they are not the last, `fetch` the next."""
+    cdef vector a = before
+    cdef vector b = before
+    cdef Py_ssize_t c = first
+    while c + 2 <= stop:
+        if fetch:
+            prefetch(tile.data + (c + TILE_RUN) * tile.stride)
+            prefetch(tile.data + (c + 1 + TILE_RUN) * tile.stride)
+        a = vector_maximum(tile_vector(tile, c), a)
+        b = vector_maximum(tile_vector(tile, c + 1), b)
         c += 2
-    if c < n:
-        a = vector_maximum(vector_load(tile + c * LANES), a)
+    if c < stop:
+        a = vector_maximum(tile_vector(tile, c), a)
     return vector_maximum(a, b)
 
 
-cdef inline vector tile_find(const real *tile, Py_ssize_t n, vector value) noexcept nogil:
+cdef inline void tile_top(
+    const Tile *tile, Py_ssize_t first, Py_ssize_t stop, vector *maximum, vector *position
+) noexcept nogil:
+    """The same, and where it is first."""
+    cdef vector number = vector_set(<real>first)
+    cdef vector one = vector_set(1.0)
+    cdef vector value = maximum[0]
+    cdef vector place = position[0]
+    cdef vector x
+    cdef Py_ssize_t c
+    for c in range(first, stop):
+        prefetch(tile.data + (c + TILE_RUN) * tile.stride)
+        x = tile_vector(tile, c)
+        place = vector_select(vector_greater(x, value), number, place)
+        value = vector_maximum(x, value)
+        number = vector_add(number, one)
+    maximum[0] = value
+    position[0] = place
+
+
+cdef vector tile_find(const Tile *tile, Py_ssize_t n, vector value) noexcept nogil:
     """The first class equal to `value`, row by row; -1 if there is none."""
     cdef vector found = vector_set(-1.0)
     cdef Py_ssize_t c
     for c in range(n - 1, -1, -1):
         found = vector_select(
-            vector_equal(vector_load(tile + c * LANES), value), vector_set(<real>c), found)
+            vector_equal(tile_vector(tile, c), value), vector_set(<real>c), found)
     return found
+
+
+cdef inline void tiles_maxima(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Find the maximum of one chunk of each tile, and its place where that is asked for."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t first, stop, run, t
+    cdef bint with_place = leaves_out_maximum(problem.operation)
+    cdef RowState *state
+    cdef Tile tile
+    for run in range(runs_of(n)):
+        first = run * TILE_RUN
+        stop = min(first + TILE_RUN, n)
+        for t in range(tiles):
+            state = chunk_state(groups + t, problem, t, chunk, scratch)
+            if first == 0:
+                state.maximum = vector_set(NEGATIVE_INFINITY)
+                state.position = vector_set(-1.0)
+            tile = tile_of(
+                groups + t, problem, INPUT, chunk, scratch.kept + t * scratch.kept_stride)
+            if with_place:
+                tile_top(&tile, first, stop, &state.maximum, &state.position)
+            elif stop < n:
+                state.maximum = tile_maximum(&tile, first, stop, state.maximum, True)
+            else:
+                state.maximum = tile_maximum(&tile, first, stop, state.maximum, False)
+            if with_place and stop == n and any_lane(vector_equal(
+                state.position, vector_set(-1.0)
+            )):
+                # Nothing is above -inf.
+                state.position = tile_find(&tile, n, state.maximum)
 
 
 cdef struct TileTerms:
     # What tile_exponentials() reads and writes.
     Reference reference
-    const real *logits
+    Tile logits
     real *exponentials        # NULL where they are not wanted; may be the tile of logits
-    real *terms               # with a pivot: what is to be added up; may be either of these
+    real *terms               # what is to be added up: may be either of these; where exponentials
+    #                           are not wanted, those of the last run
     vector pivot              # class to leave out of a row's sum; outside [0, n) for none
     vector pivot_logit        # the logit of that class
     const char *ahead         # meanwhile, for each class, a cache line is fetched,
     Py_ssize_t ahead_stride   # from one to the next
+    DoubleDouble *lane        # the sums that terms are added to, run by run; NULL if they are not
+
+
+cdef inline real *run_terms(const TileTerms *tile, Py_ssize_t first) noexcept nogil:
+    """Where what is to be added up of the run from class `first` on is."""
+    return tile.terms if tile.exponentials == NULL else tile.terms + first * LANES
 
 
 cdef inline void tile_exponentials(
-    TileTerms *tile_, Py_ssize_t n, const Scale *scale, Lines *lines, bint use_pivot
+    TileTerms *tile_, Py_ssize_t first, Py_ssize_t stop, const Scale *scale, Lines *lines,
+    bint use_pivot,
 ) noexcept nogil:
     """Turn logits into exponentials; `use_pivot` is a constant, and what scale's flags say."""
     # A copy, which no store in the loop can change.
     cdef TileTerms tile = tile_[0]
+    cdef real *terms = run_terms(&tile, first)
     cdef vector x, e
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
-    cdef vector number = zero
+    cdef vector number = vector_set(<real>first)
     cdef mask here
     cdef Py_ssize_t c
-    for c in range(n):
+    for c in range(first, stop):
         prefetch(tile.ahead + c * tile.ahead_stride)
         line_step(lines)
-        x = vector_load(tile.logits + c * LANES)
+        x = tile_vector(&tile.logits, c)
         e = exponential(x, tile.reference, scale)
-        if not use_pivot or tile.exponentials != NULL:
-            vector_store(tile.exponentials + c * LANES, e)
         if use_pivot:
+            if tile.exponentials != NULL:
+                vector_store(tile.exponentials + c * LANES, e)
             here = vector_equal(number, tile.pivot)
-            vector_store(tile.terms + c * LANES, vector_select(here, zero, e))
             tile.pivot_logit = vector_select(here, x, tile.pivot_logit)
             number = vector_add(number, one)
+            e = vector_select(here, zero, e)
+        vector_store(terms + (c - first) * LANES, e)
     tile_.pivot_logit = tile.pivot_logit
 
 
@@ -446,9 +646,17 @@ cdef inline void tiles_absorb_with(
 ) noexcept nogil:
     cdef Scale scale = scale_with(scale_, arithmetic)
     cdef Lines lines = lines_[0]
-    cdef Py_ssize_t t
-    for t in range(tiles):
-        tile_exponentials(terms + t, n, &scale, &lines, use_pivot)
+    cdef Py_ssize_t t, first = 0, stop = n
+    while first < n:
+        if terms.lane != NULL:
+            stop = min(first + TILE_RUN, n)
+        for t in range(tiles):
+            tile_exponentials(terms + t, first, stop, &scale, &lines, use_pivot)
+            if terms.lane != NULL:
+                tile_run_add(
+                    terms[t].lane, run_terms(terms + t, first), first, stop - first,
+                    scale.few_digits)
+        first = stop
     lines_[0] = lines
 
 
@@ -494,8 +702,8 @@ cdef inline vector tile_weigh(const TileTerms *tile, Py_ssize_t n) noexcept nogi
     cdef mask here
     cdef Py_ssize_t c
     for c in range(n):
-        x = vector_load(tile.logits + c * LANES)
-        factor = vector_load(tile.logits + (n + c) * LANES)
+        x = tile_vector(&tile.logits, c)
+        factor = tile_vector(&tile.logits, n + c)
         here = vector_equal(tile.pivot, vector_set(<real>c))
         own = vector_select(here, weighted(vector_set(1.0), x, factor), own)
         vector_store(tile.terms + c * LANES, vector_select(
@@ -535,19 +743,39 @@ cdef inline void tiles_open(
     cdef RowState *state
     cdef real *tile
     tiles_read(groups, problem, tiles, chunk, scratch)
+    for t in range(tiles if is_weighted(problem) else 0):
+        tile = scratch.kept + t * scratch.kept_stride
+        copy_weighty(tile, tile, tile + n * LANES, n * LANES)
+    tiles_maxima(groups, problem, tiles, chunk, scratch)
     for t in range(tiles):
         state = chunk_state(groups + t, problem, t, chunk, scratch)
-        tile = scratch.kept + t * scratch.kept_stride
-        if is_weighted(problem):
-            copy_weighty(tile, tile, tile + n * LANES, n * LANES)
-        state.maximum = tile_maximum(tile, n)
         state.reference = reference_for(state.maximum, &scratch.scale)
+
+
+cdef inline bint keeps_exponentials(const Problem *problem) noexcept nogil:
+    """Whether the output is made of the exponentials in the tiles."""
+    return (
+        has(problem, OUTPUT) and not emits_from_logits(problem)
+        and not is_pair(problem.operation))
+
+
+cdef inline void terms_open(
+    TileTerms *terms, const Problem *problem, Py_ssize_t t, real *tile, Py_ssize_t n,
+    const Scratch *scratch,
+) noexcept nogil:
+    """Say where what is added up of a tile goes."""
+    terms.terms = tile_terms(problem, tile, n)
+    terms.lane = NULL
+    if sums_by_run(problem) and terms.exponentials == NULL:
+        terms.terms = sums_of_tile(problem, t, scratch).terms
+    if sums_by_run(problem) and n > LANES:
+        terms.lane = sums_of_tile(problem, t, scratch).lane
 
 
 cdef void tiles_exponentials(
     Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
-    """Compute what is to be added up of each tile."""
+    """Compute what is to be added up of each tile, and add it up."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef Lines *lines = &scratch.writers.output.lines
@@ -555,6 +783,7 @@ cdef void tiles_exponentials(
     cdef Py_ssize_t t
     # The next batch, if it is in lines of its own.
     cdef bint by_class = problem.plan.ahead != 0 and goes_by_class(&problem.layout, array)
+    cdef bint keeps = keeps_exponentials(problem)
     cdef TileTerms[MOST_TILES] terms
     cdef RowState *state
     cdef real *tile
@@ -564,8 +793,11 @@ cdef void tiles_exponentials(
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
         terms[t].reference = state.reference
-        terms[t].logits = tile
-        terms[t].exponentials = tile
+        terms[t].logits = tile_of(groups + t, problem, INPUT, chunk, tile)
+        terms[t].exponentials = tile if keeps else NULL
+        if wants_entropy(problem):
+            terms[t].exponentials = tile + n * LANES
+        terms_open(terms + t, problem, t, tile, n, scratch)
         terms[t].ahead = (
             array.data + in_group(groups + t, problem, INPUT, 0) + problem.plan.ahead)
         if by_class:
@@ -574,44 +806,33 @@ cdef void tiles_exponentials(
         terms[t].ahead_stride = ahead_stride
         if leaves_out_nothing(problem.operation):
             continue
-        terms[t].terms = tile_terms(problem, tile, n)
         terms[t].pivot_logit = vector_set(0.0)
+        terms[t].pivot = state.position
         if leaves_out_label(problem.operation):
             terms[t].pivot = classes_in_chunk(groups[t].labels, chunk)
-        else:
-            terms[t].pivot = tile_find(tile, n, state.maximum)
-            state.position = terms[t].pivot
         if is_dense(problem.operation):
-            tile_spread(problem, chunk, state, tile, terms[t].terms)
-        elif wants_entropy(problem):
-            terms[t].exponentials = tile + n * LANES
-        elif not has(problem, OUTPUT) or emits_logarithms(problem.operation):
-            terms[t].exponentials = NULL
+            tile_spread(problem, chunk, state, tile, tile_terms(problem, tile, n))
     if leaves_out_nothing(problem.operation):
         tiles_absorb_all(terms, tiles, n, &scratch.scale, lines)
-        return
-    tiles_absorb_others(terms, tiles, n, &scratch.scale, lines)
+    else:
+        tiles_absorb_others(terms, tiles, n, &scratch.scale, lines)
     for t in range(tiles):
+        state = chunk_state(groups + t, problem, t, chunk, scratch)
         if is_weighted(problem):
-            chunk_state(groups + t, problem, t, chunk, scratch).own_coefficient = tile_weigh(
-                terms + t, n)
+            state.own_coefficient = tile_weigh(terms + t, n)
+        state.others = tile_total(terms + t, n, scratch.scale.few_digits)
         if leaves_out_label(problem.operation) and problem.plan.chunks == 1:
             groups[t].own_logit = terms[t].pivot_logit
             groups[t].own_is_known = True
-
-
-cdef void tiles_sum(
-    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
-) noexcept nogil:
-    """Add up the exponentials of each tile."""
-    cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t t
-    for t in range(tiles):
-        chunk_state(groups + t, problem, t, chunk, scratch).others = tile_sums(
-            tile_terms(problem, scratch.kept + t * scratch.kept_stride, n), n,
-            scratch.scale.few_digits)
         if is_scored(problem.operation):
             tile_compare(groups + t, problem, t, chunk, scratch)
+
+
+cdef DoubleDouble tile_total(const TileTerms *tile, Py_ssize_t n, bint few_digits) noexcept nogil:
+    """The sum of the terms of a tile, for each row."""
+    if tile.lane != NULL:
+        return lanes_merge(tile.lane, few_digits)
+    return tile_sums(tile.terms, n, few_digits)
 
 
 # ---- sums ----------------------------------------------------------------------------------------
@@ -657,23 +878,32 @@ cdef inline DoubleDouble tile_sums_many(
 ) noexcept nogil:
     """Lane by lane as row_exponentials, added up as vector_reduce_compensated does."""
     cdef DoubleDouble[16] lane
+    cdef Py_ssize_t run, first
+    for run in range(runs_of(n)):
+        first = run * TILE_RUN
+        tile_run_add(
+            lane, terms + first * LANES, first, min(<Py_ssize_t>TILE_RUN, n - first), few_digits)
+    return lanes_merge(lane, few_digits)
+
+
+cdef inline void tile_run_add(
+    DoubleDouble *lane, const real *terms, Py_ssize_t first, Py_ssize_t n, bint few_digits
+) noexcept nogil:
+    """Add the terms of one run, which begins at class `first` and has n, to the lanes' sums."""
     cdef vector[RUN] e
-    cdef Py_ssize_t c = 0, k, j
-    if n <= RUN * LANES:
+    cdef Py_ssize_t k, j
+    if first == 0:
         for k in range(LANES):
             lane[k] = double_double_from(tile_run_sum(terms, k, n))
-        return lanes_merge(lane, few_digits)
+        return
+    if n < TILE_RUN:
+        for k in range(min(<Py_ssize_t>LANES, n)):
+            lane[k] = sum_add(lane[k], tile_run_sum(terms, k, n), few_digits)
+        return
     for k in range(LANES):
-        lane[k] = double_double_from(vector_set(0.0))
-    while c + RUN * LANES <= n:
-        for k in range(LANES):
-            for j in range(RUN):
-                e[j] = vector_load(terms + (c + j * LANES + k) * LANES)
-            lane[k] = sum_add(lane[k], run_sum(e), few_digits)
-        c += RUN * LANES
-    for k in range(min(<Py_ssize_t>LANES, n - c)):
-        lane[k] = sum_add(lane[k], tile_run_sum(terms, c + k, n), few_digits)
-    return lanes_merge(lane, few_digits)
+        for j in range(RUN):
+            e[j] = vector_load(terms + (j * LANES + k) * LANES)
+        lane[k] = sum_add(lane[k], run_sum(e), few_digits)
 
 
 cdef inline vector tile_run_sum(const real *terms, Py_ssize_t c, Py_ssize_t n) noexcept nogil:
@@ -776,7 +1006,7 @@ cdef struct TileOutput:
     # What to write for the classes of a tile.
     OutputKind kind
     int target                 # of TileTarget
-    const real *values         # exponentials or logits
+    Tile values                # exponentials or logits
     DoubleDouble factor
     vector unscale
     vector minus               # for the Hessian: 1 / the sum of the exponentials
@@ -794,12 +1024,25 @@ cdef struct TilePlace:
     # A chunk of a tile, and where its output, of this role, goes:
     Role role
     const RowState *state
-    const real *values
+    Tile values
     Py_ssize_t n
     char *to
     Py_ssize_t row_stride
     Py_ssize_t class_stride    # by rows if 0, else class by class,
-    int kind                   # as elements of this kind
+    int kind                   # as elements of this kind;
+    bint straight              # that is where it belongs
+
+
+cdef struct Laying:
+    # A batch whose output is laid out.
+    const Group *groups
+    const Problem *problem
+    Py_ssize_t tiles
+    Py_ssize_t chunk
+    const TilePlace *places    # of each tile
+    const Scale *scale
+    Py_ssize_t first           # by classes: the first that is laid out,
+    Py_ssize_t stop            # and the one after the last
 
 
 cdef inline TileOutput tile_output_open(
@@ -821,7 +1064,8 @@ cdef inline TileOutput tile_output_open(
     output.unscale = group.recipe.unscale
     output.minus = group.recipe.minus
     if target & DENSE:
-        output.coefficients = tile_coefficients_of(problem, chunk, place.values)
+        output.coefficients = tile_coefficients_of(
+            problem, chunk, <const real *>place.values.data)
         output.coefficient_factor = group.recipe.coefficient_factor
         output.top = classes_in_chunk(group.recipe.top, chunk)
         output.at_top = group.recipe.at_top
@@ -850,7 +1094,11 @@ cdef inline vector tile_output(
     const TileOutput *tile, Py_ssize_t c, const Scale *scale
 ) noexcept nogil:
     """The output for class c."""
-    cdef vector v = vector_load(tile.values + c * LANES)
+    cdef vector v
+    if tile.kind == FROM_LOGITS or tile.kind == LOGARITHMS:
+        v = tile_vector(&tile.values, c)
+    else:
+        v = vector_load(<const real *>tile.values.data + c * LANES)
     if tile.kind == FINISHED:
         return v
     if tile.kind == LOGARITHMS:
@@ -917,24 +1165,32 @@ cdef inline void tile_unpack(
 
 
 cdef inline void tile_lay(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const TilePlace *place,
-    const Scale *scale, OutputKind kind, int target,
+    const Laying *batch, Py_ssize_t t, const Scale *scale, OutputKind kind, int target
 ) noexcept nogil:
-    """Lay the output out; `kind` and `target` are constants where they can be."""
-    cdef TileOutput tile = tile_output_open(group, problem, chunk, place, kind, target)
+    """Lay the output of a tile out; `kind` and `target` are constants where they can be."""
+    cdef const Group *group = batch.groups + t
+    cdef const TilePlace *place = batch.places + t
+    cdef TileOutput tile = tile_output_open(
+        group, batch.problem, batch.chunk, place, kind, target)
+    cdef bint fetch = batch.stop < place.n
     cdef Py_ssize_t c
     if place.class_stride == 0:
         tile_unpack(&tile, place.n, scale, place.to, place.row_stride)
     else:
-        for c in range(place.n):
+        for c in range(batch.first, batch.stop):
+            if fetch:
+                prefetch(place.to + (c + TILE_RUN) * place.class_stride)
+                prefetch(tile.values.data + (c + TILE_RUN) * tile.values.stride)
             kind_vector_store(
                 place.to + c * place.class_stride, tile_output(&tile, c, scale), place.kind)
     if target != NO_TARGET and group.ignored != 0:
-        tile_clear(group, place)
+        tile_clear(batch, t)
 
 
-cdef void tile_clear(const Group *group, const TilePlace *place) noexcept nogil:
+cdef void tile_clear(const Laying *batch, Py_ssize_t t) noexcept nogil:
     """Set the output of rows that are taken out to 0."""
+    cdef const Group *group = batch.groups + t
+    cdef const TilePlace *place = batch.places + t
     cdef Py_ssize_t k, c
     for k in range(LANES):
         if not group.ignored >> k & 1:
@@ -942,20 +1198,10 @@ cdef void tile_clear(const Group *group, const TilePlace *place) noexcept nogil:
         if place.class_stride == 0:
             memset(place.to + k * place.row_stride, 0, place.n * sizeof(real))
             continue
-        for c in range(place.n):
+        for c in range(batch.first, batch.stop):
             memset(
                 place.to + c * place.class_stride + k * kind_size(place.kind), 0,
                 kind_size(place.kind))
-
-
-cdef struct Laying:
-    # A batch whose output is laid out.
-    const Group *groups
-    const Problem *problem
-    Py_ssize_t tiles
-    Py_ssize_t chunk
-    const TilePlace *places    # of each tile
-    const Scale *scale
 
 
 cdef inline void tiles_lay(
@@ -965,8 +1211,7 @@ cdef inline void tiles_lay(
     cdef Scale scale = scale_with(batch.scale, arithmetic)
     cdef Py_ssize_t t
     for t in range(batch.tiles):
-        tile_lay(
-            batch.groups + t, batch.problem, batch.chunk, batch.places + t, &scale, kind, target)
+        tile_lay(batch, t, &scale, kind, target)
 
 
 # A function for each kind of output, which has its registers to itself.
@@ -1019,10 +1264,7 @@ cdef void tiles_emit_other(const Laying *batch) noexcept nogil:
 cdef void tiles_emit_by(const Laying *batch) noexcept nogil:
     """tiles_lay() of the output that is asked for."""
     cdef const Problem *problem = batch.problem
-    if (
-        is_pair(problem.operation) or emits_logarithms(problem.operation)
-        or problem.plan.chunks > 1
-    ):
+    if is_pair(problem.operation) or emits_from_logits(problem):
         tiles_emit_other(batch)
     elif batch.places.role == HESSIAN:
         tiles_emit_curvature(batch)
@@ -1123,29 +1365,31 @@ cdef inline Py_ssize_t tile_section(const Problem *problem, Role role) noexcept 
 
 
 cdef void tiles_write_by_class(
-    const Group *groups, const Problem *problem, Role role, Py_ssize_t tiles, Py_ssize_t chunk,
-    Scratch *scratch,
+    const Laying *batch, Py_ssize_t begin, Py_ssize_t tiles, Scratch *scratch
 ) noexcept nogil:
-    """Write the output that the tiles hold, a class of all rows of the batch after the other."""
+    """Write the output that tiles from one on hold, class by class."""
+    cdef const Problem *problem = batch.problem
+    cdef const Group *groups = batch.groups + begin
+    cdef const real *tile = <const real *>batch.places[begin].to
+    cdef Role role = batch.places.role
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t rows = batch_rows(groups, tiles)
-    cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t c, t
-    cdef const real *tile = scratch.kept + tile_section(problem, role) * n * LANES
+    cdef Py_ssize_t c, t, number
     cdef real *run = scratch.packed
     runs_fill(scratch.runs, groups, problem, role, tiles)
     if has(problem, MASK):
         runs_fill(scratch.runs + 1, groups, problem, MASK, tiles)
     if problem.options.softcap != 0:
         runs_fill(scratch.runs + 2, groups, problem, INPUT, tiles)
-    for c in range(n):
+    for c in range(batch.first, batch.stop):
+        number = batch.chunk * CHUNK + c
         for t in range(tiles):
             vector_store(
                 run + t * LANES, vector_load(tile + t * scratch.kept_stride + c * LANES))
         if corrects_output(problem):
-            run_correct(problem, chunk * CHUNK + c, rows, run, scratch)
+            run_correct(problem, number, rows, run, scratch)
         run_write(
-            array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), run,
+            array, scratch.runs, class_offset(&problem.layout, array, number), run,
             writer_of(scratch, role), scratch)
 
 
@@ -1180,16 +1424,60 @@ cdef inline TilePlace tile_place(
     Group *groups, const Problem *problem, Role role, Py_ssize_t t, Py_ssize_t chunk,
     Scratch *scratch,
 ) noexcept nogil:
-    """Where the output of tile t comes from; where it goes is still to be said."""
+    """Where the output of tile t comes from, and a place in the tile for it."""
+    cdef real *tile = scratch.kept + t * scratch.kept_stride
     cdef TilePlace place
     place.role = role
     place.n = chunk_length(problem, chunk)
     place.state = chunk_state(groups + t, problem, t, chunk, scratch)
-    place.values = scratch.kept + t * scratch.kept_stride
+    place.values = tile_at(tile)
+    if emits_from_logits(problem):
+        place.values = tile_of(groups + t, problem, INPUT, chunk, tile)
+    place.to = <char *>(tile + tile_section(problem, role) * tile_room(problem, place.n) * LANES)
     place.row_stride = 0
-    place.class_stride = 0
+    place.class_stride = LANES * sizeof(real)
     place.kind = REAL_KIND
+    place.straight = False
     return place
+
+
+cdef inline void place_by_class(
+    TilePlace *place, const Group *group, const Problem *problem, Py_ssize_t chunk
+) noexcept nogil:
+    """Have the output of a tile laid out where it belongs, if it can be."""
+    cdef const Array *array = &problem.arrays[<int>place.role]
+    if goes_straight(problem, place.role) and is_side_by_side(group, problem, place.role):
+        place.straight = True
+        place.class_stride = array.class_stride
+        place.kind = array.kind
+        place.to = (
+            array.data + in_group(group, problem, place.role, 0)
+            + chunk * CHUNK * array.class_stride)
+
+
+cdef void tiles_write_rest(const Laying *batch, Scratch *scratch) noexcept nogil:
+    """Write the output of the tiles that was not laid out where it belongs."""
+    cdef Py_ssize_t t = 0, begin
+    while t < batch.tiles:
+        begin = t
+        while t < batch.tiles and not batch.places[t].straight:
+            t += 1
+        if t > begin:
+            tiles_write_by_class(batch, begin, t - begin, scratch)
+        t += 1
+
+
+cdef inline void laying_next(Laying *batch, TilePlace *places) noexcept nogil:
+    """Go on to the next run of classes."""
+    cdef Py_ssize_t t
+    batch.first = batch.stop
+    batch.stop = min(batch.stop + TILE_RUN, places.n)
+    if batch.first == 0 or tile_room(batch.problem, places.n) == places.n:
+        return
+    for t in range(batch.tiles):
+        if not places[t].straight:
+            # It takes the room of the one before.
+            places[t].to -= TILE_RUN * LANES * sizeof(real)
 
 
 cdef void tiles_emit_by_class(
@@ -1197,26 +1485,16 @@ cdef void tiles_emit_by_class(
     Scratch *scratch,
 ) noexcept nogil:
     """Write one chunk of the tiles of a batch whose rows are neighbours."""
-    cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t t
     cdef TilePlace[MOST_TILES] places
-    cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale)
-    cdef bint straight = (
-        goes_straight(problem, role) and is_side_by_side(groups, problem, role, tiles))
+    cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale, 0, 0)
     for t in range(tiles):
         places[t] = tile_place(groups, problem, role, t, chunk, scratch)
-        places[t].to = <char *>(
-            places[t].values + tile_section(problem, role) * places[t].n * LANES)
-        places[t].class_stride = LANES * sizeof(real)
-        if straight:
-            places[t].class_stride = array.class_stride
-            places[t].kind = array.kind
-            places[t].to = (
-                array.data + in_group(groups + t, problem, role, 0)
-                + chunk * CHUNK * array.class_stride)
-    tiles_emit_by(&batch)
-    if not straight:
-        tiles_write_by_class(groups, problem, role, tiles, chunk, scratch)
+        place_by_class(places + t, groups + t, problem, chunk)
+    while batch.stop < places[0].n:
+        laying_next(&batch, places)
+        tiles_emit_by(&batch)
+        tiles_write_rest(&batch, scratch)
 
 
 cdef inline bint is_packed(const Problem *problem, Role role) noexcept nogil:
@@ -1238,7 +1516,7 @@ cdef void tiles_emit_by_row(
     cdef Py_ssize_t t, step
     cdef bint straight = goes_straight(problem, role) and is_plain(&problem.layout, array)
     cdef TilePlace[MOST_TILES] places
-    cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale)
+    cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale, 0, n)
     cdef char *room = <char *>scratch.staged
     cdef bint together = is_packed(problem, role)
     if together:
@@ -1246,6 +1524,7 @@ cdef void tiles_emit_by_row(
             writer_of(scratch, role), array.data + in_group(groups, problem, role, 0))
     for t in range(tiles):
         places[t] = tile_place(groups, problem, role, t, chunk, scratch)
+        places[t].class_stride = 0
         places[t].to = room + t * LANES * packed
         places[t].row_stride = packed
         step = step_in_group(groups + t, problem, role)

@@ -9,11 +9,27 @@
 # operations are in operations/backward.pxi and operations/likelihood.pxi.
 
 cdef struct PairChunk:
-    # One chunk of a row, or of a tile, of both arrays.
+    # One chunk of a row of both arrays.
     const real *input
     const real *second
     Py_ssize_t start     # its first class,
     Py_ssize_t n         # and how many it has
+
+
+cdef struct PairTile:
+    # Some classes of a chunk of a tile of both arrays.
+    Tile input
+    Tile second
+    Py_ssize_t start     # the first class of the chunk;
+    Py_ssize_t first     # from there on, the first of these,
+    Py_ssize_t stop      # and the one after the last
+    TileSums *sums       # what they are added to
+
+
+cdef inline void pair_fetch(const PairTile *tile, Py_ssize_t c) noexcept nogil:
+    """Fetch the class of both arrays that comes a run after class c."""
+    prefetch(tile.input.data + (c + TILE_RUN) * tile.input.stride)
+    prefetch(tile.second.data + (c + TILE_RUN) * tile.second.stride)
 
 
 # ---- sums ----------------------------------------------------------------------------------------
@@ -100,26 +116,36 @@ cdef inline void pair_emit(
 
 
 cdef inline void tile_pair_sum(
-    const Group *group, const Problem *problem, const PairChunk *chunk, PairSum *sums
+    const Group *group, const Problem *problem, const PairTile *tile
 ) noexcept nogil:
-    """Sum a chunk of all rows of a tile."""
+    """Sum some classes of all rows of a tile."""
     if problem.operation == SOFTMAX_BACKWARD:
-        softmax_backward_tile_sum(chunk, sums)
+        softmax_backward_tile_sum(tile)
     elif problem.operation == LOG_SOFTMAX_BACKWARD:
-        log_softmax_backward_tile_sum(chunk, sums)
+        log_softmax_backward_tile_sum(tile)
     else:
-        likelihood_tile_sum(group, problem, chunk, sums)
+        likelihood_tile_sum(group, problem, tile)
+
+
+cdef inline void tile_pair_total(
+    const Problem *problem, TileSums *lanes, PairSum *sums
+) noexcept nogil:
+    """The sums of each row of a tile, when all classes of a chunk are added; `lanes` is used up."""
+    if problem.operation == PROBABILITY_LOSS:
+        likelihood_tile_total(lanes, sums)
+    else:
+        backward_tile_total(problem.operation, lanes, sums)
 
 
 cdef inline void tile_pair_emit(
-    const Group *group, const Problem *problem, const PairChunk *chunk, const Scale *scale,
-    real *to,
+    const Group *group, const Problem *problem, const PairTile *tile, const Scale *scale,
+    const TilePlace *place,
 ) noexcept nogil:
-    """Make a chunk of the output of a tile's rows; `to` may be the tile of INPUT."""
+    """Make the output of some classes of a tile, in the place of INPUT's tile or elsewhere."""
     if problem.operation == SOFTMAX_BACKWARD:
-        softmax_backward_tile_emit(group, problem, chunk, to)
+        softmax_backward_tile_emit(group, problem, tile, place)
     else:
-        log_softmax_backward_tile_emit(group, problem, chunk, scale, to)
+        log_softmax_backward_tile_emit(group, problem, tile, scale, place)
 
 
 cdef inline void pair_results(
@@ -210,16 +236,21 @@ cdef inline void pair_tiles_fill(
         tiles_fill(groups, problem, SECOND, tiles, chunk, scratch)
 
 
-cdef inline PairChunk pair_tile(
+cdef inline PairTile pair_tile(
     const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, const Scratch *scratch
 ) noexcept nogil:
-    cdef PairChunk at
+    cdef const Group *group = scratch.groups + tile
+    cdef const real *filled = scratch.kept + tile * scratch.kept_stride
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef PairTile at
     at.start = chunk * CHUNK
-    at.n = chunk_length(problem, chunk)
-    at.input = scratch.kept + tile * scratch.kept_stride
+    at.first = 0
+    at.stop = n
+    at.sums = sums_of_tile(problem, tile, scratch)
+    at.input = tile_of(group, problem, INPUT, chunk, filled)
     at.second = at.input
     if has(problem, SECOND):
-        at.second = at.input + at.n * LANES
+        at.second = tile_of(group, problem, SECOND, chunk, filled + n * LANES)
     return at
 
 
@@ -229,22 +260,13 @@ cdef void pairs_across(
     """A batch of tiles goes through each step before the next."""
     cdef Py_ssize_t row = first, chunk, t, tiles
     cdef Group *groups = scratch.groups
-    cdef PairChunk at
-    cdef PairSum[16] sums
-    scratch.kept_stride = (
-        min(<Py_ssize_t>CHUNK, problem.layout.classes) * LANES * tile_sections(problem))
+    scratch.kept_stride = tile_stride(problem)
     while row < stop:
-        tiles = 0
-        while tiles < problem.plan.batch and row < stop:
-            group_open(groups + tiles, problem, row, min(<Py_ssize_t>LANES, stop - row))
-            row += groups[tiles].rows
-            tiles += 1
+        tiles = batch_open(groups, problem, row, stop)
+        row += batch_rows(groups, tiles)
         for chunk in range(problem.plan.chunks):
             pair_tiles_fill(groups, problem, tiles, chunk, scratch)
-            for t in range(tiles):
-                at = pair_tile(problem, t, chunk, scratch)
-                tile_pair_sum(groups + t, problem, &at, sums)
-                group_sums_add(groups + t, chunk, sums)
+            pair_tiles_sum(groups, problem, tiles, chunk, scratch)
         for t in range(tiles):
             pair_results(
                 groups + t, problem,
@@ -252,6 +274,25 @@ cdef void pairs_across(
         if has(problem, OUTPUT):
             for chunk in range(problem.plan.chunks):
                 pair_tiles_emit(groups, problem, tiles, chunk, scratch)
+
+
+cdef void pair_tiles_sum(
+    Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """Add up one chunk of the tiles."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t run, t
+    cdef PairTile at
+    cdef PairSum[16] sums
+    for run in range(runs_of(n)):
+        for t in range(tiles):
+            at = pair_tile(problem, t, chunk, scratch)
+            at.first = run * TILE_RUN
+            at.stop = min(at.first + TILE_RUN, n)
+            tile_pair_sum(groups + t, problem, &at)
+    for t in range(tiles):
+        tile_pair_total(problem, sums_of_tile(problem, t, scratch), sums)
+        group_sums_add(groups + t, chunk, sums)
 
 
 cdef inline void group_sums_add(
@@ -265,17 +306,30 @@ cdef inline void group_sums_add(
 cdef void pair_tiles_emit(
     Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
-    """Make one chunk of the tiles' output where INPUT was, and write it."""
+    """Make one chunk of the tiles' output where it belongs, or where INPUT was, and write it."""
+    cdef bint by_class = lays_pairs_by_class(problem)
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t
-    cdef PairChunk at
+    cdef PairTile at
+    cdef TilePlace[MOST_TILES] places
+    cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale, 0, 0)
     if problem.plan.chunks > 1:
         pair_tiles_fill(groups, problem, tiles, chunk, scratch)
     for t in range(tiles):
-        at = pair_tile(problem, t, chunk, scratch)
-        tile_pair_emit(
-            groups + t, problem, &at, &scratch.scale,
-            scratch.kept + t * scratch.kept_stride)
-    tiles_write(groups, problem, OUTPUT, tiles, chunk, scratch)
+        places[t] = tile_place(groups, problem, OUTPUT, t, chunk, scratch)
+        if by_class:
+            place_by_class(places + t, groups + t, problem, chunk)
+    while batch.stop < n:
+        laying_next(&batch, places)
+        for t in range(tiles):
+            at = pair_tile(problem, t, chunk, scratch)
+            at.first = batch.first
+            at.stop = batch.stop
+            tile_pair_emit(groups + t, problem, &at, &scratch.scale, places + t)
+        if by_class:
+            tiles_write_rest(&batch, scratch)
+    if not by_class:
+        tiles_write(groups, problem, OUTPUT, tiles, chunk, scratch)
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
