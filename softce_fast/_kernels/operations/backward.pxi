@@ -72,19 +72,27 @@ cdef inline void backward_tile_sum(
 ) noexcept nogil:
     """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
     cdef DoubleDouble[16] lane
-    cdef DoubleDouble[16] left_out
+    cdef vector[16] left_out
     cdef Py_ssize_t c, k
     for k in range(LANES):
-        lane[k] = double_double_from(vector_set(0.0))
-        left_out[k] = lane[k]
+        left_out[k] = vector_set(0.0)
+        lane[k] = double_double_from(left_out[k])
     for c in range(chunk.n):
         k = c % LANES
         backward_add(
             operation, vector_load(chunk.input + c * LANES),
-            vector_load(chunk.second + c * LANES), &lane[k], &left_out[k].high)
+            vector_load(chunk.second + c * LANES), &lane[k], &left_out[k])
     if operation == LOG_SOFTMAX_BACKWARD:
-        left_out[0] = lanes_merge(left_out, False)
-    tile_sums_put(lane, left_out[0].high, sums)
+        left_out[0] = lanes_total(left_out)
+    tile_sums_put(lane, left_out[0], sums)
+
+
+cdef inline vector lanes_total(const vector *lane) noexcept nogil:
+    cdef DoubleDouble[16] merged
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        merged[k] = double_double_from(lane[k])
+    return lanes_merge(merged, False).high
 
 
 cdef inline void tile_sums_put(

@@ -555,7 +555,7 @@ cdef void tiles_exponentials(
     cdef Py_ssize_t t
     # The next batch, if it is in lines of its own.
     cdef bint by_class = problem.plan.ahead != 0 and goes_by_class(&problem.layout, array)
-    cdef TileTerms[MOST_TILES] terms
+    cdef TileTerms *terms = <TileTerms *>scratch.sums
     cdef RowState *state
     cdef real *tile
     if by_class:
@@ -610,8 +610,6 @@ cdef void tiles_sum(
         chunk_state(groups + t, problem, t, chunk, scratch).others = tile_sums(
             tile_terms(problem, scratch.kept + t * scratch.kept_stride, n), n,
             scratch.scale.few_digits)
-        if is_scored(problem.operation):
-            tile_compare(groups + t, problem, t, chunk, scratch)
 
 
 # ---- sums ----------------------------------------------------------------------------------------
