@@ -6,7 +6,6 @@ NumPy.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,7 +195,21 @@ class Loss(NamedTuple):
             sample_weight = self.sample_weight.astype(np.float64)
             weights = np.where(counts, weights, 0) * np.where(counts, sample_weight, 0)
         weights = weights[~self.ignored]
-        return float(weights.size) if (weights == 1).all() else math.fsum(weights)
+        return float(weights.size) if (weights == 1).all() else sum_of(weights)
+
+
+def sum_of(numbers: NDArray[np.float64]) -> float:
+    """Return the sum of one or more, as exact as the kernels'; the GIL is let go meanwhile."""
+    high, low = numbers, np.zeros_like(numbers)
+    with np.errstate(over="ignore", invalid="ignore"):
+        while len(high) > 1:
+            if len(high) % 2:
+                high, low = np.append(high, 0.0), np.append(low, 0.0)
+            a, b = high[::2], high[1::2]
+            high = a + b
+            kept = high - a
+            low = low[::2] + low[1::2] + ((a - (high - kept)) + (b - kept))
+    return float(high[0] + low[0] if np.isfinite(high[0]) else high[0])
 
 
 def loss_of(

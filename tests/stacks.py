@@ -21,6 +21,9 @@ CALLER_STACK, OPENMP_STACK = 48 << 20, 96 << 20
 ENVIRONMENT = {"OMP_STACKSIZE": f"{OPENMP_STACK >> 10}k", "OMP_WAIT_POLICY": "passive"}
 
 
+NOTHING = "nothing at all"  # what takes what a thread has at the top of its stack
+
+
 class Depth(NamedTuple):
     """Bytes of stack that a call took."""
 
@@ -107,6 +110,7 @@ def calls(dtype: Any, shape: tuple[int, ...], axis: int) -> dict[str, Callable[[
     import numpy as np
 
     import softce_fast as sf
+    from softce_fast import sharded
 
     random = np.random.default_rng(0)
     x = random.normal(size=shape).astype(dtype)
@@ -116,12 +120,14 @@ def calls(dtype: Any, shape: tuple[int, ...], axis: int) -> dict[str, Callable[[
     if axis == x.ndim - 1:
         axis = -1  # by its usual name: so small calls take their short way
     probs, weight = sf.softmax(x, axis), np.linspace(0.5, 2, classes)
+    states = sharded.row_states(x, labels, axis, weight=weight)
     options: dict[str, Any] = {"weight": weight, "label_smoothing": 0.1, "z_loss": 0.01}
     return {
         "softmax": lambda: sf.softmax(x, axis, out=out),
         "log_softmax": lambda: sf.log_softmax(x, axis, out=out),
         "masked softmax": lambda: sf.softmax(x, axis, where=x < 1, out=out),
         "logsumexp": lambda: sf.logsumexp(x, axis),
+        "logsumexp, b": lambda: sf.logsumexp(x, axis, b=probs),
         "softmax_backward": lambda: sf.softmax_backward(x, probs, axis, out=out),
         "log_softmax_backward": lambda: sf.log_softmax_backward(x, probs, axis, out=out),
         "cross_entropy": lambda: sf.cross_entropy(x, labels, axis),
@@ -132,8 +138,16 @@ def calls(dtype: Any, shape: tuple[int, ...], axis: int) -> dict[str, Callable[[
         "with_grad, probabilities": lambda: sf.cross_entropy_with_grad(
             x, probs, axis, grad_out=out, **options
         ),
+        "with_grad, capped and masked": lambda: sf.cross_entropy_with_grad(
+            x, labels, axis, grad_out=out, softcap=5.0, where=x < 1, **options
+        ),
         "with_grad_and_hessian": lambda: sf.cross_entropy_with_grad_and_hessian(
             x, labels, axis, grad_out=out, hessian_out=other
+        ),
+        "target_scores": lambda: sf.target_scores(x, labels, axis, top_k=5, entropy=True),
+        "row_states": lambda: sharded.row_states(x, labels, axis, weight=weight),
+        "sharded gradient": lambda: sharded.cross_entropy_grad(
+            x, labels, states, axis, weight=weight, label_smoothing=0.1, grad_out=out
         ),
         "nll_loss": lambda: sf.nll_loss(x, labels, axis),
         "nll_loss, probabilities": lambda: sf.nll_loss(x, probs, axis),
@@ -167,9 +181,10 @@ def dtypes() -> Iterator[Any]:
 
 
 def measured() -> Iterator[tuple[str, Depth]]:
-    """Yield the name and the depth of each call."""
+    """Yield the name and the depth of nothing at all, then of each call."""
     import softce_fast as sf
 
+    yield NOTHING, measure(lambda: None)
     sf.set_num_threads(2)
     for name, call in all_calls():
         with sf.num_threads(1):
@@ -185,17 +200,17 @@ def print_measured() -> None:
 def main() -> None:
     """Print for each function the call that takes most, deepest first."""
     os.environ.update(ENVIRONMENT)  # OpenMP reads it when it is loaded
-    found = list(measured())
-    print(f"Nothing at all: {measure(lambda: None).caller} bytes of the calling thread's stack")
+    found = dict(measured())
+    print(f"Nothing at all: {found.pop(NOTHING).caller} bytes of the calling thread's stack")
     print("| call | calling thread | OpenMP's thread |\n| --- | ---: | ---: |")
     seen = set()
-    for name, taken in sorted(found, key=lambda item: -item[1].worker):
+    for name, taken in sorted(found.items(), key=lambda item: -item[1].worker):
         function = name.split(",")[0]
         if function not in seen:
             seen.add(function)
             print(f"| {name} | {taken.caller} | {taken.worker} |")
     for who in Depth._fields:
-        most, name = max((getattr(taken, who), name) for name, taken in found)
+        most, name = max((getattr(taken, who), name) for name, taken in found.items())
         print(f"Most of the {who}'s: {most}, {name}")
 
 

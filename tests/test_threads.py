@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import softce_fast as sf
-from softce_fast import _threads
-from softce_fast._kernels import probe
+from softce_fast import _row_states, _threads
+from softce_fast._kernels import execute, probe
 from subprocesses import run_function, run_python, thread_count
 
 needs_openmp = pytest.mark.skipif(not probe.openmp(), reason="a serial build")
@@ -193,6 +193,100 @@ def ticks_during_calls() -> None:
 
 def test_the_gil_is_released():
     run_function(ticks_during_calls, timeout=200)
+
+
+def loss_without_checks(
+    x: np.ndarray,
+    labels: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    sample_weight: np.ndarray | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[float, float] | None:
+    """Return the sum of the losses, and what a mean divides by; None if a label is no class."""
+    return execute.cross_entropy(
+        x, labels, probabilities, None, None, None, None, 1, weight, sample_weight,
+        label_smoothing, 0.0, 1.0, 0.0, False, None, -100, 0, lambda size: 1,
+    )  # fmt: skip
+
+
+Read = tuple[np.ndarray, float, Callable[[], object]]
+
+
+def reads_before_kernels() -> dict[str, Read]:
+    """Return an array that is read first, another last number of it, and the call that reads it.
+
+    That number changes the result; what kernels read of the array later does not.
+    """
+    x = np.zeros((1_000_000, 2), np.float32)
+    labels, weight, sample_weight = np.zeros(len(x), np.int64), np.ones(2), np.ones(len(x))
+    label, class_weight = labels[:1], np.ones(x.size)
+
+    def divisor() -> float:
+        found = loss_without_checks(x, probabilities=x, sample_weight=sample_weight)
+        assert found is not None
+        return found[1]
+
+    return {
+        "labels": (labels, 2, partial(loss_without_checks, x, labels)),
+        "weights of labels": (labels, 2, partial(loss_without_checks, x, labels, weight=weight)),
+        "labels of probabilities": (
+            labels, 2,
+            lambda: execute.negative_log(
+                x, labels, None, None, 1, None, None, -100, True, 0, lambda size: 1
+            ),
+        ),
+        "sample weights": (sample_weight, 3.0, divisor),
+        "sample weights of states": (
+            sample_weight, 3.0, partial(_row_states.sum_of, sample_weight)
+        ),
+        "range of class weights": (  # what is computed in depends on it
+            class_weight, 1e30,
+            partial(loss_without_checks, x.reshape(1, -1), label, weight=class_weight),
+        ),
+        "sums of class weights": (
+            class_weight, 3.0,
+            partial(
+                loss_without_checks, np.zeros((1, x.size)), label, weight=class_weight,
+                label_smoothing=0.1,
+            ),
+        ),
+    }  # fmt: skip
+
+
+def keep_changing(array: np.ndarray, number: float, stop: threading.Event) -> None:
+    while not stop.is_set():
+        time.sleep(0.0002)
+        array[-1] = number
+
+
+def changes_before_kernels() -> None:
+    """Have another Python thread change what a call reads, right after it began.
+
+    The interpreter asks for no turns here: that the change is seen proves that the call let the GIL
+    go before it had read all.
+    """
+    sys.setswitchinterval(1000)
+    unseen = []
+    for name, (array, changed, call) in reads_before_kernels().items():
+        usual, expected = array[-1], call()
+        stop = threading.Event()
+        thread = threading.Thread(target=keep_changing, args=(array, changed, stop))
+        thread.start()
+        patience, found = time.monotonic() + 20, expected
+        while found == expected and time.monotonic() < patience:
+            array[-1] = usual
+            found = call()
+        stop.set()
+        thread.join()
+        array[-1] = usual
+        if found == expected:
+            unseen.append(name)
+    assert not unseen, f"no other thread got a turn during the read of: {unseen}"
+
+
+def test_the_gil_is_released_before_the_kernels():
+    run_function(changes_before_kernels, timeout=200)
 
 
 def labels_that_change() -> None:

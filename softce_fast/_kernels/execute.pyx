@@ -68,7 +68,7 @@ cdef const Kernels *kernels_for(const Problem *problem, int result_kind) except 
     return tables[wide]
 
 
-cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept nogil:
+cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept:
     cdef int kind, least, most, role
     cdef double temperature = problem.options.temperature
     cdef double softcap = problem.options.softcap
@@ -85,8 +85,17 @@ cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept 
             return True
     if problem.options.class_weight == NULL:
         return False
-    exponents_of(problem.options.class_weight, problem.layout.classes, &least, &most)
+    if has_many_classes(problem):
+        with nogil:
+            exponents_of(problem.options.class_weight, problem.layout.classes, &least, &most)
+    else:
+        exponents_of(problem.options.class_weight, problem.layout.classes, &least, &most)
     return most - least > WIDEST
+
+
+cdef inline bint has_many_classes(const Problem *problem) noexcept:
+    """Whether a look at all class weights takes so long that other threads may have the GIL."""
+    return problem.layout.classes > WORK_PER_TASK
 
 
 # ---- running -------------------------------------------------------------------------------------
@@ -146,7 +155,10 @@ cdef double run(
     per_thread = round_up(kernels.scratch_size(problem))
     memory = aligned_memory(shared + weights + problem.plan.threads * per_thread)
     memory_place(problem, kernels, sums, memory)
-    if weights > 0:
+    if weights > 0 and has_many_classes(problem):
+        with nogil:
+            fill_coefficients(problem, kernels.real_kind, memory + shared)
+    elif weights > 0:
         fill_coefficients(problem, kernels.real_kind, memory + shared)
     share_out_problem(problem, kernels, memory + shared + weights, per_thread)
     if problem.task_sums != NULL:

@@ -27,7 +27,8 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef enum:
-    MOST_AXES = 64    # of an ndarray
+    MOST_AXES = 64     # of an ndarray
+    MOST_ARRAYS = 7    # of a call: a loss with gradient and Hessian, mask and sample weights
     NO_KIND = -1
 
 
@@ -38,9 +39,9 @@ cdef struct Call:
     int row_ndim                 # of these axes, which come first here
     int[MOST_AXES] axes          # which axis of the arrays each is
     Py_ssize_t[MOST_AXES] lengths
-    Py_ssize_t strides[ROLES][MOST_AXES]
     int roles                    # how many arrays there are,
-    int[ROLES] role              # and which
+    int[MOST_ARRAYS] role        # which,
+    Py_ssize_t strides[MOST_ARRAYS][MOST_AXES]    # and theirs
 
 
 cdef inline int kind_of(ndarray array) noexcept:
@@ -114,6 +115,7 @@ cdef void call_open(
 cdef int call_array(Call *call, Role role, ndarray array, bint per_row=False) except -1:
     """Add an array of the shape of the batch or, where `per_row`, of the row axes alone."""
     cdef Array *place = &call.problem.arrays[<int>role]
+    cdef Py_ssize_t *strides = call.strides[call.roles]
     cdef int ndim = call.row_ndim if per_row else call.ndim
     cdef int axis, k
     place.kind = kind_of(array)
@@ -124,14 +126,14 @@ cdef int call_array(Call *call, Role role, ndarray array, bint per_row=False) ex
     place.data = PyArray_BYTES(array)
     place.size = PyArray_ITEMSIZE(array)
     place.swapped = not PyArray_ISNOTSWAPPED(array)
-    place.strides = call.strides[<int>role]
+    place.strides = strides
     call.role[call.roles] = role
     call.roles += 1
     for k in range(call.ndim):
         axis = k if per_row else call.axes[k]
-        call.strides[<int>role][k] = 0
+        strides[k] = 0
         if k < ndim:
-            call.strides[<int>role][k] = PyArray_STRIDE(array, axis)
+            strides[k] = PyArray_STRIDE(array, axis)
             if PyArray_DIM(array, axis) != call.lengths[k]:
                 raise ValueError(
                     f"an array of length {PyArray_DIM(array, axis)} along an axis of length "
@@ -192,7 +194,7 @@ cdef int axes_joined(Call *call, int first, int stop, int to) noexcept:
             call.lengths[axis] *= call.lengths[to]
         call.lengths[to] = call.lengths[axis]
         for k in range(call.roles):
-            call.strides[call.role[k]][to] = call.strides[call.role[k]][axis]
+            call.strides[k][to] = call.strides[k][axis]
         to += 1
     return to
 
@@ -201,9 +203,7 @@ cdef inline bint axes_follow(const Call *call, int outer, int inner) noexcept:
     """Whether each step along one axis is, in every array, as long as the other axis."""
     cdef int k
     for k in range(call.roles):
-        if call.strides[call.role[k]][outer] != (
-            call.lengths[inner] * call.strides[call.role[k]][inner]
-        ):
+        if call.strides[k][outer] != call.lengths[inner] * call.strides[k][inner]:
             return False
     return True
 

@@ -10,7 +10,7 @@
 
 /* Small calls need not ask for theirs: it is there, for one at a time. Not on the stack, which may
  * be small. */
-enum { SMALL_MEMORY = 32768 };
+enum { SMALL_MEMORY = 49152 };
 static struct {
     char bytes[SMALL_MEMORY] __attribute__((aligned(64)));
     int taken;

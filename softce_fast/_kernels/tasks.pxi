@@ -111,28 +111,35 @@ cdef inline Py_ssize_t kept_row_stride(const Problem *problem) noexcept nogil:
     return (problem.layout.classes + 3 * LANES) // LANES * LANES
 
 
-cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
-    """Lay the parts of a thread's scratch memory out; return how many bytes they take."""
+cdef inline Py_ssize_t staged_row_stride(const Problem *problem) noexcept nogil:
+    """The same of rows that are copied, a chunk at most."""
+    return (min(<Py_ssize_t>CHUNK, problem.layout.classes) + 2 * LANES) // LANES * LANES
+
+
+cdef size_t scratch_place(const Problem *problem, Scratch *scratch) noexcept nogil:
+    """Lay the other parts of a thread's memory out; return how many bytes all of it takes."""
     cdef const Plan *plan = &problem.plan
     cdef Py_ssize_t columns = min(<Py_ssize_t>CHUNK, problem.layout.classes)
-    # Whole vectors are read and written.
-    cdef Py_ssize_t padded = (columns + 2 * LANES) // LANES * LANES
+    cdef Py_ssize_t padded = staged_row_stride(problem)
     cdef Py_ssize_t classes = kept_row_stride(problem)
     cdef bint across = plan.passes == ACROSS
     cdef bint along = not across or plan.rest_along
-    cdef size_t results = 0, kept = 0, staged = 0, packed = padded, buffer = padded + 2 * LANES
-    cdef char *start = memory
+    cdef size_t results = 0, sums = 0, kept = 0, staged = 0
+    cdef size_t packed = padded, buffer = padded + 2 * LANES
+    cdef char *memory = <char *>scratch
+    part_take(&memory, sizeof(Scratch))
     scratch.kept_stride = classes
-    scratch.staged_stride = padded
     if problem.task_sums != NULL:
         results = (plan.rows_per_task + LANES) * sizeof(double)
     if along:
+        sums = sizeof(DenseSums)
         if plan.keep and not plan.keep_in_output:
             kept = LANES * classes
         if plan.gather:
             staged = plan.rows_at_once * padded
     if across:
         kept = max(kept, <size_t>(plan.batch * tile_stride(problem)))
+        sums = max(sums, <size_t>plan.batch * sizeof(TileTerms))
         packed = max(packed, <size_t>(MOST_ROWS + LANES))
         buffer = max(buffer, <size_t>(MOST_ROWS + 2 * LANES))
         if any_goes(problem, False):
@@ -142,6 +149,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.groups = <Group *>part_take(&memory, plan.batch * sizeof(Group))
     scratch.states = <RowState *>part_take(
         &memory, plan.batch * plan.chunks * sizeof(RowState))
+    scratch.sums = part_take(&memory, sums)
     scratch.kept = <real *>part_take(&memory, kept * sizeof(real))
     scratch.staged = <real *>part_take(&memory, staged * sizeof(real))
     scratch.packed = <real *>part_take(&memory, packed * sizeof(real))
@@ -154,7 +162,7 @@ cdef size_t scratch_place(const Problem *problem, char *memory, Scratch *scratch
     scratch.runs = <Runs *>part_take(
         &memory, 3 * sizeof(Runs) if across and any_goes(problem, True) else 0)
     scratch.best = part_take(&memory, best_size(problem))
-    return memory - start
+    return memory - <char *>scratch
 
 
 cdef size_t scratch_size(const Problem *problem) noexcept nogil:
@@ -163,11 +171,11 @@ cdef size_t scratch_size(const Problem *problem) noexcept nogil:
         return binary_scratch_size(problem)
     if problem.operation == LABEL_LOSS:
         return label_scratch_size(problem)
-    return scratch_place(problem, NULL, &scratch)
+    return scratch_place(problem, &scratch)
 
 
-cdef void scratch_open(const Problem *problem, char *memory, Scratch *scratch) noexcept nogil:
-    scratch_place(problem, memory, scratch)
+cdef void scratch_open(const Problem *problem, Scratch *scratch) noexcept nogil:
+    scratch_place(problem, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
     if problem.options.softcap != 0:
         scratch.softcap = softcap_for(problem.options.softcap)
@@ -203,9 +211,9 @@ cdef void rows_task(const void *context, Py_ssize_t task, char *memory) noexcept
     cdef Py_ssize_t stop = min(first + problem.plan.rows_per_task, problem.layout.rows)
     cdef Py_ssize_t across = first
     cdef double *results = NULL
-    cdef Scratch scratch
+    cdef Scratch *scratch = <Scratch *>memory
     cdef environment before = environment_enter()
-    scratch_open(problem, memory, &scratch)
+    scratch_open(problem, scratch)
     if problem.row_results != NULL:
         results = problem.row_results + first
     elif problem.task_sums != NULL:
@@ -214,13 +222,13 @@ cdef void rows_task(const void *context, Py_ssize_t task, char *memory) noexcept
         across = stop
         if problem.plan.rest_along:
             across -= (stop - first) % LANES
-        rows_across(problem, first, across, results, &scratch)
+        rows_across(problem, first, across, results, scratch)
     if across < stop:
         scratch.kept_stride = kept_row_stride(problem)
         rows_along(
             problem, across, stop, NULL if results == NULL else results + (across - first),
-            &scratch)
-    scratch_close(problem, &scratch)
+            scratch)
+    scratch_close(problem, scratch)
     if problem.task_sums != NULL:
         problem.task_sums[task] = sum_in_lanes(results, stop - first)
     environment_leave(before)
@@ -283,6 +291,9 @@ cdef void rows_across(
         for chunk in range(problem.plan.chunks):
             tiles_open(groups, problem, tiles, chunk, scratch)
             tiles_exponentials(groups, problem, tiles, chunk, scratch)
+            if is_scored(problem.operation):
+                for k in range(tiles):
+                    tile_compare(groups + k, problem, k, chunk, scratch)
         if problem.plan.chunks > 1 or notes_maximum(problem.operation):
             for k in range(tiles):
                 group_merge(
@@ -325,14 +336,14 @@ cdef inline char *shared_best(const Problem *problem, Py_ssize_t task) noexcept 
 
 cdef void absorb_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Problem *problem = <const Problem *>context
-    cdef Scratch scratch
+    cdef Scratch *scratch = <Scratch *>memory
     cdef environment before = environment_enter()
-    scratch_open(problem, memory, &scratch)
+    scratch_open(problem, scratch)
     group_open(scratch.groups, problem, task // problem.plan.chunks, 1)
     scratch.best = shared_best(problem, task)
     chunk_absorb(
         scratch.groups, problem, task % problem.plan.chunks, <RowState *>problem.states + task,
-        &scratch)
+        scratch)
     environment_leave(before)
 
 
@@ -341,16 +352,16 @@ cdef void finish_task(const void *context, Py_ssize_t task, char *memory) noexce
     cdef const Problem *problem = <const Problem *>context
     cdef Py_ssize_t row
     cdef Group *group
-    cdef Scratch scratch
+    cdef Scratch *scratch = <Scratch *>memory
     cdef environment before = environment_enter()
-    scratch_open(problem, memory, &scratch)
+    scratch_open(problem, scratch)
     for row in range(problem.layout.rows):
         group = shared_group(problem, row)
         group_open(group, problem, row, 1)
-        if not rows_merge(group, problem, shared_states(problem, row), &scratch):
+        if not rows_merge(group, problem, shared_states(problem, row), scratch):
             continue
-        best_merge(problem, shared_best(problem, row * problem.plan.chunks), &scratch)
-        groups_finish(group, problem, 1, &scratch)
+        best_merge(problem, shared_best(problem, row * problem.plan.chunks), scratch)
+        groups_finish(group, problem, 1, scratch)
         group_results(
             group, problem, NULL if problem.row_results == NULL else problem.row_results + row)
     environment_leave(before)
@@ -358,11 +369,11 @@ cdef void finish_task(const void *context, Py_ssize_t task, char *memory) noexce
 
 cdef void emit_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Problem *problem = <const Problem *>context
-    cdef Scratch scratch
+    cdef Scratch *scratch = <Scratch *>memory
     cdef environment before = environment_enter()
-    scratch_open(problem, memory, &scratch)
+    scratch_open(problem, scratch)
     along_emit(
         shared_group(problem, task // problem.plan.chunks), problem, task % problem.plan.chunks,
-        <RowState *>problem.states + task, &scratch)
-    scratch_close(problem, &scratch)
+        <RowState *>problem.states + task, scratch)
+    scratch_close(problem, scratch)
     environment_leave(before)

@@ -27,7 +27,7 @@ enum {
     TEAM_MEMORY = 1 << 16,
     THREAD_MEMORY = 1 << 12,
     /* Bytes of a stack from which on a thread can run the kernels, and take a signal. */
-    SMALLEST_STACK = 40 << 10,
+    SMALLEST_STACK = 24 << 10,
     /* Nanoseconds for which no threads are started after some could not be. */
     SHORTAGE = 100000000,
 };

@@ -318,14 +318,13 @@ cdef inline mask set_rest(
 
 cdef void along_rest(
     const Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state,
-    const char **x, const Scratch *scratch,
+    const char **x, RowSums *sums, const Scratch *scratch,
 ) noexcept nogil:
-    """Sum a chunk of the group without the maximum of each row."""
+    """Sum a chunk of the group, in `sums`, without the maximum of each row."""
     cdef mask again = set_rest(group, problem, chunk, state, &scratch.scale)
     cdef real[16] position
     cdef real[16] shift
     cdef real[16] exponent
-    cdef RowSums sums
     cdef Reference reference
     cdef Stretch stretch = stretch_of(problem, chunk_length(problem, chunk))
     cdef Py_ssize_t k
@@ -338,16 +337,16 @@ cdef void along_rest(
     vector_store(shift, state.reference.shift)
     vector_store(exponent, state.reference.exponent)
     for k in range(group.rows):
-        sums_put(&sums, k, double_double_from(vector_set(0.0)))
+        sums_put(sums, k, double_double_from(vector_set(0.0)))
         if rows >> k & 1:
             stretch.x = stretch.ahead = stretch.near = x[k]
             stretch.pivot = <Py_ssize_t>position[k]
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
-            sums_put(&sums, k, row_absorb(
+            sums_put(sums, k, row_absorb(
                 &stretch, reference, &scratch.scale, shift[k] != 0))
     state.rest = double_double_select(
-        again, rows_reduce(&sums, group.rows, stretch.n, scratch.scale.few_digits), state.rest)
+        again, rows_reduce(sums, group.rows, stretch.n, scratch.scale.few_digits), state.rest)
 
 
 cdef void tile_compare(

@@ -784,7 +784,7 @@ cdef void tiles_exponentials(
     # The next batch, if it is in lines of its own.
     cdef bint by_class = problem.plan.ahead != 0 and goes_by_class(&problem.layout, array)
     cdef bint keeps = keeps_exponentials(problem)
-    cdef TileTerms[MOST_TILES] terms
+    cdef TileTerms *terms = <TileTerms *>scratch.sums
     cdef RowState *state
     cdef real *tile
     if by_class:
@@ -824,8 +824,6 @@ cdef void tiles_exponentials(
         if leaves_out_label(problem.operation) and problem.plan.chunks == 1:
             groups[t].own_logit = terms[t].pivot_logit
             groups[t].own_is_known = True
-        if is_scored(problem.operation):
-            tile_compare(groups + t, problem, t, chunk, scratch)
 
 
 cdef DoubleDouble tile_total(const TileTerms *tile, Py_ssize_t n, bint few_digits) noexcept nogil:

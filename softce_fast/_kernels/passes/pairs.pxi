@@ -335,10 +335,8 @@ cdef void pair_tiles_emit(
 # ---- tasks ---------------------------------------------------------------------------------------
 
 
-cdef environment pair_open(
-    const Problem *problem, char *memory, Scratch *scratch
-) noexcept nogil:
-    scratch_place(problem, memory, scratch)
+cdef environment pair_open(const Problem *problem, Scratch *scratch) noexcept nogil:
+    scratch_place(problem, scratch)
     scratch.scale = scale_for(1.0, False)
     writer_open(
         &scratch.writers.output, &problem.arrays[<int>OUTPUT], problem.plan.stream,
@@ -361,8 +359,8 @@ cdef void pair_task(const void *context, Py_ssize_t task, char *memory) noexcept
     cdef Py_ssize_t stop = min(first + problem.plan.rows_per_task, problem.layout.rows)
     cdef Py_ssize_t across = first
     cdef double *results = NULL
-    cdef Scratch scratch
-    cdef environment before = pair_open(problem, memory, &scratch)
+    cdef Scratch *scratch = <Scratch *>memory
+    cdef environment before = pair_open(problem, scratch)
     if problem.row_results != NULL:
         results = problem.row_results + first
     elif problem.task_sums != NULL:
@@ -371,14 +369,14 @@ cdef void pair_task(const void *context, Py_ssize_t task, char *memory) noexcept
         across = stop
         if problem.plan.rest_along:
             across -= (stop - first) % LANES
-        pairs_across(problem, first, across, results, &scratch)
+        pairs_across(problem, first, across, results, scratch)
     if across < stop:
         pairs_along(
             problem, across, stop, NULL if results == NULL else results + (across - first),
-            &scratch)
+            scratch)
     if problem.task_sums != NULL:
         problem.task_sums[task] = sum_in_lanes(results, stop - first)
-    pair_close(problem, &scratch, before)
+    pair_close(problem, scratch, before)
 
 
 # Few long rows: a task is one chunk of one row. The sum of a row's chunks takes the place of the
@@ -389,12 +387,12 @@ cdef void pair_sums_task(const void *context, Py_ssize_t task, char *memory) noe
     cdef const Problem *problem = <const Problem *>context
     cdef PairSum *parts = <PairSum *>problem.parts
     cdef PairChunk at
-    cdef Scratch scratch
-    cdef environment before = pair_open(problem, memory, &scratch)
+    cdef Scratch *scratch = <Scratch *>memory
+    cdef environment before = pair_open(problem, scratch)
     group_open(scratch.groups, problem, task // problem.plan.chunks, 1)
-    at = pair_read(scratch.groups, problem, 0, task % problem.plan.chunks, &scratch)
-    parts[task] = pair_sum(scratch.groups, problem, 0, &at, &scratch)
-    pair_close(problem, &scratch, before)
+    at = pair_read(scratch.groups, problem, 0, task % problem.plan.chunks, scratch)
+    parts[task] = pair_sum(scratch.groups, problem, 0, &at, scratch)
+    pair_close(problem, scratch, before)
 
 
 cdef void pair_merge_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
@@ -402,8 +400,8 @@ cdef void pair_merge_task(const void *context, Py_ssize_t task, char *memory) no
     cdef const Problem *problem = <const Problem *>context
     cdef PairSum *parts = <PairSum *>problem.parts
     cdef Py_ssize_t row, chunk
-    cdef Scratch scratch
-    cdef environment before = pair_open(problem, memory, &scratch)
+    cdef Scratch *scratch = <Scratch *>memory
+    cdef environment before = pair_open(problem, scratch)
     for row in range(problem.layout.rows):
         for chunk in range(1, problem.plan.chunks):
             parts[0] = pair_sum_merge(parts[0], parts[chunk])
@@ -413,17 +411,17 @@ cdef void pair_merge_task(const void *context, Py_ssize_t task, char *memory) no
             scratch.groups, problem,
             NULL if problem.row_results == NULL else problem.row_results + row)
         parts += problem.plan.chunks
-    pair_close(problem, &scratch, before)
+    pair_close(problem, scratch, before)
 
 
 cdef void pair_emit_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Problem *problem = <const Problem *>context
     cdef Py_ssize_t row = task // problem.plan.chunks
     cdef PairChunk at
-    cdef Scratch scratch
-    cdef environment before = pair_open(problem, memory, &scratch)
+    cdef Scratch *scratch = <Scratch *>memory
+    cdef environment before = pair_open(problem, scratch)
     group_open(scratch.groups, problem, row, 1)
     scratch.groups.sums[0] = (<const PairSum *>problem.parts)[row * problem.plan.chunks]
-    at = pair_read(scratch.groups, problem, 0, task % problem.plan.chunks, &scratch)
-    pair_write(scratch.groups, problem, 0, &at, &scratch)
-    pair_close(problem, &scratch, before)
+    at = pair_read(scratch.groups, problem, 0, task % problem.plan.chunks, scratch)
+    pair_write(scratch.groups, problem, 0, &at, scratch)
+    pair_close(problem, scratch, before)

@@ -511,19 +511,20 @@ cdef struct Writers:
 
 
 cdef struct Scratch:
+    # The first part of that memory: the stack may be small.
     Scale scale
     Softcap softcap            # if there is any
     RowFactors[2] factors      # of rows with a label and no weights: for gradient and Hessian
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
-    real *staged               # rows that are copied together,
-    Py_ssize_t staged_stride   # and numbers from one to the next
+    real *staged               # rows that are copied together
     real *packed               # output on its way to the writer
     real *target               # a row of class probabilities that is copied
     char *raw                  # elements before they are converted
     double *results            # of the rows of a task
     Group *groups              # of a batch
+    char *sums                 # at work: DenseSums along, TileTerms of a batch across
     Writers writers
     Runs *runs                 # of the rows of a batch in an array, in the mask and in the logits
     char *best                 # what is selected of the rows at work: see operations/scores.pxi
