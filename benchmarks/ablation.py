@@ -105,37 +105,27 @@ def forcing_seconds(rounds: int) -> float:
     return seconds["forced"] - seconds["plain"]
 
 
-def cells(build: str, dtype: str, shapes: tuple[Shape, ...], rounds: int) -> Iterator[Fields]:
-    """Seconds of each operation on each shape, by mechanism that is left out."""
+def cells(build: str, dtype: str, options: Any) -> Iterator[Fields]:
+    """Seconds of each case, by mechanism that is left out."""
+    every = [Case(operation, shape, dtype) for shape in shapes(dtype) for operation in OPERATIONS]
+    cases = [case for case in every if report.chosen(options, case.identifier)]
+    rounds = 3 if options.quick else 15
     with _dispatch.using(build):
         forcing = forcing_seconds(rounds)
-        for shape in tqdm(shapes, desc=f"{build} {dtype}", unit="shape"):
-            for operation in OPERATIONS:
-                call = peers.call(softce_fast, Problem.of(Case(operation, shape, dtype)))
-                seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
-                yield {
-                    "build": build, "dtype": dtype, "operation": operation,
-                    "shape": "x".join(map(str, shape)),
-                    "seconds": {name: taken - forcing for name, taken in seconds.items()},
-                }  # fmt: skip
+        for case in tqdm(cases, desc=f"{build} {dtype}", unit="case"):
+            call = peers.call(softce_fast, Problem.of(case))
+            seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
+            yield {
+                "build": build, "dtype": dtype, "operation": case.operation,
+                "shape": case.shape_name,
+                "seconds": {name: taken - forcing for name, taken in seconds.items()},
+            }  # fmt: skip
 
 
 def measure(options: Any) -> dict[str, Any]:
-    chosen = tuple(tuple(map(int, text.split("x"))) for text in options.shape or ())
-    return {
-        "cells": [
-            cell
-            for build in BUILDS
-            if build in _dispatch.available()
-            for dtype in options.dtype or DTYPES
-            for cell in cells(build, dtype, chosen or shapes(dtype), 3 if options.quick else 15)
-        ]
-    }
+    builds = [build for build in BUILDS if build in _dispatch.available()]
+    return {"cells": [c for b in builds for dtype in DTYPES for c in cells(b, dtype, options)]}
 
 
 if __name__ == "__main__":
-    arguments: dict[str, Fields] = {
-        "--shape": {"action": "append", "help": "as 1000x10, instead of all; repeatable"},
-        "--dtype": {"action": "append", "choices": DTYPES, "help": "repeatable"},
-    }
-    report.run("ablation", __doc__, measure, ["numpy"], arguments)
+    report.run("ablation", __doc__, measure, ["numpy"], report.ONLY)

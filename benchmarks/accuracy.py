@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +39,7 @@ FUNCTIONS = {
         "cross_entropy_with_grad_fresh", lambda x: truth.gradient(x.logits, x.labels)
     ),
 }
-IMPLEMENTATIONS = {
-    name: PEERS[name] for name in ("softce_fast", "textbook", "torch", "scipy", "jax")
-}
+IMPLEMENTATIONS = ("softce_fast", "textbook", "torch", "scipy", "jax")
 
 
 def result(peer: Peer, operation: str, given: AccuracyInput, dtype: str) -> Array:
@@ -51,18 +49,17 @@ def result(peer: Peer, operation: str, given: AccuracyInput, dtype: str) -> Arra
     return list(peer.parts(case, way()).values())[-1]
 
 
-def worst_errors(
-    names: Iterable[str], dtypes: Iterable[str], class_counts: tuple[int, ...], elements: int
-) -> list[dict[str, Any]]:
+def worst_errors(class_counts: tuple[int, ...], elements: int) -> list[dict[str, Any]]:
     """The largest error of each function, dtype and implementation, and the input it came from."""
+    names = [name for name in IMPLEMENTATIONS if not PEERS[name].missing()]
     worst: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for dtype in dtypes:
+    for dtype in ("float32", "float64") if truth.HAS_EXTENDED else ("float32",):
         inputs = truth.accuracy_inputs(dtype, class_counts=class_counts, elements=elements)
         for given in tqdm(inputs, desc=dtype, unit="input"):
             for function, (operation, compute_truth, floor, _) in FUNCTIONS.items():
                 exact = compute_truth(given)
                 for name in names:
-                    found = result(IMPLEMENTATIONS[name], operation, given, dtype)
+                    found = result(PEERS[name], operation, given, dtype)
                     error = float(truth.ulp_error(found, exact, dtype, floor=floor).max())
                     entry = worst.setdefault((function, dtype, name), {"ulp": -1.0})
                     if error > entry["ulp"]:
@@ -77,15 +74,11 @@ def worst_errors(
 
 
 def measure(options: Any) -> dict[str, Any]:
-    if not truth.HAS_EXTENDED and "float64" in options.dtype:
-        sys.exit("long double is no wider than float64 here: choose --dtype float32")
-    names = options.implementations or IMPLEMENTATIONS
-    names = [name for name in names if not IMPLEMENTATIONS[name].missing()]
     class_counts = (2, 10, 1000, 32_768) if options.quick else truth.CLASS_COUNTS
     elements = 2**15 if options.quick else 2**18
     # A peer that overflows or takes log(0) shows it in its error.
     with np.errstate(all="ignore"):
-        results = worst_errors(names, options.dtype, class_counts, elements)
+        results = worst_errors(class_counts, elements)
     return {
         "targets": {name: function.target for name, function in FUNCTIONS.items()},
         "class_counts": list(class_counts),
@@ -95,9 +88,5 @@ def measure(options: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    arguments: dict[str, dict[str, Any]] = {
-        "--implementations": {"nargs": "+", "choices": IMPLEMENTATIONS},
-        "--dtype": {"nargs": "+", "default": ["float32", "float64"]},
-    }
     packages = ("numpy", "softce_fast", "scipy", "torch", "jax")
-    report.run("accuracy", __doc__, measure, packages, arguments)
+    report.run("accuracy", __doc__, measure, packages)
