@@ -65,8 +65,8 @@ def library(name: str) -> str:
     command = [*compiler, f"-print-file-name={name}"]
     of_gcc = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     of_llvm = sorted(map(str, Path("/usr/lib").glob(f"llvm-*/lib/{name}")))
-    found = [of_gcc] if Path(of_gcc).is_absolute() else of_llvm
-    if not found:
+    found = of_llvm or [of_gcc]
+    if not Path(found[-1]).is_absolute():
         raise SystemExit(
             f"sanitize: {name} is missing: GCC and its sanitizers are needed, and LLVM's OpenMP "
             "(Debian and Ubuntu: libomp-dev)"
