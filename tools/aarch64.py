@@ -29,7 +29,7 @@ REQUIREMENTS = ("numpy", "hypothesis", "ml_dtypes", "mpmath", "pytest>=8", "thre
 TESTS = ("accuracy", "checks", "edges", "softmax", "typing")
 
 
-def run(command: Sequence[object], folder: Path = FOLDER, **environment: str) -> None:
+def run(command: Sequence[object], folder: Path = FOLDER, /, **environment: str) -> None:
     """Run a command, which must succeed."""
     words = [str(word) for word in command]
     if subprocess.run(words, cwd=folder, env=os.environ | environment, check=False).returncode:
