@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 import report
@@ -49,10 +50,9 @@ def result(peer: Peer, operation: str, given: AccuracyInput, dtype: str) -> Arra
     return list(peer.parts(case, way()).values())[-1]
 
 
-def worst_errors(class_counts: tuple[int, ...], elements: int) -> list[dict[str, Any]]:
-    """The largest error of each function, dtype and implementation, and the input it came from."""
+def errors(class_counts: tuple[int, ...], elements: int) -> Iterator[dict[str, Any]]:
+    """The largest error of each function, dtype and implementation on each input."""
     names = [name for name in IMPLEMENTATIONS if not PEERS[name].missing()]
-    worst: dict[tuple[str, str, str], dict[str, Any]] = {}
     for dtype in ("float32", "float64") if truth.HAS_EXTENDED else ("float32",):
         inputs = truth.accuracy_inputs(dtype, class_counts=class_counts, elements=elements)
         for given in tqdm(inputs, desc=dtype, unit="input"):
@@ -61,16 +61,10 @@ def worst_errors(class_counts: tuple[int, ...], elements: int) -> list[dict[str,
                 for name in names:
                     found = result(PEERS[name], operation, given, dtype)
                     error = float(truth.ulp_error(found, exact, dtype, floor=floor).max())
-                    entry = worst.setdefault((function, dtype, name), {"ulp": -1.0})
-                    if error > entry["ulp"]:
-                        entry.update(ulp=error, input=given.kind, classes=given.classes)
-    return [
-        {
-            "function": function, "dtype": dtype, "implementation": name, **entry,
-            "ulp": entry["ulp"] if math.isfinite(entry["ulp"]) else None,  # JSON has no infinity
-        }
-        for (function, dtype, name), entry in worst.items()
-    ]  # fmt: skip
+                    yield {
+                        "function": function, "dtype": dtype, "implementation": name,
+                        "ulp": error, "input": given.kind, "classes": given.classes,
+                    }  # fmt: skip
 
 
 def measure(options: Any) -> dict[str, Any]:
@@ -78,12 +72,14 @@ def measure(options: Any) -> dict[str, Any]:
     elements = 2**15 if options.quick else 2**18
     # A peer that overflows or takes log(0) shows it in its error.
     with np.errstate(all="ignore"):
-        results = worst_errors(class_counts, elements)
+        found = pd.DataFrame(errors(class_counts, elements))
+    of_each = found.groupby(["function", "dtype", "implementation"], sort=False)
+    worst = found.loc[of_each["ulp"].idxmax()].replace({"ulp": {math.inf: None}})
     return {
         "targets": {name: function.target for name, function in FUNCTIONS.items()},
         "class_counts": list(class_counts),
         "elements_per_input": elements,
-        "results": results,
+        "results": worst.to_dict("records"),  # without infinity, which JSON has not
     }
 
 
