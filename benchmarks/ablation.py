@@ -7,7 +7,8 @@ plan as it is, is forced, too, and that time, known from a call that does little
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -105,14 +106,11 @@ def forcing_seconds(rounds: int) -> float:
     return seconds["forced"] - seconds["plain"]
 
 
-def cells(build: str, dtype: str, options: Any) -> Iterator[Fields]:
+def cells(build: str, dtype: str, cases: Iterable[Case], rounds: int) -> Iterator[Fields]:
     """Seconds of each case, by mechanism that is left out."""
-    every = [Case(operation, shape, dtype) for shape in shapes(dtype) for operation in OPERATIONS]
-    cases = [case for case in every if report.chosen(options, case.identifier)]
-    rounds = 3 if options.quick else 15
     with _dispatch.using(build):
         forcing = forcing_seconds(rounds)
-        for case in tqdm(cases, desc=f"{build} {dtype}", unit="case"):
+        for case in tqdm(list(cases), desc=f"{build} {dtype}", unit="case"):
             call = peers.call(softce_fast, Problem.of(case))
             seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
             yield {
@@ -123,8 +121,19 @@ def cells(build: str, dtype: str, options: Any) -> Iterator[Fields]:
 
 
 def measure(options: Any) -> dict[str, Any]:
-    builds = [build for build in BUILDS if build in _dispatch.available()]
-    return {"cells": [c for b in builds for dtype in DTYPES for c in cells(b, dtype, options)]}
+    every = [
+        Case(operation, shape, dtype)
+        for dtype in DTYPES
+        for shape in shapes(dtype)
+        for operation in OPERATIONS
+    ]
+    cases = report.chosen(options, {case.identifier: case for case in every})
+    found: list[Fields] = []
+    for build in BUILDS:
+        if build in _dispatch.available():
+            for dtype, of_dtype in itertools.groupby(cases, lambda case: case.dtype):
+                found += cells(build, dtype, of_dtype, 3 if options.quick else 15)
+    return {"cells": found}
 
 
 if __name__ == "__main__":

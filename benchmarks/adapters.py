@@ -131,19 +131,19 @@ def once(call: Call) -> timing.Block:
     return [timing.timed(call, 1)]
 
 
-def cells(options: Any) -> Iterator[dict[str, Any]]:
-    for library, cases in LIBRARIES.items():
-        if not importlib.util.find_spec(cases.__name__):
-            print(f"{library} is not installed")
-            continue
-        for what, pair in tqdm(list(cases(options.quick)), desc=library):
-            if report.chosen(options, f"{library}: {what}"):
-                seconds = measured(pair(), 1 if options.quick else 5)
-                yield {"library": library, "what": what, "seconds": seconds}
-
-
 def measure(options: Any) -> dict[str, Any]:
-    return {"cells": list(cells(options))}
+    cases = {}
+    for library, of_library in LIBRARIES.items():
+        if importlib.util.find_spec(of_library.__name__):
+            for what, pair in of_library(options.quick):
+                cases[f"{library}: {what}"] = library, what, pair
+        else:
+            print(f"{library} is not installed")
+    cells = []
+    for library, what, pair in tqdm(report.chosen(options, cases)):
+        seconds = measured(pair(), 1 if options.quick else 5)
+        cells.append({"library": library, "what": what, "seconds": seconds})
+    return {"cells": cells}
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def earlier_cases(path: Path, description: dict[str, Any]) -> list[dict[str, Any
 
 def measure_all(options: Any) -> dict[str, Any]:
     every = shapes.QUICK_CASES if options.quick else CASES
-    cases = [case for case in every if report.chosen(options, case.identifier)]
+    cases = report.chosen(options, {case.identifier: case for case in every})
     settings = QUICK if options.quick else FULL
     skipped = {name: PEERS[name].missing() for name in options.peers or PEERS}
     names = [name for name, missing in skipped.items() if not missing]

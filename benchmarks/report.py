@@ -14,9 +14,10 @@ import itertools
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 from tabulate import tabulate
@@ -40,6 +41,7 @@ Document = dict[str, Any]
 Entry = dict[str, Any]
 Row = dict[str, str]  # by column
 Rows = Callable[[Document], pd.DataFrame]
+T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -495,8 +497,11 @@ def run(
 ONLY = {"--only": {"nargs": "+", "metavar": "TEXT", "help": "cases with one of these in the name"}}
 
 
-def chosen(options: argparse.Namespace, name: str) -> bool:
-    return not options.only or any(text in name for text in options.only)
+def chosen(options: argparse.Namespace, cases: Mapping[str, T]) -> list[T]:
+    """Those cases, by name, that are asked for; without any the program ends."""
+    texts = options.only or [""]
+    found = [case for name, case in cases.items() if any(text in name for text in texts)]
+    return found or sys.exit(f"no case has {' or '.join(texts)} in its name")
 
 
 def between_markers(text: str, name: str, content: str) -> str:

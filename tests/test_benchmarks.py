@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -54,9 +55,16 @@ def test_minimum_bytes_count_each_array_once() -> None:
 def test_bench_and_quick_cases_are_part_of_the_list() -> None:
     assert set(shapes.BENCH_CASES) <= set(CASES)
     assert {case.column for case in shapes.QUICK_CASES} == set(shapes.COLUMNS) - {"half"}
-    only = SimpleNamespace(only=["cross_entropy-float32-16384x1000", "no such case"])
-    assert sum(report.chosen(only, case.identifier) for case in CASES) == 1
-    assert report.chosen(SimpleNamespace(only=None), "any case")
+
+
+def test_cases_are_chosen_by_a_part_of_their_names() -> None:
+    cases = {case.identifier: case for case in CASES}
+    only = Namespace(only=["cross_entropy-float32-16384x1000", "no such case"])
+    (case,) = report.chosen(only, cases)
+    assert (case.operation, case.shape, case.dtype) == ("cross_entropy", (16_384, 1000), "float32")
+    assert report.chosen(Namespace(only=None), cases) == list(CASES)
+    with pytest.raises(SystemExit, match="no case has such in its name"):
+        report.chosen(Namespace(only=["such"]), cases)
 
 
 def test_inputs_are_reproducible() -> None:
