@@ -7,7 +7,8 @@ plan as it is, is forced, too, and that time, known from a call that does little
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -105,37 +106,35 @@ def forcing_seconds(rounds: int) -> float:
     return seconds["forced"] - seconds["plain"]
 
 
-def cells(build: str, dtype: str, shapes: tuple[Shape, ...], rounds: int) -> Iterator[Fields]:
-    """Seconds of each operation on each shape, by mechanism that is left out."""
+def cells(build: str, dtype: str, cases: Iterable[Case], rounds: int) -> Iterator[Fields]:
+    """Seconds of each case, by mechanism that is left out."""
     with _dispatch.using(build):
         forcing = forcing_seconds(rounds)
-        for shape in tqdm(shapes, desc=f"{build} {dtype}", unit="shape"):
-            for operation in OPERATIONS:
-                call = peers.call(softce_fast, Problem.of(Case(operation, shape, dtype)))
-                seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
-                yield {
-                    "build": build, "dtype": dtype, "operation": operation,
-                    "shape": "x".join(map(str, shape)),
-                    "seconds": {name: taken - forcing for name, taken in seconds.items()},
-                }  # fmt: skip
+        for case in tqdm(list(cases), desc=f"{build} {dtype}", unit="case"):
+            call = peers.call(softce_fast, Problem.of(case))
+            seconds = timing.medians(timing.alternate(ways(call), rounds, seconds=0))
+            yield {
+                "build": build, "dtype": dtype, "operation": case.operation,
+                "shape": case.shape_name,
+                "seconds": {name: taken - forcing for name, taken in seconds.items()},
+            }  # fmt: skip
 
 
 def measure(options: Any) -> dict[str, Any]:
-    chosen = tuple(tuple(map(int, text.split("x"))) for text in options.shape or ())
-    return {
-        "cells": [
-            cell
-            for build in BUILDS
-            if build in _dispatch.available()
-            for dtype in options.dtype or DTYPES
-            for cell in cells(build, dtype, chosen or shapes(dtype), 3 if options.quick else 15)
-        ]
-    }
+    every = [
+        Case(operation, shape, dtype)
+        for dtype in DTYPES
+        for shape in shapes(dtype)
+        for operation in OPERATIONS
+    ]
+    cases = report.chosen(options, {case.identifier: case for case in every})
+    found: list[Fields] = []
+    for build in BUILDS:
+        if build in _dispatch.available():
+            for dtype, of_dtype in itertools.groupby(cases, lambda case: case.dtype):
+                found += cells(build, dtype, of_dtype, 3 if options.quick else 15)
+    return {"cells": found}
 
 
 if __name__ == "__main__":
-    arguments: dict[str, Fields] = {
-        "--shape": {"action": "append", "help": "as 1000x10, instead of all; repeatable"},
-        "--dtype": {"action": "append", "choices": DTYPES, "help": "repeatable"},
-    }
-    report.run("ablation", __doc__, measure, ["numpy"], arguments)
+    report.run("ablation", __doc__, measure, ["numpy"], report.ONLY)

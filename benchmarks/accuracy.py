@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 import report
@@ -39,9 +40,7 @@ FUNCTIONS = {
         "cross_entropy_with_grad_fresh", lambda x: truth.gradient(x.logits, x.labels)
     ),
 }
-IMPLEMENTATIONS = {
-    name: PEERS[name] for name in ("softce_fast", "textbook", "torch", "scipy", "jax")
-}
+IMPLEMENTATIONS = ("softce_fast", "textbook", "torch", "scipy", "jax")
 
 
 def result(peer: Peer, operation: str, given: AccuracyInput, dtype: str) -> Array:
@@ -51,53 +50,39 @@ def result(peer: Peer, operation: str, given: AccuracyInput, dtype: str) -> Arra
     return list(peer.parts(case, way()).values())[-1]
 
 
-def worst_errors(
-    names: Iterable[str], dtypes: Iterable[str], class_counts: tuple[int, ...], elements: int
-) -> list[dict[str, Any]]:
-    """The largest error of each function, dtype and implementation, and the input it came from."""
-    worst: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for dtype in dtypes:
+def errors(class_counts: tuple[int, ...], elements: int) -> Iterator[dict[str, Any]]:
+    """The largest error of each function, dtype and implementation on each input."""
+    names = [name for name in IMPLEMENTATIONS if not PEERS[name].missing()]
+    for dtype in ("float32", "float64") if truth.HAS_EXTENDED else ("float32",):
         inputs = truth.accuracy_inputs(dtype, class_counts=class_counts, elements=elements)
         for given in tqdm(inputs, desc=dtype, unit="input"):
             for function, (operation, compute_truth, floor, _) in FUNCTIONS.items():
                 exact = compute_truth(given)
                 for name in names:
-                    found = result(IMPLEMENTATIONS[name], operation, given, dtype)
+                    found = result(PEERS[name], operation, given, dtype)
                     error = float(truth.ulp_error(found, exact, dtype, floor=floor).max())
-                    entry = worst.setdefault((function, dtype, name), {"ulp": -1.0})
-                    if error > entry["ulp"]:
-                        entry.update(ulp=error, input=given.kind, classes=given.classes)
-    return [
-        {
-            "function": function, "dtype": dtype, "implementation": name, **entry,
-            "ulp": entry["ulp"] if math.isfinite(entry["ulp"]) else None,  # JSON has no infinity
-        }
-        for (function, dtype, name), entry in worst.items()
-    ]  # fmt: skip
+                    yield {
+                        "function": function, "dtype": dtype, "implementation": name,
+                        "ulp": error, "input": given.kind, "classes": given.classes,
+                    }  # fmt: skip
 
 
 def measure(options: Any) -> dict[str, Any]:
-    if not truth.HAS_EXTENDED and "float64" in options.dtype:
-        sys.exit("long double is no wider than float64 here: choose --dtype float32")
-    names = options.implementations or IMPLEMENTATIONS
-    names = [name for name in names if not IMPLEMENTATIONS[name].missing()]
     class_counts = (2, 10, 1000, 32_768) if options.quick else truth.CLASS_COUNTS
     elements = 2**15 if options.quick else 2**18
     # A peer that overflows or takes log(0) shows it in its error.
     with np.errstate(all="ignore"):
-        results = worst_errors(names, options.dtype, class_counts, elements)
+        found = pd.DataFrame(errors(class_counts, elements))
+    of_each = found.groupby(["function", "dtype", "implementation"], sort=False)
+    worst = found.loc[of_each["ulp"].idxmax()].replace({"ulp": {math.inf: None}})
     return {
         "targets": {name: function.target for name, function in FUNCTIONS.items()},
         "class_counts": list(class_counts),
         "elements_per_input": elements,
-        "results": results,
+        "results": worst.to_dict("records"),  # without infinity, which JSON has not
     }
 
 
 if __name__ == "__main__":
-    arguments: dict[str, dict[str, Any]] = {
-        "--implementations": {"nargs": "+", "choices": IMPLEMENTATIONS},
-        "--dtype": {"nargs": "+", "default": ["float32", "float64"]},
-    }
     packages = ("numpy", "softce_fast", "scipy", "torch", "jax")
-    report.run("accuracy", __doc__, measure, packages, arguments)
+    report.run("accuracy", __doc__, measure, packages)

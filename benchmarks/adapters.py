@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import machine
 import report
 import timing
-from timing import Call
+from timing import LONG, Call
 
 OURS, OTHER = "softce_fast", "other"
 QUICK_ROWS = 2000
 
-LONG = 0.1  # seconds of a call that needs no others before it to be warm
-
 Pair = dict[str, Call]  # OURS and OTHER
+Cases = Iterator[tuple[str, Callable[[], Pair]]]
 
 
 def data(rows: int, classes: int) -> tuple[Any, Any]:
@@ -50,7 +48,7 @@ def fits(model: Any, rows: int, classes: int) -> Pair:
     return {OURS: partial(fit, softce_fast.sklearn.patched), OTHER: partial(fit, nullcontext)}
 
 
-def sklearn(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
+def sklearn(quick: bool) -> Cases:
     import warnings
 
     from sklearn.calibration import CalibratedClassifierCV
@@ -86,7 +84,7 @@ def steps(rows: int, classes: int) -> Pair:
     return {OURS: partial(step, ours), OTHER: partial(step, theirs)}
 
 
-def torch(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
+def torch(quick: bool) -> Cases:
     shapes = ((32, 10), (256, 100), (256, 1000), (4096, 1000), (4096, 32_000))
     for rows, classes in shapes[:3] if quick else shapes:
         yield f"a step of {rows} x {classes}", partial(steps, rows, classes)
@@ -109,7 +107,7 @@ def chunks(rows: int, name: str, keep: bool) -> Pair:
     }
 
 
-def dask(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
+def dask(quick: bool) -> Cases:
     rows = QUICK_ROWS if quick else 65_536
     beside = f"of {rows} x 1024 in 4 chunks, beside the call on all"
     for name in ("cross_entropy", "logsumexp"):
@@ -119,7 +117,6 @@ def dask(quick: bool) -> Iterator[tuple[str, Callable[[], Pair]]]:
 
 
 LIBRARIES = {"scikit-learn": sklearn, "PyTorch": torch, "Dask": dask}
-MODULES = {"scikit-learn": "sklearn", "PyTorch": "torch", "Dask": "dask"}
 
 
 def measured(pair: Pair, rounds: int) -> dict[str, float]:
@@ -134,23 +131,21 @@ def once(call: Call) -> timing.Block:
     return [timing.timed(call, 1)]
 
 
-def main() -> None:
-    parser = report.parser("adapters", __doc__)
-    parser.add_argument("--only", choices=LIBRARIES, nargs="+", default=list(LIBRARIES))
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    rounds = 1 if options.quick else options.rounds
-    cells = []
-    for library in options.only:
-        if not importlib.util.find_spec(MODULES[library]):
+def measure(options: Any) -> dict[str, Any]:
+    cases = {}
+    for library, of_library in LIBRARIES.items():
+        if importlib.util.find_spec(of_library.__name__):
+            for what, pair in of_library(options.quick):
+                cases[f"{library}: {what}"] = library, what, pair
+        else:
             print(f"{library} is not installed")
-            continue
-        for what, pair in tqdm(list(LIBRARIES[library](options.quick)), desc=library):
-            seconds = measured(pair(), rounds)
-            cells.append({"library": library, "what": what, "seconds": seconds})
-    versions = machine.describe(["numpy", "scikit-learn", "torch", "dask"])
-    report.finish("adapters", options.json, {**versions, "cells": cells})
+    cells = []
+    for library, what, pair in tqdm(report.chosen(options, cases)):
+        seconds = measured(pair(), 1 if options.quick else 5)
+        cells.append({"library": library, "what": what, "seconds": seconds})
+    return {"cells": cells}
 
 
 if __name__ == "__main__":
-    main()
+    packages = ["numpy", "scikit-learn", "torch", "dask"]
+    report.run("adapters", __doc__, measure, packages, report.ONLY)

@@ -2,8 +2,7 @@
 
 Each peer lives in a process of its own, so that no thread pool can slow another: a process whose
 turn it is not waits for its next call. Some runtimes let their threads spin for a moment after the
-work is done; blocks are ``SETTLE_SECONDS`` apart for these, and the environment below bounds the
-spinning of those that would go on for longer.
+work is done; blocks are ``SETTLE_SECONDS`` apart for these.
 """
 
 from __future__ import annotations
@@ -28,16 +27,12 @@ import report
 import shapes
 import timing
 from peers import PACKAGES, PEERS, UnsupportedError, Ways
-from shapes import CASES, HALF_DTYPES, OPERATIONS, Array, Case, Problem
+from shapes import CASES, HALF_DTYPES, Array, Case, Problem
 from softce_fast import reference
 from timing import Timing
 
 SETTLE_SECONDS = 0.03
 OURS, OURS_FLOAT32, MEMORY_LIMIT = "softce_fast", "softce_fast_float32", "memory_limit"
-
-# For all peers alike. Intel's and LLVM's OpenMP would spin for 200 ms after each parallel region;
-# 10 ms spans the gaps between the calls of a block, so no peer has to wake its threads up.
-ENVIRONMENT = {"KMP_BLOCKTIME": "10"}
 
 # Distance from the right result that is still rounding, by dtype.
 TOLERANCES = {"float16": 1e-2, "bfloat16": 6e-2, "float32": 1e-4, "float64": 1e-10}
@@ -111,6 +106,9 @@ class PeerProcess:
 
     def begin(self) -> None:
         self.missing = ""
+        # Intel's and LLVM's OpenMP would spin for 200 ms after each parallel region; 10 ms spans
+        # the gaps between the calls of a block, so no peer has to wake its threads up.
+        os.environ.setdefault("KMP_BLOCKTIME", "10")
         self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Future[Any] | None:
@@ -192,9 +190,7 @@ def summarise(
 ) -> dict[str, Any]:
     """One entry of the results file."""
     entry: dict[str, Any] = {
-        "operation": case.operation, "shape": case.shape_name, "column": case.column,
-        "dtype": case.dtype, "classes": case.classes, "array_bytes": case.array_bytes,
-        "minimum_bytes": case.minimum_bytes,
+        **case.described(), "classes": case.classes, "array_bytes": case.array_bytes,
         "seconds": {name: t._asdict() | {"variant": chosen[name]} for name, t in times.items()},
         "missing": missing,
     }  # fmt: skip
@@ -219,7 +215,6 @@ def run(
     cases: Iterable[Case], names: Iterable[str], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Measure the cases."""
-    os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     processes = [PeerProcess(name) for name in names]
     entries = []
     for case in (progress := tqdm(cases, unit="case", dynamic_ncols=True)):
@@ -239,39 +234,29 @@ def earlier_cases(path: Path, description: dict[str, Any]) -> list[dict[str, Any
     return list(earlier["cases"])
 
 
-def main() -> None:
-    parser = report.parser("compare", __doc__)
-    parser.add_argument("--operation", nargs="+", choices=OPERATIONS)
-    parser.add_argument(
-        "--shape", nargs="+", metavar="SHAPE", help="16384x1000, or a column: few, medium, ..."
-    )
-    parser.add_argument("--dtype", nargs="+", choices=shapes.ITEM_SIZES)
-    parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: all installed")
-    parser.add_argument("--rounds", type=int, help="blocks of each peer")
-    parser.add_argument(
-        "--update", action="store_true", help="keep what the file has of other cases"
-    )
-    options = parser.parse_args()
+def measure_all(options: Any) -> dict[str, Any]:
     every = shapes.QUICK_CASES if options.quick else CASES
-    cases = shapes.select(every, options.operation, options.shape, options.dtype)
-    if not cases:
-        sys.exit("no case has that operation, shape and dtype")
-    settings = dict(QUICK if options.quick else FULL)
-    settings["rounds"] = options.rounds or settings["rounds"]
+    cases = report.chosen(options, {case.identifier: case for case in every})
+    settings = QUICK if options.quick else FULL
     skipped = {name: PEERS[name].missing() for name in options.peers or PEERS}
     names = [name for name, missing in skipped.items() if not missing]
 
     description = machine.describe(PACKAGES)  # now: what is missing shows before the long run
     found = earlier_cases(options.json, description) if options.update else []
     found += [{**e, "date": description["date"]} for e in run(cases, names, settings)]
-    content = {
+    return {
+        **description,
         "settings": {**settings, "settle_seconds": SETTLE_SECONDS},
         "skipped": {name: missing for name, missing in skipped.items() if missing},
         # Cases measured again take the place of the earlier ones.
         "cases": list({(e["operation"], e["shape"], e["dtype"]): e for e in found}.values()),
     }
-    report.finish("compare", options.json, {**description, **content})
 
 
 if __name__ == "__main__":
-    main()
+    arguments: dict[str, dict[str, Any]] = {
+        **report.ONLY,
+        "--peers": {"nargs": "+", "choices": PEERS, "help": "default: all installed"},
+        "--update": {"action": "store_true", "help": "keep what the file has of other cases"},
+    }
+    report.run("compare", __doc__, measure_all, PACKAGES, arguments)

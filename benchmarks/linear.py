@@ -9,21 +9,20 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-import machine
 import report
 import softce_fast as sf
 import timing
-from compare import ENVIRONMENT, SETTLE_SECONDS, PeerProcess
+from compare import SETTLE_SECONDS, PeerProcess
 from report import PRODUCTS
-from timing import Call
+from timing import LONG, Call
 
 GRADIENTS, LOSS = "loss and gradients", "loss alone"
 OURS, OURS_HALF = "softce_fast", "softce_fast, half of the rows ignored"
@@ -31,9 +30,21 @@ COMPILED, CHUNKED = "PyTorch, compiled", "PyTorch, chunked"
 WHOLE = ("PyTorch, eager", COMPILED, "JAX")  # those that make the logits whole
 PEERS = (*WHOLE, CHUNKED)
 IGNORE = -100
-LONG = 0.1  # seconds of a call that needs no other before it to be warm
 # So many multiplications for the logits, and a call takes a second or more: no more rounds then.
 MANY, FEW_ROUNDS = 5e10, 3
+MEMORY_FEATURES = 512
+
+
+class Settings(NamedTuple):
+    rows: int
+    classes: int
+    rounds: int
+    features: tuple[int, ...]
+    memory_rows: tuple[int, ...]
+
+
+FULL = Settings(2048, 32_000, 5, (128, 256, 512, 1024, 2048), (1024, 4096, 16_384))
+QUICK = Settings(256, 2000, 1, (128, 256), (256, 1024))
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]  # rows, classes, features
@@ -73,33 +84,30 @@ def ours(task: str, arrays: Arrays, every: int = 0) -> Call:
     target = arrays.target.copy()
     if every:
         target[::every] = IGNORE
+    given = arrays.hidden, arrays.matrix, target
     if task == LOSS:
-        return partial(sf.linear_cross_entropy, arrays.hidden, arrays.matrix, target)
-    return partial(
-        sf.linear_cross_entropy_with_grad, arrays.hidden, arrays.matrix, target,
-        hidden_grad_out=arrays.hidden_grad, weight_grad_out=arrays.matrix_grad,
-    )  # fmt: skip
+        return partial(sf.linear_cross_entropy, *given)
+    outputs: dict[str, Any] = {
+        "hidden_grad_out": arrays.hidden_grad,
+        "weight_grad_out": arrays.matrix_grad,
+    }
+    return partial(sf.linear_cross_entropy_with_grad, *given, **outputs)
 
 
 def torch_way(way: str, task: str, arrays: Arrays) -> Call:
     import torch
 
-    target = torch.tensor(arrays.target)
-    hidden, matrix = (
-        torch.tensor(item, requires_grad=task == GRADIENTS)
-        for item in (arrays.hidden, arrays.matrix)
-    )
+    functional, target = torch.nn.functional, torch.tensor(arrays.target)
+    inputs = arrays.hidden, arrays.matrix
+    hidden, matrix = (torch.tensor(x, requires_grad=task == GRADIENTS) for x in inputs)
 
     def whole(hidden: Any, matrix: Any) -> Any:
-        logits = torch.nn.functional.linear(hidden, matrix)
-        return torch.nn.functional.cross_entropy(logits, target)
+        return functional.cross_entropy(functional.linear(hidden, matrix), target)
 
     loss: Callable[..., Any] = torch.compile(whole) if way == COMPILED else whole
     if way == CHUNKED:
-        loss = partial(
-            torch.nn.functional.linear_cross_entropy, target=target,
-            options=torch.nn.LinearCrossEntropyOptions(),
-        )  # fmt: skip
+        chunks = torch.nn.LinearCrossEntropyOptions()
+        loss = partial(functional.linear_cross_entropy, target=target, options=chunks)
 
     def call() -> Any:
         hidden.grad = matrix.grad = None
@@ -172,9 +180,10 @@ def peak() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def times(task: str, shapes: Iterable[Shape], rounds: int) -> Iterator[dict[str, Any]]:
+def times(task: str, settings: Settings) -> Iterator[dict[str, Any]]:
     processes = [PeerProcess(way) for way in WAYS]
-    for shape in tqdm(list(shapes), desc=task):
+    for features in tqdm(settings.features, desc=task):
+        shape = settings.rows, settings.classes, features
         blocks, losses = {}, {}
         for process in processes:
             time.sleep(SETTLE_SECONDS)
@@ -186,20 +195,20 @@ def times(task: str, shapes: Iterable[Shape], rounds: int) -> Iterator[dict[str,
                 blocks[process.name] = partial(process.ask, block)
         whole = [losses[way] for way in (OURS, *PEERS) if losses[way] is not None]
         np.testing.assert_allclose(whole, whole[0], rtol=1e-4)
-        repeated = rounds if math.prod(shape) < MANY else min(rounds, FEW_ROUNDS)
-        found = timing.medians(timing.interleaved(blocks, repeated, SETTLE_SECONDS))
+        rounds = min(settings.rounds, FEW_ROUNDS if math.prod(shape) >= MANY else settings.rounds)
+        found = timing.medians(timing.interleaved(blocks, rounds, SETTLE_SECONDS))
         for way, seconds in found.items():
-            yield {"task": task, "features": shape[2], "way": way, "seconds": seconds}
+            yield {"task": task, "features": features, "way": way, "seconds": seconds}
     for process in processes:
         process.executor.shutdown()
 
 
-def peaks(shapes: Iterable[Shape]) -> Iterator[dict[str, Any]]:
-    for shape in tqdm(list(shapes), desc="memory"):
+def peaks(settings: Settings) -> Iterator[dict[str, Any]]:
+    for rows in tqdm(settings.memory_rows, desc="memory"):
         for way in WAYS:
             process = PeerProcess(way)
-            if found := process.ask(growth, way, shape):
-                yield {"rows": shape[0], "way": way, "bytes": found}
+            if found := process.ask(growth, way, (rows, settings.classes, MEMORY_FEATURES)):
+                yield {"rows": rows, "way": way, "bytes": found}
             process.executor.shutdown()
 
 
@@ -211,20 +220,21 @@ OVER_WHOLE = {128: 1.4, 256: 1.1, 512: 1.1, 1024: 1.0, 2048: 1.0}
 OVER_WHOLE_LOSS = {128: 1.8, 512: 1.3, 2048: 1.0}
 OVER_CHUNKED = dict.fromkeys(OVER_WHOLE, 1.3)
 OVER_ALL_ROWS = dict.fromkeys(OVER_WHOLE, 1.8)
+BEST_WHOLE = "the best that makes the logits whole"
+# Task, way, what it is compared with, the ways of that, and so many times as fast.
+TARGETS = (
+    (GRADIENTS, OURS, "the products alone", (PRODUCTS,), SHARE_OF_PRODUCTS),
+    (GRADIENTS, OURS, BEST_WHOLE, WHOLE, OVER_WHOLE),
+    (GRADIENTS, OURS, CHUNKED, (CHUNKED,), OVER_CHUNKED),
+    (GRADIENTS, OURS_HALF, "all of the rows", (OURS,), OVER_ALL_ROWS),
+    (LOSS, OURS, BEST_WHOLE, WHOLE, OVER_WHOLE_LOSS),
+)
 
 
 def compared(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Ratios of times that there is a target for."""
     by_key = {(e["task"], e["features"], e["way"]): e["seconds"] for e in found}
-    whole = "the best that makes the logits whole"
-    wanted = (
-        (GRADIENTS, OURS, "the products alone", (PRODUCTS,), SHARE_OF_PRODUCTS),
-        (GRADIENTS, OURS, whole, WHOLE, OVER_WHOLE),
-        (GRADIENTS, OURS, CHUNKED, (CHUNKED,), OVER_CHUNKED),
-        (GRADIENTS, OURS_HALF, "all of the rows", (OURS,), OVER_ALL_ROWS),
-        (LOSS, OURS, whole, WHOLE, OVER_WHOLE_LOSS),
-    )
-    for task, way, rival, names, targets in wanted:
+    for task, way, rival, names, targets in TARGETS:
         for features, target in targets.items():
             keys = [(task, features, name) for name in names]
             others = [by_key[key] for key in keys if key in by_key]
@@ -235,31 +245,15 @@ def compared(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
-def main() -> None:
-    parser = report.parser("linear", __doc__)
-    parser.add_argument("--rows", type=int, default=2048)
-    parser.add_argument("--classes", type=int, default=32_000)
-    parser.add_argument("--features", type=int, nargs="+", default=[128, 256, 512, 1024, 2048])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-rows", type=int, nargs="+", default=[1024, 4096, 16_384])
-    parser.add_argument("--memory-features", type=int, default=512)
-    options = parser.parse_args()
-    if options.quick:
-        options.rows, options.classes, options.rounds = 256, 2000, 1
-        options.features, options.memory_rows = [128, 256], [256, 1024]
-    os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
-    shapes = [(options.rows, options.classes, features) for features in options.features]
-    found = [entry for task in (GRADIENTS, LOSS) for entry in times(task, shapes, options.rounds)]
-    document = {
-        **machine.describe(["numpy", "torch", "jax"]),
-        "rows": options.rows, "classes": options.classes, "times": found,
-        "compared": list(compared(found)), "memory_features": options.memory_features,
-        "peaks": list(peaks(
-            (rows, options.classes, options.memory_features) for rows in options.memory_rows
-        )),
+def measure(options: Any) -> dict[str, Any]:
+    settings = QUICK if options.quick else FULL
+    found = [entry for task in (GRADIENTS, LOSS) for entry in times(task, settings)]
+    return {
+        "rows": settings.rows, "classes": settings.classes, "times": found,
+        "compared": list(compared(found)), "memory_features": MEMORY_FEATURES,
+        "peaks": list(peaks(settings)),
     }  # fmt: skip
-    report.finish("linear", options.json, document)
 
 
 if __name__ == "__main__":
-    main()
+    report.run("linear", __doc__, measure, ["numpy", "torch", "jax"])

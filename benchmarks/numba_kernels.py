@@ -1,8 +1,8 @@
 """Fused softmax and cross-entropy loops in Numba: prange, fastmath, bound outputs.
 
-``build(function, exponential)`` compiles a function's kernels around one exponential:
-``numpy.exp``, which a stock Numba calls element by element, or ``polynomial(dtype)``, written below
-so that LLVM vectorises the loops. What a function does not need is left out when it is compiled.
+``build`` compiles a function's kernels around one exponential: ``numpy.exp``, which a stock Numba
+calls element by element, or ``polynomial``, written below so that LLVM vectorises the loops. What a
+function does not need is left out when it is compiled.
 
 Three layouts: ``rows`` (rows, classes); ``columns`` (outer, classes, inner) with any strides, where
 the loops run along the inner axis; ``flat``, rows whose elements are shared by all threads. Each
@@ -12,6 +12,7 @@ loss.
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -54,8 +55,10 @@ def polynomial(dtype: str) -> Any:
     return exponential
 
 
-def build(function: str, exponential: Any) -> SimpleNamespace:
+@functools.cache
+def build(function: str, dtype: str, own_exponential: bool) -> SimpleNamespace:
     """A function's kernels, compiled on first use for the dtype they are called with."""
+    exponential = polynomial(dtype) if own_exponential else np.exp
     compiled = njit(parallel=True, fastmath=True)
     inlined = njit(fastmath=True, inline="always")
     labelled = function.startswith("cross_entropy")

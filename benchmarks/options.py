@@ -28,6 +28,7 @@ def calls(rows: int, classes: int) -> dict[str, Call]:
     labels = generator.integers(0, classes, rows)
     probabilities = generator.random((rows, classes), dtype=np.float32)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
+    numbers = {"temperature": 2.0, "z_loss": 1e-4, "label_smoothing": 0.1}
     options: dict[str, dict[str, Any]] = {
         NO_OPTION: {},
         f"{NO_OPTION}, again": {},
@@ -35,9 +36,7 @@ def calls(rows: int, classes: int) -> dict[str, Call]:
         "ignore_index": {"target": np.where(generator.random(rows) < 0.1, -100, labels)},
         "weight": {"weight": generator.random(classes, dtype=np.float32)},
         "sample_weight": {"sample_weight": generator.random(rows, dtype=np.float32)},
-        "temperature": {"temperature": 2.0},
-        "z_loss": {"z_loss": 1e-4},
-        "label_smoothing": {"label_smoothing": 0.1},
+        **{name: {name: x} for name, x in numbers.items()},
         "class probabilities": {"target": probabilities},
         "labels of int32": {"target": labels.astype(np.int32)},
     }
@@ -49,15 +48,9 @@ def calls(rows: int, classes: int) -> dict[str, Call]:
 
 
 def measure(options: Any) -> dict[str, Any]:
-    rounds = 3 if options.quick else 25
-    return {
-        "seconds": {
-            f"{shape[0]}x{shape[1]}": timing.medians(
-                timing.alternate(calls(*shape), rounds, seconds=0)
-            )
-            for shape in SHAPES
-        }
-    }
+    measured = partial(timing.alternate, rounds=3 if options.quick else 25, seconds=0)
+    medians = {shape: timing.medians(measured(calls(*shape))) for shape in SHAPES}
+    return {"seconds": {f"{rows}x{classes}": m for (rows, classes), m in medians.items()}}
 
 
 if __name__ == "__main__":

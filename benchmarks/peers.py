@@ -483,20 +483,15 @@ def onnx_results(result: Any) -> Any:
 # ------------------------------------------------------------------------------------------ Numba
 
 
-@functools.cache
-def numba_kernels(function: str, dtype: str, own_exponential: bool) -> Any:
-    import numba_kernels as module
-
-    return module.build(function, module.polynomial(dtype) if own_exponential else np.exp)
-
-
 def numba(problem: Problem, own_exponential: bool = False) -> Ways:
     """Fused prange loops with fastmath, in every layout that fits the case."""
     import numba
 
+    import numba_kernels
+
     case, logits, threads = problem.case, problem.logits, available_cores()
     numba.set_num_threads(min(threads, numba.get_num_threads()))
-    kernels = numba_kernels(case.function, case.dtype, own_exponential)
+    kernels = numba_kernels.build(case.function, case.dtype, own_exponential)
 
     # The view of a full-size array that each layout takes.
     views: dict[str, Callable[[Array], Array]] = {}

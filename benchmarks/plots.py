@@ -24,6 +24,10 @@ pyplot.rcParams.update({
 })  # fmt: skip
 
 OURS, OTHERS = "#2a78b5", "#b9b9b9"
+LINES: dict[str, dict[str, Any]] = {
+    "softce_fast": {"color": OURS, "linewidth": 2.5},
+    "matrix products": {"color": "k", "linestyle": ":"},
+}
 PLAIN_WAY = "plain"  # what other ways of ways.py are compared with
 
 Document = dict[str, Any]
@@ -71,11 +75,9 @@ def name_rows(axis: Any, names: Iterable[str]) -> None:
 def horizontal_bars(axis: Any, title: str, bars: dict[str, tuple[float, str]]) -> None:
     """Bars from 0, ours in blue, each with its number."""
     colors = [OURS if name == "softce_fast" else OTHERS for name in bars]
-    axis.barh(range(len(bars)), [value for value, _ in bars.values()], color=colors, height=0.72)
-    for position, (value, text) in enumerate(bars.values()):
-        axis.annotate(
-            text, (value, position), (3, 0), textcoords="offset points", va="center", fontsize=8
-        )
+    values, texts = zip(*bars.values(), strict=True)
+    drawn = axis.barh(range(len(bars)), values, color=colors, height=0.72)
+    axis.bar_label(drawn, texts, padding=3, fontsize=8)
     name_rows(axis, bars)
     axis.grid(visible=False, axis="y")
     axis.tick_params(axis="y", length=0)
@@ -96,13 +98,10 @@ def speed(document: Document, path: Path) -> Path:
     """Time of a call by library, a panel for each of some cases."""
     title = f"Time of a call, float32, on {machine.one_line(document)}"
     figure, axes = panels(len(SPEED_PANELS), (11, 3.9), title, shared=False)
-    for axis, (*case, title) in zip(axes, SPEED_PANELS, strict=True):
-        times = next(
-            times_by_title(entry)
-            for entry in document["cases"]
-            if [entry["operation"], entry["shape"], entry["dtype"]] == [*case, "float32"]
-        )
-        milliseconds = {name: 1e3 * times[name] for name in sorted(times, key=lambda n: times[n])}
+    cases = {(e["operation"], e["shape"]): e for e in document["cases"] if e["dtype"] == "float32"}
+    for axis, (operation, shape, title) in zip(axes, SPEED_PANELS, strict=True):
+        times = times_by_title(cases[operation, shape])
+        milliseconds = {name: 1e3 * times[name] for name in sorted(times, key=times.__getitem__)}
         horizontal_bars(axis, title, {n: (t, f"{t:.1f}") for n, t in milliseconds.items()})
         axis.set_xlim(0, 1.13 * max(milliseconds.values()))
         axis.set_xlabel("milliseconds (lower is better)")
@@ -124,12 +123,11 @@ def accuracy(document: Document, path: Path) -> Path:
             digits = right_digits(entry["ulp"])
             text = f"{digits:.1f}" if digits else "none"
             bars.setdefault(entry["function"], {})[TITLES[entry["implementation"]]] = digits, text
-    figure, axes = panels(
-        len(bars), (11, 2.5),
-        f"Decimal digits that are right in the worst of all results, of the "
-        f"{FLOAT32_DIGITS:.1f} that a float32 has; inputs include rows whose label is almost "
-        "certain",
-    )  # fmt: skip
+    title = (
+        f"Decimal digits that are right in the worst of all results, of the {FLOAT32_DIGITS:.1f} "
+        "that a float32 has; inputs include rows whose label is almost certain"
+    )
+    figure, axes = panels(len(bars), (11, 2.5), title)
     for axis, (function, found) in zip(axes, bars.items(), strict=True):
         horizontal_bars(axis, ACCURACY_PANELS[function], found)
         axis.set_xlim(0, 8.4)
@@ -153,11 +151,7 @@ def linear(document: Document, path: Path) -> Path:
         table = points.pivot_table(index=across, columns="way", values=up).reindex(columns=ways)
         table = table / 2**20 if up == "bytes" else 1e3 * table
         for place, way in enumerate(ways):
-            style: dict[str, Any] = {"color": f"C{place}"}
-            if way == "softce_fast":
-                style = {"color": OURS, "linewidth": 2.5}
-            elif way == "matrix products":
-                style = {"color": "k", "linestyle": ":"}
+            style = LINES.get(way, {"color": f"C{place}"})
             axis.plot(table.index, table[way], marker="o", markersize=3.5, label=way, **style)
         axis.set_title(f"{title}, {document['classes']} classes")
         axis.set_xlabel(across)
@@ -183,11 +177,9 @@ def ways(document: Document, path: Path) -> Path:
     frame = pd.DataFrame(document["cells"])
     frame = frame.assign(ratio=frame.apply(way_ratio, axis=1)).dropna(subset="ratio")
     names, dtypes = list(frame["way"].unique()), list(frame["dtype"].unique())
-    figure, axes = panels(
-        len(dtypes), (3 + 3 * len(dtypes), 0.3 * len(names) + 1.6),
-        f"Time over the plain call's, of the least favourable operation; target: line\n"
-        f"{machine.one_line(document)}",
-    )  # fmt: skip
+    title = "Time over the plain call's, of the least favourable operation; target: line\n"
+    size = 3 + 3 * len(dtypes), 0.3 * len(names) + 1.6
+    figure, axes = panels(len(dtypes), size, title + machine.one_line(document))
     for axis, dtype in zip(axes, dtypes, strict=True):
         chosen = frame[frame["dtype"] == dtype]
         for classes, worst in chosen.groupby(["classes", "way"])["ratio"].max().groupby("classes"):

@@ -9,12 +9,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 from tabulate import tabulate
@@ -27,7 +30,6 @@ from shapes import COLUMNS, OPERATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
-LOCAL = RESULTS / "local"
 LIMIT_SHARE = 0.8  # of the memory limit: what counts as near it
 PRODUCTS = "matrix products"  # of linear.py: those that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
@@ -37,31 +39,46 @@ BESIDE, MOST_BESIDE = "beside a busy process", 3  # times its time on a quiet ma
 
 Document = dict[str, Any]
 Entry = dict[str, Any]
+Row = dict[str, str]  # by column
+Rows = Callable[[Document], pd.DataFrame]
+T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------ tables
 
 
-def table_of(rows: Iterable[dict[str, str]]) -> pd.DataFrame:
-    """Rows by column name; what is missing is left empty, columns without anything out."""
-    table = pd.DataFrame(rows).fillna("")
-    return table.loc[:, (table != "").any()]
+def listed(function: Callable[[Document], Iterable[Row]]) -> Rows:
+    """A table of the rows that a function gives; columns without anything are left out."""
+
+    @functools.wraps(function)
+    def table(document: Document) -> pd.DataFrame:
+        found = pd.DataFrame(function(document)).fillna("")
+        return found.loc[:, (found != "").any()]
+
+    return table
 
 
-def crossed(titles: list[str], cells: Iterable[tuple[str, ...]]) -> pd.DataFrame:
+def crossed(*titles: str) -> Callable[[Callable[[Document], Iterable[tuple[str, ...]]]], Rows]:
     """A table from (what names a row ..., column, text); of the same place the first one stands."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for *names, column, text in cells:
-        rows.setdefault(tuple(names), {}).setdefault(column, text)
-    return table_of(dict(zip(titles, key, strict=True)) | row for key, row in rows.items())
+
+    def table_of(function: Callable[[Document], Iterable[tuple[str, ...]]]) -> Rows:
+        @listed
+        def table(document: Document) -> Iterator[Row]:
+            rows: dict[tuple[str, ...], Row] = {}
+            for *names, column, text in function(document):
+                rows.setdefault(tuple(names), {}).setdefault(column, text)
+            named = [title.format_map(document) for title in titles]
+            return (dict(zip(named, key, strict=True)) | row for key, row in rows.items())
+
+        return table
+
+    return table_of
 
 
 def aligned(table: pd.DataFrame, left: int) -> str:
     """A table in plain text; the first ``left`` columns are set to the left."""
     sides = ["left" if column < left else "right" for column in range(table.shape[1])]
-    return tabulate(
-        table, headers="keys", showindex=False, disable_numparse=True, colalign=sides
-    )  # fmt: skip
+    return tabulate(table, "keys", showindex=False, disable_numparse=True, colalign=sides)
 
 
 def markdown(table: pd.DataFrame, left: int = 1) -> str:
@@ -80,23 +97,19 @@ def versions(document: Document, *but: str) -> str:
 
 def condense(raw: Document) -> Document:
     """Our results file from pytest-benchmark's, which names the host and holds much else."""
+    kept = {"median": "median", "minimum": "min", "interquartile_range": "iqr", "rounds": "rounds"}
     cases: dict[str, Entry] = {}
     for benchmark in raw["benchmarks"]:
         info, stats = benchmark["extra_info"], benchmark["stats"]
         name = info.pop("implementation")
         entry = cases.setdefault(benchmark["group"], {**info, "seconds": {}})
-        entry["seconds"][name] = {
-            "median": stats["median"],
-            "minimum": stats["min"],
-            "interquartile_range": stats["iqr"],
-            "rounds": stats["rounds"],
-        }
+        entry["seconds"][name] = {title: stats[key] for title, key in kept.items()}
     for entry in cases.values():
         seconds = {name: found["median"] for name, found in entry["seconds"].items()}
-        if "softce_fast" in seconds:
-            entry["gigabytes_per_second"] = entry["minimum_bytes"] / seconds["softce_fast"] * 1e-9
+        if ours := seconds.get("softce_fast"):
+            entry["gigabytes_per_second"] = entry["minimum_bytes"] / ours * 1e-9
             if "textbook" in seconds:
-                entry["ratio"] = seconds["textbook"] / seconds["softce_fast"]
+                entry["ratio"] = seconds["textbook"] / ours
     return {**machine.describe(), "cases": list(cases.values())}
 
 
@@ -117,14 +130,16 @@ def limit_share(entry: Entry) -> float | None:
     return entry["limit_share"] if entry.get("limit_share_applies") else None
 
 
-def cases_rows(document: Document) -> pd.DataFrame:
+@listed
+def cases_rows(document: Document) -> Iterator[Row]:
     """Every case: our time, and the best peer's or NumPy's."""
 
-    def text(number: float | None, form: Callable[[float], str]) -> str:
+    def text(number: float | None, form: Callable[[float], str] = ratio_text) -> str:
         return "" if number is None else form(number)
 
-    return table_of(
-        {
+    for entry in document["cases"]:
+        peer = entry.get("best_peer", "textbook")
+        yield {
             "operation": title_of(entry),
             "shape": entry["shape"],
             "dtype": entry["dtype"],
@@ -133,12 +148,9 @@ def cases_rows(document: Document) -> pd.DataFrame:
             "peer's": seconds_text(entry, peer),
             "GB/s": text(entry.get("gigabytes_per_second"), "{:.1f}".format),
             "of limit": text(limit_share(entry), "{:.2f}".format),
-            "peer/ours": text(entry.get("ratio"), ratio_text),
-            "float32/ours": text(entry.get("ratio_to_float32"), ratio_text),
+            "peer/ours": text(entry.get("ratio")),
+            "float32/ours": text(entry.get("ratio_to_float32")),
         }
-        for entry in document["cases"]
-        for peer in [entry.get("best_peer", "textbook")]
-    )
 
 
 def ahead_text(document: Document) -> str:
@@ -146,73 +158,70 @@ def ahead_text(document: Document) -> str:
     return f"of every peer in {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} cases"
 
 
-def case_notes(document: Document) -> list[str]:
+def case_notes(document: Document) -> Iterator[str]:
     """Peers that are missing, and of a comparison what it comes to."""
-    missing = {TITLES.get(name, name): text for name, text in document.get("skipped", {}).items()}
-    notes = [f"skipped {title}: {reason}" for title, reason in missing.items()]
+    for name, reason in document.get("skipped", {}).items():
+        yield f"skipped {TITLES.get(name, name)}: {reason}"
     for entry in document["cases"]:
-        where = f"{entry['operation']} {entry['shape']} {entry['dtype']}"
         for name, reason in entry.get("missing", {}).items():
             if not reason.startswith(("no ", "only ")):  # a peer without the function is no news
-                notes.append(f"{where}: {TITLES[name]}: {reason}")
-    shares = [share for e in document["cases"] if (share := limit_share(e)) is not None]
+                where = f"{entry['operation']} {entry['shape']} {entry['dtype']}"
+                yield f"{where}: {TITLES[name]}: {reason}"
     if "skipped" in document:
+        shares = [share for e in document["cases"] if (share := limit_share(e)) is not None]
         near = sum(share >= LIMIT_SHARE for share in shares)
-        notes.append(
-            f"ahead {ahead_text(document)}; "
-            f"{near} of {len(shares)} cases at {LIMIT_SHARE:g} of the memory limit"
-        )
-    return notes
+        at_limit = f"{near} of {len(shares)} cases at {LIMIT_SHARE:g} of the memory limit"
+        yield f"ahead {ahead_text(document)}; {at_limit}"
+
+
+def beside_peer(entry: Entry) -> str:
+    return f"{ratio_text(entry['ratio'])} {TITLES[entry['best_peer']]}"
+
+
+@crossed("{dtype}: best peer's time over ours")
+def peers_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Operation by column, for one dtype: the least of the ratios, and who that is."""
+    operations, columns = list(OPERATIONS), list(COLUMNS)
+
+    def place(entry: Entry) -> tuple[int, int, float]:
+        operation, column = operations.index(entry["operation"]), columns.index(entry["column"])
+        return operation, column, entry["ratio"]
+
+    for entry in sorted(document["cases"], key=place):
+        yield title_of(entry), COLUMNS[entry["column"]], beside_peer(entry)
+
+
+@listed
+def halves_rows(document: Document) -> Iterator[Row]:
+    for entry in raced(document):
+        if "ratio_to_float32" in entry:
+            yield {
+                "half types": title_of(entry),
+                "shape": entry["shape"],
+                "dtype": entry["dtype"],
+                "own float32's time over ours": ratio_text(entry["ratio_to_float32"]),
+                "best peer's time over ours": beside_peer(entry),
+            }
 
 
 def peers_markdown(document: Document) -> str:
-    """Operation by column: the least of the ratios to the best peer, and who that is."""
-
-    def place(entry: Entry) -> tuple[int, int, float]:
-        operation, column = list(OPERATIONS).index(entry["operation"]), entry["column"]
-        return operation, list(COLUMNS).index(column), entry["ratio"]
-
-    def beside_peer(entry: Entry) -> str:
-        return f"{ratio_text(entry['ratio'])} {TITLES[entry['best_peer']]}"
-
-    blocks = []
-    for dtype in ("float32", "float64"):
-        if entries := sorted(raced(document, dtype), key=place):
-            cells = ((title_of(e), COLUMNS[e["column"]], beside_peer(e)) for e in entries)
-            blocks.append(markdown(crossed([f"{dtype}: best peer's time over ours"], cells)))
-    halves = [
-        {
-            "half types": title_of(entry),
-            "shape": entry["shape"],
-            "dtype": entry["dtype"],
-            "own float32's time over ours": ratio_text(entry["ratio_to_float32"]),
-            "best peer's time over ours": beside_peer(entry),
-        }
-        for entry in raced(document)
-        if "ratio_to_float32" in entry
-    ]
-    if halves:
-        blocks.append(markdown(table_of(halves), left=3))
+    of_dtypes = [{"dtype": d, "cases": raced(document, d)} for d in ("float32", "float64")]
+    tables = [markdown(peers_rows(found)) for found in of_dtypes if found["cases"]]
+    if not (halves := halves_rows(document)).empty:
+        tables.append(markdown(halves, left=3))
     dates = sorted({entry["date"] for entry in document["cases"] if "date" in entry})
     oldest = f" (the oldest case: {dates[0]})" if len(dates) > 1 else ""
     note = f"Of several shapes the least favourable one. Ahead {ahead_text(document)}. "
     on = f"{machine.one_line(document)}{oldest}. {versions(document, 'python')}."
-    return "\n\n".join([*blocks, note + on])
+    return "\n\n".join([*tables, note + on])
 
 
-def textbook_rows(document: Document) -> pd.DataFrame:
+@crossed("float32: time, and textbook NumPy's over it")
+def textbook_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Shape by operation: our time and how many times as long textbook NumPy takes."""
-    return crossed(
-        ["float32: time, and textbook NumPy's over it"],
-        (
-            (
-                e["shape"],
-                title_of(e),
-                f"{seconds_text(e, 'softce_fast')}, {ratio_text(e['ratio'])}x",
-            )
-            for e in raced(document, "float32")
-        ),
-    )
+    for entry in raced(document, "float32"):
+        text = f"{seconds_text(entry, 'softce_fast')}, {ratio_text(entry['ratio'])}x"
+        yield entry["shape"], title_of(entry), text
 
 
 # What the README's one table shows: rows and classes, and operations.
@@ -220,27 +229,18 @@ README_SHAPES = {
     "1x10": "1 x 10", "32x1000": "32 x 1,000", "1000000x10": "1,000,000 x 10",
     "16384x1000": "16,384 x 1,000", "128x131072": "128 x 131,072",
 }  # fmt: skip
-README_OPERATIONS = {
-    "softmax_fresh": "softmax", "cross_entropy": "cross_entropy",
-    "cross_entropy_with_grad_fresh": "cross_entropy_with_grad",
-}  # fmt: skip
+README_OPERATIONS = ("softmax_fresh", "cross_entropy", "cross_entropy_with_grad_fresh")
 
 
-def readme_rows(document: Document) -> pd.DataFrame:
+@crossed("float32, rows x classes")
+def readme_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Some shapes by some operations: textbook NumPy's time, and ours."""
-    found = {(e["operation"], e["shape"]): e for e in raced(document, "float32")}
-    return crossed(
-        ["float32, rows x classes"],
-        (
-            (
-                name, column, f"{ratio_text(entry['ratio'])}x ({seconds_text(entry, 'textbook')} → "
-                f"{seconds_text(entry, 'softce_fast')})",
-            )
-            for shape, name in README_SHAPES.items()
-            for operation, column in README_OPERATIONS.items()
-            if (entry := found.get((operation, shape)))
-        ),
-    )  # fmt: skip
+    found = {(e["shape"], e["operation"]): e for e in raced(document, "float32")}
+    for shape, operation in itertools.product(README_SHAPES, README_OPERATIONS):
+        if entry := found.get((shape, operation)):
+            times = f"{seconds_text(entry, 'textbook')} → {seconds_text(entry, 'softce_fast')}"
+            text = f"{ratio_text(entry['ratio'])}x ({times})"
+            yield README_SHAPES[shape], operation.removesuffix("_fresh"), text
 
 
 # --------------------------------------------------------------------------------- the other tables
@@ -252,158 +252,111 @@ def ulp_text(ulp: float | None) -> str:
     return f"{ulp:.2f}" if ulp < 10 else f"{ulp:.0f}" if ulp < 1e5 else f"{ulp:.0e}"
 
 
-def accuracy_rows(document: Document) -> pd.DataFrame:
+@crossed("largest error in ULP", "dtype", "promised")
+def accuracy_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Largest error by function and dtype, a column per implementation."""
-    return crossed(
-        ["largest error in ULP", "dtype", "promised"],
-        (
-            (
-                entry["function"], entry["dtype"], f"{document['targets'][entry['function']]:g}",
-                TITLES[entry["implementation"]], ulp_text(entry["ulp"]),
-            )
-            for entry in document["results"]
-        ),
-    )  # fmt: skip
+    for entry in document["results"]:
+        promised = f"{document['targets'][entry['function']]:g}"
+        title, error = TITLES[entry["implementation"]], ulp_text(entry["ulp"])
+        yield entry["function"], entry["dtype"], promised, title, error
 
 
-def threads_rows(document: Document) -> pd.DataFrame:
+@crossed("float32: times as fast as on one thread", "shape")
+def threads_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Shape by number of threads: how many times faster than on one."""
-    return crossed(
-        ["float32: times as fast as on one thread", "shape"],
-        (
-            (
-                OPERATIONS[point["function"]].title, f"{point['rows']}x{point['classes']}",
-                f"{count} threads", ratio_text(point["speedup"]),
+    for point in document["points"]:
+        if (count := point["threads"]) > 1 and count & (count - 1) == 0:
+            title, shape = (
+                OPERATIONS[point["function"]].title,
+                f"{point['rows']}x{point['classes']}",
             )
-            for point in document["points"]
-            if (count := point["threads"]) > 1 and count & (count - 1) == 0
-        ),
-    )  # fmt: skip
+            yield title, shape, f"{count} threads", ratio_text(point["speedup"])
 
 
-def digits_rows(document: Document) -> pd.DataFrame:
+@listed
+def digits_rows(document: Document) -> Iterator[Row]:
     """Loss and accuracy of both trainings, and the time in loss and gradient."""
-    return table_of(
-        {
+    for name, result in document["results"].items():
+        yield {
             "on the digits": TITLES[name],
             "train loss": f"{result['train_loss']:.6f}",
             "test loss": f"{result['test_loss']:.6f}",
             "test accuracy": f"{result['test_accuracy']:.2%}",
             "loss + gradient": time_text(result["seconds"]),
         }
-        for name, result in document["results"].items()
-    )
 
 
-def gain_text(gains: dict[str, float]) -> str:
-    """The geometric mean over shapes, the least and the greatest gain, and where that is."""
-    best = max(gains, key=lambda shape: gains[shape])
-    mean = statistics.geometric_mean(gains.values())
-    return f"{mean:.2f} ({min(gains.values()):.2f} to {gains[best]:.2f}, {best})"
-
-
-def ablation_rows(document: Document) -> pd.DataFrame:
-    """Mechanism, build and dtype by operation: the time without it over the time with it."""
+@crossed("time without it over the time with it", "build", "dtype")
+def ablation_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Mechanism, build and dtype by operation: the mean over shapes, the least, the greatest."""
     gains: dict[tuple[str, ...], dict[str, float]] = {}
     for cell in document["cells"]:
-        for mechanism, seconds in cell["seconds"].items():
-            if mechanism != PLANNED:
-                key = (mechanism, cell["build"], cell["dtype"], cell["operation"])
-                gains.setdefault(key, {})[cell["shape"]] = seconds / cell["seconds"][PLANNED]
-    return crossed(
-        ["time without it over the time with it", "build", "dtype"],
-        ((*key[:3], OPERATIONS[key[3]].title, gain_text(gains[key])) for key in sorted(gains)),
-    )
+        for mechanism in cell["seconds"].keys() - {PLANNED}:
+            key = (mechanism, cell["build"], cell["dtype"], cell["operation"])
+            gain = cell["seconds"][mechanism] / cell["seconds"][PLANNED]
+            gains.setdefault(key, {})[cell["shape"]] = gain
+    for (*names, operation), found in sorted(gains.items()):
+        mean, best = statistics.geometric_mean(found.values()), max(found, key=found.__getitem__)
+        text = f"{mean:.2f} ({min(found.values()):.2f} to {found[best]:.2f}, {best})"
+        yield *names, OPERATIONS[operation].title, text
 
 
-def options_rows(document: Document) -> pd.DataFrame:
-    """Option by shape: time, and the plain call's times that."""
-    return crossed(
-        ["float32: cross_entropy_with_grad, grad_out=: time, and times that without options"],
-        (
-            (name, shape, f"{time_text(taken)}, {taken / times[NO_OPTION]:.2f}")
-            for shape, times in document["seconds"].items()
-            for name, taken in times.items()
-        ),
-    )
+@crossed("float32: cross_entropy_with_grad, grad_out=: time, and times that without options")
+def options_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    for shape, times in document["seconds"].items():
+        for name, taken in times.items():
+            yield name, shape, f"{time_text(taken)}, {taken / times[NO_OPTION]:.2f}"
 
 
-def waiting_rows(document: Document) -> pd.DataFrame:
-    """Shape and situation: mean time of a call, by the threads that it may use."""
-    return crossed(
-        ["float32: softmax, out=, mean time", ""],
-        (
-            (cell["shape"], cell["situation"], name, time_text(seconds))
-            for cell in document["cells"]
-            for name, seconds in cell["seconds"].items()
-        ),
-    )
+@crossed("float32: softmax, out=, mean time", "")
+def waiting_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Shape and situation by the threads that a call may use."""
+    for cell in document["cells"]:
+        for name, seconds in cell["seconds"].items():
+            yield cell["shape"], cell["situation"], name, time_text(seconds)
 
 
-def linear_rows(document: Document) -> pd.DataFrame:
-    """Task and way by number of features: time, and the time of the products alone over it."""
+@crossed("{rows} rows, {classes} classes: time, products' over it", "way")
+def linear_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Task and way by number of features."""
     seconds = {(e["task"], e["features"], e["way"]): e["seconds"] for e in document["times"]}
-    return crossed(
-        [f"{document['rows']} rows, {document['classes']} classes: time, products' over it", "way"],
-        (
-            (
-                task, way, f"{features} features",
-                f"{time_text(taken)}, {seconds[task, features, PRODUCTS] / taken:.2f}",
-            )
-            for (task, features, way), taken in seconds.items()
-        ),
-    )  # fmt: skip
+    for (task, features, way), taken in seconds.items():
+        text = f"{time_text(taken)}, {seconds[task, features, PRODUCTS] / taken:.2f}"
+        yield task, way, f"{features} features", text
 
 
-def linear_targets_rows(document: Document) -> pd.DataFrame:
-    """Compared with what by number of features: the ratio."""
-    return crossed(
-        ["times as fast"],
-        (
-            (e["what"], f"{e['features']} features", ratio_text(e["ratio"]))
-            for e in document["compared"]
-        ),
-    )
+@crossed("times as fast")
+def linear_targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    for entry in document["compared"]:
+        yield entry["what"], f"{entry['features']} features", ratio_text(entry["ratio"])
 
 
-def linear_peaks_rows(document: Document) -> pd.DataFrame:
+@crossed("{classes} classes, {memory_features} features: memory")
+def linear_peaks_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Way by number of rows: growth of the peak in a call for loss and gradients."""
-    return crossed(
-        [f"{document['classes']} classes, {document['memory_features']} features: memory"],
-        (
-            (e["way"], f"{e['rows']} rows", f"{e['bytes'] / 2**20:.0f} MiB")
-            for e in document["peaks"]
-        ),
-    )
+    for entry in document["peaks"]:
+        yield entry["way"], f"{entry['rows']} rows", f"{entry['bytes'] / 2**20:.0f} MiB"
 
 
 def linear_markdown(document: Document) -> str:
-    blocks = [
-        markdown(linear_rows(document), 2),
-        markdown(linear_targets_rows(document)),
-        markdown(linear_peaks_rows(document)),
-        f"{machine.one_line(document)}.",
-    ]
-    return "\n\n".join(blocks)
+    tables = [markdown(linear_rows(document), 2)]
+    tables += [markdown(rows(document)) for rows in (linear_targets_rows, linear_peaks_rows)]
+    return "\n\n".join([*tables, f"{machine.one_line(document)}."])
 
 
-def adapters_rows(document: Document) -> pd.DataFrame:
+@listed
+def adapters_rows(document: Document) -> Iterator[Row]:
     """What is done in a library: both times, and how many times as fast."""
-    return table_of(
-        {
+    for cell in document["cells"]:
+        ours, other = cell["seconds"]["softce_fast"], cell["seconds"]["other"]
+        verdict = ", nothing gained" if other / ours < LEAST_GAIN else ""
+        yield {
             "library": cell["library"],
             "": cell["what"],
-            "its own": time_text(cell["seconds"]["other"]),
-            "softce_fast": time_text(cell["seconds"]["softce_fast"]),
-            "times as fast": verdict(cell["seconds"]["other"] / cell["seconds"]["softce_fast"]),
+            "its own": time_text(other),
+            "softce_fast": time_text(ours),
+            "times as fast": ratio_text(other / ours) + verdict,
         }
-        for cell in document["cells"]
-    )
-
-
-def verdict(ratio: float) -> str:
-    """A ratio of times, which says so where nothing is gained."""
-    return ratio_text(ratio) + (", nothing gained" if ratio < LEAST_GAIN else "")
 
 
 def over_way(cells: list[Entry], name: str) -> list[float]:
@@ -421,13 +374,13 @@ def way_reached(cell: Entry) -> bool:
     )
 
 
-def ways_rows(document: Document) -> pd.DataFrame:
+@listed
+def ways_rows(document: Document) -> Iterator[Row]:
     """Way and dtype by class count: the least favourable of operations and sizes."""
     groups: dict[tuple[str, str], list[Entry]] = {}
     for cell in document["cells"]:
         if not math.isnan(plots.way_ratio(cell)):
             groups.setdefault((cell["way"], cell["dtype"]), []).append(cell)
-    rows = []
     for (way, dtype), found in groups.items():
         target = min(cell["target"] for cell in found)
         row = {"time over that of the plain call": way, "dtype": dtype, "target": f"{target:g}"}
@@ -440,8 +393,7 @@ def ways_rows(document: Document) -> pd.DataFrame:
         row["least of the peer's times over ours"] = ratio_text(min(leads)) if leads else ""
         row[f"{BESIDE}, over its own time"] = ratio_text(max(slowed)) if slowed else ""
         row["reached"] = f"{sum(map(way_reached, found))} of {len(found)}"
-        rows.append(row)
-    return table_of(rows)
+        yield row
 
 
 def ways_page_rows(document: Document) -> pd.DataFrame:
@@ -455,14 +407,14 @@ def ways_page_rows(document: Document) -> pd.DataFrame:
 class Table(NamedTuple):
     """How a kind of document is shown."""
 
-    rows: Callable[[Document], pd.DataFrame]
+    rows: Rows
     left: int = 2  # columns that are set to the left
     note: str = ""  # for a page
 
     def text(self, document: Document) -> str:
-        lines = [aligned(self.rows(document), self.left), ""]
-        lines += case_notes(document) if "cases" in document else []
-        return "\n".join([*lines, machine.one_line(document), versions(document)])
+        notes = case_notes(document) if "cases" in document else []
+        on = machine.one_line(document), versions(document)
+        return "\n".join([aligned(self.rows(document), self.left), "", *notes, *on])
 
     def page(self, document: Document) -> str:
         table = markdown(self.rows(document), self.left)
@@ -512,16 +464,6 @@ def show(document: Document, directory: Path) -> None:
         print(f"saved {PICTURES[kind](document, directory / f'{kind}.png')}")
 
 
-def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    result = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    result.add_argument("--quick", action="store_true", help="fewer cases, briefly")
-    result.add_argument(
-        "--json", type=Path, default=LOCAL / f"{name}.json", help="where results go"
-    )
-    return result
-
-
 def finish(kind: str, path: Path, document: Document) -> None:
     """Write results down, where a report is made from them later, and show them."""
     document = {"kind": kind, **document}
@@ -539,12 +481,27 @@ def run(
     arguments: Mapping[str, dict[str, Any]] = {},
 ) -> None:
     """What a benchmark does: options, measuring, results."""
-    options = parser(kind, description)
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer cases, briefly")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "local" / f"{kind}.json", help="where results go"
+    )
     for name, settings in arguments.items():
-        options.add_argument(name, **settings)
-    chosen = options.parse_args()
-    content = measure(chosen)
-    finish(kind, chosen.json, {**machine.describe(packages), **content})
+        parser.add_argument(name, **settings)
+    options = parser.parse_args()
+    content = measure(options)
+    finish(kind, options.json, {**machine.describe(packages), **content})
+
+
+# An option of some benchmarks, and what it says of the name of a case.
+ONLY = {"--only": {"nargs": "+", "metavar": "TEXT", "help": "cases with one of these in the name"}}
+
+
+def chosen(options: argparse.Namespace, cases: Mapping[str, T]) -> list[T]:
+    """Those cases, by name, that are asked for; without any the program ends."""
+    texts = options.only or [""]
+    found = [case for name, case in cases.items() if any(text in name for text in texts)]
+    return found or sys.exit(f"no case has {' or '.join(texts)} in its name")
 
 
 def between_markers(text: str, name: str, content: str) -> str:
@@ -557,7 +514,7 @@ def between_markers(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def update_page(path: Path, page: str, results: Path) -> list[str]:
+def update_page(path: Path, page: str, results: Path = RESULTS) -> list[str]:
     """Puts the recorded results into a page; returns the names of the sections written."""
     text = path.read_text(encoding="utf-8")
     recorded = [section for section in SECTIONS[page] if (results / section[1]).exists()]
@@ -567,13 +524,13 @@ def update_page(path: Path, page: str, results: Path) -> list[str]:
     return [section for section, _, _ in recorded]
 
 
-def update_pages(results: Path) -> None:
-    """Renew the tables of all pages, and the README's plots."""
+def update_pages() -> None:
+    """Renew the tables of all pages, and their plots."""
     for page in SECTIONS:
-        print(f"{page}: {', '.join(update_page(ROOT / page, page, results)) or 'nothing recorded'}")
+        print(f"{page}: {', '.join(update_page(ROOT / page, page)) or 'nothing recorded'}")
     for picture, (file, draw) in PLOTS.items():
-        if (results / file).exists():
-            print(draw(json.loads((results / file).read_text()), ROOT / picture))
+        if (RESULTS / file).exists():
+            print(draw(json.loads((RESULTS / file).read_text()), ROOT / picture))
 
 
 def main() -> None:
@@ -582,18 +539,15 @@ def main() -> None:
     )
     parser.add_argument("command", choices=["speed", "show", "pages"])
     parser.add_argument("files", type=Path, nargs="*")
-    parser.add_argument("--directory", type=Path, help="of results; default: as recorded, or local")
     options = parser.parse_args()
     if options.command == "pages":
-        update_pages(options.directory or RESULTS)
-    elif not options.files:
-        parser.error(f"{options.command} takes files")
+        update_pages()
     for file in options.files:
         document = json.loads(file.read_text())
         if options.command == "speed":
-            finish("speed", (options.directory or LOCAL) / "speed.json", condense(document))
+            finish("speed", file.with_name("speed.json"), condense(document))
         else:
-            show(document, options.directory or file.parent)
+            show(document, file.parent)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ FUNCTIONS = ("softmax_out", "cross_entropy", "cross_entropy_with_grad_out")
 SHAPES = ((1_000_000, 10), (65_536, 1000), (256, 131_072), (1, 2**26))
 
 
-def points(dtype: str, quick: bool) -> Iterator[dict[str, Any]]:
+def points(quick: bool) -> Iterator[dict[str, Any]]:
     """The times of the three functions, by shape and threads."""
     for shape in tqdm(SHAPES[::3] if quick else SHAPES, unit="shape"):
         calls = {
-            function: peers.call(softce_fast, Problem.of(Case(function, shape, dtype)))
+            function: peers.call(softce_fast, Problem.of(Case(function, shape, "float32")))
             for function in FUNCTIONS
         }
         base: dict[str, timing.Timing] = {}
@@ -32,16 +32,15 @@ def points(dtype: str, quick: bool) -> Iterator[dict[str, Any]]:
             base = base or times
             for function, found in times.items():
                 yield {
-                    "study": "threads", "function": function, "dtype": dtype,
+                    "study": "threads", "function": function, "dtype": "float32",
                     "rows": shape[0], "classes": shape[1], "seconds": found._asdict(),
                     "threads": threads, "speedup": base[function].median / found.median,
                 }  # fmt: skip
 
 
 def measure(options: Any) -> dict[str, Any]:
-    return {"points": list(points(options.dtype, options.quick))}
+    return {"points": list(points(options.quick))}
 
 
 if __name__ == "__main__":
-    dtype = {"default": "float32", "choices": ["float32", "float64"]}
-    report.run("scaling", __doc__, measure, arguments={"--dtype": dtype})
+    report.run("scaling", __doc__, measure)

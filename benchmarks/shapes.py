@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,6 +80,11 @@ class Case:
     def identifier(self) -> str:
         return f"{self.operation}-{self.dtype}-{self.shape_name}"
 
+    def described(self) -> dict[str, Any]:
+        """What results say of a case."""
+        names = ("operation", "shape_name", "column", "dtype", "minimum_bytes")
+        return {name.removesuffix("_name"): getattr(self, name) for name in names}
+
     @property
     def classes(self) -> int:
         return self.shape[self.axis]
@@ -143,22 +147,6 @@ BENCH_CASES = tuple(
     or (case.dtype == "float64" and case.shape in _PLAIN_SHAPES)
     or (case.dtype in HALF_DTYPES and case.operation == "softmax_out" and case.classes > 100)
 )
-
-
-def select(
-    cases: Iterable[Case],
-    operations: Collection[str] | None = None,
-    shapes: Iterable[str] | None = None,
-    dtypes: Collection[str] | None = None,
-) -> tuple[Case, ...]:
-    """The cases whose operation, shape ("16384x1000", or a column's name) and dtype were named."""
-    return tuple(
-        case
-        for case in cases
-        if (not operations or case.operation in operations)
-        and (not shapes or {case.shape_name, case.column} & set(shapes))
-        and (not dtypes or case.dtype in dtypes)
-    )
 
 
 # The cache holds one input: cases that share it follow each other.

@@ -32,14 +32,7 @@ IMPLEMENTATIONS = {"softce_fast": softce_fast, "textbook": _textbook}
 @pytest.mark.parametrize("case", BENCH_CASES, ids=lambda case: case.identifier)
 def test_speed(benchmark: Any, case: Case, implementation: str) -> None:
     benchmark.group = case.identifier
-    benchmark.extra_info.update(
-        operation=case.operation,
-        shape=case.shape_name,
-        column=case.column,
-        dtype=case.dtype,
-        minimum_bytes=case.minimum_bytes,
-        implementation=implementation,
-    )
+    benchmark.extra_info |= {**case.described(), "implementation": implementation}
     call = peers.call(IMPLEMENTATIONS[implementation], Problem.of(case))
     try:
         call()

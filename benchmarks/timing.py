@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 Call = Callable[[], Any]
 Block = list[float]  # seconds of a call
 SHORTEST_TIMING = 2e-4  # calls that take less are timed many at once, above the clock's noise
+LONG = 0.1  # seconds of a call that needs no other before it to be warm
 
 
 class Timing(NamedTuple):

@@ -77,9 +77,8 @@ def block(way: str, call: timing.Call, pause: float, seconds: float) -> timing.B
 def calls(rows: int, classes: int) -> tuple[timing.Call, timing.Call]:
     """Return softmax of logits, and the matrix product that makes these with it."""
     generator = np.random.default_rng(0)
-    hidden, matrix = (
-        generator.standard_normal((count, FEATURES), dtype=np.float32) for count in (rows, classes)
-    )
+    sizes = (rows, FEATURES), (classes, FEATURES)
+    hidden, matrix = (generator.standard_normal(size, dtype=np.float32) for size in sizes)
     logits = hidden @ matrix.T
     softmax = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
 
@@ -90,24 +89,20 @@ def calls(rows: int, classes: int) -> tuple[timing.Call, timing.Call]:
     return softmax, with_product
 
 
-def cells(seconds: float, rounds: int) -> Iterator[dict[str, object]]:
-    for shape in SHAPES:
-        softmax, with_product = calls(*shape)
+def measure(options: Any) -> dict[str, Any]:
+    seconds, rounds = (0.1, 2) if options.quick else (0.5, 5)
+    cells = []
+    for rows, classes in SHAPES:
+        softmax, with_product = calls(rows, classes)
         for title, situation in SITUATIONS.items():
             call = with_product if situation.product else softmax
             blocks = {way: partial(block, way, call, situation.pause, seconds) for way in WAYS}
             with situation.beside():
                 # Whatever ran before is asleep after the pause.
                 times = timing.interleaved(blocks, rounds, pause=0.1, average=statistics.mean)
-            yield {
-                "shape": f"{shape[0]}x{shape[1]}",
-                "situation": title,
-                "seconds": timing.medians(times),
-            }
-
-
-def measure(options: Any) -> dict[str, Any]:
-    return {"cells": list(cells(*(0.1, 2) if options.quick else (0.5, 5)))}
+            shape = f"{rows}x{classes}"
+            cells.append({"shape": shape, "situation": title, "seconds": timing.medians(times)})
+    return {"cells": cells}
 
 
 if __name__ == "__main__":

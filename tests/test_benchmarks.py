@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -54,8 +55,16 @@ def test_minimum_bytes_count_each_array_once() -> None:
 def test_bench_and_quick_cases_are_part_of_the_list() -> None:
     assert set(shapes.BENCH_CASES) <= set(CASES)
     assert {case.column for case in shapes.QUICK_CASES} == set(shapes.COLUMNS) - {"half"}
-    assert len(shapes.select(CASES, ["cross_entropy"], ["16384x1000"], ["float32"])) == 1
-    assert {c.column for c in shapes.select(CASES, shapes=["few"])} == {"few"}
+
+
+def test_cases_are_chosen_by_a_part_of_their_names() -> None:
+    cases = {case.identifier: case for case in CASES}
+    only = Namespace(only=["cross_entropy-float32-16384x1000", "no such case"])
+    (case,) = report.chosen(only, cases)
+    assert (case.operation, case.shape, case.dtype) == ("cross_entropy", (16_384, 1000), "float32")
+    assert report.chosen(Namespace(only=None), cases) == list(CASES)
+    with pytest.raises(SystemExit, match="no case has such in its name"):
+        report.chosen(Namespace(only=["such"]), cases)
 
 
 def test_inputs_are_reproducible() -> None:
@@ -163,7 +172,7 @@ HEAD: dict[str, Any] = {
 
 
 def compare_document() -> dict[str, Any]:
-    case = shapes.select(CASES, ["softmax_out"], ["16384x1000"], ["float32"])[0]
+    case = Case("softmax_out", (16384, 1000), "float32", "medium")
     medians = {"softce_fast": 0.975e-3, "numpy": 3e-3, "torch": 2e-3, "memory_limit": 0.8e-3}
     times = {name: Timing(median, median, median, 2) for name, median in medians.items()}
     entry = compare.summarise(case, times, dict.fromkeys(times, ""), {"jax": "failed: no reason"})
@@ -189,18 +198,11 @@ def test_compare_summary_and_table() -> None:
 
 
 def raw_speed_document() -> dict[str, Any]:
-    case = shapes.select(CASES, ["cross_entropy"], ["32x1000"], ["float32"])[0]
-    info = {
-        "operation": case.operation,
-        "shape": case.shape_name,
-        "column": case.column,
-        "dtype": case.dtype,
-        "minimum_bytes": case.minimum_bytes,
-    }
+    case = Case("cross_entropy", (32, 1000), "float32", "batch")
     benchmarks = [
         {
             "group": case.identifier,
-            "extra_info": {**info, "implementation": name},
+            "extra_info": {**case.described(), "implementation": name},
             "stats": {"median": median, "min": median, "iqr": 0.0, "rounds": 3},
         }
         for name, median in (("softce_fast", 1e-5), ("textbook", 3e-4))
@@ -396,8 +398,8 @@ def test_linear_report(tmp_path: Path) -> None:
 
 def test_adapters_do_what_the_library_does() -> None:
     pytest.importorskip("sklearn")
-    for library, of_library in adapters.LIBRARIES.items():
-        if importlib.util.find_spec(adapters.MODULES[library]):
+    for of_library in adapters.LIBRARIES.values():
+        if importlib.util.find_spec(of_library.__name__):
             what, pair = next(of_library(True))
             assert what
             for call in pair().values():

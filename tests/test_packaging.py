@@ -307,7 +307,7 @@ def test_the_checks_of_archives_find_what_is_wrong(tmp_path: Path) -> None:
     assert "holds softce_fast/_kernels/kernel.pyx" in found
     assert "holds tests/test_a.py" in found
     assert "lacks softce_fast/py.typed" in found
-    assert "lacks the module softce_fast/_kernels/baseline_float32" in found
+    assert "lacks softce_fast/_kernels/baseline_float32" in found
     assert "lacks LICENSE" in found
     assert "lacks licenses/NOTICE.txt" in found
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,13 +29,10 @@ REQUIREMENTS = ("numpy", "hypothesis", "ml_dtypes", "mpmath", "pytest>=8", "thre
 TESTS = ("accuracy", "checks", "edges", "softmax", "typing")
 
 
-def run(
-    command: Sequence[object], folder: Path = FOLDER, environment: Mapping[str, str] | None = None
-) -> None:
+def run(command: Sequence[object], folder: Path = FOLDER, /, **environment: str) -> None:
     """Run a command, which must succeed."""
     words = [str(word) for word in command]
-    environment = {**os.environ, **(environment or {})}
-    if subprocess.run(words, cwd=folder, env=environment, check=False).returncode:
+    if subprocess.run(words, cwd=folder, env=os.environ | environment, check=False).returncode:
         raise SystemExit(f"failed: {' '.join(words)}")
 
 
@@ -71,15 +68,16 @@ def build() -> None:
     name = "_sysconfigdata__aarch64-linux-gnu"
     shutil.copy(SYSTEM / "usr" / "lib" / f"python{VERSION}" / f"{name}.py", flags)
     headers = SYSTEM / "usr" / "include"
-    environment = {
-        "CC": "aarch64-linux-gnu-gcc",
-        "CFLAGS": f"-I{headers}/python{VERSION} -I{headers}",
-        "PYTHONPATH": str(flags),
-        "_PYTHON_HOST_PLATFORM": "linux-aarch64",
-        "_PYTHON_SYSCONFIGDATA_NAME": name,
-    }
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", FOLDER / "work"]
-    run([*command, "--build-lib", PACKAGES], ROOT, environment)
+    run(
+        [*command, "--build-lib", PACKAGES],
+        ROOT,
+        CC="aarch64-linux-gnu-gcc",
+        CFLAGS=f"-I{headers}/python{VERSION} -I{headers}",
+        PYTHONPATH=str(flags),
+        _PYTHON_HOST_PLATFORM="linux-aarch64",
+        _PYTHON_SYSCONFIGDATA_NAME=name,
+    )
 
 
 def test(arguments: Sequence[str]) -> None:
@@ -94,12 +92,9 @@ def test(arguments: Sequence[str]) -> None:
         "PYTHONDONTWRITEBYTECODE": "1",
         "CI": "true",  # Hypothesis without deadlines
     }
-    run([*python, "-m", "softce_fast"], environment=environment)
-    files = [f"tests/test_{name}.py" for name in TESTS]
-    run(
-        [*python, "-m", "pytest", "-q", "-m", "not slow", *(arguments or files)],
-        environment=environment,
-    )
+    run([*python, "-m", "softce_fast"], **environment)
+    chosen = arguments or [f"tests/test_{name}.py" for name in TESTS]
+    run([*python, "-m", "pytest", "-q", "-m", "not slow", *chosen], **environment)
 
 
 def main() -> None:

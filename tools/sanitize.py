@@ -51,78 +51,76 @@ NOT_SANITIZED = (
 class Sanitizer:
     """How to build with a sanitizer and to run with it, and what it has to find."""
 
-    compile_flags: tuple[str, ...]
+    compile_flags: str
     libraries: tuple[str, ...]
     environment: dict[str, str]
-    must_find: dict[str, str]  # a statement, and what the report on it says
-    must_pass: tuple[str, ...] = ()
+    planted: dict[str, str]  # a statement, and what the report on it says; "" for none
     prefix: tuple[str, ...] = ()
     build_environment: dict[str, str] = field(default_factory=dict)
 
 
-def gcc_library(name: str) -> str:
-    """Return the path of a library that comes with GCC."""
+def library(name: str) -> str:
+    """Return the path of a library that comes with GCC or with LLVM's OpenMP."""
     compiler = (os.environ.get("CC") or "gcc").split()
     command = [*compiler, f"-print-file-name={name}"]
-    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    if not Path(path).is_absolute():
-        raise SystemExit(f"sanitize: {name} is missing: GCC and its sanitizers are needed")
-    return path
-
-
-def llvm_library(name: str) -> str:
-    """Return the path of a library of LLVM's OpenMP."""
-    found = sorted(Path("/usr/lib").glob(f"llvm-*/lib/{name}"))
-    if not found:
-        raise SystemExit(f"sanitize: {name} is missing (Debian and Ubuntu: libomp-dev)")
-    return str(found[-1])
-
-
-def sanitizers(name: str) -> Sanitizer:
-    """Return the sanitizer of that name."""
-    arrays = "import numpy as np, planted_faults as p; "
-    if name == "address":
-        return Sanitizer(
-            compile_flags=(
-                *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
-                # Python's own flags may define signed overflow, which would hide it.
-                *("-fno-wrapv", "-fno-omit-frame-pointer"),
-            ),
-            # libstdc++ so that the exceptions of other packages are seen as they are.
-            libraries=(gcc_library("libasan.so"), gcc_library("libstdc++.so")),
-            environment={
-                "PYTHONMALLOC": "malloc",
-                # Python does not free everything at exit; NumPy reserves more than there is.
-                "ASAN_OPTIONS": (
-                    f"detect_leaks=0:exitcode={EXIT_STATUS}:allocator_may_return_null=1"
-                    ":handle_segv=0"
-                ),
-                "UBSAN_OPTIONS": f"print_stacktrace=1:exitcode={EXIT_STATUS}",
-            },
-            must_find={
-                arrays + "p.overrun(np.zeros(1000, np.float32))": "heap-buffer-overflow",
-                arrays + "p.overflow(2**31 - 1)": "signed integer overflow",
-            },
+    of_gcc = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    of_llvm = sorted(map(str, Path("/usr/lib").glob(f"llvm-*/lib/{name}")))
+    found = of_llvm or [of_gcc]
+    if not Path(found[-1]).is_absolute():
+        raise SystemExit(
+            f"sanitize: {name} is missing: GCC and its sanitizers are needed, and LLVM's OpenMP "
+            "(Debian and Ubuntu: libomp-dev)"
         )
+    return found[-1]
+
+
+def address() -> Sanitizer:
+    return Sanitizer(
+        # Python's own flags may define signed overflow, which would hide it.
+        "-fopenmp -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all "
+        "-fno-wrapv -fno-omit-frame-pointer",
+        # libstdc++ so that the exceptions of other packages are seen as they are.
+        libraries=(library("libasan.so"), library("libstdc++.so")),
+        environment={
+            "PYTHONMALLOC": "malloc",
+            # Python does not free everything at exit; NumPy reserves more than there is.
+            "ASAN_OPTIONS": (
+                f"detect_leaks=0:exitcode={EXIT_STATUS}:allocator_may_return_null=1:handle_segv=0"
+            ),
+            "UBSAN_OPTIONS": f"print_stacktrace=1:exitcode={EXIT_STATUS}",
+        },
+        planted={
+            "p.overrun(np.zeros(1000, np.float32))": "heap-buffer-overflow",
+            "p.overflow(2**31 - 1)": "signed integer overflow",
+        },
+    )
+
+
+def thread() -> Sanitizer:
     suppressions = Path(__file__).with_name("thread.supp")
     return Sanitizer(
-        compile_flags=("-fsanitize=thread", "-fno-omit-frame-pointer"),
-        libraries=(gcc_library("libtsan.so"), llvm_library("libomp.so.5")),
+        "-fopenmp -fsanitize=thread -fno-omit-frame-pointer",
+        libraries=(library("libtsan.so"), library("libomp.so.5")),
         environment={
-            "OMP_TOOL_LIBRARIES": llvm_library("libarcher.so"),
+            "OMP_TOOL_LIBRARIES": library("libarcher.so"),
             "TSAN_OPTIONS": (
                 f"exitcode={EXIT_STATUS}:ignore_noninstrumented_modules=1:halt_on_error=1"
                 f":suppressions={suppressions}"
             ),
             "OPENBLAS_NUM_THREADS": "1",
         },
-        must_find={arrays + "p.race(np.zeros(1, np.int32), 4)": "data race"},
-        must_pass=(arrays + "assert p.no_race(4) == 100000",),
+        planted={
+            "p.race(np.zeros(1, np.int32), 4)": "data race",
+            "assert p.no_race(4) == 100000": "",
+        },
         # The sanitizer wants the addresses where they are without randomisation.
         prefix=("setarch", platform.machine(), "--addr-no-randomize"),
         # How threads share the work is the same in every build: one, for any CPU, will do.
         build_environment={"_PYTHON_HOST_PLATFORM": "linux-any"},
     )
+
+
+SANITIZERS = {"address": address, "thread": thread}
 
 
 def copy_project(folder: Path, *but: str) -> None:
@@ -140,35 +138,22 @@ def build(name: str, sanitizer: Sanitizer) -> Path:
     folder = SCRATCH / name
     folder.mkdir(parents=True, exist_ok=True)
     copy_project(folder, "*.so", "*.c")
-    flags = " ".join(sanitizer.compile_flags)
-    environment = os.environ | sanitizer.build_environment | {"CFLAGS": flags, "LDFLAGS": flags}
+    environment = os.environ | sanitizer.build_environment
+    environment |= dict.fromkeys(("CFLAGS", "LDFLAGS"), sanitizer.compile_flags)
     # With line numbers in the reports, and in a time that can be waited for.
     environment["SOFTCE_FAST_BUILD"] = "debug"
     setup = ["setup.py", "--quiet", "build_ext", "--inplace"]
-    for arguments in (setup, ["-c", BUILD_PLANTED]):
+    planted = ["-m", "Cython.Build.Cythonize", "--quiet", "--inplace", "tools/planted_faults.pyx"]
+    for arguments in (setup, planted):
         subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True)
     return folder
-
-
-BUILD_PLANTED = """
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-
-flags = ["-fopenmp"]
-module = Extension(
-    "planted_faults", ["tools/planted_faults.pyx"], extra_compile_args=flags, extra_link_args=flags
-)
-modules = cythonize([module], build_dir="build/cython")
-setup(name="planted", packages=[], py_modules=[], ext_modules=modules,
-      script_args=["--quiet", "build_ext", "--inplace"])
-"""
 
 
 def environment_for(folder: Path, sanitizer: Sanitizer) -> dict[str, str]:
     """Return the environment of a run: the scratch copy comes before an installed package."""
     return os.environ | sanitizer.environment | {
         "LD_PRELOAD": ":".join(sanitizer.libraries),
-        "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(folder), f"{folder}/tests", f"{folder}/tools"]),
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
@@ -176,28 +161,25 @@ def environment_for(folder: Path, sanitizer: Sanitizer) -> dict[str, str]:
 
 def prove(folder: Path, sanitizer: Sanitizer) -> None:
     """Stop unless every planted fault is found, and nothing where there is none."""
-    environment = environment_for(folder, sanitizer)
-    cases = [*sanitizer.must_find.items(), *((code, "") for code in sanitizer.must_pass)]
-    for code, report in cases:
+    for code, report in sanitizer.planted.items():
+        python = [sys.executable, "-c", f"import numpy as np, planted_faults as p; {code}"]
         done = subprocess.run(
-            [*sanitizer.prefix, sys.executable, "-c", code],
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+            [*sanitizer.prefix, *python], cwd=folder, env=environment_for(folder, sanitizer),
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        status = EXIT_STATUS if report else 0
-        good = done.returncode == status and report in done.stderr
-        if not good:
+        if done.returncode != (EXIT_STATUS if report else 0) or report not in done.stderr:
             print(done.stdout + done.stderr, file=sys.stderr)
             wanted = f"a report of {report!r}" if report else "no report"
             raise SystemExit(
                 f"sanitize: {code!r}: wanted {wanted}, exit status {done.returncode}: "
                 "this sanitizer cannot be trusted here"
             )
-        print(f"  {'found' if report else 'passed'}: {code.rpartition('; ')[2]}", flush=True)
+        print(f"  {'found' if report else 'passed'}: {code}", flush=True)
 
 
 def run(name: str, pytest_arguments: list[str]) -> bool:
     """Build, prove and run; return whether nothing was found."""
-    sanitizer = sanitizers(name)
+    sanitizer = SANITIZERS[name]()
     started = time.monotonic()
     print(f"{name}: building in {SCRATCH / name}", flush=True)
     folder = build(name, sanitizer)
@@ -233,13 +215,13 @@ def run(name: str, pytest_arguments: list[str]) -> bool:
 def main() -> int:
     """Run the sanitizers asked for; return 1 if one of them found something."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="address|thread")
-    arguments, separator = sys.argv[1:], "--"
-    at = arguments.index(separator) if separator in arguments else len(arguments)
-    names = parser.parse_args(arguments[:at]).names or ["address", "thread"]
-    if unknown := set(names) - {"address", "thread"}:
+    parser.add_argument("names", nargs="*", metavar="|".join(SANITIZERS))
+    arguments = [*sys.argv[1:], "--"]
+    at = arguments.index("--")
+    names = parser.parse_args(arguments[:at]).names or list(SANITIZERS)
+    if unknown := set(names) - set(SANITIZERS):
         parser.error(f"no sanitizer is called {sorted(unknown)}")
-    results = [run(name, arguments[at + 1 :]) for name in names]
+    results = [run(name, arguments[at + 1 : -1]) for name in names]
     return 0 if all(results) else 1
 
 

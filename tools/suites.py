@@ -8,15 +8,14 @@ cannot be had is shown as such.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,23 +34,13 @@ class Count(NamedTuple):
 
 
 class _Outcomes:
-    """A pytest plugin that counts."""
+    """A pytest plugin that keeps what came of each test."""
 
-    def __init__(self) -> None:
-        self.passed, self.skipped = 0, 0
-        self.failed: list[str] = []
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        self.stats = terminalreporter.stats
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self.failed.append(report.nodeid)
-        elif report.skipped:
-            self.skipped += 1
-        elif report.when == "call":
-            self.passed += 1
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.failed.append(f"{report.nodeid}: {report.longrepr}")
+    def count(self, *outcomes: str) -> list[str]:
+        return [report.nodeid for name in outcomes for report in self.stats.get(name, ())]
 
 
 def run_pytest(*modules: str, options: tuple[str, ...] = ()) -> Count:
@@ -59,9 +48,10 @@ def run_pytest(*modules: str, options: tuple[str, ...] = ()) -> Count:
     outcomes = _Outcomes()
     shared = ["-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull]
     status = pytest.main([*shared, *options, "--pyargs", *modules], plugins=[outcomes])
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not outcomes.failed:
-        outcomes.failed.append(f"pytest ended with {status!r}")
-    return Count(outcomes.passed, outcomes.failed, outcomes.skipped)
+    failed, skipped = outcomes.count("failed", "error"), outcomes.count("skipped", "xfailed")
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not failed:
+        failed.append(f"pytest ended with {status!r}")
+    return Count(len(outcomes.count("passed", "xpassed")), failed, len(skipped))
 
 
 def run_cases(cases: Iterable[tuple[str, Callable[[], object]]]) -> Count:
@@ -128,7 +118,7 @@ def onnx() -> Count:
                 )
 
     return run_cases(
-        (test.name, functools.partial(run, test))
+        (test.name, partial(run, test))
         for test in load_model_tests(kind="node")
         if operators & {node.op_type for node in test.model.graph.node}
     )
@@ -178,19 +168,15 @@ def torch() -> Count:
                 samples = operator.sample_inputs("cpu", dtype, requires_grad=True)
                 for i, sample in enumerate(samples):
                     name = names[operator.name]
-                    case = functools.partial(compare, name, dtype, sample)
+                    case = partial(compare, name, dtype, sample)
                     yield f"{name}, {dtype}, sample {i}", case
 
     torch.manual_seed(0)
     return run_cases(cases())
 
 
-def xgboost() -> Count:
-    return run_pytest(str(TESTS / "test_boosting.py"), options=("-k", "xgboost"))
-
-
-def lightgbm() -> Count:
-    return run_pytest(str(TESTS / "test_boosting.py"), options=("-k", "lightgbm"))
+def boosting(library: str) -> Count:
+    return run_pytest(str(TESTS / "test_boosting.py"), options=("-k", library))
 
 
 def dask() -> Count:
@@ -198,13 +184,11 @@ def dask() -> Count:
 
 
 class Suite(NamedTuple):
-    """The distributions it needs, first the one whose version counts; what its tests are."""
+    """How it runs, the distributions it needs, of which the first one's version counts."""
 
-    needs: tuple[str, ...]
+    run: Callable[[], Count]
+    needs: str
     about: str
-
-    def missing(self) -> list[str]:
-        return [name for name in self.needs if not version(name)]
 
 
 def version(distribution: str) -> str:
@@ -215,56 +199,47 @@ def version(distribution: str) -> str:
 
 
 XGBOOST = next(filter(version, ("xgboost", "xgboost-cpu")), "xgboost")
+SAME_TREES = "trees equal to those of its own objective"
 SUITES = {
-    scipy: Suite(("scipy", "hypothesis"), "special: logsumexp, softmax, log_softmax"),
-    sklearn: Suite(
-        ("scikit-learn",), "losses, linear losses, logistic, calibration, gradient boosting"
-    ),
-    onnx: Suite(("onnx", "ml_dtypes"), "node tests with the operators, expanded functions too"),
-    torch: Suite(("torch", "ml_dtypes", "expecttest"), "OpInfo samples of the losses, gradcheck"),
-    xgboost: Suite((XGBOOST, "pandas"), "trees equal to those of its own objective"),
-    lightgbm: Suite(("lightgbm", "pandas"), "trees equal to those of its own objective"),
-    dask: Suite(("dask", "distributed"), "assert_eq against whole arrays, clusters, peak memory"),
-}
-NAMES = {suite.__name__: suite for suite in SUITES}
+    "scipy": Suite(scipy, "scipy hypothesis", "special: logsumexp, softmax, log_softmax"),
+    "sklearn": Suite(sklearn, "scikit-learn",
+                     "losses, linear losses, logistic, calibration, gradient boosting"),
+    "onnx": Suite(onnx, "onnx ml_dtypes", "node tests with the operators, expanded functions too"),
+    "torch": Suite(torch, "torch ml_dtypes expecttest", "OpInfo samples of the losses, gradcheck"),
+    "xgboost": Suite(partial(boosting, "xgboost"), f"{XGBOOST} pandas", SAME_TREES),
+    "lightgbm": Suite(partial(boosting, "lightgbm"), "lightgbm pandas", SAME_TREES),
+    "dask": Suite(dask, "dask distributed",
+                  "assert_eq against whole arrays, clusters, peak memory"),
+}  # fmt: skip
 
 
-def in_new_process(name: str) -> Count:
+def in_new_process(suite: Suite) -> Count:
     """Run a suite in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "count.json"
-        status = subprocess.run([sys.executable, __file__, name, "--json", path], check=False)
-        if not path.exists():
-            return Count(0, [f"the process ended with {status.returncode}"])
-        return Count(**json.loads(path.read_text()))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        try:
+            return executor.submit(suite.run).result()
+        except BrokenExecutor:
+            return Count(0, [f"{suite.needs}: the process ended"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", default=list(NAMES), help=", ".join(NAMES))
-    parser.add_argument("--json", type=Path, help="run one suite, in this process")
-    arguments = parser.parse_args()
-    if arguments.json:
-        count = NAMES[arguments.suites[0]]()
-        arguments.json.write_text(json.dumps(count._asdict()))
-        return 0
-    suites = {name: SUITES[NAMES[name]] for name in arguments.suites}
-    counts = {name: in_new_process(name) for name, suite in suites.items() if not suite.missing()}
+    parser.add_argument("suites", nargs="*", default=list(SUITES), help=", ".join(SUITES))
+    failed: list[str] = []
+    lines = []
+    for name in parser.parse_args().suites:
+        suite = SUITES[name]
+        needs = suite.needs.split()
+        line = f"| {needs[0]} | {version(needs[0])} |"
+        if missing := ", ".join(name for name in needs if not version(name)):
+            lines.append(f"{line} not installed: {missing} | | | |")
+        else:
+            passed, failures, skipped = in_new_process(suite)
+            lines.append(f"{line} {suite.about} | {passed} | {len(failures)} | {skipped} |")
+            failed += failures
     print("| project | version | tests | passed | failed | skipped |")
     print("| --- | --- | --- | ---: | ---: | ---: |")
-    failed: list[str] = []
-    for name, suite in suites.items():
-        project = suite.needs[0]
-        if name not in counts:
-            missing = ", ".join(suite.missing())
-            print(f"| {project} | {version(project)} | not installed: {missing} | | | |")
-            continue
-        passed, failures, skipped = counts[name]
-        numbers = f"{passed} | {len(failures)} | {skipped}"
-        print(f"| {project} | {version(project)} | {suite.about} | {numbers} |")
-        failed += failures
-    for case in failed:
-        print(f"failed: {case}")
+    print(*lines, *(f"failed: {case}" for case in failed), sep="\n")
     return bool(failed)
 
 

@@ -58,7 +58,7 @@ def names_in(path: Path) -> set[str]:
     """List the files of a wheel, or of an sdist less the folder that holds them all."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
-            return set(wheel.namelist())
+            return {name for name in wheel.namelist() if not name.endswith("/")}
     with tarfile.open(path) as sdist:
         return {m.name.partition("/")[2] for m in sdist.getmembers() if m.isfile()}
 
@@ -92,19 +92,15 @@ def module_names() -> set[str]:
 
 def wheel_problems(names: set[str]) -> list[str]:
     """Say what a wheel lacks or should not hold."""
-    python = files("softce_fast", "*.py", "*.pyi", "py.typed")
-    modules = {n.partition(".")[0] for n in names if re.match(r"softce_fast/.*\.(so|pyd)$", n)}
+    # Modules without what follows the first dot: the Python and the platform that they are for.
+    held = {re.sub(r"\.([^/]*\.)?(so|pyd)$", "", name) for name in names}
+    package = files("softce_fast", "*.py", "*.pyi", "py.typed") | module_names()
     licenses = {"LICENSE"} | files("licenses", "*.txt")
-    held = {n.partition(".dist-info/licenses/")[2] for n in names}
-    expected = re.compile(
-        r"softce_fast/.*(?<!\.c)(?<!\.cpp)(?<!\.py[xd])(?<!\.px[di])(?<!\.h)(?<!\.o)$"
-        r"|softce_fast(\.libs|-[^/]*\.dist-info)/"
-    )
+    added = re.compile(r"softce_fast(\.libs|-[^/]*\.dist-info)/")
+    licensed = {name.partition(".dist-info/licenses/")[2] for name in names}
     return [
-        *(f"lacks {name}" for name in sorted((python - names) | (licenses - held))),
-        *(f"lacks the module {name}" for name in sorted(module_names() - modules)),
-        *(f"holds the module {name}" for name in sorted(modules - module_names())),
-        *(f"holds {name}" for name in sorted(names) if not expected.match(name)),
+        *(f"lacks {name}" for name in sorted((package - held) | (licenses - licensed))),
+        *(f"holds {name}" for name in sorted(held - package) if not added.match(name)),
     ]
 
 
