@@ -11,6 +11,7 @@ _ThreadsFor = Callable[[int], int]
 
 OPERATIONS: tuple[str, ...]
 PASSES: tuple[str, ...]
+COMMON: tuple[str, ...]
 SPLIT: int
 Threshold: Any  # an enumeration; plan.pxi has its members
 
@@ -103,7 +104,8 @@ def shard(
     result: _Array | None,
     output: _Array | None,
     axis: int,
-    states: dict[str, Any],
+    states: _Array,
+    sums: str,
     class_weight: NDArray[np.float64] | None,
     sample_weight: _Array | None,
     label_smoothing: float,
@@ -112,9 +114,14 @@ def shard(
     softcap: float,
     divisor: float,
     power: int,
+    class_power: int,
+    weighs_label: bool,
     dtype: np.dtype[Any],
     threads_for: _ThreadsFor,
 ) -> None: ...
+def merge_states(
+    states: tuple[_Array, ...], whole: _Array, sums: tuple[str, ...], threads_for: _ThreadsFor
+) -> int: ...
 def negative_log_fast(
     values: Any,
     target: Any,

@@ -244,7 +244,7 @@ cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcep
         and -SCALE_BITS <= ilogb(
             problem.options.divisor * problem.options.temperature) <= SCALE_BITS
         and problem.operation != PROBABILITY_LOSS
-        and problem.options.class_weight == NULL and problem.shard.label_weight == NULL
+        and problem.options.class_weight == NULL and not problem.shard.weighs_label
         and problem.options.z_loss == 0
         and not has(problem, SAMPLE_WEIGHT))
 
