@@ -202,8 +202,9 @@ def cross_entropy(
     """Cross-entropy of rows whose states had a target."""
     states = _row_states.check(states, "sums")
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, None, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     with np.errstate(all="ignore"):
         result = _rows(states, loss)
         if reduction != "none":
@@ -289,8 +290,9 @@ def cross_entropy_grad(
     )  # fmt: skip
     states = _row_states.check(states, "sums", call)
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, call.target, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     if grad_out is not None:
         _checks.check_out(grad_out, call.logits.shape, call.dtype, "grad_out")
     with np.errstate(all="ignore"):

@@ -37,12 +37,6 @@ def _dtype_of_states(name: str, sums: list[Any]) -> DType:
 _BYTES_OF_HEAD = _dtype_of_states("", []).itemsize
 
 
-def _heads(states: Array) -> Array:
-    """Return what begins each state, without the sums, in memory of its own."""
-    copy = states.getfield(f"V{_BYTES_OF_HEAD}").copy()
-    return copy.view(_dtype_of_states(_name_of_dtype(states), []))
-
-
 def _name_of_dtype(states: Array) -> str:
     names = states.dtype["dtype"].names
     assert names is not None
@@ -117,8 +111,6 @@ def check(states: Any, sums: str, call: ShardArguments | None = None) -> Array:
         of_states = getattr(rows, name)
         if states.size and of_states != given:
             raise ValueError(f"{name} must be that of the states, {of_states}, got {given}")
-    if call.target is not None and (states["target"] != _in_int64(call.target)).any():
-        raise ValueError("target must be that of the states")
     return states
 
 
@@ -126,7 +118,7 @@ def _in_int64(target: Array) -> NDArray[np.int64]:
     """Return labels as numbers of 64 bits; what does not fit is no class, either."""
     if target.dtype.kind == "u":
         target = np.minimum(target, np.array(np.iinfo(np.int64).max, np.uint64))
-    return target.astype(np.int64)
+    return target.astype(np.int64, order="C", copy=False)
 
 
 class Rows(NamedTuple):
@@ -201,6 +193,7 @@ class Loss(NamedTuple):
 
 def loss_of(
     states: Array,
+    target: Array | None,
     sample_weight: ArrayLike | None,
     ignore_index: int,
     label_smoothing: float,
@@ -220,21 +213,28 @@ def loss_of(
     if sample_weight is not None:
         weights = _checks.check_sample_weight(sample_weight, states.shape, "states")
         weights = _checks.no_wider(weights, np.dtype(np.float64))
-    heads = _heads(states)
-    if not heads["labelled"].all():
+    rows, shape = states.reshape(-1), states.shape
+    ignored, weight, allowed = np.empty(shape, bool), np.empty(shape), np.empty(shape, np.int64)
+    note = execute.read_heads(
+        rows, None if target is None else _in_int64(target).reshape(-1), ignore_index,
+        ignored.reshape(-1), weight.reshape(-1), allowed.reshape(-1), threads_for,
+    )  # fmt: skip
+    if note & execute.Note.UNLABELLED:
         raise ValueError("states must have a target: give one to row_states")
-    ignored = np.asarray(heads["target"] == ignore_index)
-    missing = ~(heads["found"] | ignored)
-    if missing.any():
-        classes = int(heads["classes"].flat[0])
-        _checks.raise_bad_label(heads["target"], int(missing.argmax()), classes, ignore_index)
-    allowed, weight = heads["allowed"], heads["weight"]
-    excluded = (allowed == 0) & (heads["classes"] > 0) & ~ignored
-    if z_loss == 0:
-        excluded &= (weight != 0) & (smoothing < 1)
-    if weights is not None:
-        excluded &= weights != 0
+    if note & execute.Note.MISPLACED:
+        raise ValueError("target must be that of the states")
+    if note & execute.Note.MISSING:
+        missing = int((states["found"] | ignored).argmin())
+        classes = int(rows["classes"][0])
+        _checks.raise_bad_label(states["target"], missing, classes, ignore_index)
+    excluded = (allowed == 0) & ~ignored
+    if excluded.any():
+        excluded &= states["classes"] > 0
+        if z_loss == 0:
+            excluded &= (weight != 0) & (smoothing < 1)
+        if weights is not None:
+            excluded &= weights != 0
     return Loss(
-        ignored, excluded, weight, weights, smoothing, allowed, bool(heads["weighted"].any()),
-        z_loss, reduction, denominator, empty,
+        ignored, excluded, weight, weights, smoothing, allowed,
+        bool(note & execute.Note.WEIGHTED), z_loss, reduction, denominator, empty,
     )  # fmt: skip

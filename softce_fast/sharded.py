@@ -419,8 +419,9 @@ def cross_entropy(
     """
     states = _row_states.check(states, "chunks")
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, None, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     task = _task_of(states, loss)
     dtype = _row_states.rows_of(states).dtype
     if reduction == "none":
@@ -627,8 +628,9 @@ def cross_entropy_grad(
     )  # fmt: skip
     states = _row_states.check(states, "chunks", call)
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, call.target, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     if grad_out is not None:
         _checks.check_out(grad_out, call.logits.shape, call.dtype, "grad_out")
     result = _arrays.output(

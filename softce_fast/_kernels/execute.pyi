@@ -122,6 +122,15 @@ def shard(
 def merge_states(
     states: tuple[_Array, ...], whole: _Array, sums: tuple[str, ...], threads_for: _ThreadsFor
 ) -> int: ...
+def read_heads(
+    states: _Array,
+    target: NDArray[np.int64] | None,
+    ignore_index: int,
+    ignored: NDArray[np.bool_],
+    weight: NDArray[np.float64],
+    allowed: NDArray[np.int64],
+    threads_for: _ThreadsFor,
+) -> int: ...
 def negative_log_fast(
     values: Any,
     target: Any,

@@ -439,6 +439,7 @@ cdef int set_states(Problem *problem, ndarray states, str sums, bint exported) e
         shard.imported = PyArray_BYTES(states)
         memcpy(&head, shard.imported, sizeof(RowHead))
         shard.even = even_share_of(problem, head.allowed)
+        shard.classes = head.classes
     return 0
 
 

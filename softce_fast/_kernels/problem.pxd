@@ -179,7 +179,8 @@ cdef struct Shard:
     Py_ssize_t row_stride        # where the next row's begin, in bytes,
     Py_ssize_t place             # where the chunks begin in these,
     Py_ssize_t chunks            # how many these are,
-    Py_ssize_t chunk_size        # and the bytes of each
+    Py_ssize_t chunk_size        # and the bytes of each;
+    Py_ssize_t classes           # of all shards together
     double even                  # what smoothing gives to each class, unless that depends on the row
     bint weighs_label            # the label's coefficient is not 1
     int power                    # of two, that class weights are to be divided by

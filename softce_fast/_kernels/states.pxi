@@ -1,4 +1,4 @@
-# States of rows put together: see operations/shards.pxi for what they are, and who reads them.
+# States of rows put together, and what they begin with: see operations/shards.pxi for the rest.
 #
 # Uses problem.pxd, layout.pxi, share.pxi.
 
@@ -12,8 +12,39 @@ cdef enum:
     LABELLED
     TARGET
     FOUND_TWICE
-    ROWS_MERGED = 256      # rows of a task
-    MOST_SUMS = 2          # fields of sums
+
+cdef enum:
+    ROWS_READ = 256      # rows of a task
+    NOTE_BYTES = 64      # for the note of a thread
+    MOST_SUMS = 2        # fields of sums
+
+
+cpdef enum Note:
+    # What is to be known of any row, bits:
+    UNLABELLED = 1       # it has no target,
+    MISPLACED = 2        # or another than was said,
+    MISSING = 4          # which is neither a class nor ignored,
+    WEIGHTED = 8         # or has class weights
+
+
+cdef int noted(
+    Task function, const void *context, Py_ssize_t rows, Py_ssize_t size, threads_for
+) except -1:
+    """Run tasks on rows of that many bytes; return what these noted in their memory, bits."""
+    cdef Py_ssize_t work = rows * size // <Py_ssize_t>sizeof(float)
+    cdef int k, notes = 0, n_threads = threads_of(work, tables[0].lanes, threads_for)
+    cdef char *memory = aligned_memory(n_threads * NOTE_BYTES)
+    memset(memory, 0, n_threads * NOTE_BYTES)
+    share_out_tasks(
+        function, task_count(rows, ROWS_READ), context, n_threads, memory, NOTE_BYTES,
+        work <= WORK_PER_TASK)
+    for k in range(n_threads):
+        notes |= (<const int *>(memory + k * NOTE_BYTES))[0]
+    memory_give(memory)
+    return notes
+
+
+# ---- merging -------------------------------------------------------------------------------------
 
 
 cdef struct States:
@@ -29,7 +60,6 @@ cdef struct Merge:
     int count              # of the others
     int sums
     Py_ssize_t rows
-    int *differ            # of each task, bits
 
 
 cdef int states_open(States *states, ndarray array, tuple sums) except -1:
@@ -50,16 +80,12 @@ def merge_states(tuple states not None, ndarray whole not None, tuple sums not N
     have found the class of one target.
     """
     cdef Merge merge
-    cdef Py_ssize_t work, tasks, task
     cdef Py_ssize_t[MOST_SUMS] left
-    cdef int k, j, differ = 0
+    cdef int k, j, differ
     merge.count = <int>len(states)
     merge.sums = <int>len(sums)
     merge.rows = PyArray_DIM(whole, 0)
-    tasks = task_count(merge.rows, ROWS_MERGED)
-    merge.parts = <States *>aligned_memory(
-        (merge.count + 1) * sizeof(States) + tasks * sizeof(int))
-    merge.differ = <int *>(merge.parts + merge.count + 1)
+    merge.parts = <States *>aligned_memory((merge.count + 1) * sizeof(States))
     try:
         states_open(merge.parts + merge.count, whole, sums)
         for j in range(merge.sums):
@@ -70,12 +96,7 @@ def merge_states(tuple states not None, ndarray whole not None, tuple sums not N
                 left[j] -= merge.parts[k].size[j]
                 if left[j] < 0:
                     return LABELLED + 1    # these have more to say of each chunk
-        work = merge.rows * PyArray_ITEMSIZE(whole) // <Py_ssize_t>sizeof(float)
-        share_out_tasks(
-            merge_task, tasks, &merge, threads_of(work, tables[0].lanes, threads_for), NULL, 0,
-            work <= WORK_PER_TASK)
-        for task in range(tasks):
-            differ |= merge.differ[task]
+        differ = noted(merge_task, &merge, merge.rows, PyArray_ITEMSIZE(whole), threads_for)
     finally:
         memory_give(merge.parts)
     return (differ & -differ).bit_length()
@@ -83,10 +104,9 @@ def merge_states(tuple states not None, ndarray whole not None, tuple sums not N
 
 cdef void merge_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Merge *merge = <const Merge *>context
-    cdef Py_ssize_t row, start = task * ROWS_MERGED
-    merge.differ[task] = 0
-    for row in range(start, min(start + ROWS_MERGED, merge.rows)):
-        merge.differ[task] |= row_merge(merge, row)
+    cdef Py_ssize_t row, start = task * ROWS_READ
+    for row in range(start, min(start + ROWS_READ, merge.rows)):
+        (<int *>memory)[0] |= row_merge(merge, row)
 
 
 cdef inline int row_merge(const Merge *merge, Py_ssize_t row) noexcept nogil:
@@ -132,3 +152,54 @@ cdef inline int head_merge(RowHead *all_, const RowHead *head) noexcept nogil:
     all_.weighted |= head.weighted
     all_.has_nan |= head.has_nan
     return differ
+
+
+# ---- reading what states begin with --------------------------------------------------------------
+
+
+cdef struct Heads:
+    const char *rows
+    Py_ssize_t row_stride
+    Py_ssize_t count
+    const int64_t *target    # what it should be; NULL for anything
+    bint ignores             # some target
+    int64_t ignore_index
+    char *ignored            # to be filled in, a number each row:
+    double *weight
+    int64_t *allowed
+
+
+def read_heads(
+    ndarray states not None, ndarray target, ignore_index, ndarray ignored not None,
+    ndarray weight not None, ndarray allowed not None, threads_for,
+):
+    """Fill arrays in, and return a Note of the rows; they are contiguous, and have one axis."""
+    cdef Heads heads
+    cdef int overflow
+    heads.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
+    heads.ignores = overflow == 0
+    heads.rows = PyArray_BYTES(states)
+    heads.row_stride = PyArray_STRIDE(states, 0)
+    heads.count = PyArray_DIM(states, 0)
+    heads.target = NULL if target is None else <const int64_t *>PyArray_BYTES(target)
+    heads.ignored = PyArray_BYTES(ignored)
+    heads.weight = <double *>PyArray_BYTES(weight)
+    heads.allowed = <int64_t *>PyArray_BYTES(allowed)
+    return noted(heads_task, &heads, heads.count, sizeof(RowHead), threads_for)
+
+
+cdef void heads_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
+    cdef const Heads *heads = <const Heads *>context
+    cdef Py_ssize_t row, start = task * ROWS_READ
+    cdef int notes = 0
+    cdef RowHead head
+    for row in range(start, min(start + ROWS_READ, heads.count)):
+        memcpy(&head, heads.rows + row * heads.row_stride, sizeof(RowHead))
+        heads.ignored[row] = heads.ignores and head.target == heads.ignore_index
+        heads.weight[row] = head.weight
+        heads.allowed[row] = head.allowed
+        notes |= (
+            UNLABELLED * (not head.labelled) | WEIGHTED * (head.weighted != 0)
+            | MISSING * (not (head.found or heads.ignored[row]))
+            | MISPLACED * (heads.target != NULL and heads.target[row] != head.target))
+    (<int *>memory)[0] |= notes
