@@ -97,21 +97,21 @@ def check(states: Any, sums: str, call: ShardArguments | None = None) -> Array:
         raise TypeError(
             f"states must come from this module's row_states, got {type(states).__name__}"
         )
-    states = states.astype(states.dtype.newbyteorder("="), copy=False)
+    checked: Array = states.astype(states.dtype.newbyteorder("="), copy=False)
     if call is None:
-        return states
+        return checked
     if states.shape != call.row_shape:
         raise ValueError(
             f"states must have the shape of logits without the class axis, {call.row_shape}, "
             f"got {states.shape}"
         )
-    rows = rows_of(states)
+    rows = rows_of(checked)
     for name, given in (("dtype", call.dtype), ("temperature", call.temperature),
                         ("softcap", call.softcap)):  # fmt: skip
         of_states = getattr(rows, name)
         if states.size and of_states != given:
             raise ValueError(f"{name} must be that of the states, {of_states}, got {given}")
-    return states
+    return checked
 
 
 def _in_int64(target: Array) -> NDArray[np.int64]:

@@ -1,8 +1,9 @@
 """Classes shared out over arrays, processes or machines.
 
 Each has some of the classes of every row. What it finds out about them, its row states, is small:
-104 bytes for each :data:`SPLIT` classes of a row, twice that of half types. States that are merged
-say all about a row that its logsumexp, loss, probabilities and gradient need:
+64 bytes a row, and for each :data:`SPLIT` classes 56 more, with a target 104, twice that of half
+types. States that are merged say all about a row that its logsumexp, loss, probabilities and
+gradient need:
 
 >>> import numpy as np
 >>> from softce_fast import sharded
@@ -142,8 +143,7 @@ def row_states(
     sums = _sums(call.dtype, labelled, max(1, -(-call.classes // SPLIT)))
     nothing = np.array(_NOTHING[0] + _NOTHING[1] * labelled, sums[0][1])
     states = _row_states.opened(call, sums, **{name: nothing for name, *_ in sums})
-    if call.logits.size:
-        _absorb(call, states.reshape(-1))
+    if call.logits.size and _absorb(call, states.reshape(-1)):
         _find_nan(states, call)
     return states
 
@@ -160,25 +160,28 @@ def _served(call: ShardArguments) -> ShardArguments:
     return call
 
 
-def _absorb(call: ShardArguments, rows: Array) -> None:
-    """Fill in what the chunks sum up to, in one read but of half types that have a target."""
+def _absorb(call: ShardArguments, rows: Array) -> bool:
+    """Fill in what the chunks sum up to, in one read but of half types that have a target.
+
+    Tell whether a sum is NaN.
+    """
+    any_nan = False
     labels = None if call.target is None else call.labels()
     sums = _name_of_sums(rows)
     if labels is None or sums != "chunks":
-        _Task("logsumexp", rows, "chunks").run(call, labels, where=call.where)
+        any_nan = _Task("logsumexp", rows, "chunks").run(call, labels, where=call.where)
     if labels is not None:
         # With a mask the kernels sum row by row; each coefficient is the weight.
         where = call.where
         if where is None and call.weight is not None:
             where = np.broadcast_to(True, call.logits.shape)
         task = _Task("dense_cross_entropy", rows, sums, label_smoothing=1.0)
-        task.run(call, labels, where=where, class_weight=call.weight)
+        any_nan = task.run(call, labels, where=where, class_weight=call.weight)
+    return any_nan
 
 
 def _find_nan(states: Array, call: ShardArguments) -> None:
     """Tell rows that have a NaN from those with +inf, whose sums are NaN, too."""
-    if not states["has_nan"].any():
-        return
     infinite = (states["chunks"]["maximum"] == np.inf).any(axis=-1)
     is_nan = np.isnan(np.moveaxis(call.logits, call.axis, -1)[infinite])
     if call.where is not None:
@@ -251,9 +254,9 @@ class _Task(NamedTuple):
         self, call: ShardArguments, labels: Array | None, *, where: Array | None = None,
         class_weight: Array | None = None, result: Array | None = None,
         output: Array | None = None,
-    ) -> None:  # fmt: skip
-        """Write results or output; without these to the states."""
-        execute.shard(
+    ) -> bool:  # fmt: skip
+        """Write results or output; without these to the states, and tell if any sum is NaN."""
+        return execute.shard(
             self.operation, call.logits, labels, where, result, output, call.axis,
             self.states.reshape(-1), self.sums, class_weight, self.sample_weight,
             self.label_smoothing, self.z_loss, call.temperature, call.softcap or 0.0,

@@ -13,6 +13,7 @@ OPERATIONS: tuple[str, ...]
 PASSES: tuple[str, ...]
 COMMON: tuple[str, ...]
 SPLIT: int
+Note: Any  # an enumeration; states.pxi has its members
 Threshold: Any  # an enumeration; plan.pxi has its members
 
 def use(float32_table: object, float64_table: object) -> None: ...
@@ -118,7 +119,7 @@ def shard(
     weighs_label: bool,
     dtype: np.dtype[Any],
     threads_for: _ThreadsFor,
-) -> None: ...
+) -> bool: ...
 def merge_states(
     states: tuple[_Array, ...], whole: _Array, sums: tuple[str, ...], threads_for: _ThreadsFor
 ) -> int: ...

@@ -379,16 +379,18 @@ def shard(
     """Run an operation of a row state on some of the classes of each row.
 
     `states` is an array of them for each row, `sums` the name of the field that has the chunks.
-    What is known of the classes is written to it where there is neither `result` nor `output`, else
-    it is of all classes. Class weights in it are to be divided by 2**class_power; if not
-    `weighs_label`, that of the label's class is 1. Labels are counted from the first of these
-    classes on, other classes are the number of these, and -1 is ignored.
+    What is known of the classes is written to it where there is neither `result` nor `output`, and
+    True returned if any of that is NaN; else it is of all classes. Class weights in it are to be
+    divided by 2**class_power; if not `weighs_label`, that of the label's class is 1. Labels are
+    counted from the first of these classes on, other classes are the number of these, and -1 is
+    ignored.
     """
     cdef Call call
     cdef Problem *problem = &call.problem
     cdef const Kernels *kernels
     cdef int number = OPERATIONS.index(operation)
     cdef int result_kind = result_kind_for(dtype, logits)
+    cdef bint any_nan = False
     call_open(&call, <Operation>number, logits, <unsigned long long>1 << axis)
     call_array(&call, INPUT, logits)
     if where is not None:
@@ -408,11 +410,13 @@ def shard(
     problem.options.ignore_index = -1
     problem.shard.power = class_power
     problem.shard.weighs_label = weighs_label
+    problem.shard.any_nan = &any_nan
     set_states(problem, states, sums, result is None and output is None)
     kernels = kernels_for(problem, result_kind)
     run(
         problem, kernels, threads_of(work_of(problem), kernels.lanes, threads_for), result_kind,
         False)
+    return any_nan
 
 
 cdef int set_states(Problem *problem, ndarray states, str sums, bint exported) except -1:

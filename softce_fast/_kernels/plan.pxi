@@ -33,8 +33,8 @@ cpdef enum Threshold:
     #                            written past them.
     LONG_RUN = 256             # Rows that are neighbours are written past the caches where so many
     #                            are, and each class of theirs begins a cache line.
-    SHARD_STREAMED = 1024      # Fewest classes of a shard whose output is, too, if all shards together
-    #                            are that large.
+    SHARD_STREAMED = 1024      # Fewest classes of a shard whose output is, too, if all shards are
+    #                            that large together.
     FETCHED_BYTES = 4194304    # Smaller ones are in the caches already: fetching ahead would take
     #                            lines from other threads.
     # Tasks

@@ -174,14 +174,15 @@ cdef enum:
 cdef struct Shard:
     # Where the classes of INPUT are some of a row's: see operations/shards.pxi.
     bint given
-    char *exported               # the states that what is found out is written to; or
+    char *exported               # the states that what is found out is written to
+    bint *any_nan                # (and whether a sum of theirs is NaN); or
     const char *imported         # those of all classes, merged:
     Py_ssize_t row_stride        # where the next row's begin, in bytes,
     Py_ssize_t place             # where the chunks begin in these,
     Py_ssize_t chunks            # how many these are,
     Py_ssize_t chunk_size        # and the bytes of each;
     Py_ssize_t classes           # of all shards together
-    double even                  # what smoothing gives to each class, unless that depends on the row
+    double even                  # what smoothing gives to each class, if to all rows alike
     bint weighs_label            # the label's coefficient is not 1
     int power                    # of two, that class weights are to be divided by
 

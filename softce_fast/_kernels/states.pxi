@@ -1,6 +1,6 @@
 # States of rows put together, and what they begin with: see operations/shards.pxi for the rest.
 #
-# Uses problem.pxd, layout.pxi, share.pxi.
+# Uses problem.pxd, layout.pxi, share.pxi, plan.pxi.
 
 # What all states of a row have in common, or else cannot be merged, in the order of their checks.
 COMMON = ("temperature", "softcap", "labelled", "target")
@@ -14,7 +14,6 @@ cdef enum:
     FOUND_TWICE
 
 cdef enum:
-    ROWS_READ = 256      # rows of a task
     NOTE_BYTES = 64      # for the note of a thread
     MOST_SUMS = 2        # fields of sums
 
@@ -36,7 +35,7 @@ cdef int noted(
     cdef char *memory = aligned_memory(n_threads * NOTE_BYTES)
     memset(memory, 0, n_threads * NOTE_BYTES)
     share_out_tasks(
-        function, task_count(rows, ROWS_READ), context, n_threads, memory, NOTE_BYTES,
+        function, task_count(rows, ROWS_PER_TASK), context, n_threads, memory, NOTE_BYTES,
         work <= WORK_PER_TASK)
     for k in range(n_threads):
         notes |= (<const int *>(memory + k * NOTE_BYTES))[0]
@@ -104,8 +103,8 @@ def merge_states(tuple states not None, ndarray whole not None, tuple sums not N
 
 cdef void merge_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Merge *merge = <const Merge *>context
-    cdef Py_ssize_t row, start = task * ROWS_READ
-    for row in range(start, min(start + ROWS_READ, merge.rows)):
+    cdef Py_ssize_t row, start = task * ROWS_PER_TASK
+    for row in range(start, min(start + ROWS_PER_TASK, merge.rows)):
         (<int *>memory)[0] |= row_merge(merge, row)
 
 
@@ -190,10 +189,10 @@ def read_heads(
 
 cdef void heads_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
     cdef const Heads *heads = <const Heads *>context
-    cdef Py_ssize_t row, start = task * ROWS_READ
+    cdef Py_ssize_t row, start = task * ROWS_PER_TASK
     cdef int notes = 0
     cdef RowHead head
-    for row in range(start, min(start + ROWS_READ, heads.count)):
+    for row in range(start, min(start + ROWS_PER_TASK, heads.count)):
         memcpy(&head, heads.rows + row * heads.row_stride, sizeof(RowHead))
         heads.ignored[row] = heads.ignores and head.target == heads.ignore_index
         heads.weight[row] = head.weight

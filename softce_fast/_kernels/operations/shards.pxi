@@ -120,7 +120,7 @@ cdef inline void shard_write_head(
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef int64_t label = group.labels[k]
     if sum_ != sum_:
-        head.has_nan = True
+        head.has_nan = problem.shard.any_nan[0] = True
     if not is_dense(problem.operation) or label_place(group, problem, chunk, k) < 0:
         return
     head.found = True
@@ -152,15 +152,17 @@ cdef void chunk_absorb(
     cdef real[16] maximum
     cdef real[16] position
     cdef Py_ssize_t k
+    cdef real limit = (
+        scratch.scale.shift_limit - <real>(REFERENCES_APART * STEPS) / scratch.scale.log2e)
     if problem.shard.imported == NULL:
         along_absorb(group, problem, chunk, state, scratch)
         return
     state.position = vector_set(-1.0)
     state.maximum = shard_maximum(group, problem)
-    if any_lane(vector_greater(
-        vector_absolute(state.maximum),
-        vector_set(scratch.scale.shift_limit - <real>(REFERENCES_APART * STEPS) / scratch.scale.log2e)
-    )) or notes_maximum(problem.operation):
+    if notes_maximum(problem.operation) or any_lane(vector_greater(
+        vector_absolute(state.maximum), vector_set(limit))
+    ):
+        # The chunk's own reference may be another than a power of two away from the row's.
         for k in range(LANES):
             maximum[k] = 0
             position[k] = -1
