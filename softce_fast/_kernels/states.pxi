@@ -62,14 +62,17 @@ cdef struct Merge:
 
 
 cdef int states_open(States *states, ndarray array, tuple sums) except -1:
+    """Find an array's sums; return whether it has them."""
     cdef int k
     states.rows = PyArray_BYTES(array)
     states.row_stride = PyArray_STRIDE(array, 0)
     fields = array.dtype.fields
     for k in range(len(sums)):
+        if sums[k] not in fields:
+            return False
         record, states.place[k] = fields[sums[k]][:2]
         states.size[k] = record.itemsize
-    return 0
+    return True
 
 
 def merge_states(tuple states not None, ndarray whole not None, tuple sums not None, threads_for):
@@ -90,7 +93,8 @@ def merge_states(tuple states not None, ndarray whole not None, tuple sums not N
         for j in range(merge.sums):
             left[j] = merge.parts[merge.count].size[j]
         for k in range(merge.count):
-            states_open(merge.parts + k, states[k], sums)
+            if not states_open(merge.parts + k, states[k], sums):
+                return LABELLED + 1
             for j in range(merge.sums):
                 left[j] -= merge.parts[k].size[j]
                 if left[j] < 0:
