@@ -390,7 +390,7 @@ def shard(
     cdef const Kernels *kernels
     cdef int number = OPERATIONS.index(operation)
     cdef int result_kind = result_kind_for(dtype, logits)
-    cdef bint any_nan = False
+    cdef char any_nan = False
     call_open(&call, <Operation>number, logits, <unsigned long long>1 << axis)
     call_array(&call, INPUT, logits)
     if where is not None:
@@ -416,7 +416,7 @@ def shard(
     run(
         problem, kernels, threads_of(work_of(problem), kernels.lanes, threads_for), result_kind,
         False)
-    return any_nan
+    return any_nan != 0
 
 
 cdef int set_states(Problem *problem, ndarray states, str sums, bint exported) except -1:

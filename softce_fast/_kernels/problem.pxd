@@ -175,7 +175,7 @@ cdef struct Shard:
     # Where the classes of INPUT are some of a row's: see operations/shards.pxi.
     bint given
     char *exported               # the states that what is found out is written to
-    bint *any_nan                # (and whether a sum of theirs is NaN); or
+    char *any_nan                # (and whether a sum of theirs is NaN); or
     const char *imported         # those of all classes, merged:
     Py_ssize_t row_stride        # where the next row's begin, in bytes,
     Py_ssize_t place             # where the chunks begin in these,

@@ -120,7 +120,8 @@ cdef inline void shard_write_head(
     cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef int64_t label = group.labels[k]
     if sum_ != sum_:
-        head.has_nan = problem.shard.any_nan[0] = True
+        flag_raise(&head.has_nan)
+        flag_raise(problem.shard.any_nan)
     if not is_dense(problem.operation) or label_place(group, problem, chunk, k) < 0:
         return
     head.found = True
