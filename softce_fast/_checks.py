@@ -873,11 +873,10 @@ class ShardArguments(NamedTuple):
     def labels(self) -> NDArray[np.int64]:
         """Return labels counted from the first of these classes, their number for others."""
         assert self.target is not None
-        labels = np.full(self.target.shape, self.classes, np.int64)
         inside = self.target >= self.class_offset
         inside &= self.target < self.class_offset + self.classes
-        labels[inside] = self.target[inside].astype(np.int64) - self.class_offset
-        return labels
+        labels = self.target.astype(np.int64) - min(self.class_offset, np.iinfo(np.int64).max)
+        return np.where(inside, labels, self.classes)
 
 
 def check_shard(

@@ -74,6 +74,7 @@ def row_states(
         softcap=softcap, where=where,
     )  # fmt: skip
     states = _row_states.opened(call, _SUMS)
+    _find_label(call, states)
     sums, weights = states["sums"], _weights(call)
     with np.errstate(all="ignore"):
         values, _ = _included(call)
@@ -88,6 +89,27 @@ def row_states(
     return states
 
 
+def _find_label(call: ShardArguments, states: Array) -> None:
+    """Fill in what is known of a target whose class is one of these."""
+    if call.target is None or not call.classes:
+        return
+    labels = call.labels()
+    found = labels < call.classes
+    places = np.where(found, labels, 0)
+
+    def picked(array: Array) -> Array:
+        rows = np.moveaxis(array, call.axis, -1)
+        result: Array = np.take_along_axis(rows, places[..., None], axis=-1)[..., 0]
+        return result
+
+    logit = picked(call.logits).astype(np.float64)
+    if call.where is not None:
+        logit = np.where(picked(call.where), logit, -np.inf)
+    states["found"], states["logit"] = found, np.where(found, logit, 0)
+    if call.weight is not None:
+        states["weight"] = np.where(found, call.weight[places], 1)
+
+
 def _shifted(values: Array, maximum: Array, temperature: float) -> Array:
     """Return (values - maximum) / temperature; -inf where there is no logit."""
     return reference.cool(values - np.where(maximum == -np.inf, 0, maximum), temperature)
@@ -95,8 +117,9 @@ def _shifted(values: Array, maximum: Array, temperature: float) -> Array:
 
 def merge(*states: Array) -> Array:
     """States of all classes that the given states are of."""
-    _row_states.check_mergeable(states, "sums")
+    states = _row_states.check_mergeable(states, "sums")
     whole = _row_states.merged(states, _SUMS)
+    whole["sums"] = 0
     sums, temperature = whole["sums"], _row_states.rows_of(whole).temperature
     sums["maximum"] = np.maximum.reduce([item["sums"]["maximum"] for item in states])
     with np.errstate(all="ignore"):
@@ -126,7 +149,7 @@ def _log_total(states: Array) -> Array:
 
 def logsumexp(states: Array) -> Any:
     """Logarithm of the sum of exponentials of each row."""
-    _row_states.check(states, "sums")
+    states = _row_states.check(states, "sums")
     with np.errstate(all="ignore"):
         return deliver(_log_total(states), _row_states.rows_of(states).dtype)
 
@@ -143,9 +166,9 @@ class _Parts(NamedTuple):
 
 def _parts(states: Array, loss: Loss) -> _Parts:
     label = np.where(loss.ignored, 0, loss.label_part())
-    total = label + reference.product(loss.share, states["sums"]["weights"])
+    total = label + reference.product(loss.share(), states["sums"]["weights"])
     log_total = _log_total(states) if loss.z_loss else np.zeros(states.shape)
-    return _Parts(label, loss.share, total, log_total, np.float64(loss.divisor()))
+    return _Parts(label, loss.share(), total, log_total, np.float64(loss.divisor()))
 
 
 def _rows(states: Array, loss: Loss) -> Array:
@@ -177,10 +200,11 @@ def cross_entropy(
     empty: str = "nan",
 ) -> Any:
     """Cross-entropy of rows whose states had a target."""
-    _row_states.check(states, "sums")
+    states = _row_states.check(states, "sums")
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, None, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     with np.errstate(all="ignore"):
         result = _rows(states, loss)
         if reduction != "none":
@@ -199,7 +223,7 @@ def _normalized(
     options: dict[str, Any],
 ) -> Array:
     call = _checks.check_shard(logits, None, axis, **options)
-    _row_states.check(states, "sums", call)
+    states = _row_states.check(states, "sums", call)
     if out is not None:
         _checks.check_out(out, call.logits.shape, call.dtype)
     with np.errstate(all="ignore"):
@@ -264,10 +288,11 @@ def cross_entropy_grad(
         logits, target, axis, class_offset=class_offset, weight=weight, temperature=temperature,
         softcap=softcap, where=where,
     )  # fmt: skip
-    _row_states.check(states, "sums", call)
+    states = _row_states.check(states, "sums", call)
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, call.target, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     if grad_out is not None:
         _checks.check_out(grad_out, call.logits.shape, call.dtype, "grad_out")
     with np.errstate(all="ignore"):

@@ -13,21 +13,27 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _checks
 from ._checks import ShardArguments
+from ._kernels import execute
+from ._threads import threads_for
 
 Array = NDArray[Any]
 DType = np.dtype[Any]
 
-# Of a row, whatever its classes: what all its states have in common, and what they put together.
-_COMMON = [("temperature", "f8"), ("softcap", "f8"), ("labelled", "?"), ("target", "i8")]
-_PARTS = [
-    ("classes", "i8"), ("allowed", "i8"), ("weighted", "?"), ("found", "?"), ("logit", "f8"),
-    ("weight", "f8"),
+# Of a row, whatever its sums: RowHead of the kernels. What `execute.COMMON` names is the same in
+# all its states.
+_HEAD = [
+    ("temperature", "f8"), ("softcap", "f8"), ("target", "i8"), ("classes", "i8"),
+    ("allowed", "i8"), ("logit", "f8"), ("weight", "f8"), ("labelled", "?"), ("weighted", "?"),
+    ("found", "?"), ("has_nan", "?"),
 ]  # fmt: skip
 
 
 def _dtype_of_states(name: str, sums: list[Any]) -> DType:
     """Return the dtype of states that have `sums`; it says that of the results by a name."""
-    return np.dtype([("dtype", [(name, "?")]), *_COMMON, *_PARTS, *sums])
+    return np.dtype([*_HEAD, ("dtype", [(name, "i4")]), *sums])
+
+
+_BYTES_OF_HEAD = _dtype_of_states("", []).itemsize
 
 
 def _name_of_dtype(states: Array) -> str:
@@ -36,101 +42,82 @@ def _name_of_dtype(states: Array) -> str:
     return names[0]
 
 
-def opened(call: ShardArguments, sums: list[Any]) -> Array:
-    """Return states in which all but their sums is filled in."""
-    states = np.zeros(call.row_shape, _dtype_of_states(call.dtype.name, sums))
-    states["temperature"], states["softcap"] = call.temperature, call.softcap or 0
-    states["classes"] = states["allowed"] = call.classes
+def opened(call: ShardArguments, sums: list[Any], **nothing: Any) -> Array:
+    """Return states that no class was found out about yet, with sums of nothing."""
+    dtype = _dtype_of_states(call.dtype.name, sums)
+    row = np.zeros((), dtype)
+    row["temperature"], row["softcap"], row["weight"] = call.temperature, call.softcap or 0, 1
+    row["classes"] = row["allowed"] = call.classes
+    row["labelled"], row["weighted"] = call.target is not None, call.weight is not None
+    for name, value in nothing.items():
+        row[name] = value
+    states = np.empty(call.row_shape, dtype)
+    states.view(f"V{dtype.itemsize}")[...] = row.view(f"V{dtype.itemsize}")  # as a whole
     if call.where is not None:
         states["allowed"] = call.where.sum(axis=call.axis)
-    if call.target is None:
-        return states
-    labels = call.labels()
-    found = labels < call.classes
-    states["labelled"], states["target"] = True, _in_int64(call.target)
-    states["found"], states["weight"], states["weighted"] = found, 1, call.weight is not None
-    if not call.classes:
-        return states
-    places = np.where(found, labels, 0)
-
-    def picked(array: Array) -> Array:
-        rows = np.moveaxis(array, call.axis, -1)
-        result: Array = np.take_along_axis(rows, places[..., None], axis=-1)[..., 0]
-        return result
-
-    logit = picked(call.logits).astype(np.float64)
-    if call.where is not None:
-        logit = np.where(picked(call.where), logit, -np.inf)
-    states["logit"] = np.where(found, logit, 0)
-    if call.weight is not None:
-        states["weight"] = np.where(found, call.weight[places], 0)
+    if call.target is not None:
+        states["target"] = _in_int64(call.target)
     return states
 
 
-def merged(states: tuple[Array, ...], sums: list[Any]) -> Array:
-    """Return the states of all classes, but for their sums."""
-    first = states[0]
-    whole = np.zeros(first.shape, _dtype_of_states(_name_of_dtype(first), sums))
-    for name, _ in _COMMON:
-        whole[name] = first[name]
-    for name in ("classes", "allowed"):
-        whole[name] = sum(item[name] for item in states)
-    for name in ("found", "weighted"):
-        whole[name] = np.logical_or.reduce([item[name] for item in states])
-    whole["weight"] = 1
-    for item in states:
-        for name in ("logit", "weight"):
-            whole[name] = np.where(item["found"], item[name], whole[name])
+def merged(states: tuple[Any, ...], sums: list[Any], joined: tuple[str, ...] = ()) -> Array:
+    """Return checked states of all classes, with `joined` sums side by side, others not filled."""
+    whole = np.empty(states[0].shape, _dtype_of_states(_name_of_dtype(states[0]), sums))
+    rows = tuple(item.reshape(-1) for item in states)
+    differs = execute.merge_states(rows, whole.reshape(-1), joined, threads_for)
+    if differs > len(execute.COMMON):
+        raise ValueError("states must be of different classes, got one target's class twice")
+    if differs:
+        raise ValueError(f"states must have the same {execute.COMMON[differs - 1]}")
     return whole
 
 
-def check_mergeable(states: tuple[Any, ...], sums: str) -> None:
-    """Refuse what are no states with that field of sums, of the same rows and other classes."""
+def check_mergeable(states: tuple[Any, ...], sums: str) -> tuple[Array, ...]:
+    """Refuse what are no states with that field of sums, or of other rows."""
     if not states:
         raise TypeError("merge must be given states, got none")
-    first = check(states[0], sums)
-    for other in states[1:]:
-        check(other, sums)
+    checked = tuple(check(item, sums) for item in states)
+    first = checked[0]
+    for other in checked[1:]:
         if other.shape != first.shape:
             raise ValueError(f"states must have one shape, got {first.shape} and {other.shape}")
         if _name_of_dtype(other) != _name_of_dtype(first):
             raise ValueError("states must have the same dtype")
-        for name, _ in _COMMON:
-            if (other[name] != first[name]).any():
-                raise ValueError(f"states must have the same {name}")
-    if np.any(np.sum([item["found"] for item in states], axis=0) > 1):
-        raise ValueError("states must be of different classes, got one target's class twice")
+    return checked
 
 
 def check(states: Any, sums: str, call: ShardArguments | None = None) -> Array:
-    """Refuse what is no array of states with that field of sums, or not of a call's rows."""
-    if not isinstance(states, np.ndarray) or sums not in (states.dtype.names or ()):
+    """Refuse what is no array of states with that field of sums, or not of a call's rows.
+
+    Return them in the byte order of this machine.
+    """
+    fields = states.dtype.fields if isinstance(states, np.ndarray) else None
+    if fields is None or sums not in fields or fields[sums][1] != _BYTES_OF_HEAD:
         raise TypeError(
             f"states must come from this module's row_states, got {type(states).__name__}"
         )
+    checked: Array = states.astype(states.dtype.newbyteorder("="), copy=False)
     if call is None:
-        return states
+        return checked
     if states.shape != call.row_shape:
         raise ValueError(
             f"states must have the shape of logits without the class axis, {call.row_shape}, "
             f"got {states.shape}"
         )
-    rows = rows_of(states)
+    rows = rows_of(checked)
     for name, given in (("dtype", call.dtype), ("temperature", call.temperature),
                         ("softcap", call.softcap)):  # fmt: skip
         of_states = getattr(rows, name)
         if states.size and of_states != given:
             raise ValueError(f"{name} must be that of the states, {of_states}, got {given}")
-    if call.target is not None and (states["target"] != _in_int64(call.target)).any():
-        raise ValueError("target must be that of the states")
-    return states
+    return checked
 
 
 def _in_int64(target: Array) -> NDArray[np.int64]:
     """Return labels as numbers of 64 bits; what does not fit is no class, either."""
     if target.dtype.kind == "u":
         target = np.minimum(target, np.array(np.iinfo(np.int64).max, np.uint64))
-    return target.astype(np.int64)
+    return target.astype(np.int64, order="C", copy=False)
 
 
 class Rows(NamedTuple):
@@ -165,11 +152,16 @@ class Loss(NamedTuple):
     label_weight: Array  # of the label's class
     sample_weight: Array | None
     label_smoothing: float
-    share: Array  # what smoothing gives to each class that is allowed, of each row
+    allowed: Array  # how many classes are
+    weighted: bool  # there are class weights
     z_loss: float
     reduction: str
     denominator: float | None
     empty: str
+
+    def share(self) -> Array:
+        """Return what smoothing gives to each class that is allowed, of each row."""
+        return np.asarray(self.label_smoothing / np.maximum(self.allowed, 1))
 
     def taken_out(self) -> NDArray[np.bool_]:
         """Tell which rows do not count."""
@@ -214,6 +206,7 @@ def sum_of(numbers: NDArray[np.float64]) -> float:
 
 def loss_of(
     states: Array,
+    target: Array | None,
     sample_weight: ArrayLike | None,
     ignore_index: int,
     label_smoothing: float,
@@ -233,19 +226,28 @@ def loss_of(
     if sample_weight is not None:
         weights = _checks.check_sample_weight(sample_weight, states.shape, "states")
         weights = _checks.no_wider(weights, np.dtype(np.float64))
-    if not states["labelled"].all():
+    rows, shape = states.reshape(-1), states.shape
+    ignored, weight, allowed = np.empty(shape, bool), np.empty(shape), np.empty(shape, np.int64)
+    note = execute.read_heads(
+        rows, None if target is None else _in_int64(target).reshape(-1), ignore_index,
+        ignored.reshape(-1), weight.reshape(-1), allowed.reshape(-1), threads_for,
+    )  # fmt: skip
+    if note & execute.Note.UNLABELLED:
         raise ValueError("states must have a target: give one to row_states")
-    ignored = np.asarray(states["target"] == ignore_index)
-    missing = ~(states["found"] | ignored)
-    if missing.any():
-        classes = int(states["classes"].flat[0])
-        _checks.raise_bad_label(states["target"], int(missing.argmax()), classes, ignore_index)
-    excluded = (states["allowed"] == 0) & (states["classes"] > 0) & ~ignored
-    if z_loss == 0:
-        excluded &= (states["weight"] != 0) & (smoothing < 1)
-    if weights is not None:
-        excluded &= weights != 0
+    if note & execute.Note.MISPLACED:
+        raise ValueError("target must be that of the states")
+    if note & execute.Note.MISSING:
+        missing = int((states["found"] | ignored).argmin())
+        classes = int(rows["classes"][0])
+        _checks.raise_bad_label(states["target"], missing, classes, ignore_index)
+    excluded = (allowed == 0) & ~ignored
+    if excluded.any():
+        excluded &= states["classes"] > 0
+        if z_loss == 0:
+            excluded &= (weight != 0) & (smoothing < 1)
+        if weights is not None:
+            excluded &= weights != 0
     return Loss(
-        ignored, excluded, states["weight"], weights, smoothing,
-        smoothing / np.maximum(states["allowed"], 1), z_loss, reduction, denominator, empty,
+        ignored, excluded, weight, weights, smoothing, allowed,
+        bool(note & execute.Note.WEIGHTED), z_loss, reduction, denominator, empty,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Classes shared out over arrays, processes or machines.
 
 Each has some of the classes of every row. What it finds out about them, its row states, is small:
-104 bytes for each :data:`SPLIT` classes of a row, twice that of half types. States that are merged
-say all about a row that its logsumexp, loss, probabilities and gradient need:
+64 bytes a row, and for each :data:`SPLIT` classes 56 more, with a target 104, twice that of half
+types. States that are merged say all about a row that its logsumexp, loss, probabilities and
+gradient need:
 
 >>> import numpy as np
 >>> from softce_fast import sharded
@@ -51,26 +52,21 @@ Array = NDArray[Any]
 SPLIT = execute.SPLIT
 
 # Of a chunk of classes: the largest logit, and the point that exponentials are relative to; sums of
-# these (and what each lost by rounding) of all classes, without the largest, and without the label;
-# that of class weights without the largest one's own (in two), that one, and what these make of
-# logits. As the kernels take it: see SHARD_NUMBERS.
-_CHUNK = np.dtype(
-    [
-        ("maximum", "f8"), ("reference", "f8", 2), ("all", "f8", 2), ("rest", "f8", 2),
-        ("others", "f8", 2), ("weights", "f8", 2), ("own", "f8"), ("spread", "f8"),
-    ]
-)  # fmt: skip
-_BYTES = np.dtype(f"V{_CHUNK.itemsize}")  # which are copied as a whole
-# The same of no logit.
-_NOTHING = np.array((-np.inf, (0, -48), (0, 0), (0, 0), (0, 0), (0, 0), 0, 0), _CHUNK)
+# these (and what each lost by rounding) of all classes, and without the largest; with a target also
+# without the label, and the sum of class weights without the largest one's own (in two), that one,
+# and what these make of logits. As the kernels take it: see SHARD_NUMBERS.
+_OF_CHUNK = [("maximum", "f8"), ("reference", "f8", 2), ("all", "f8", 2), ("rest", "f8", 2)]
+_OF_TARGET = [("others", "f8", 2), ("weights", "f8", 2), ("own", "f8"), ("spread", "f8")]
+_NOTHING = (-np.inf, (0, -48), (0, 0), (0, 0)), ((0, 0), (0, 0), 0, 0)  # the same of no logit
 # How far from 1 the exponents of coefficients may lie that float32 holds.
 _WIDEST = 60
 
 
-def _sums(dtype: np.dtype[Any], chunks: int) -> list[Any]:
-    """Return what states say about chunks, of half types with all digits as well."""
-    names = ("chunks", "more_digits") if dtype.itemsize == 2 else ("chunks",)
-    return [("has_nan", "?"), *((name, _CHUNK, (chunks,)) for name in names)]
+def _sums(dtype: np.dtype[Any], labelled: bool, chunks: int) -> list[Any]:
+    """Return what states say about chunks, of half types that have a target with all digits too."""
+    names = ("chunks", "more_digits") if dtype.itemsize == 2 and labelled else ("chunks",)
+    chunk = np.dtype(_OF_CHUNK + _OF_TARGET if labelled else _OF_CHUNK)
+    return [(name, chunk, (chunks,)) for name in names]
 
 
 def row_states(
@@ -143,14 +139,12 @@ def row_states(
             temperature=temperature, softcap=softcap, where=where,
         )
     )  # fmt: skip
-    sums = _sums(call.dtype, max(1, -(-call.classes // SPLIT)))
-    states = _row_states.opened(call, sums)
-    if call.logits.size:
-        _absorb(call, states)
+    labelled = call.target is not None
+    sums = _sums(call.dtype, labelled, max(1, -(-call.classes // SPLIT)))
+    nothing = np.array(_NOTHING[0] + _NOTHING[1] * labelled, sums[0][1])
+    states = _row_states.opened(call, sums, **{name: nothing for name, *_ in sums})
+    if call.logits.size and _absorb(call, states.reshape(-1)):
         _find_nan(states, call)
-    else:
-        for name, *_ in sums[1:]:
-            states[name] = _NOTHING
     return states
 
 
@@ -166,48 +160,33 @@ def _served(call: ShardArguments) -> ShardArguments:
     return call
 
 
-def _absorb(call: ShardArguments, states: Array) -> None:
-    """Fill in what the chunks sum up to, in one read but of half types that have a target."""
+def _absorb(call: ShardArguments, rows: Array) -> bool:
+    """Fill in what the chunks sum up to, in one read but of half types that have a target.
+
+    Tell whether a sum is NaN.
+    """
+    any_nan = False
     labels = None if call.target is None else call.labels()
-    is_half = call.dtype.itemsize == 2
-    rows = states.reshape(-1)
-    if is_half or labels is None:
-        _export("logsumexp", call, labels, {"exported": rows["chunks"]}, call.where)
-    if labels is None:
-        return
-    chunks = rows["more_digits" if is_half else "chunks"]
-    if call.where is None and call.weight is None:
-        _export("dense_cross_entropy", call, labels, {"exported": chunks}, None)
-        chunks["weights"][..., 0] -= 1
-        chunks["own"] = 1
-    else:
+    sums = _name_of_sums(rows)
+    if labels is None or sums != "chunks":
+        any_nan = _Task("logsumexp", rows, "chunks").run(call, labels, where=call.where)
+    if labels is not None:
         # With a mask the kernels sum row by row; each coefficient is the weight.
-        where = np.broadcast_to(True, call.logits.shape) if call.where is None else call.where
-        known = {"exported": chunks, "share": np.ones(call.row_shape)}
-        _export("dense_cross_entropy", call, labels, known, where)
-
-
-def _export(
-    operation: str, call: ShardArguments, labels: Array | None, states: dict[str, Any],
-    where: Array | None,
-) -> None:  # fmt: skip
-    is_dense = operation == "dense_cross_entropy"
-    execute.shard(
-        operation, call.logits, labels, where, None, None, call.axis, states,
-        call.weight if is_dense else None, None, float(is_dense), 0.0, call.temperature,
-        call.softcap or 0.0, 1.0, 0, call.dtype, threads_for,
-    )  # fmt: skip
+        where = call.where
+        if where is None and call.weight is not None:
+            where = np.broadcast_to(True, call.logits.shape)
+        task = _Task("dense_cross_entropy", rows, sums, label_smoothing=1.0)
+        any_nan = task.run(call, labels, where=where, class_weight=call.weight)
+    return any_nan
 
 
 def _find_nan(states: Array, call: ShardArguments) -> None:
-    """Tell which rows have a NaN; the sums of those with +inf are NaN, too."""
-    states["has_nan"] = np.isnan(states["chunks"]["all"][..., 0]).any(axis=-1)
+    """Tell rows that have a NaN from those with +inf, whose sums are NaN, too."""
     infinite = (states["chunks"]["maximum"] == np.inf).any(axis=-1)
-    if infinite.any():
-        is_nan = np.isnan(np.moveaxis(call.logits, call.axis, -1)[infinite])
-        if call.where is not None:
-            is_nan &= np.moveaxis(call.where, call.axis, -1)[infinite]
-        states["has_nan"][infinite] = is_nan.any(axis=-1)
+    is_nan = np.isnan(np.moveaxis(call.logits, call.axis, -1)[infinite])
+    if call.where is not None:
+        is_nan &= np.moveaxis(call.where, call.axis, -1)[infinite]
+    states["has_nan"][infinite] = is_nan.any(axis=-1)
 
 
 def merge(*states: Array) -> Array:
@@ -243,15 +222,12 @@ def merge(*states: Array) -> Array:
     >>> float(np.exp(sharded.logsumexp(sharded.merge(*states))[0]).round(6))
     8.0
     """
-    _row_states.check_mergeable(states, "chunks")
-    dtype = _row_states.rows_of(states[0]).dtype
-    sums = _sums(dtype, sum(item["chunks"].shape[-1] for item in states))
-    merged = _row_states.merged(states, sums)
-    merged["has_nan"] = np.logical_or.reduce([item["has_nan"] for item in states])
-    for name, *_ in sums[1:]:
-        chunks = [item[name].astype(_CHUNK, copy=False).view(_BYTES) for item in states]
-        np.concatenate(chunks, axis=-1, out=merged[name].view(_BYTES))
-    return merged
+    states = _row_states.check_mergeable(states, "chunks")
+    fields = states[0].dtype
+    chunks = sum(item["chunks"].shape[-1] for item in states)
+    names = [name for name in ("chunks", "more_digits") if name in (fields.names or ())]
+    sums = [(name, fields[name].base, (chunks,)) for name in names]
+    return _row_states.merged(states, sums, tuple(names))
 
 
 def _name_of_sums(states: Array) -> str:
@@ -259,57 +235,64 @@ def _name_of_sums(states: Array) -> str:
     return "more_digits" if "more_digits" in (states.dtype.names or ()) else "chunks"
 
 
-def _chunks(states: Array, is_rough: bool, class_power: int = 0) -> Array:
-    """Return the chunks of the rows as the kernels take them.
-
-    Those of half types with few digits, if they are enough. `class_power`: what is to be taken out
-    of the sums of class weights.
-    """
-    name = "chunks" if is_rough else _name_of_sums(states)
-    chunks: Array = states.reshape(-1)[name].astype(_CHUNK, copy=False)
-    if class_power:
-        chunks = chunks.copy()
-        for name in ("weights", "own", "spread"):
-            chunks[name] = np.ldexp(chunks[name], -class_power)
-    return chunks
-
-
 class _Task(NamedTuple):
     """What the kernels make of states, and are told besides."""
 
     operation: str
-    states: dict[str, Any]
+    states: Array
+    sums: str  # which of them
     sample_weight: Array | None = None
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     power: int = 0  # of two, that results are multiplied by
     class_power: int = 0  # the part of it that was taken out of class weights
+    weighs_label: bool = False
     divisor: float = 1.0  # of the results
     is_wide: bool = False  # float32 cannot hold its coefficients
 
     def run(
-        self, logits: Array, labels: Array | None, where: Array | None, result: Array | None,
-        output: Array | None, axis: int, class_weight: Array | None, options: _row_states.Rows,
-    ) -> None:  # fmt: skip
-        """Write results and output."""
-        execute.shard(
-            self.operation, logits, labels, where, result, output, axis, self.states, class_weight,
-            self.sample_weight, self.label_smoothing, self.z_loss, options.temperature,
-            options.softcap or 0.0, 1.0 if self.divisor == 0 or output is None else self.divisor,
-            self.power, np.dtype(np.float64) if self.is_wide else options.dtype, threads_for,
+        self, call: ShardArguments, labels: Array | None, *, where: Array | None = None,
+        class_weight: Array | None = None, result: Array | None = None,
+        output: Array | None = None,
+    ) -> bool:  # fmt: skip
+        """Write results or output; without these to the states, and tell if any sum is NaN."""
+        return execute.shard(
+            self.operation, call.logits, labels, where, result, output, call.axis,
+            self.states.reshape(-1), self.sums, class_weight, self.sample_weight,
+            self.label_smoothing, self.z_loss, call.temperature, call.softcap or 0.0,
+            1.0 if self.divisor == 0 or output is None else self.divisor, self.power,
+            self.class_power, self.weighs_label,
+            np.dtype(np.float64) if self.is_wide else call.dtype, threads_for,
         )  # fmt: skip
 
+    def finish(self, result: Array, ignored: Array | None = None) -> None:
+        """Write what becomes of the states alone."""
+        states = self.states
+        if not states.size:
+            return
+        options = _row_states.rows_of(states)
+        # One class, which is looked at in rows with +inf; a label is that one.
+        flag = np.where(states["has_nan"], np.nan, 0.0)
+        flag = flag.astype(_checks.compute_dtype(options.dtype))[..., None]
+        labels = None if ignored is None else np.where(ignored, -1, 0)
+        call = ShardArguments(
+            flag, states.ndim, None, 0, None, options.temperature, options.softcap, None,
+            options.dtype,
+        )  # fmt: skip
+        self.run(call, labels, result=result)
 
-def _finish(task: _Task, states: Array, result: Array, ignored: Array | None = None) -> None:
-    """Write what a task makes of states."""
-    if not states.size:
-        return
-    options = _row_states.rows_of(states)
-    # One class, which is looked at in rows with +inf; a label is that one.
-    flag = np.where(states["has_nan"], np.nan, 0.0)
-    flag = flag.astype(_checks.compute_dtype(options.dtype))[..., None]
-    labels = None if ignored is None else np.where(ignored, -1, 0)
-    task.run(flag, labels, None, result, None, states.ndim, None, options)
+    def emit(self, call: ShardArguments, labels: Array | None, output: Array) -> None:
+        """Write what becomes of the logits."""
+        if not output.size:
+            return
+        where, weight = call.where, None
+        if self.label_smoothing:
+            allowed = self.states["allowed"]
+            if where is None and (allowed != allowed.flat[0]).any():
+                # With a mask, what each class is given is that of its row.
+                where = np.broadcast_to(True, output.shape)
+            weight = None if call.weight is None else np.ldexp(call.weight, -self.class_power)
+        self.run(call, labels, where=where, class_weight=weight, output=output)
 
 
 def logsumexp(states: Array) -> Any:
@@ -341,19 +324,19 @@ def logsumexp(states: Array) -> Any:
     >>> sharded.logsumexp(sharded.row_states(np.zeros((2, 1)))).tolist()
     [0.0, 0.0]
     """
-    _row_states.check(states, "chunks")
+    states = _row_states.check(states, "chunks")
     result = np.empty(states.shape, _row_states.rows_of(states).dtype)
-    _finish(_Task("logsumexp", {"imported": _chunks(states, True)}), states, result)
+    _Task("logsumexp", states, "chunks").finish(result)
     return _arrays.unwrapped(result)
 
 
 def _task_of(states: Array, loss: Loss) -> _Task:
     """Return how the kernels compute a loss; powers of two are taken out of extreme weights."""
-    smoothing = loss.label_smoothing
-    chunks = states[_name_of_sums(states)]
+    smoothing, sums = loss.label_smoothing, _name_of_sums(states)
+    chunks = states[sums]
     weights = None
-    if states["weighted"].any():
-        weights = states["weight"]
+    if loss.weighted:
+        weights = loss.label_weight
         if smoothing:
             weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
     class_power, sample_power = _losses.extreme_powers(
@@ -369,34 +352,27 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         loss = loss._replace(sample_weight=np.asarray(scaled))
     if loss.reduction == "mean" and loss.denominator is None:
         power = 0  # the divisor has lost it, too
-    is_rough = not (
-        smoothing or weights is not None or loss.sample_weight is not None or loss.z_loss
-    )
     is_wide = False
     if smoothing:
-        share = np.ldexp(loss.share, -class_power)
+        share = np.ldexp(loss.share(), -class_power)
         sizes = np.abs(chunks["weights"].sum(axis=-1) + chunks["own"]) * share[..., None]
         is_wide = bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
-    imported = {
-        "imported": _chunks(states, is_rough, class_power if smoothing else 0),
-        "label_logit": np.array(states["logit"], np.float64, order="C"),
-        "share": np.array(loss.share, order="C"),
-        "even": loss.share.flat[0] if states.size else 1.0,
-    }
-    if smoothing or weights is not None:
-        imported["label_weight"] = loss.label_part().copy(order="C")
+    weighs_label = bool(smoothing) or weights is not None
+    if not (weighs_label or loss.sample_weight is not None or loss.z_loss):
+        sums = "chunks"  # of half types: few digits will do
     return _Task(
-        "dense_cross_entropy" if smoothing else "cross_entropy", imported, loss.sample_weight,
-        smoothing, loss.z_loss, power, class_power, loss.divisor(), is_wide,
+        "dense_cross_entropy" if smoothing else "cross_entropy", states, sums, loss.sample_weight,
+        smoothing, loss.z_loss, power, class_power, weighs_label, loss.divisor(), is_wide,
     )  # fmt: skip
 
 
-def _losses_of(states: Array, loss: Loss, task: _Task, dtype: Any) -> Array:
+def _losses_of(task: _Task, loss: Loss, dtype: Any) -> Array:
     """Return the losses of the rows."""
-    losses = np.empty(states.shape, dtype)
-    _finish(task, states, losses, loss.ignored)
-    weights = 1.0 if loss.sample_weight is None else loss.sample_weight[loss.excluded]
-    losses[loss.excluded] = np.copysign(np.inf, weights)
+    losses = np.empty(task.states.shape, dtype)
+    task.finish(losses, loss.ignored)
+    if loss.excluded.any():
+        weights = 1.0 if loss.sample_weight is None else loss.sample_weight[loss.excluded]
+        losses[loss.excluded] = np.copysign(np.inf, weights)
     return losses
 
 
@@ -444,15 +420,16 @@ def cross_entropy(
     >>> round(float(sharded.cross_entropy(states)), 3)
     0.417
     """
-    _row_states.check(states, "chunks")
+    states = _row_states.check(states, "chunks")
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, None, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     task = _task_of(states, loss)
     dtype = _row_states.rows_of(states).dtype
     if reduction == "none":
-        return _arrays.unwrapped(_losses_of(states, loss, task, dtype))
-    total = _sum_in_lanes(_losses_of(states, loss, task, np.float64).reshape(-1))
+        return _arrays.unwrapped(_losses_of(task, loss, dtype))
+    total = _sum_in_lanes(_losses_of(task, loss, np.float64).reshape(-1))
     return _losses.reduced(total, task.divisor, empty, dtype)
 
 
@@ -574,26 +551,12 @@ def _normalized(
     options: dict[str, Any],
 ) -> Array:
     call = _served(_checks.check_shard(logits, None, axis, **options))
-    _row_states.check(states, "chunks", call)
+    states = _row_states.check(states, "chunks", call)
     if out is not None:
         _checks.check_out(out, call.logits.shape, call.dtype)
     result = _arrays.output(out, "out", call.logits.shape, call.dtype, call.logits, call.where)
-    _emit(_Task(operation, {"imported": _chunks(states, True)}), call, None, result)
+    _Task(operation, states, "chunks").emit(call, None, result)
     return result
-
-
-def _emit(task: _Task, call: ShardArguments, labels: Array | None, result: Array) -> None:
-    """Write what a task makes of the logits and the states of their rows."""
-    if not result.size:
-        return
-    where, weight = call.where, None
-    if task.label_smoothing:
-        if where is None and (task.states["share"] != task.states["even"]).any():
-            # With a mask, what each class is given is that of its row.
-            where = np.broadcast_to(True, result.shape)
-        weight = None if call.weight is None else np.ldexp(call.weight, -task.class_power)
-    options = _row_states.Rows(call.dtype, call.temperature, call.softcap)
-    task.run(call.logits, labels, where, None, result, call.axis, weight, options)
 
 
 def cross_entropy_grad(
@@ -666,10 +629,11 @@ def cross_entropy_grad(
             temperature=temperature, softcap=softcap, where=where,
         )
     )  # fmt: skip
-    _row_states.check(states, "chunks", call)
+    states = _row_states.check(states, "chunks", call)
     loss = _row_states.loss_of(
-        states, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, empty
-    )
+        states, call.target, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+        denominator, empty,
+    )  # fmt: skip
     if grad_out is not None:
         _checks.check_out(grad_out, call.logits.shape, call.dtype, "grad_out")
     result = _arrays.output(
@@ -677,11 +641,12 @@ def cross_entropy_grad(
         call.weight, loss.sample_weight,
     )  # fmt: skip
     task = _task_of(states, loss)
-    _emit(task, call, np.where(loss.ignored, -1, call.labels()), result)
+    task.emit(call, np.where(loss.ignored, -1, call.labels()), result)
     if task.divisor == 0:
-        total = _sum_in_lanes(_losses_of(states, loss, task, np.float64).reshape(-1))
+        total = _sum_in_lanes(_losses_of(task, loss, np.float64).reshape(-1))
         _losses.divide_by_zero(
             result, call.axis, total, task.divisor, empty, loss.taken_out(), call.where
         )
-    np.moveaxis(result, call.axis, -1)[loss.excluded] = 0
+    if loss.excluded.any():
+        np.moveaxis(result, call.axis, -1)[loss.excluded] = 0
     return result

@@ -441,6 +441,19 @@ def test_large_outputs_are_written_past_the_caches() -> None:
     assert loss_plan(x, np.empty_like(x))["stream"]
 
 
+def test_shards_that_are_large_together_are_written_past_the_caches() -> None:
+    classes = Threshold.SHARD_STREAMED
+    rows = Threshold.LARGE_BYTES // (4 * 2 * classes)
+    for count, length, streamed in ((rows, classes, True), (rows - 1, classes, False),
+                                    (2 * rows - 1, classes - 1, False)):  # fmt: skip
+        x = zeros(count, length)
+        states = sf.sharded.row_states(x)
+        both = sf.sharded.merge(states, states)
+        with execute.recording() as plans:
+            sf.sharded.softmax(x, both)
+        assert plans[0]["stream"] == streamed
+
+
 def test_neighbouring_rows_are_written_past_the_caches_in_long_runs() -> None:
     lines = 64 // 4
     for inner, streamed in (

@@ -70,6 +70,50 @@ def test_states_of_another_kind(module: ModuleType) -> None:
         module.logsumexp(other.row_states(np.zeros(3)))
 
 
+@with_each_module
+def test_states_with_and_without_a_target(module: ModuleType, dtype: np.dtype) -> None:
+    """They say unlike much about each row."""
+    x = np.zeros((2, 3), dtype)
+    plain, labelled = module.row_states(x), module.row_states(x, [0, 5])
+    for states in ((plain, labelled), (labelled, plain)):
+        with pytest.raises(ValueError, match="the same labelled"):
+            module.merge(*states)
+    with pytest.raises(ValueError, match="states must have a target"):
+        module.cross_entropy(plain)
+
+
+@with_each_module
+def test_states_that_begin_with_something_else(module: ModuleType) -> None:
+    """As those of a version that had other fields."""
+    states = module.row_states(np.zeros((2, 3)))
+    names = states.dtype.names
+    assert names is not None
+    for fields in (names[1:], names[::-1]):
+        other = np.zeros(2, [(name, states.dtype[name]) for name in fields])
+        with pytest.raises(TypeError, match="row_states"):
+            module.logsumexp(other)
+
+
+@with_each_module
+def test_a_target_is_found_in_any_shard(module: ModuleType, dtype: np.dtype) -> None:
+    """At both ends of each, of any integer dtype; others, however far, are in none."""
+    x = np.arange(12.0).reshape(2, 6).astype(dtype)
+    for kind in ("i1", "u2", "i8", "u8"):
+        for label in (0, 1, 2, 3, 4, 5):
+            target = np.full(2, label, kind)
+            cuts = [(0, 2), (2, 5), (5, 6)]
+            states = [
+                module.row_states(x[:, start:stop], target, class_offset=start)
+                for start, stop in cuts
+            ]
+            for item, (start, stop) in zip(states, cuts, strict=True):
+                assert (item["found"] == (start <= label < stop)).all()
+            whole = module.merge(*states)
+            np.testing.assert_array_equal(whole["logit"], x[:, label].astype(float))
+    for label in (-1, np.iinfo(np.int64).min, np.iinfo(np.int64).max):
+        assert not module.row_states(x, np.full(2, label), class_offset=3)["found"].any()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("size", [1e307, 1e-300])
 def test_a_mean_of_extreme_weights(dtype: np.dtype, size: float, smoothing: float) -> None:

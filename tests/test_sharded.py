@@ -102,7 +102,7 @@ def case(classes: int, dtype: np.dtype, offset: float = 0.0) -> tuple[Array, Arr
 
 
 @pytest.mark.parametrize("names", OPTIONS, ids="-".join)
-@pytest.mark.parametrize("offset", [0.0, -300.0, 3e4])
+@pytest.mark.parametrize("offset", [0.0, 245.0, -300.0, 3e4])  # 245: some maxima are above 256
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_splits_at_multiples_have_the_bits_of_the_whole(
     full_dtype: np.dtype, names: tuple[str, ...], offset: float, reduction: str

@@ -11,7 +11,9 @@ _ThreadsFor = Callable[[int], int]
 
 OPERATIONS: tuple[str, ...]
 PASSES: tuple[str, ...]
+COMMON: tuple[str, ...]
 SPLIT: int
+Note: Any  # an enumeration; states.pxi has its members
 Threshold: Any  # an enumeration; plan.pxi has its members
 
 def use(float32_table: object, float64_table: object) -> None: ...
@@ -103,7 +105,8 @@ def shard(
     result: _Array | None,
     output: _Array | None,
     axis: int,
-    states: dict[str, Any],
+    states: _Array,
+    sums: str,
     class_weight: NDArray[np.float64] | None,
     sample_weight: _Array | None,
     label_smoothing: float,
@@ -112,9 +115,23 @@ def shard(
     softcap: float,
     divisor: float,
     power: int,
+    class_power: int,
+    weighs_label: bool,
     dtype: np.dtype[Any],
     threads_for: _ThreadsFor,
-) -> None: ...
+) -> bool: ...
+def merge_states(
+    states: tuple[_Array, ...], whole: _Array, sums: tuple[str, ...], threads_for: _ThreadsFor
+) -> int: ...
+def read_heads(
+    states: _Array,
+    target: NDArray[np.int64] | None,
+    ignore_index: int,
+    ignored: NDArray[np.bool_],
+    weight: NDArray[np.float64],
+    allowed: NDArray[np.int64],
+    threads_for: _ThreadsFor,
+) -> int: ...
 def negative_log_fast(
     values: Any,
     target: Any,

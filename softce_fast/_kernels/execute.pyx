@@ -37,6 +37,7 @@ include "plan.pxi"
 include "coefficients.pxi"
 include "labels.pxi"
 include "signature.pxi"
+include "states.pxi"
 
 import_array()
 
@@ -382,25 +383,26 @@ def scores(
 
 def shard(
     str operation not None, ndarray logits not None, ndarray labels, ndarray where,
-    ndarray result, ndarray output, int axis, dict states not None, ndarray class_weight,
-    ndarray sample_weight, double label_smoothing, double z_loss, double temperature,
-    double softcap, double divisor, int power, dtype, threads_for,
+    ndarray result, ndarray output, int axis, ndarray states not None, str sums not None,
+    ndarray class_weight, ndarray sample_weight, double label_smoothing, double z_loss,
+    double temperature, double softcap, double divisor, int power, int class_power,
+    bint weighs_label, dtype, threads_for,
 ):
     """Run an operation of a row state on some of the classes of each row.
 
-    `states` has an array "exported", of (rows, chunks) records of SHARD_NUMBERS float64, which what
-    is known of the classes is written to, and nothing else is done; or "imported", the same of all
-    classes, and where there are labels "label_logit" and "label_weight", a number each row. What
-    smoothing gives each class is "even", a float, or with `where` "share", a number each row.
-    Labels are counted from the first of these classes on, other classes are the number of these,
-    and -1 is ignored.
+    `states` is an array of them for each row, `sums` the name of the field that has the chunks.
+    What is known of the classes is written to it where there is neither `result` nor `output`, and
+    True returned if any of that is NaN; else it is of all classes. Class weights in it are to be
+    divided by 2**class_power; if not `weighs_label`, that of the label's class is 1. Labels are
+    counted from the first of these classes on, other classes are the number of these, and -1 is
+    ignored.
     """
     cdef Call call
     cdef Problem *problem = &call.problem
-    cdef Shard *of = &problem.shard
     cdef const Kernels *kernels
     cdef int number = OPERATIONS.index(operation)
     cdef int result_kind = result_kind_for(dtype, logits)
+    cdef char any_nan = False
     call_open(&call, <Operation>number, logits, <unsigned long long>1 << axis)
     call_array(&call, INPUT, logits)
     if where is not None:
@@ -418,42 +420,43 @@ def shard(
     problem.options.divisor = divisor
     problem.options.power = power
     problem.options.ignore_index = -1
-    of.given = True
-    of.exported = shard_records(problem, states, "exported")
-    of.imported = shard_records(problem, states, "imported")
-    of.even = states.get("even", 1.0)
-    of.label_logit = <double *>shard_bytes(states, "label_logit")
-    of.label_weight = <double *>shard_bytes(states, "label_weight")
-    of.share = <double *>shard_bytes(states, "share")
+    problem.shard.power = class_power
+    problem.shard.weighs_label = weighs_label
+    problem.shard.any_nan = &any_nan
+    set_states(problem, states, sums, result is None and output is None)
     kernels = kernels_for(problem, result_kind)
     run(
         problem, kernels, threads_of(work_of(problem), kernels.lanes, threads_for), result_kind,
         False)
+    return any_nan != 0
 
 
-cdef char *shard_records(Problem *problem, dict states, str name) except? NULL:
-    """Where what is known of the chunks of the first row is."""
-    cdef ndarray array = states.get(name)
-    if array is None:
-        return NULL
+cdef int set_states(Problem *problem, ndarray states, str sums, bint exported) except -1:
+    """Set where states of the rows are, and where in each its chunks are."""
+    cdef Shard *shard = &problem.shard
+    cdef RowHead head
+    record, shard.place = states.dtype.fields[sums][:2]
+    shard.given = True
+    shard.chunks = record.shape[0]
+    shard.chunk_size = record.base.itemsize
+    shard.row_stride = PyArray_STRIDE(states, 0)
     if (
-        PyArray_NDIM(array) != 2 or PyArray_DIM(array, 0) != problem.layout.rows
-        or PyArray_ITEMSIZE(array) != SHARD_NUMBERS * sizeof(double)
-        or PyArray_STRIDE(array, 1) != PyArray_ITEMSIZE(array)
+        PyArray_NDIM(states) != 1 or PyArray_DIM(states, 0) != problem.layout.rows
+        or shard.place < <Py_ssize_t>sizeof(RowHead)
+        or shard.chunk_size < <Py_ssize_t>sizeof(double) * (
+            SHARD_LABELLED_NUMBERS if has(problem, LABELS) else SHARD_NUMBERS)
+        or exported and shard.chunks * CHUNK < problem.layout.classes
     ):
-        raise ValueError(f"{name} has {SHARD_NUMBERS} numbers for each chunk of each row")
-    problem.shard.row_stride = PyArray_STRIDE(array, 0)
-    problem.shard.chunks = PyArray_DIM(array, 1)
-    return PyArray_BYTES(array)
-
-
-cdef char *shard_bytes(dict states, str name) except? NULL:
-    cdef ndarray array = states.get(name)
-    if array is None:
-        return NULL
-    if kind_of(array) != KIND_FLOAT64 or not PyArray_ISCARRAY_RO(array):
-        raise ValueError(f"{name} is a contiguous array of float64")
-    return PyArray_BYTES(array)
+        raise ValueError("states have a head, and numbers of each chunk, for each row")
+    if exported:
+        shard.exported = PyArray_BYTES(states)
+        shard.even = 1
+    else:
+        shard.imported = PyArray_BYTES(states)
+        memcpy(&head, shard.imported, sizeof(RowHead))
+        shard.even = even_share_of(problem, head.allowed)
+        shard.classes = head.classes
+    return 0
 
 
 cdef char *score_bytes(

@@ -21,6 +21,9 @@ from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
 
+cdef extern from "share.h" nogil:
+    void flag_raise(char *flag)
+
 from .numbers cimport *
 from .problem cimport *
 from .vector cimport *

@@ -37,6 +37,8 @@ cpdef enum Threshold:
     #                            written past them.
     LONG_RUN = 256             # Rows that are neighbours are written past the caches where so many
     #                            are, and each class of theirs begins a cache line.
+    SHARD_STREAMED = 1024      # Fewest classes of a shard whose output is, too, if all shards are
+    #                            that large together.
     FETCHED_BYTES = 4194304    # Smaller ones are in the caches already: fetching ahead would take
     #                            lines from other threads.
     # Tasks
@@ -251,6 +253,13 @@ cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nog
     return 2 * problem.plan.rows_at_once * problem.plan.batch * input.row_stride
 
 
+cdef inline Py_ssize_t written_bytes(const Problem *problem) noexcept nogil:
+    """How large the output is; if there are other shards, with theirs, which come next."""
+    if problem.layout.classes < SHARD_STREAMED or problem.shard.imported == NULL:
+        return batch_bytes(problem, OUTPUT)
+    return problem.layout.rows * problem.shard.classes * problem.arrays[<int>OUTPUT].size
+
+
 cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcept nogil:
     """Whether results are stored with so few digits that plain sums have enough."""
     return (
@@ -258,7 +267,7 @@ cdef inline bint few_digits_for(const Problem *problem, int result_kind) noexcep
         and -SCALE_BITS <= ilogb(
             problem.options.divisor * problem.options.temperature) <= SCALE_BITS
         and problem.operation != PROBABILITY_LOSS
-        and problem.options.class_weight == NULL and problem.shard.label_weight == NULL
+        and problem.options.class_weight == NULL and not problem.shard.weighs_label
         and problem.options.z_loss == 0
         and not has(problem, SAMPLE_WEIGHT))
 
@@ -312,7 +321,7 @@ cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind)
         and problem.layout.rows % lanes != 0)
     plan.few_digits = few_digits_for(problem, result_kind)
     plan.stream = (
-        can_stream(problem) and batch_bytes(problem, OUTPUT) >= LARGE_BYTES
+        can_stream(problem) and written_bytes(problem) >= LARGE_BYTES
         and (has_neighbour_classes(problem, OUTPUT) or has_long_runs(problem)))
     plan.keep = can_keep(problem) and not is_long
     plan.keep_in_output = False

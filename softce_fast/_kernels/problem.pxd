@@ -142,29 +142,49 @@ cdef struct Scores:
     Py_ssize_t top_k
 
 
+cdef struct RowHead:
+    # What begins a row of states, an element of an array of NumPy's: see _row_states.py.
+    double temperature
+    double softcap
+    int64_t target
+    int64_t classes
+    int64_t allowed      # of these, by a mask
+    double logit         # of the label, where its class was found,
+    double weight        # and the weight of that class
+    char labelled        # there is a target: what all states of a row have in common ends here
+    char weighted
+    char found
+    char has_nan
+    int dtype            # only its name says something
+
+
 cdef enum:
-    # What is known of a chunk of a row in a shard, in float64:
+    # Behind it, what is known of each chunk of the row, in float64:
     SHARD_MAXIMUM
     SHARD_REFERENCE       # shift and exponent;
     SHARD_ALL = 3         # sums of exponentials, two numbers each: of all classes,
-    SHARD_REST = 5        # without the maximum,
-    SHARD_OTHERS = 7      # and without the label;
+    SHARD_REST = 5        # and without the maximum;
+    SHARD_NUMBERS = 7     # all that there is without a target:
+    SHARD_OTHERS = 7      # such a sum without the label;
     SHARD_WEIGHTS = 9     # the sum of coefficients without the maximum's own (two), that one,
     SHARD_SPREAD = 12
-    SHARD_NUMBERS
+    SHARD_LABELLED_NUMBERS
 
 
 cdef struct Shard:
     # Where the classes of INPUT are some of a row's: see operations/shards.pxi.
     bint given
-    char *exported               # what is found out about each chunk, instead of results; or
-    const char *imported         # the same of all chunks of the whole row:
+    char *exported               # the states that what is found out is written to
+    char *any_nan                # (and whether a sum of theirs is NaN); or
+    const char *imported         # those of all classes, merged:
     Py_ssize_t row_stride        # where the next row's begin, in bytes,
-    Py_ssize_t chunks            # and how many these are
-    double even                  # what smoothing gives to each class, unless `share` does
-    const double *label_logit    # of each row,
-    const double *label_weight   # the weight of its class, less what smoothing takes,
-    const double *share          # and what smoothing gives to each class that a mask includes
+    Py_ssize_t place             # where the chunks begin in these,
+    Py_ssize_t chunks            # how many these are,
+    Py_ssize_t chunk_size        # and the bytes of each;
+    Py_ssize_t classes           # of all shards together
+    double even                  # what smoothing gives to each class, if to all rows alike
+    bint weighs_label            # the label's coefficient is not 1
+    int power                    # of two, that class weights are to be divided by
 
 
 cdef enum Pass:
@@ -327,7 +347,11 @@ cdef inline double even_share(const Problem *problem) noexcept nogil:
     """What label smoothing gives to each class, times its weight."""
     if problem.shard.given:
         return problem.shard.even
-    return problem.options.label_smoothing / <double>problem.layout.classes
+    return even_share_of(problem, problem.layout.classes)
+
+
+cdef inline double even_share_of(const Problem *problem, int64_t classes) noexcept nogil:
+    return problem.options.label_smoothing / <double>max(<int64_t>1, classes)
 
 
 cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:

@@ -21,6 +21,11 @@ SHARE ptrdiff_t counter_take(ptrdiff_t *counter) {
     return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
 }
 
+/* Raise a flag that other threads may raise as well. */
+SHARE void flag_raise(char *flag) {
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+}
+
 /* A clock, in nanoseconds; it may jump where the system has no better one. */
 SHARE int64_t clock_now(void) {
     struct timespec now;

@@ -6,13 +6,31 @@
 #
 # Uses state.pxi, along.pxi.
 
-cdef inline char *shard_place(
-    const char *numbers, const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk
-) noexcept nogil:
-    """Where the numbers of a chunk of row k are."""
-    return <char *>numbers + (
-        (group.first + k) * problem.shard.row_stride
-        + chunk * <Py_ssize_t>(SHARD_NUMBERS * sizeof(double)))
+cdef enum:
+    # Binary orders that the references of two chunks may be apart by, whose exponentials are made
+    # from one: further ones are anyway (chunk_factor()).
+    REFERENCES_APART = 34
+
+
+cdef inline const char *shard_row(const Problem *problem, Py_ssize_t row) noexcept nogil:
+    """Where the states of a row are."""
+    cdef const char *rows = problem.shard.imported
+    if rows == NULL:
+        rows = problem.shard.exported
+    return rows + row * problem.shard.row_stride
+
+
+cdef inline RowHead shard_head(const Problem *problem, Py_ssize_t row) noexcept nogil:
+    cdef RowHead head
+    memcpy(&head, shard_row(problem, row), sizeof(RowHead))
+    return head
+
+
+cdef inline double shard_share(const Problem *problem, Py_ssize_t row) noexcept nogil:
+    """What smoothing gives to each class of a row that is allowed, by its weight."""
+    if problem.shard.exported != NULL:
+        return 1
+    return even_share_of(problem, shard_head(problem, row).allowed)
 
 
 # ---- what is found out ---------------------------------------------------------------------------
@@ -52,30 +70,69 @@ cdef void shard_write(
     """Write what is known of a chunk of the rows of a group."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef bint few_digits = problem.plan.few_digits
-    cdef Py_ssize_t k, i, count = SHARD_WEIGHTS
-    cdef double[SHARD_NUMBERS][16] numbers
-    cdef double[SHARD_NUMBERS] row
+    cdef Py_ssize_t k, i, count = SHARD_NUMBERS
+    cdef double[SHARD_LABELLED_NUMBERS][16] numbers
+    cdef double *row
     numbers_store(numbers[<int>SHARD_MAXIMUM], state.maximum)
     numbers_store(numbers[<int>SHARD_REFERENCE], state.reference.shift)
     numbers_store(numbers[<int>SHARD_REFERENCE + 1], state.reference.exponent)
     sum_store(
         &numbers[<int>SHARD_ALL], rows_reduce(&dense.all, group.rows, n, few_digits))
     sum_store(&numbers[<int>SHARD_REST], state.others)
-    sum_store(
-        &numbers[<int>SHARD_OTHERS], rows_reduce(&dense.unlabelled, group.rows, n, few_digits))
+    if has(problem, LABELS):
+        count = SHARD_WEIGHTS
+        sum_store(
+            &numbers[<int>SHARD_OTHERS], rows_reduce(&dense.unlabelled, group.rows, n, few_digits))
     if is_dense(problem.operation):
-        count = SHARD_NUMBERS
-        sum_store(&numbers[<int>SHARD_WEIGHTS], state.other_coefficients)
-        numbers_store(numbers[<int>SHARD_WEIGHTS + 2], state.own_coefficient)
-        numbers_store(numbers[<int>SHARD_SPREAD], state.spread)
+        count = SHARD_LABELLED_NUMBERS
+        shard_weights(numbers, problem, state)
     for k in range(group.rows):
+        row = <double *>(
+            problem.shard.exported + (group.first + k) * problem.shard.row_stride
+            + problem.shard.place + chunk * problem.shard.chunk_size)
         for i in range(count):
             row[i] = numbers[i][k]
-            if i >= <int>SHARD_WEIGHTS:
-                row[i] = power_apply(row[i], problem.options.coefficient_power)
-        memcpy(
-            shard_place(problem.shard.exported, group, problem, k, chunk), row,
-            count * sizeof(double))
+        shard_write_head(group, problem, chunk, k, numbers[<int>SHARD_ALL][k])
+
+
+cdef inline void shard_weights(
+    double[SHARD_LABELLED_NUMBERS][16] numbers, const Problem *problem, const RowState *state
+) noexcept nogil:
+    cdef Py_ssize_t i, k
+    sum_store(&numbers[<int>SHARD_WEIGHTS], state.other_coefficients)
+    numbers_store(numbers[<int>SHARD_WEIGHTS + 2], state.own_coefficient)
+    numbers_store(numbers[<int>SHARD_SPREAD], state.spread)
+    for k in range(LANES):
+        if not coefficients_by_row(problem):
+            # All are 1, that of the maximum too.
+            numbers[<int>SHARD_WEIGHTS][k] -= 1
+            numbers[<int>SHARD_WEIGHTS + 2][k] = 1
+        for i in range(<int>SHARD_WEIGHTS, <int>SHARD_LABELLED_NUMBERS):
+            numbers[i][k] = power_apply(numbers[i][k], problem.options.coefficient_power)
+
+
+cdef inline void shard_write_head(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t k, double sum_
+) noexcept nogil:
+    """Add to what begins a row's states; rows with +inf have no number as their sum, either."""
+    cdef RowHead *head = <RowHead *>(
+        problem.shard.exported + (group.first + k) * problem.shard.row_stride)
+    cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef int64_t label = group.labels[k]
+    if sum_ != sum_:
+        flag_raise(&head.has_nan)
+        flag_raise(problem.shard.any_nan)
+    if not is_dense(problem.operation) or label_place(group, problem, chunk, k) < 0:
+        return
+    head.found = True
+    head.weight = 1
+    if problem.options.class_weight != NULL:
+        head.weight = problem.options.class_weight[label]
+    head.logit = NEGATIVE_INFINITY
+    if not is_excluded(group, problem, k, label):
+        head.logit = real_read(
+            array, array.data + in_group(group, problem, INPUT, k)
+            + class_offset(&problem.layout, array, label))
 
 
 cdef inline void sum_store(double[16] *to, DoubleDouble sum_) noexcept nogil:
@@ -96,19 +153,27 @@ cdef void chunk_absorb(
     cdef real[16] maximum
     cdef real[16] position
     cdef Py_ssize_t k
+    cdef real limit = (
+        scratch.scale.shift_limit - <real>(REFERENCES_APART * STEPS) / scratch.scale.log2e)
     if problem.shard.imported == NULL:
         along_absorb(group, problem, chunk, state, scratch)
         return
-    for k in range(LANES):
-        maximum[k] = 0
-        position[k] = -1
-    for k in range(group.rows):
-        x = row_input(group, problem, k, chunk, scratch.staged, scratch)
-        maximum[k] = row_maximum(x, n, kind)
-        if notes_maximum(problem.operation):
-            position[k] = <real>row_find(x, n, maximum[k], kind)
-    state.maximum = vector_load(maximum)
-    state.position = vector_load(position)
+    state.position = vector_set(-1.0)
+    state.maximum = shard_maximum(group, problem)
+    if notes_maximum(problem.operation) or any_lane(vector_greater(
+        vector_absolute(state.maximum), vector_set(limit))
+    ):
+        # The chunk's own reference may be another than a power of two away from the row's.
+        for k in range(LANES):
+            maximum[k] = 0
+            position[k] = -1
+        for k in range(group.rows):
+            x = row_input(group, problem, k, chunk, scratch.staged, scratch)
+            maximum[k] = row_maximum(x, n, kind)
+            if notes_maximum(problem.operation):
+                position[k] = <real>row_find(x, n, maximum[k], kind)
+        state.maximum = vector_load(maximum)
+        state.position = vector_load(position)
     state.reference = reference_for(state.maximum, &scratch.scale)
 
 
@@ -119,43 +184,48 @@ cdef inline Py_ssize_t sum_wanted(Operation operation) noexcept nogil:
     return SHARD_OTHERS if leaves_out_label(operation) else SHARD_ALL
 
 
-cdef inline vector shard_read(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t number
+cdef inline const char *shard_chunk(
+    const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk
 ) noexcept nogil:
-    """One of the numbers of a chunk of the whole rows."""
-    cdef real[16] lane
+    """What is known of a chunk of whole row k; lanes without a row repeat the first."""
+    return shard_row(problem, group.first + (k if k < group.rows else 0)) + (
+        problem.shard.place + chunk * problem.shard.chunk_size)
+
+
+cdef inline double number_at(const char *numbers, Py_ssize_t i) noexcept nogil:
     cdef double x
-    cdef Py_ssize_t k
-    for k in range(group.rows):
-        memcpy(
-            &x, shard_place(problem.shard.imported, group, problem, k, chunk)
-            + number * <Py_ssize_t>sizeof(double), sizeof(double))
-        lane[k] = <real>x
-    if group.rows == 1:
-        return vector_set(lane[0])
-    for k in range(group.rows, LANES):
-        lane[k] = lane[0]
-    return vector_load(lane)
+    memcpy(&x, numbers + i * <Py_ssize_t>sizeof(double), sizeof(double))
+    return x
+
+
+cdef vector shard_maximum(const Group *group, const Problem *problem) noexcept nogil:
+    """The maximum of the whole rows."""
+    cdef real[16] maximum
+    cdef const char *numbers
+    cdef Py_ssize_t k, chunk
+    for k in range(LANES):
+        maximum[k] = NEGATIVE_INFINITY
+        numbers = shard_chunk(group, problem, k, 0)
+        for chunk in range(problem.shard.chunks):
+            maximum[k] = max(maximum[k], <real>number_at(numbers, SHARD_MAXIMUM))
+            numbers += problem.shard.chunk_size
+    return vector_load(maximum)
 
 
 cdef void shard_coefficients(
     RowState *state, const Group *group, const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
     """Import what the class weights of a chunk sum up to, times what smoothing gives to each."""
+    cdef int power = -problem.options.coefficient_power - problem.shard.power
     cdef double[4][16] number
-    cdef double[4] row
+    cdef const char *numbers
     cdef double share
-    cdef Py_ssize_t k, i, at
+    cdef Py_ssize_t k, i
     for k in range(LANES):
-        at = k if k < group.rows else 0    # lanes without a row repeat the first
-        memcpy(
-            row, shard_place(problem.shard.imported, group, problem, at, chunk)
-            + <int>SHARD_WEIGHTS * <Py_ssize_t>sizeof(double), sizeof(row))
-        share = problem.shard.even
-        if problem.shard.share != NULL:
-            share = problem.shard.share[group.first + at]
+        numbers = shard_chunk(group, problem, k, chunk)
+        share = shard_share(problem, group.first + (k if k < group.rows else 0))
         for i in range(4):
-            number[i][k] = power_apply(row[i] * share, -problem.options.coefficient_power)
+            number[i][k] = power_apply(number_at(numbers, SHARD_WEIGHTS + i) * share, power)
         number[0][k] += number[1][k]
         number[1][k] = number_or_nothing(number[0][k] - <real>number[0][k])
     state.other_coefficients.high = vector_from(number[0])
@@ -164,42 +234,38 @@ cdef void shard_coefficients(
     state.spread = vector_from(number[3])
 
 
-cdef inline void shard_bring_down(
-    RowState *state, const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t sums
-) noexcept nogil:
-    """Read a sum of exponentials, and what it is a multiple of.
-
-    Those of float64 have more headroom than float32 has; their sum with the maximum shows it.
-    """
-    cdef double[2][16] number
-    cdef double[16] exponent
-    cdef double[SHARD_NUMBERS] row
-    cdef int down
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        memcpy(
-            row, shard_place(
-                problem.shard.imported, group, problem, k if k < group.rows else 0, chunk),
-            <size_t>SHARD_WEIGHTS * sizeof(double))
-        down = 0
-        if fabs(row[<int>SHARD_ALL]) > TWO_TO_HEADROOM * <double>TWO_TO_HEADROOM:
-            down = DOUBLE_HEADROOM - HEADROOM
-        number[0][k] = power_apply(row[sums], -down)
-        number[1][k] = power_apply(row[sums + 1], -down)
-        exponent[k] = row[<int>SHARD_REFERENCE + 1] + down
-    state.others.high = vector_from(number[0])
-    state.others.low = vector_from(number[1])
-    state.reference.exponent = vector_from(exponent)
-
-
 cdef RowState shard_import(
     const Group *group, const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
-    """The state of a chunk of the whole rows."""
+    """The state of a chunk of the whole rows.
+
+    Sums of float64 have more headroom than float32 has; that with the maximum shows it.
+    """
+    cdef Py_ssize_t sums = sum_wanted(problem.operation)
+    cdef const char *numbers
+    cdef real[16] maximum
+    cdef real[16] shift
+    cdef real[16] exponent
+    cdef real[16] high
+    cdef real[16] low
     cdef RowState state
-    state.maximum = shard_read(group, problem, chunk, SHARD_MAXIMUM)
-    state.reference.shift = shard_read(group, problem, chunk, SHARD_REFERENCE)
-    shard_bring_down(&state, group, problem, chunk, sum_wanted(problem.operation))
+    cdef int down
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        numbers = shard_chunk(group, problem, k, chunk)
+        down = 0
+        if fabs(number_at(numbers, SHARD_ALL)) > TWO_TO_HEADROOM * <double>TWO_TO_HEADROOM:
+            down = DOUBLE_HEADROOM - HEADROOM
+        maximum[k] = <real>number_at(numbers, SHARD_MAXIMUM)
+        shift[k] = <real>number_at(numbers, SHARD_REFERENCE)
+        exponent[k] = <real>(number_at(numbers, SHARD_REFERENCE + 1) + down)
+        high[k] = <real>power_apply(number_at(numbers, sums), -down)
+        low[k] = <real>power_apply(number_at(numbers, sums + 1), -down)
+    state.maximum = vector_load(maximum)
+    state.reference.shift = vector_load(shift)
+    state.reference.exponent = vector_load(exponent)
+    state.others.high = vector_load(high)
+    state.others.low = vector_load(low)
     state.position = vector_set(-1.0)
     state.own_coefficient = state.spread = vector_set(0.0)
     state.other_coefficients = double_double_from(vector_set(0.0))
@@ -213,11 +279,9 @@ cdef void shard_merge(
 ) noexcept nogil:
     """Merge the chunks of the whole rows; bring those at hand to its reference."""
     cdef vector first = vector_set(1.0)
-    cdef vector maximum = vector_set(NEGATIVE_INFINITY)
+    cdef vector maximum = shard_maximum(group, problem)
     cdef RowState state
     cdef Py_ssize_t chunk, k
-    for chunk in range(problem.shard.chunks):
-        maximum = vector_maximum(shard_read(group, problem, chunk, SHARD_MAXIMUM), maximum)
     state_open(&group.whole, maximum, scale)
     for chunk in range(problem.shard.chunks):
         state = shard_import(group, problem, chunk)
@@ -229,20 +293,21 @@ cdef void shard_merge(
         state_set_factor(states + chunk, &group.whole, scale)
         group_note_top(group, chunk, states + chunk, vector_mask_bits(
             vector_equal(states[chunk].maximum, maximum)))
-    if problem.shard.label_weight != NULL:
+    if problem.shard.weighs_label:
         shard_label_weights(group, problem)
 
 
 cdef inline void shard_label_weights(Group *group, const Problem *problem) noexcept nogil:
     """What the call with a label's class knows of it."""
+    cdef double share = 1 - problem.options.label_smoothing
     cdef Py_ssize_t k
     for k in range(LANES):
         if not group.weights.given:
             group.weights.sample[k] = 1
-        group.weights.label[k] = 1
-        if k >= group.rows:
-            continue
-        group.weights.label[k] = problem.shard.label_weight[group.first + k]
+        group.weights.label[k] = share
+        if k < group.rows and share != 0:
+            group.weights.label[k] *= power_apply(
+                shard_head(problem, group.first + k).weight, -problem.shard.power)
         if group.weights.label[k] == 0 and not is_dense(problem.operation) and (
             problem.options.z_loss == 0
         ):

@@ -278,10 +278,9 @@ cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
     for k in range(LANES):
         group.weights.even[k] = group.weights.even[0]
         if k < group.rows and problem.shard.given:
-            group.weights.even[k] = problem.shard.share[group.first + k]
+            group.weights.even[k] = shard_share(problem, group.first + k)
         elif k < group.rows:
-            group.weights.even[k] = problem.options.label_smoothing / <double>max(
-                <Py_ssize_t>1, classes_allowed(group, problem, k))
+            group.weights.even[k] = even_share_of(problem, classes_allowed(group, problem, k))
 
 
 cdef inline bint is_excluded(
@@ -317,7 +316,7 @@ cdef inline vector label_logits(
     for k in range(group.rows):
         if problem.shard.given:
             # Its class may be another shard's.
-            logit[k] = <real>problem.shard.label_logit[group.first + k]
+            logit[k] = <real>shard_head(problem, group.first + k).logit
             continue
         logit[k] = real_read(
             array, array.data + in_group(group, problem, INPUT, k)
