@@ -289,8 +289,9 @@ class _Task(NamedTuple):
 
 
 def _task(call: LossArguments) -> _Task:
-    """Return arguments in the dtype to compute in, once the labels are checked as well."""
-    compute = _checks.compute_dtype(call.dtype)
+    """Return arguments in float64 or wider, once the labels are checked as well."""
+    # Nothing narrower: weights may be of any size.
+    compute = np.promote_types(_checks.compute_dtype(call.dtype), np.float64)
     labels = ignored = None
     if call.labels is not None:
         _checks.check_labels(call.labels, call.classes, call.ignore_index)
@@ -300,16 +301,12 @@ def _task(call: LossArguments) -> _Task:
         None if array is None else np.moveaxis(array, call.axis, -1)
         for array in (call.values, call.probabilities, call.where)
     )
-    # Not to anything narrower, in which small ones would be nothing.
-    wide = np.promote_types(compute, np.float64)
-    weight, sample_weight = (
-        None if array is None else array.astype(wide, copy=False)
-        for array in (call.weight, call.sample_weight)
+    weight, sample_weight, probabilities, values = (
+        None if array is None else array.astype(compute, copy=False)
+        for array in (call.weight, call.sample_weight, probabilities, values)
     )
-    if probabilities is not None:
-        probabilities = probabilities.astype(compute, copy=False)
     assert values is not None
-    values, slope = values.astype(compute, copy=False), None
+    slope = None
     if call.softcap is not None:
         values, slope = softcapped(values, call.softcap)
     if allowed is not None:
@@ -341,16 +338,17 @@ def _label_weight(task: _Task) -> Array:
 
 def _divisor(task: _Task) -> Any:
     """Return what the mean divides by."""
-    wide = np.promote_types(task.values.dtype, np.float64)
+    dtype = task.values.dtype
     if task.call.denominator is not None:
-        return wide.type(task.call.denominator)
-    row_shape = task.values.shape[:-1]
-    weight = np.ones(row_shape, wide) if task.labels is None else _label_weight(task).astype(wide)
+        return dtype.type(task.call.denominator)
+    weight = np.ones(task.values.shape[:-1], dtype)
+    if task.labels is not None:
+        weight = _label_weight(task)
     if task.sample_weight is not None:
         weight = np.where(weight == 0, 0, product(task.sample_weight, weight))
     if task.ignored is not None:
         weight = np.where(task.ignored, 0, weight)
-    return weight.sum(dtype=wide)
+    return weight.sum()
 
 
 def _reduce(rows: Array, task: _Task) -> Array:
@@ -360,7 +358,7 @@ def _reduce(rows: Array, task: _Task) -> Array:
     rows = np.where(task.taken_out(), 0, rows)
     if task.call.reduction == "none":
         return rows
-    total = rows.sum(dtype=np.promote_types(rows.dtype, np.float64))
+    total = rows.sum()
     if task.call.reduction == "sum":
         return np.asarray(total)
     divisor = _divisor(task)

@@ -238,6 +238,7 @@ class Loss:
     # What a relative error of 1 of log1p(others) comes to by z_loss, where that is more than the
     # logsumexp: there its digits are promised, not those of what is left.
     z_loss_doubt: Array | float = 0.0
+    z_loss_gradient_doubt: Array | float = 0.0
     z_loss_gradient: Array | float = 0.0  # the part of the gradient that z_loss adds
 
 
@@ -340,8 +341,8 @@ def cross_entropy_with_options(
         # An entry changes with its own logit, and by no more with all others.
         gradient_doubt = _times(2 * np.abs(hessian), size * slope)
     added, log_total = np.log1p(parts.others)[..., 0], np.abs(parts.log_total[..., 0])
-    z_loss_doubt: Any = np.where(added > log_total, 2 * abs(z_loss) * log_total * added, 0)
-    z_loss_doubt = _times(np.abs(factor[..., 0]), z_loss_doubt)
+    near_0 = np.where(added > log_total, 2 * abs(z_loss) * added, 0)
+    z_loss_doubt: Any = _times(np.abs(factor[..., 0]), near_0 * log_total)
     return Loss(
         np.asarray(loss),
         _times(factor, gradient * parts.slope),
@@ -350,6 +351,7 @@ def cross_entropy_with_options(
         loss_doubt,
         gradient_doubt,
         z_loss_doubt if reduction == "none" else z_loss_doubt.sum(),
+        _times(np.abs(factor), near_0[..., None] * probabilities * parts.slope),
         _times(factor, of_z_loss * parts.slope),
     )
 

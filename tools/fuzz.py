@@ -590,7 +590,7 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
         largest = max(largest, abs(math.log(smallest)))
     temperature, softcap = float(options.get("temperature", 1.0)), options.get("softcap")
     logit = 1 + (largest if softcap is None else min(largest, softcap)) / temperature
-    if logit > 1e150:
+    if logit > 1e150 or divisor == 0:
         return math.inf, math.inf
     z_loss = abs(float(options.get("z_loss", 0.0)))
     result, gradient = logit + z_loss * logit**2, (1 + 2 * z_loss * logit) / temperature
@@ -860,7 +860,10 @@ def doubts_of(right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts |
     if step * (options.get("softcap") or 0.0) / options.get("temperature", 1.0) > 0.01:
         return None
     # Two units in the last place of what a logsumexp near 0 is the difference of.
-    return Parts(step * (right.loss_doubt + 2 * right.z_loss_doubt), step * right.gradient_doubt)
+    return Parts(
+        step * (right.loss_doubt + 2 * right.z_loss_doubt),
+        step * (right.gradient_doubt + 2 * right.z_loss_gradient_doubt),
+    )
 
 
 @np.errstate(all="ignore")

@@ -58,7 +58,11 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
     problem.options.chunk_sums = chunk_sums
     if weights != NULL:
         exponents_of(weights, classes, &least, &most)
-        problem.options.coefficient_power = min(most, max(least + FARTHEST, most - FARTHEST))
+        most = min(most, max(least + FARTHEST, most - FARTHEST))
+        if problem.options.z_loss != 0:
+            # What z_loss adds to coefficients loses the same power.
+            most = max(most, ilogb(problem.options.z_loss) - FARTHEST)
+        problem.options.coefficient_power = most
         if has(problem, OUTPUT):
             fill_other_sums(problem, others)
             coefficients = <char *>(others + classes)

@@ -24,10 +24,10 @@ cdef void finish_hessian(
     cdef vector product
     if group.weights.given or is_dense(problem.operation):
         factors = factors_of(group, problem, scale_of_hessian(problem), False)
+    finish_top(group, problem, &total, &own, &others, scratch)
     curvature.factor = double_double_quotient(factors.whole, total)
     curvature.unscale = factors.power
     curvature.share = vector_divide(vector_set(1.0), total.high)
-    finish_top(group, problem, total.high, &own, &others, scratch)
     # The power of two last: the others may be tiny, and the row's weight large.
     product = share_of(others, double_double_product(own, curvature.factor), total)
     curvature.at_top = vector_maximum(
@@ -36,19 +36,18 @@ cdef void finish_hessian(
 
 
 cdef inline void finish_top(
-    Group *group, const Problem *problem, vector total, DoubleDouble *own, DoubleDouble *others,
-    const Scratch *scratch,
+    Group *group, const Problem *problem, DoubleDouble *total, DoubleDouble *own,
+    DoubleDouble *others, const Scratch *scratch,
 ) noexcept nogil:
     """Find the class more likely than all others, its exponential and the sum of the others'.
 
-    It may be one that was not left out of the row's sum: then the row is summed once more.
+    It may be one that was not left out of the row's sum: then the row is summed once more, and the
+    total is of these, too.
     """
     cdef int64_t *top = group.recipe.curvature.top
     cdef DoubleDouble largest = exponential_pair(
         group.whole.maximum, group.whole.reference, &scratch.scale)
     cdef unsigned int confident, wrong
-    cdef real[16] high
-    cdef real[16] low
     cdef Py_ssize_t k
     own[0] = group.own
     others[0] = group.whole.others
@@ -59,13 +58,28 @@ cdef inline void finish_top(
         if confident >> k & 1:
             top[k] = group.recipe.top[k] if is_dense(problem.operation) else group.labels[k]
     wrong = ~confident & ~group.ignored & vector_mask_bits(
-        vector_greater(vector_add(largest.high, largest.high), total))
+        vector_greater(vector_add(largest.high, largest.high), total.high))
     if wrong == 0 or is_dense(problem.operation):
         return
     own[0] = largest
     if is_in_tile(group, problem):
         tile_others(group, problem, wrong, others, scratch)
-        return
+    else:
+        rows_others(group, problem, wrong, others, scratch)
+    largest = sum_merge(others[0], largest, scratch.scale.few_digits)
+    lanes_replace(&total.high, wrong, largest.high)
+    lanes_replace(&total.low, wrong, largest.low)
+
+
+cdef void rows_others(
+    Group *group, const Problem *problem, unsigned int wrong, DoubleDouble *others,
+    const Scratch *scratch,
+) noexcept nogil:
+    """row_others() for the rows of a group that are `wrong`, bits."""
+    cdef int64_t *top = group.recipe.curvature.top
+    cdef real[16] high
+    cdef real[16] low
+    cdef Py_ssize_t k
     vector_store(high, others.high)
     vector_store(low, others.low)
     for k in range(group.rows):
