@@ -457,7 +457,8 @@ def loss_and_gradient(
             rows = rows - _sum(product(spread, shifted))[..., 0]
         from_z = np.zeros_like(top)
         if call.z_loss:
-            log_total = cool(maximum, call.temperature) + log_sum
+            log_total = cool(maximum, call.temperature)
+            log_total = np.where(maximum == -np.inf, maximum, log_total + log_sum)
             rows = rows + call.z_loss * log_total[..., 0] ** 2
             from_z = 2 * call.z_loss * log_total
         if task.allowed is not None:

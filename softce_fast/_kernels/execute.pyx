@@ -75,7 +75,7 @@ cdef inline bint needs_double(const Problem *problem, int result_kind) noexcept:
     cdef double softcap = problem.options.softcap
     if result_kind == KIND_FLOAT64 or not 1e-20 <= temperature <= 1e20 or (
         softcap != 0 and not 1e-15 <= softcap <= 1e15
-    ):
+    ) or fabs(problem.options.z_loss) > 1e20:
         # Beyond these the kernels' constants, multiples and squares, leave the range of float32.
         return True
     for role in range(LABELS):

@@ -103,7 +103,7 @@ cdef void likelihood_tile_sum(
     cdef octet[2] of_row
     cdef octet of_class = octet_set(1)
     cdef real[16] logarithm
-    cdef const real *coefficients
+    cdef real[16] coefficient
     cdef vector v
     cdef Py_ssize_t c, k, half
     for half in range(LANES // 8):
@@ -115,7 +115,7 @@ cdef void likelihood_tile_sum(
         rest[k] = octet_set(0)
     for c in range(tile.first, tile.stop):
         v = tile_vector(&tile.input, c)
-        coefficients = <const real *>(tile.second.data + c * tile.second.stride)
+        vector_store(coefficient, tile_vector(&tile.second, c))
         if not problem.options.logarithms:
             v = plain_logarithm(v, vector_set(0.0))
         vector_store(logarithm, v)
@@ -124,7 +124,7 @@ cdef void likelihood_tile_sum(
         for half in range(LANES // 8):
             k = 8 * half + c % 8
             octet_add(&total[k], &rest[k], likelihood_term(
-                octet_from_reals(coefficients + 8 * half), of_class, of_row[half],
+                octet_from_reals(coefficient + 8 * half), of_class, of_row[half],
                 octet_from_reals(logarithm + 8 * half)))
 
 

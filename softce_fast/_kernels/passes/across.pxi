@@ -85,12 +85,19 @@ cdef inline Py_ssize_t tiles_alike(
     return t
 
 
-cdef inline bint reads_tiles_in_place(const Problem *problem, Role role) noexcept nogil:
-    """Whether no tile of an array is filled: groups end where neighbouring rows do, then."""
+cdef inline bint is_made_of_tiles(const Problem *problem, Role role) noexcept nogil:
+    """Whether plain rows that are neighbours lie in an array as in a tile."""
     cdef const Array *array = &problem.arrays[<int>role]
     return (
-        not problem.plan.gather and array.kind == REAL_KIND and not array.swapped
+        array.kind == REAL_KIND and not array.swapped
         and goes_by_class(&problem.layout, array) and step_in_runs(array) == array.size)
+
+
+cdef inline bint reads_tiles_in_place(const Problem *problem, Role role) noexcept nogil:
+    """Whether no tile of an array is filled: groups end where neighbouring rows do, then."""
+    if problem.plan.gather or not is_made_of_tiles(problem, INPUT):
+        return False
+    return role == INPUT or (is_pair(problem.operation) and is_made_of_tiles(problem, role))
 
 
 cdef Py_ssize_t batch_open(
