@@ -398,7 +398,7 @@ def extreme_powers(
 ) -> tuple[int, int]:
     """Return the powers of two to take out of class and sample weights; 0 unless extreme."""
     (class_power, class_range), (sample_power, sample_range) = map(
-        exponents_of, (weight, sample_weight)
+        _exponents, (weight, sample_weight)
     )
     excess = 0
     if reduction != "none":
@@ -420,7 +420,7 @@ def extreme_powers(
 _EXTREME, _FAR = 100, 900
 
 
-def exponents_of(weight: Array | None) -> tuple[int, int]:
+def _exponents(weight: Array | None) -> tuple[int, int]:
     """Return the middle of the weights' binary exponents, and how far they are from it."""
     if weight is None:
         return 0, 0

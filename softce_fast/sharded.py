@@ -352,11 +352,11 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         loss = loss._replace(sample_weight=np.asarray(scaled))
     if loss.reduction == "mean" and loss.denominator is None:
         power = 0  # the divisor has lost it, too
-    is_wide = 2 * _losses.exponents_of(weights)[1] > _WIDEST
+    is_wide = False
     if smoothing:
         share = np.ldexp(loss.share(), -class_power)
         sizes = np.abs(chunks["weights"].sum(axis=-1) + chunks["own"]) * share[..., None]
-        is_wide |= bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
+        is_wide = bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
     weighs_label = bool(smoothing) or weights is not None
     if not (weighs_label or loss.sample_weight is not None or loss.z_loss):
         sums = "chunks"  # of half types: few digits will do

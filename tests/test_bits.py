@@ -256,6 +256,40 @@ def test_layouts_of_half_types(isa: str, half_dtype: np.dtype, classes: int) -> 
     check_layouts(*batch(classes, half_dtype, 3000, fewest(classes, 5)))
 
 
+@pytest.mark.parametrize("inner", [5, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 257])
+@pytest.mark.parametrize("classes", [3, 65, 130, 4097])
+def test_runs_of_neighbouring_rows(
+    isa: str, full_dtype: np.dtype, classes: int, inner: int
+) -> None:
+    """Groups that end where runs do, and groups that go over their ends."""
+    logits, labels = batch(classes, full_dtype, 0, fewest_rows=3 * inner)
+    columns = np.ascontiguousarray(logits.reshape(3, inner, classes).swapaxes(1, 2))
+    for name, operation in OPERATIONS.items():
+        expected = operation(logits, labels, -1)
+        result = operation(columns, labels.reshape(3, inner), 1)
+        if result.ndim == 3:
+            result = result.swapaxes(1, 2)
+        assert_same_bits(result.reshape(expected.shape), expected, name)
+
+
+@pytest.mark.parametrize("classes", [5, 40, 70, 130, 4097])
+def test_two_arrays_of_different_layouts(isa: str, full_dtype: np.dtype, classes: int) -> None:
+    logits, _ = batch(classes, full_dtype, 3000, fewest_rows=70)
+    second = _dense_target(logits)
+    operations: dict[str, Callable[[Array, Array], Array]] = {
+        "gradient": lambda x, y: sf.cross_entropy_with_grad(x, y, reduction="none")[1],
+        "hessian": lambda x, y: sf.cross_entropy_with_grad_and_hessian(x, y, reduction="none")[2],
+        "softmax_backward": sf.softmax_backward,
+        "log_softmax_backward": sf.log_softmax_backward,
+        "nll_loss": lambda x, y: sf.nll_loss(x, y, reduction="none"),
+    }
+    for name, operation in operations.items():
+        expected = operation(logits, second)
+        for first_order, second_order in ("CF", "FC", "FF"):
+            x, y = logits.copy(order=first_order), second.copy(order=second_order)
+            assert_same_bits(operation(x, y), expected, name, first_order, second_order)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
 def test_four_dimensions(isa: str, full_dtype: np.dtype, axis: int, name: str) -> None:

@@ -178,7 +178,42 @@ SIZES += [
     )
     for reduction in ("none", "sum", "mean")
 ]
+# The same, of what float32 does not hold.
 SIZES += [("f4", [[1, 2]], [0], {"weight": [1e-60, 1e-60], "softcap": 1e-150})]
+SIZES += [
+    (
+        dtype,
+        [[1, 2], [3, 1], [0, 0.5]],
+        [0, 1, 1],
+        {"weight": [1e99, 1], "sample_weight": [1e-283, 0, 1e282], "softcap": softcap},
+    )
+    for dtype in ("bfloat16", "f2", "f4")
+    for softcap in (1e150, 1e-150)
+]
+# Small probabilities of rows that count far more than others.
+SIZES += [
+    (
+        dtype,
+        [[0, -86, -100], [1, 2, 3]],
+        [0, 1],
+        {"sample_weight": [most, 1], "reduction": reduction, "denominator": denominator},
+    )
+    for dtype in ("bfloat16", "f4")
+    for most in (6e74, 1e-74)
+    for reduction, denominator in (("none", None), ("sum", None), ("mean", None), ("mean", 1e40))
+]
+# What z_loss adds is far more than class weights have.
+SIZES += [
+    (dtype, [[1, 2, -200]], target, {"z_loss": z_loss, **options})
+    for dtype in ("bfloat16", "f4", "f8")
+    for target in ([1], [[0.5, 0.25, 0.25]])
+    for z_loss, options in (
+        (1e10, {"weight": [3e-301, 1e-301, 0], "reduction": "sum"}),
+        (1e70, {}),
+        (1e80, {"label_smoothing": 0.1}),
+        (1e300, {"reduction": "none"}),
+    )
+]
 SIZES += [
     (dtype, [[1, 2, 3]], [0], {"denominator": denominator})
     for dtype in ("bfloat16", "f4", "f8")

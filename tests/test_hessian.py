@@ -232,6 +232,20 @@ def test_confident_rows_with_another_label(isa: str, full_dtype: np.dtype) -> No
     assert truth.ulp_error(hessian[top], expected[top], full_dtype).max() <= UNITS
 
 
+@pytest.mark.parametrize("classes", [17, 24, 60, 100])
+def test_the_total_of_confident_rows_with_another_label(
+    isa: str, full_dtype: np.dtype, classes: int
+) -> None:
+    """The largest exponential is not rounded once more as it is added to others."""
+    random = np.random.default_rng(5)
+    logits = random.normal(scale=1.5, size=(4000, classes))
+    logits[:, 5] = logits.max(axis=1) + random.uniform(3, 8, 4000)
+    logits, target = logits.astype(full_dtype), np.zeros(4000, int)
+    hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, reduction="none")[2]
+    expected = truth.cross_entropy_with_options(logits, target, reduction="none").hessian
+    assert truth.ulp_error(hessian, expected, full_dtype).max() <= 3
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10, 16, 17, 100])
 def test_passes_give_the_same_bits(isa: str, dtype: np.dtype, classes: int) -> None:
     """Also where the class above 1/2 is not the label."""

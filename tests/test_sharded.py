@@ -255,6 +255,33 @@ def test_class_weights_far_apart() -> None:
         digits.check("softmax", found.softmax, truth.softmax(logits))
 
 
+@pytest.mark.parametrize("least", [1e-216, 1.0])
+@pytest.mark.parametrize("most", [1e100, 1e235])
+def test_label_weights_far_apart(least: float, most: float) -> None:
+    """So large that float32 does not hold what multiplies a row."""
+    random = np.random.default_rng(6)
+    logits = random.normal(size=(2, 4)).astype(np.float32)
+    weight, target = np.array([most, least, 1, 1]), np.array([0, 1])
+    found = Sharded(logits, target, [2], weight=weight, reduction="sum")
+    right = truth.cross_entropy_with_options(logits, target, weight=weight, reduction="sum")
+    with Digits(logits.dtype) as digits:
+        digits.check("gradient", found.gradient, right.gradient, scale=right.gradient_scale)
+
+
+def test_z_loss_of_a_logsumexp_near_zero(full_dtype: np.dtype) -> None:
+    """Where the label, which is not the maximum, counts for nothing."""
+    logits = np.array([[0.76, 2.3e-3, -60], [-70, 1e-5, -80], [-0.7, -1e-4, -40]])
+    logits = logits.astype(full_dtype)
+    where = np.array([[False, True, True], [True, True, True], [False, True, True]])
+    options: dict[str, Any] = {"weight": np.zeros(3), "z_loss": 0.5, "reduction": "none"}
+    target = np.array([2, 0, 2])
+    right = truth.cross_entropy_with_options(logits, target, where=where, **options)
+    for cuts in ([1], [2], [1, 2]):
+        found = Sharded(logits, target, cuts, where=where, **options)
+        with Digits(full_dtype) as digits:
+            digits.check("loss", found.loss, right.loss)
+
+
 def test_class_weights_whose_sums_are_not_asked_for() -> None:
     """The smallest of all is the label's: what is taken out of it would make the sums infinite."""
     logits = np.array([[0.5, 1.0, -2.0]])

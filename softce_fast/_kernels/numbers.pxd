@@ -421,6 +421,22 @@ cdef struct LogRatio:
     mask tiny
 
 
+cdef inline DoubleDouble double_double_scaled(DoubleDouble a, vector power) noexcept nogil:
+    a.high = vector_multiply(a.high, power)
+    a.low = vector_multiply(a.low, power)
+    return a
+
+
+cdef inline DoubleDouble ratio_of(DoubleDouble a, DoubleDouble b) noexcept nogil:
+    """a / b, not quite as a double-double number: what is divided by is inverted once."""
+    cdef vector inverse = vector_divide(vector_set(1.0), b.high)
+    cdef DoubleDouble ratio
+    ratio.high = vector_multiply(vector_add(a.high, a.low), inverse)
+    ratio.low = vector_multiply(inverse, vector_fnma(
+        ratio.high, b.low, vector_add(vector_fnma(ratio.high, b.high, a.high), a.low)))
+    return ratio
+
+
 cdef inline vector logarithm_of_share(
     DoubleDouble others, DoubleDouble own, vector own_logit, Reference reference,
     const Scale *scale,
@@ -433,10 +449,11 @@ cdef inline vector logarithm_of_share(
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
     cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
-    cdef vector ratio = vector_divide(vector_add(others.high, others.low), own.high)
-    cdef vector sum_ = vector_add(one, ratio)
-    cdef vector rest = vector_subtract(ratio, vector_subtract(sum_, one))
-    cdef mask close = vector_greater(one, ratio)
+    cdef DoubleDouble ratio = ratio_of(others, own)
+    cdef vector sum_ = vector_add(one, ratio.high)
+    cdef vector rest = vector_add(
+        vector_subtract(ratio.high, vector_subtract(sum_, one)), ratio.low)
+    cdef mask close = vector_greater(one, ratio.high)
     cdef DoubleDouble total = sum_merge(others, own, scale.few_digits)
     # split() is own_logit - exponent*ln(2)*T: the logarithm of own / 2**exponent.
     cdef vector difference = vector_subtract(own_logit, reference.shift)
@@ -462,9 +479,8 @@ cdef inline LogRatio log_ratio(
 ) noexcept nogil:
     """logarithm_of_share(), which a tiny one does not leave the range of."""
     cdef LogRatio result
-    cdef vector ratio = vector_divide(
-        vector_add(others.high, others.low),
-        vector_multiply(own.high, vector_set(TWO_TO_MINUS_HEADROOM)))
+    cdef vector ratio = double_double_rounded(ratio_of(
+        others, double_double_scaled(own, vector_set(TWO_TO_MINUS_HEADROOM))))
     result.tiny = vector_greater(vector_set(TINY_RATIO * TWO_TO_HEADROOM), ratio)
     result.value = vector_select(
         result.tiny, ratio, logarithm_of_share(others, own, own_logit, reference, scale))

@@ -321,6 +321,13 @@ cdef inline bint is_scored(Operation operation) noexcept nogil:
     return operation == SCORES
 
 
+cdef inline bint sums_rest(const Problem *problem) noexcept nogil:
+    """Whether the sum without the maximum is kept beside the one without the label."""
+    return is_scored(problem.operation) or (
+        problem.shard.given and problem.options.z_loss != 0
+        and leaves_out_label(problem.operation))
+
+
 cdef inline bint notes_maximum(Operation operation) noexcept nogil:
     """Whether it is to be known which class has the maximum."""
     return is_dense(operation) or is_scored(operation)

@@ -93,7 +93,7 @@ cdef void row_numbers(
             if confident >> k & 1:
                 numbers.logsumexp[k] = (
                     own_logit[k] * inverse + numbers.log_share[k] * numbers.lowering[k])
-        if leaves_out_label(problem.operation) and not problem.shard.given:
+        if leaves_out_label(problem.operation):
             logsumexps_near_zero(numbers, group, problem, scratch)
     if not is_dense(problem.operation):
         return
@@ -111,7 +111,8 @@ cdef void logsumexps_near_zero(
 ) noexcept nogil:
     """Once more, of rows whose label is not the maximum, where z_loss outweighs the label.
 
-    There the digits are those of what all others add to the maximum: these are summed again.
+    There the digits are those of what all others add to the maximum: these are summed again, but
+    for shards, which have their sum.
     """
     cdef const RowState *whole = &group.whole
     cdef DoubleDouble top = exponential_pair(whole.maximum, whole.reference, &scratch.scale)
@@ -133,12 +134,14 @@ cdef void logsumexps_near_zero(
             fabs(group.weights.label[k]) if group.weights.given else 1
         ):
             rows &= ~(<unsigned int>1 << k)
-        elif rows >> k & 1:
+        elif rows >> k & 1 and not problem.shard.given:
             high[k] = row_others(group, problem, k, &position, low + k, scratch)
     if rows == 0:
         return
     others.high = vector_load(high)
     others.low = vector_load(low)
+    if problem.shard.given:
+        others = whole.rest
     ratio = log_ratio(others, top, whole.maximum, whole.reference, &scratch.scale)
     tiny = vector_mask_bits(ratio.tiny)
     numbers_store(rest, ratio.value)
@@ -251,6 +254,7 @@ cdef struct Factor:
     double number
     double missing
     int shift
+    double lift        # and totals by this, which makes quotients larger,
     double power       # and what their products are
 
 
@@ -261,27 +265,35 @@ cdef struct RowLanes:
     double[16] number
     double[16] missing
     double[16] coefficient
+    double[16] lift
     double[16] power
 
 
-cdef inline int needed_power(double largest) noexcept nogil:
-    """The power of two that is to be taken out of numbers up to that size."""
-    cdef int power
+cdef inline int needed_power(double largest, int *left) noexcept nogil:
+    """The power of two that is to be taken out of numbers up to that size; what it leaves of it."""
+    cdef int power, needed
     power_split(largest, &power)
     # No more than is needed: what is far smaller than it is not to be lost.
-    return max(power - (EXPONENT_BIAS - 1 - HEADROOM - 24), min(power, 0))
+    needed = max(power - (EXPONENT_BIAS - 1 - HEADROOM - 24), min(power, 0))
+    left[0] = max(0, power - needed)
+    return needed
 
 
-cdef inline Factor factor_for(Scaled scale, int power) noexcept nogil:
+cdef inline Factor factor_for(Scaled scale, int power, int left, bint dense) noexcept nogil:
+    """What multiplies numbers up to 2**left, once that power is out of them."""
     cdef int limit = EXPONENT_BIAS - 1
     cdef int whole = power + scale.power - HEADROOM
     cdef int within = max(-limit, min(limit, whole))
+    # What the power itself cannot hold, a smaller total does, as far as what the factor misses,
+    # times an exponential, is in range. Coefficients are multiplied by that, too. The number may
+    # be up to 2**4. What this cannot hold, either, is out of range.
+    cdef int most = limit - 4 - HEADROOM + min(20 - left, power if dense else limit)
+    cdef int lift = min(whole - within, most)
     cdef Factor factor
-    # What the power itself cannot hold, the factor does; what it cannot, either, is out of range.
-    factor.number = power_apply(
-        scale.number, min(HEADROOM + whole - within, limit - HEADROOM // 2))
+    factor.number = power_apply(scale.number, HEADROOM + min(lift, 0))
     factor.missing = factor.number / scale.number * scale.rest
     factor.shift = -power
+    factor.lift = power_apply(1, -max(lift, 0))
     factor.power = power_apply(1, within)
     return factor
 
@@ -293,12 +305,13 @@ cdef inline void lane_set(
     lanes.rest[k] = rest
     lanes.number[k] = factor.number
     lanes.missing[k] = factor.missing
-    lanes.coefficient[k] = factor.number
+    lanes.coefficient[k] = factor.number / factor.lift
+    lanes.lift[k] = factor.lift
     lanes.power[k] = factor.power
     if factor.shift != 0:
         lanes.target[k] = power_apply(target, factor.shift)
         lanes.rest[k] = power_apply(rest, factor.shift)
-        lanes.coefficient[k] = power_apply(factor.number, factor.shift)
+        lanes.coefficient[k] = power_apply(lanes.coefficient[k], factor.shift)
 
 
 cdef inline DoubleDouble double_double_of(
@@ -343,6 +356,7 @@ cdef RowFactors factors_from(const RowLanes *lanes) noexcept nogil:
     factors.target = double_double_of(target, target_rest)
     factors.rest = vector_from(rest)
     factors.coefficient = vector_from(lanes.coefficient)
+    factors.lift = vector_from(lanes.lift)
     factors.power = vector_from(lanes.power)
     return factors
 
@@ -357,7 +371,7 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
 
 cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     """The factors of rows that have a label and no weights."""
-    cdef Factor factor = factor_for(scale, 0)
+    cdef Factor factor = factor_for(scale, 0, 1, False)
     cdef RowLanes lanes
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -375,7 +389,7 @@ cdef RowFactors factors_of(
     cdef double[16] target
     cdef double[16] rest
     cdef double weight = 1, last = 1
-    cdef int power, last_power = 0
+    cdef int power, left, last_power = 0, last_left = 0
     cdef Py_ssize_t k
     for k in range(LANES):
         target[k] = group.weights.label[k] if group.weights.given else 1
@@ -391,16 +405,17 @@ cdef RowFactors factors_of(
         if group.weights.given:
             weight = group.weights.sample[k]
         power = needed_power(
-            max(fabs(target[k]), max(fabs(rest[k]), <double>is_dense(problem.operation))))
-        if k == 0 or weight != last or power != last_power:
+            max(fabs(target[k]), max(fabs(rest[k]), <double>is_dense(problem.operation))), &left)
+        if k == 0 or weight != last or power != last_power or left != last_left:
             # Most rows have the one before them's.
             row = scale if weight == 1 else scaled_product(scale, weight)
             if rounded:
                 row.number += number_or_nothing(row.rest)
                 row.rest = 0
-            factor = factor_for(row, power)
+            factor = factor_for(row, power, left, is_dense(problem.operation))
             last = weight
             last_power = power
+            last_left = left
         lane_set(&lanes, k, factor, target[k], rest[k])
     return factors_from(&lanes)
 
@@ -422,6 +437,7 @@ cdef inline void finish_gradient(
         # Where both parts of an entry of a dense target are equal, nothing is to be left.
         factors = factors_of(
             group, problem, scale_of_gradients(problem), is_dense(problem.operation))
+    total = double_double_scaled(total, factors.lift)
     recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
     recipe.unscale = factors.power
     recipe.coefficient_factor = factors.coefficient

@@ -20,19 +20,20 @@ cdef void finish_hessian(
     cdef Curvature *curvature = &group.recipe.curvature
     cdef RowFactors factors = scratch.factors[1]
     cdef DoubleDouble total = exact_total(group, scratch)
-    cdef DoubleDouble own, others
-    cdef vector product
+    cdef DoubleDouble own, others, product
     if group.weights.given or is_dense(problem.operation):
         factors = factors_of(group, problem, scale_of_hessian(problem), False)
     finish_top(group, problem, &total, &own, &others, scratch)
-    curvature.factor = double_double_quotient(factors.whole, total)
+    curvature.factor = double_double_quotient(
+        factors.whole, double_double_scaled(total, factors.lift))
     curvature.unscale = factors.power
     curvature.share = vector_divide(vector_set(1.0), total.high)
     # The power of two last: the others may be tiny, and the row's weight large.
-    product = share_of(others, double_double_product(own, curvature.factor), total)
+    product = double_double_product(
+        double_double_product(double_double_quotient(own, total), curvature.factor), others)
     curvature.at_top = vector_maximum(
         vector_set(<real>problem.options.hessian.floor),
-        vector_multiply(product, curvature.unscale))
+        vector_multiply(double_double_rounded(product), curvature.unscale))
 
 
 cdef inline void finish_top(

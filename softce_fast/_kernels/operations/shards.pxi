@@ -234,6 +234,24 @@ cdef void shard_coefficients(
     state.spread = vector_from(number[3])
 
 
+cdef DoubleDouble sum_import(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, Py_ssize_t place, const int *down
+) noexcept nogil:
+    """One of the sums of a chunk of the whole rows, less these powers of two."""
+    cdef const char *numbers
+    cdef DoubleDouble sum_
+    cdef real[16] high
+    cdef real[16] low
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        numbers = shard_chunk(group, problem, k, chunk)
+        high[k] = <real>power_apply(number_at(numbers, place), -down[k])
+        low[k] = <real>power_apply(number_at(numbers, place + 1), -down[k])
+    sum_.high = vector_load(high)
+    sum_.low = vector_load(low)
+    return sum_
+
+
 cdef RowState shard_import(
     const Group *group, const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
@@ -241,34 +259,30 @@ cdef RowState shard_import(
 
     Sums of float64 have more headroom than float32 has; that with the maximum shows it.
     """
-    cdef Py_ssize_t sums = sum_wanted(problem.operation)
     cdef const char *numbers
     cdef real[16] maximum
     cdef real[16] shift
     cdef real[16] exponent
-    cdef real[16] high
-    cdef real[16] low
+    cdef int[16] down
     cdef RowState state
-    cdef int down
     cdef Py_ssize_t k
     for k in range(LANES):
         numbers = shard_chunk(group, problem, k, chunk)
-        down = 0
+        down[k] = 0
         if fabs(number_at(numbers, SHARD_ALL)) > TWO_TO_HEADROOM * <double>TWO_TO_HEADROOM:
-            down = DOUBLE_HEADROOM - HEADROOM
+            down[k] = DOUBLE_HEADROOM - HEADROOM
         maximum[k] = <real>number_at(numbers, SHARD_MAXIMUM)
         shift[k] = <real>number_at(numbers, SHARD_REFERENCE)
-        exponent[k] = <real>(number_at(numbers, SHARD_REFERENCE + 1) + down)
-        high[k] = <real>power_apply(number_at(numbers, sums), -down)
-        low[k] = <real>power_apply(number_at(numbers, sums + 1), -down)
+        exponent[k] = <real>(number_at(numbers, SHARD_REFERENCE + 1) + down[k])
     state.maximum = vector_load(maximum)
     state.reference.shift = vector_load(shift)
     state.reference.exponent = vector_load(exponent)
-    state.others.high = vector_load(high)
-    state.others.low = vector_load(low)
+    state.others = sum_import(group, problem, chunk, sum_wanted(problem.operation), down)
     state.position = vector_set(-1.0)
     state.own_coefficient = state.spread = vector_set(0.0)
-    state.other_coefficients = double_double_from(vector_set(0.0))
+    state.other_coefficients = state.below = double_double_from(vector_set(0.0))
+    if sums_rest(problem):
+        state.rest = sum_import(group, problem, chunk, SHARD_REST, down)
     if is_dense(problem.operation):
         shard_coefficients(&state, group, problem, chunk)
     return state

@@ -23,8 +23,8 @@ cdef struct RowState:
     DoubleDouble other_coefficients  # of the coefficients, the sum without the maximum's own,
     vector own_coefficient           # that one; or its factor,
     vector spread                    # and the sum of coefficient * (maximum - x)
-    DoubleDouble rest                # scores: `others` with the maximum left out instead,
-    DoubleDouble below               # and how many classes are not above the label
+    DoubleDouble rest                # `others` with the maximum left out instead of the label,
+    DoubleDouble below               # and how many classes are not above the label: see sums_rest()
 
 
 cdef struct Curvature:
@@ -58,6 +58,7 @@ cdef struct RowFactors:
     DoubleDouble target  # the sum of its coefficients,
     vector rest          # what z_loss adds,
     vector coefficient   # 1
+    vector lift          # what totals are to be multiplied by: 1 but for the largest weights
     vector power         # a power of two, so that none of these leaves the range
 
 
@@ -419,7 +420,7 @@ cdef inline void state_merge(
         state_lift(state, problem, whole, scale)
     if wants_entropy(problem):
         state_scale_coefficients(state)
-    if leaves_out_maximum(problem.operation) or is_scored(problem.operation):
+    if leaves_out_maximum(problem.operation) or sums_rest(problem):
         # Each left its own maximum out; only the row's, the first of them, is to stay out.
         is_top = vector_select(vector_equal(state.maximum, whole.maximum), first[0], zero)
         first[0] = vector_subtract(first[0], is_top)
@@ -431,7 +432,7 @@ cdef inline void state_merge(
         left_out = vector_select(chosen, zero, left_out)
         whole.own_coefficient = vector_select(
             chosen, state.own_coefficient, whole.own_coefficient)
-    if is_scored(problem.operation):
+    if sums_rest(problem):
         whole.rest = double_double_merge(whole.rest, double_double_product(
             double_double_add(state.rest, left_out), state.factor))
         whole.below = double_double_merge(whole.below, state.below)
@@ -456,12 +457,6 @@ cdef inline void state_merge(
     whole.spread = vector_add(whole.spread, vector_fma(coefficient, gap, state.spread))
 
 
-cdef inline DoubleDouble double_double_scaled(DoubleDouble a, vector power) noexcept nogil:
-    a.high = vector_multiply(a.high, power)
-    a.low = vector_multiply(a.low, power)
-    return a
-
-
 cdef void state_lift(
     RowState *state, const Problem *problem, const RowState *whole, const Scale *scale
 ) noexcept nogil:
@@ -472,7 +467,7 @@ cdef void state_lift(
     state.reference.exponent = vector_add(state.reference.exponent, vector_select(
         far, vector_set(HEADROOM), vector_set(0.0)))
     state.others = double_double_scaled(state.others, down)
-    if is_scored(problem.operation):
+    if sums_rest(problem):
         state.rest = double_double_scaled(state.rest, down)
     if wants_entropy(problem):
         state.other_coefficients = double_double_scaled(state.other_coefficients, down)
