@@ -35,8 +35,8 @@ def binary_cross_entropy(
     reduction : {"mean", "sum", "none"}, default "mean"
         What becomes of the losses; "mean" divides by the number of elements.
     dtype : dtype, optional
-        Floating type to compute in and to return. By default that of `probs`; float64 for
-        booleans and integers.
+        Floating type of the result. By default that of `probs`; float64 for booleans and
+        integers. It is computed in the wider of the two, half types in float32.
 
     Returns
     -------
@@ -90,8 +90,8 @@ def binary_cross_entropy_with_logits(
     reduction : {"mean", "sum", "none"}, default "mean"
         What becomes of the losses; "mean" divides by the number of elements.
     dtype : dtype, optional
-        Floating type to compute in and to return. By default that of `logits`; float64 for
-        booleans and integers.
+        Floating type of the result. By default that of `logits`; float64 for booleans and
+        integers. It is computed in the wider of the two, half types in float32.
 
     Returns
     -------

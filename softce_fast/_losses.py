@@ -75,8 +75,8 @@ def cross_entropy(
     empty : {"nan", "zero"}, default "nan"
         The mean over no rows: NaN or 0.
     dtype : dtype, optional
-        Floating type to compute in and to return. By default that of `logits`; float64 for
-        booleans and integers.
+        Floating type of the result. By default that of `logits`; float64 for booleans and
+        integers. It is computed in the wider of the two, half types in float32.
 
     Returns
     -------

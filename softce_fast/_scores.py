@@ -59,8 +59,8 @@ def target_scores(
         Classes that are allowed; broadcast to the shape of `logits`. The result is that of rows
         without the others, and a target among these has log_prob -inf and rank -1.
     dtype : dtype, optional
-        Floating type to compute in and to return. By default that of `logits`; float64 for
-        booleans and integers.
+        Floating type of the result. By default that of `logits`; float64 for booleans and
+        integers. It is computed in the wider of the two, half types in float32.
 
     Returns
     -------

@@ -41,8 +41,8 @@ def softmax(
     empty : {"nan", "zero"}, default "nan"
         What a row gets that has no finite element: NaN or 0.
     dtype : dtype, optional
-        Floating type to compute in and to return. By default that of `x`; float64 for booleans and
-        integers. float16 and bfloat16 are computed in float32.
+        Floating type of the result. By default that of `x`; float64 for booleans and integers. It
+        is computed in the wider of the two, half types in float32.
     out : ndarray, optional
         Where to put the result: of the shape of `x` and the dtype of the result, any strides.
         It may be `x` itself.
@@ -117,7 +117,7 @@ def log_softmax(
     empty : {"nan", "zero"}, default "nan"
         What a row gets that has no finite element: NaN, or the logarithm of 0, -inf.
     dtype : dtype, optional
-        Floating type to compute in and to return; see :func:`softmax`.
+        Floating type of the result; see :func:`softmax`.
     out : ndarray, optional
         Where to put the result; see :func:`softmax`.
 
@@ -178,7 +178,7 @@ def logsumexp(
     return_sign : bool, default False
         Also return the sign of the sum; the first result is then the logarithm of its magnitude.
     dtype : dtype, optional
-        Floating type to compute in and to return; see :func:`softmax`.
+        Floating type of the result; see :func:`softmax`.
     out : ndarray, optional
         Where to put the first result.
 
