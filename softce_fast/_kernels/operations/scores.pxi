@@ -364,6 +364,7 @@ cdef void tile_compare(
     state.position = tile_find(&logits, n, state.maximum)
     state.below = double_double_from(tile_below(group, problem, chunk, tile))
     terms.exponentials = NULL
+    terms.copied = NULL
     terms_open(&terms, problem, t, tile, n, scratch)
     if wants_entropy(problem):
         tile_spread(problem, chunk, state, tile, tile_terms(problem, tile, n))

@@ -59,11 +59,32 @@ cdef inline Tile tile_at(const real *numbers) noexcept nogil:
     return Tile(<const char *>numbers, LANES * sizeof(real), LANES)
 
 
+cdef inline const real *tile_numbers(const Tile *tile, Py_ssize_t c) noexcept nogil:
+    return <const real *>(tile.data + c * tile.stride)
+
+
 cdef inline vector tile_vector(const Tile *tile, Py_ssize_t c) noexcept nogil:
-    cdef const real *numbers = <const real *>(tile.data + c * tile.stride)
+    """A class of a tile that has all rows."""
+    return vector_load(tile_numbers(tile, c))
+
+
+cdef inline vector tile_part(const Tile *tile, Py_ssize_t c) noexcept nogil:
+    """A class of any tile."""
     if tile.rows < LANES:
-        return vector_load_first(numbers, tile.rows)
-    return vector_load(numbers)
+        return vector_load_first(tile_numbers(tile, c), tile.rows)
+    return tile_vector(tile, c)
+
+
+cdef inline Tile tile_run(
+    const Tile *tile, Py_ssize_t first, Py_ssize_t stop, real *memory
+) noexcept nogil:
+    """A tile that has all rows, but of some classes alone: a copy of one that has not."""
+    cdef Py_ssize_t c
+    if tile.rows == LANES:
+        return tile[0]
+    for c in range(first, stop):
+        vector_store(memory + (c - first) * LANES, tile_part(tile, c))
+    return tile_at(memory - first * LANES)
 
 
 cdef inline bint is_side_by_side(
@@ -100,19 +121,22 @@ cdef inline bint reads_tiles_in_place(const Problem *problem, Role role) noexcep
     return role == INPUT or (is_pair(problem.operation) and is_made_of_tiles(problem, role))
 
 
-cdef Py_ssize_t batch_open(
+cdef inline Py_ssize_t batch_open(
     Group *groups, const Problem *problem, Py_ssize_t row, Py_ssize_t stop
 ) noexcept nogil:
     """Open the groups of the batch that begins at a row; return how many. Only the last is partial.
 
     Batches are alike: to read a few rows of all classes would take as long as to read many.
     """
-    cdef Py_ssize_t left = (stop - row + LANES - 1) // LANES
-    cdef Py_ssize_t batches = (left + problem.plan.batch - 1) // problem.plan.batch
-    cdef Py_ssize_t most = (left + batches - 1) // batches
+    cdef Py_ssize_t most = problem.plan.batch
     cdef Py_ssize_t inner = problem.layout.inner
-    cdef Py_ssize_t tiles = 0, rows
-    cdef bint in_place = reads_tiles_in_place(problem, INPUT)
+    cdef Py_ssize_t tiles = 0, rows, left, batches
+    cdef bint in_place = False
+    if goes_by_class(&problem.layout, &problem.arrays[<int>INPUT]):
+        in_place = reads_tiles_in_place(problem, INPUT)
+        left = (stop - row + LANES - 1) // LANES
+        batches = (left + most - 1) // most
+        most = (left + batches - 1) // batches
     while tiles < most and row < stop:
         rows = min(<Py_ssize_t>LANES, stop - row)
         if in_place:
@@ -126,11 +150,12 @@ cdef Py_ssize_t batch_open(
 
 
 cdef inline Tile tile_of(
-    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, const real *filled
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, const real *filled,
+    bint in_place,
 ) noexcept nogil:
-    """One chunk of a group in an array; `filled` is the tile that it was copied to, if it was."""
+    """One chunk of a group in an array; or, if not `in_place`, the tile that it was copied to."""
     cdef const Array *array = &problem.arrays[<int>role]
-    if not reads_tiles_in_place(problem, role):
+    if not in_place:
         return tile_at(filled)
     return Tile(
         array.data + in_group(group, problem, role, 0) + chunk * CHUNK * array.class_stride,
@@ -470,7 +495,8 @@ cdef struct TileSums:
     # Sums of a tile that are not finished, LANES of each row.
     DoubleDouble[16] lane
     DoubleDouble[16] other               # pairs: another sum
-    real[RUN * LANES_SQUARED] terms      # of a run, where they are not kept
+    real[RUN * LANES_SQUARED] terms      # of a run, where they are not kept; or few rows' numbers,
+    real[RUN * LANES_SQUARED] second     # and of another array
     vector apart                         # lest a class of all tiles be in one set of a cache
 
 
@@ -508,7 +534,9 @@ cdef inline Py_ssize_t tile_size(const Problem *problem) noexcept nogil:
 
 cdef inline Py_ssize_t tile_stride(const Problem *problem) noexcept nogil:
     """Numbers from one tile to the next."""
-    return tile_size(problem) + (sizeof(TileSums) // sizeof(real) if sums_by_run(problem) else 0)
+    if sums_by_run(problem) or reads_tiles_in_place(problem, INPUT):
+        return tile_size(problem) + <Py_ssize_t>(sizeof(TileSums) // sizeof(real))
+    return tile_size(problem)
 
 
 cdef inline TileSums *sums_of_tile(
@@ -562,7 +590,7 @@ cdef vector tile_find(const Tile *tile, Py_ssize_t n, vector value) noexcept nog
     cdef Py_ssize_t c
     for c in range(n - 1, -1, -1):
         found = vector_select(
-            vector_equal(tile_vector(tile, c), value), vector_set(<real>c), found)
+            vector_equal(tile_part(tile, c), value), vector_set(<real>c), found)
     return found
 
 
@@ -571,37 +599,50 @@ cdef inline void tiles_maxima(
 ) noexcept nogil:
     """Find the maximum of one chunk of each tile, and its place where that is asked for."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t first, stop, run, t
-    cdef bint with_place = leaves_out_maximum(problem.operation)
-    cdef RowState *state
-    cdef Tile tile
-    for run in range(runs_of(n)):
-        first = run * TILE_RUN
+    cdef Py_ssize_t first = 0, stop, t
+    cdef bint in_place = reads_tiles_in_place(problem, INPUT)
+    while first < n:
         stop = min(first + TILE_RUN, n)
         for t in range(tiles):
-            state = chunk_state(groups + t, problem, t, chunk, scratch)
-            if first == 0:
-                state.maximum = vector_set(NEGATIVE_INFINITY)
-                state.position = vector_set(-1.0)
-            tile = tile_of(
-                groups + t, problem, INPUT, chunk, scratch.kept + t * scratch.kept_stride)
-            if with_place:
-                tile_top(&tile, first, stop, &state.maximum, &state.position)
-            elif stop < n:
-                state.maximum = tile_maximum(&tile, first, stop, state.maximum, True)
-            else:
-                state.maximum = tile_maximum(&tile, first, stop, state.maximum, False)
-            if with_place and stop == n and any_lane(vector_equal(
-                state.position, vector_set(-1.0)
-            )):
-                # Nothing is above -inf.
-                state.position = tile_find(&tile, n, state.maximum)
+            tile_raise(groups + t, problem, t, chunk, first, stop, in_place, scratch)
+        first = stop
+
+
+cdef inline void tile_raise(
+    Group *group, const Problem *problem, Py_ssize_t t, Py_ssize_t chunk, Py_ssize_t first,
+    Py_ssize_t stop, bint in_place, Scratch *scratch,
+) noexcept nogil:
+    """Let some classes of a tile into the maximum of its chunk."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef RowState *state = chunk_state(group, problem, t, chunk, scratch)
+    cdef Tile tile = tile_of(
+        group, problem, INPUT, chunk, scratch.kept + t * scratch.kept_stride, in_place)
+    cdef Tile run = tile
+    cdef vector maximum = vector_set(NEGATIVE_INFINITY)
+    cdef vector position = vector_set(-1.0)
+    if in_place:
+        run = tile_run(&tile, first, stop, sums_of_tile(problem, t, scratch).terms)
+    if first > 0:
+        maximum = state.maximum
+        position = state.position
+    if leaves_out_maximum(problem.operation):
+        tile_top(&run, first, stop, &maximum, &position)
+        if stop == n and any_lane(vector_equal(position, vector_set(-1.0))):
+            # Nothing is above -inf.
+            position = tile_find(&tile, n, maximum)
+    elif stop < n:
+        maximum = tile_maximum(&run, first, stop, maximum, True)
+    else:
+        maximum = tile_maximum(&run, first, stop, maximum, False)
+    state.maximum = maximum
+    state.position = position
 
 
 cdef struct TileTerms:
     # What tile_exponentials() reads and writes.
     Reference reference
     Tile logits
+    real *copied              # where that is copied to, if it has not all rows
     real *exponentials        # NULL where they are not wanted; may be the tile of logits
     real *terms               # what is to be added up: may be either of these; where exponentials
     #                           are not wanted, those of the last run
@@ -618,8 +659,8 @@ cdef inline real *run_terms(const TileTerms *tile, Py_ssize_t first) noexcept no
 
 
 cdef inline void tile_exponentials(
-    TileTerms *tile_, Py_ssize_t first, Py_ssize_t stop, const Scale *scale, Lines *lines,
-    bint use_pivot,
+    TileTerms *tile_, Tile logits, Py_ssize_t first, Py_ssize_t stop, const Scale *scale,
+    Lines *lines, bint use_pivot,
 ) noexcept nogil:
     """Turn logits into exponentials; `use_pivot` is a constant, and what scale's flags say."""
     # A copy, which no store in the loop can change.
@@ -634,7 +675,7 @@ cdef inline void tile_exponentials(
     for c in range(first, stop):
         prefetch(tile.ahead + c * tile.ahead_stride)
         line_step(lines)
-        x = tile_vector(&tile.logits, c)
+        x = tile_vector(&logits, c)
         e = exponential(x, tile.reference, scale)
         if use_pivot:
             if tile.exponentials != NULL:
@@ -658,7 +699,9 @@ cdef inline void tiles_absorb_with(
         if terms.lane != NULL:
             stop = min(first + TILE_RUN, n)
         for t in range(tiles):
-            tile_exponentials(terms + t, first, stop, &scale, &lines, use_pivot)
+            tile_exponentials(
+                terms + t, tile_run(&terms[t].logits, first, stop, terms[t].copied), first, stop,
+                &scale, &lines, use_pivot)
             if terms.lane != NULL:
                 tile_run_add(
                     terms[t].lane, run_terms(terms + t, first), first, stop - first,
@@ -791,6 +834,7 @@ cdef void tiles_exponentials(
     # The next batch, if it is in lines of its own.
     cdef bint by_class = problem.plan.ahead != 0 and goes_by_class(&problem.layout, array)
     cdef bint keeps = keeps_exponentials(problem)
+    cdef bint in_place = reads_tiles_in_place(problem, INPUT)
     cdef TileTerms *terms = <TileTerms *>scratch.sums
     cdef RowState *state
     cdef real *tile
@@ -800,7 +844,9 @@ cdef void tiles_exponentials(
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
         terms[t].reference = state.reference
-        terms[t].logits = tile_of(groups + t, problem, INPUT, chunk, tile)
+        terms[t].logits = tile_of(groups + t, problem, INPUT, chunk, tile, in_place)
+        if in_place:
+            terms[t].copied = sums_of_tile(problem, t, scratch).terms
         terms[t].exponentials = tile if keeps else NULL
         if wants_entropy(problem):
             terms[t].exponentials = tile + n * LANES
@@ -833,7 +879,9 @@ cdef void tiles_exponentials(
             groups[t].own_is_known = True
 
 
-cdef DoubleDouble tile_total(const TileTerms *tile, Py_ssize_t n, bint few_digits) noexcept nogil:
+cdef inline DoubleDouble tile_total(
+    const TileTerms *tile, Py_ssize_t n, bint few_digits
+) noexcept nogil:
     """The sum of the terms of a tile, for each row."""
     if tile.lane != NULL:
         return lanes_merge(tile.lane, few_digits)
@@ -1101,7 +1149,7 @@ cdef inline vector tile_output(
     """The output for class c."""
     cdef vector v
     if tile.kind == FROM_LOGITS or tile.kind == LOGARITHMS:
-        v = tile_vector(&tile.values, c)
+        v = tile_part(&tile.values, c)
     else:
         v = vector_load(<const real *>tile.values.data + c * LANES)
     if tile.kind == FINISHED:
@@ -1429,7 +1477,7 @@ cdef inline TilePlace tile_place(
     Group *groups, const Problem *problem, Role role, Py_ssize_t t, Py_ssize_t chunk,
     Scratch *scratch,
 ) noexcept nogil:
-    """Where the output of tile t comes from, and a place in the tile for it."""
+    """Where the output of tile t comes from; where it goes is still to be said."""
     cdef real *tile = scratch.kept + t * scratch.kept_stride
     cdef TilePlace place
     place.role = role
@@ -1437,20 +1485,23 @@ cdef inline TilePlace tile_place(
     place.state = chunk_state(groups + t, problem, t, chunk, scratch)
     place.values = tile_at(tile)
     if emits_from_logits(problem):
-        place.values = tile_of(groups + t, problem, INPUT, chunk, tile)
-    place.to = <char *>(tile + tile_section(problem, role) * tile_room(problem, place.n) * LANES)
+        place.values = tile_of(
+            groups + t, problem, INPUT, chunk, tile, reads_tiles_in_place(problem, INPUT))
     place.row_stride = 0
-    place.class_stride = LANES * sizeof(real)
+    place.class_stride = 0
     place.kind = REAL_KIND
     place.straight = False
     return place
 
 
 cdef inline void place_by_class(
-    TilePlace *place, const Group *group, const Problem *problem, Py_ssize_t chunk
+    TilePlace *place, const Group *group, const Problem *problem, Py_ssize_t chunk, real *tile
 ) noexcept nogil:
-    """Have the output of a tile laid out where it belongs, if it can be."""
+    """Have the output laid out class by class: where it belongs, if it can be, else in the tile."""
     cdef const Array *array = &problem.arrays[<int>place.role]
+    place.class_stride = LANES * sizeof(real)
+    place.to = <char *>(
+        tile + tile_section(problem, place.role) * tile_room(problem, place.n) * LANES)
     if goes_straight(problem, place.role) and is_side_by_side(group, problem, place.role):
         place.straight = True
         place.class_stride = array.class_stride
@@ -1495,7 +1546,8 @@ cdef void tiles_emit_by_class(
     cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale, 0, 0)
     for t in range(tiles):
         places[t] = tile_place(groups, problem, role, t, chunk, scratch)
-        place_by_class(places + t, groups + t, problem, chunk)
+        place_by_class(
+            places + t, groups + t, problem, chunk, scratch.kept + t * scratch.kept_stride)
     while batch.stop < places[0].n:
         laying_next(&batch, places)
         tiles_emit_by(&batch)
@@ -1529,7 +1581,6 @@ cdef void tiles_emit_by_row(
             writer_of(scratch, role), array.data + in_group(groups, problem, role, 0))
     for t in range(tiles):
         places[t] = tile_place(groups, problem, role, t, chunk, scratch)
-        places[t].class_stride = 0
         places[t].to = room + t * LANES * packed
         places[t].row_stride = packed
         step = step_in_group(groups + t, problem, role)

@@ -247,11 +247,22 @@ cdef inline PairTile pair_tile(
     at.first = 0
     at.stop = n
     at.sums = sums_of_tile(problem, tile, scratch)
-    at.input = tile_of(group, problem, INPUT, chunk, filled)
+    at.input = tile_of(
+        group, problem, INPUT, chunk, filled, reads_tiles_in_place(problem, INPUT))
     at.second = at.input
     if has(problem, SECOND):
-        at.second = tile_of(group, problem, SECOND, chunk, filled + n * LANES)
+        at.second = tile_of(
+            group, problem, SECOND, chunk, filled + n * LANES,
+            reads_tiles_in_place(problem, SECOND))
     return at
+
+
+cdef inline void pair_show(PairTile *at, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    """Have it show some of its classes."""
+    at.first = first
+    at.stop = stop
+    at.input = tile_run(&at.input, first, stop, at.sums.terms)
+    at.second = tile_run(&at.second, first, stop, at.sums.second)
 
 
 cdef void pairs_across(
@@ -287,8 +298,7 @@ cdef void pair_tiles_sum(
     for run in range(runs_of(n)):
         for t in range(tiles):
             at = pair_tile(problem, t, chunk, scratch)
-            at.first = run * TILE_RUN
-            at.stop = min(at.first + TILE_RUN, n)
+            pair_show(&at, run * TILE_RUN, min((run + 1) * TILE_RUN, n))
             tile_pair_sum(groups + t, problem, &at)
     for t in range(tiles):
         tile_pair_total(problem, sums_of_tile(problem, t, scratch), sums)
@@ -317,14 +327,16 @@ cdef void pair_tiles_emit(
         pair_tiles_fill(groups, problem, tiles, chunk, scratch)
     for t in range(tiles):
         places[t] = tile_place(groups, problem, OUTPUT, t, chunk, scratch)
-        if by_class:
-            place_by_class(places + t, groups + t, problem, chunk)
+        place_by_class(
+            places + t, groups + t, problem, chunk, scratch.kept + t * scratch.kept_stride)
+        if not by_class:
+            places[t].to = <char *>places[t].values.data
+            places[t].class_stride = LANES * sizeof(real)
     while batch.stop < n:
         laying_next(&batch, places)
         for t in range(tiles):
             at = pair_tile(problem, t, chunk, scratch)
-            at.first = batch.first
-            at.stop = batch.stop
+            pair_show(&at, batch.first, batch.stop)
             tile_pair_emit(groups + t, problem, &at, &scratch.scale, places + t)
         if by_class:
             tiles_write_rest(&batch, scratch)
