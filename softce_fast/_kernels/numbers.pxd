@@ -434,6 +434,9 @@ cdef inline DoubleDouble ratio_of(DoubleDouble a, DoubleDouble b) noexcept nogil
     ratio.high = vector_multiply(vector_add(a.high, a.low), inverse)
     ratio.low = vector_multiply(inverse, vector_fnma(
         ratio.high, b.low, vector_add(vector_fnma(ratio.high, b.high, a.high), a.low)))
+    # What is missed beside infinity is no number.
+    ratio.low = vector_select(
+        vector_equal(ratio.low, ratio.low), ratio.low, vector_set(0.0))
     return ratio
 
 
