@@ -205,6 +205,8 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
     if problem.plan.passes == ALONG:
         return 1
     if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
+        if coefficients_by_row(problem):
+            columns *= tile_sections(problem)
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
     if problem.layout.inner >= lanes:
         most = MOST_BATCH
@@ -239,7 +241,9 @@ cdef inline Py_ssize_t rows_per_task_for(const Problem *problem, int lanes) noex
 cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nogil:
     """How far ahead to fetch, in bytes."""
     cdef const Array *input = &problem.arrays[<int>INPUT]
-    if batch_bytes(problem, INPUT) < FETCHED_BYTES or not has_row_state(problem.operation):
+    if batch_bytes(problem, INPUT) < FETCHED_BYTES or not (
+        has_row_state(problem.operation) or problem.plan.passes == ACROSS
+    ):
         return 0
     if not has_neighbour_classes(problem, INPUT):
         if problem.plan.passes == ALONG or problem.plan.chunks > 1:

@@ -155,7 +155,7 @@ cdef real row_others(
     stretch.kept = NULL
     for chunk in range(problem.plan.chunks):
         stretch.x = row_input(group, problem, k, chunk, scratch.target, scratch)
-        stretch.ahead = stretch.near = stretch.x
+        stretch.ahead = stretch.near = Ahead(stretch.x, 0)
         stretch.n = chunk_length(problem, chunk)
         stretch.pivot = -1
         if top[0] < 0:

@@ -114,6 +114,7 @@ cdef void likelihood_tile_sum(
         total[k] = octet_set(0)
         rest[k] = octet_set(0)
     for c in range(tile.first, tile.stop):
+        pair_fetch(tile, c)
         v = tile_vector(&tile.input, c)
         vector_store(coefficient, tile_vector(&tile.second, c))
         if not problem.options.logarithms:

@@ -332,14 +332,14 @@ cdef void along_rest(
     if rows == 0:
         return
     stretch.kept = NULL
-    stretch.size = 0    # nothing is fetched
     vector_store(position, state.position)
     vector_store(shift, state.reference.shift)
     vector_store(exponent, state.reference.exponent)
     for k in range(group.rows):
         sums_put(sums, k, double_double_from(vector_set(0.0)))
         if rows >> k & 1:
-            stretch.x = stretch.ahead = stretch.near = x[k]
+            stretch.x = x[k]
+            stretch.ahead = stretch.near = Ahead(x[k], 0)    # nothing is fetched
             stretch.pivot = <Py_ssize_t>position[k]
             reference.shift = vector_set(shift[k])
             reference.exponent = vector_set(exponent[k])
@@ -367,15 +367,14 @@ cdef void tile_compare(
     terms.copied = NULL
     terms_open(&terms, problem, t, tile, n, scratch)
     if wants_entropy(problem):
-        tile_spread(problem, chunk, state, tile, tile_terms(problem, tile, n))
+        tile_spread(group, problem, chunk, state, tile, tile_terms(problem, tile, n))
     again = set_rest(group, problem, chunk, state, &scratch.scale)
     if any_lane(again):
         terms.reference = state.reference
         terms.logits = logits
         terms.pivot = state.position
         terms.pivot_logit = state.maximum
-        terms.ahead = <const char *>tile
-        terms.ahead_stride = 0
+        terms.ahead = Ahead(<const char *>tile, 0)
         tiles_absorb_others(&terms, 1, n, &scratch.scale, &scratch.writers.output.lines)
         state.rest = double_double_select(
             again, tile_total(&terms, n, scratch.scale.few_digits), state.rest)

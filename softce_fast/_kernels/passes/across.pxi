@@ -648,8 +648,8 @@ cdef struct TileTerms:
     #                           are not wanted, those of the last run
     vector pivot              # class to leave out of a row's sum; outside [0, n) for none
     vector pivot_logit        # the logit of that class
-    const char *ahead         # meanwhile, for each class, a cache line is fetched,
-    Py_ssize_t ahead_stride   # from one to the next
+    Ahead ahead               # what is fetched meanwhile
+    Ahead factors_ahead       # and while terms are multiplied by factors
     DoubleDouble *lane        # the sums that terms are added to, run by run; NULL if they are not
 
 
@@ -673,7 +673,7 @@ cdef inline void tile_exponentials(
     cdef mask here
     cdef Py_ssize_t c
     for c in range(first, stop):
-        prefetch(tile.ahead + c * tile.ahead_stride)
+        fetch(&tile.ahead, c)
         line_step(lines)
         x = tile_vector(&logits, c)
         e = exponential(x, tile.reference, scale)
@@ -752,6 +752,7 @@ cdef inline vector tile_weigh(const TileTerms *tile, Py_ssize_t n) noexcept nogi
     cdef mask here
     cdef Py_ssize_t c
     for c in range(n):
+        fetch(&tile.factors_ahead, c)
         x = tile_vector(&tile.logits, c)
         factor = tile_vector(&tile.logits, n + c)
         here = vector_equal(tile.pivot, vector_set(<real>c))
@@ -822,24 +823,35 @@ cdef inline void terms_open(
         terms.lane = sums_of_tile(problem, t, scratch).lane
 
 
+cdef inline Ahead tile_ahead(
+    const Group *group, const Problem *problem, Role role
+) noexcept nogil:
+    """What is fetched while a tile is worked on: for each class, a cache line."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef Py_ssize_t row = group.first
+    if problem.plan.ahead == 0 or not goes_by_class(&problem.layout, array):
+        return Ahead(
+            array.data + in_group(group, problem, role, 0) + bytes_ahead(problem, role),
+            LANES * array.size)
+    # The next batch, if it is in lines of its own.
+    row += problem.plan.ahead // problem.arrays[<int>INPUT].size
+    return Ahead(
+        array.data + row_offset(&problem.layout, array, min(row, problem.layout.rows - 1)),
+        array.class_stride)
+
+
 cdef void tiles_exponentials(
     Group *groups, const Problem *problem, Py_ssize_t tiles, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
     """Compute what is to be added up of each tile, and add it up."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef const Array *array = &problem.arrays[<int>INPUT]
     cdef Lines *lines = &scratch.writers.output.lines
-    cdef Py_ssize_t ahead_stride = LANES * array.size
     cdef Py_ssize_t t
-    # The next batch, if it is in lines of its own.
-    cdef bint by_class = problem.plan.ahead != 0 and goes_by_class(&problem.layout, array)
     cdef bint keeps = keeps_exponentials(problem)
     cdef bint in_place = reads_tiles_in_place(problem, INPUT)
     cdef TileTerms *terms = <TileTerms *>scratch.sums
     cdef RowState *state
     cdef real *tile
-    if by_class:
-        ahead_stride = array.class_stride
     for t in range(tiles):
         tile = scratch.kept + t * scratch.kept_stride
         state = chunk_state(groups + t, problem, t, chunk, scratch)
@@ -851,12 +863,9 @@ cdef void tiles_exponentials(
         if wants_entropy(problem):
             terms[t].exponentials = tile + n * LANES
         terms_open(terms + t, problem, t, tile, n, scratch)
-        terms[t].ahead = (
-            array.data + in_group(groups + t, problem, INPUT, 0) + problem.plan.ahead)
-        if by_class:
-            terms[t].ahead = array.data + row_offset(&problem.layout, array, min(
-                groups[t].first + problem.plan.ahead // array.size, problem.layout.rows - 1))
-        terms[t].ahead_stride = ahead_stride
+        terms[t].ahead = tile_ahead(groups + t, problem, INPUT)
+        if is_weighted(problem):
+            terms[t].factors_ahead = tile_ahead(groups + t, problem, SECOND)
         if leaves_out_nothing(problem.operation):
             continue
         terms[t].pivot_logit = vector_set(0.0)
@@ -864,7 +873,8 @@ cdef void tiles_exponentials(
         if leaves_out_label(problem.operation):
             terms[t].pivot = classes_in_chunk(groups[t].labels, chunk)
         if is_dense(problem.operation):
-            tile_spread(problem, chunk, state, tile, tile_terms(problem, tile, n))
+            tile_spread(
+                groups + t, problem, chunk, state, tile, tile_terms(problem, tile, n))
     if leaves_out_nothing(problem.operation):
         tiles_absorb_all(terms, tiles, n, &scratch.scale, lines)
     else:
@@ -1025,14 +1035,20 @@ cdef inline vector tile_coefficients_lay(
 
 
 cdef void tile_spread(
-    const Problem *problem, Py_ssize_t chunk, RowState *state, const real *tile, real *terms
+    const Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state,
+    const real *tile, real *terms,
 ) noexcept nogil:
     """Sum, over one chunk, what there are coefficients for."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Coefficients coefficients = tile_coefficients_of(problem, chunk, tile)
     cdef vector origin = spread_origin(state.maximum)
     cdef Py_ssize_t c
+    coefficients.ahead = Ahead(<const char *>tile, 0)
+    if has(problem, SECOND):
+        coefficients.ahead = tile_ahead(group, problem, SECOND)
     for c in range(n):
+        if coefficients.probabilities != NULL:
+            fetch(&coefficients.ahead, c)
         vector_store(terms + c * LANES, spread_term(
             tile_coefficient(&coefficients, c), origin, vector_load(tile + c * LANES)))
     state.spread = double_double_rounded(tile_sums(terms, n, False))

@@ -157,9 +157,9 @@ cdef struct Stretch:
     bint gaps             # in another, and whether that is wanted
     real *kept            # where the exponentials go, which may be x; NULL if they are not wanted
     const real *factors   # of the exponentials before they are added up; NULL for none
-    const char *ahead     # what is fetched meanwhile, `size` bytes a class: up to the second cache
-    const char *near      # and, where nothing is kept, up to the first
-    Py_ssize_t size       # (of an element in memory)
+    Ahead ahead           # what is fetched meanwhile: up to the second cache,
+    Ahead near            # where nothing is kept, up to the first,
+    Ahead factors_ahead   # and, where there are factors, of these
 
 
 cdef inline vector weighted(vector e, vector x, vector factor) noexcept nogil:
@@ -278,9 +278,11 @@ cdef inline DoubleDouble row_exponentials(
         sums.run[k] = vector_set(0.0)
     while i + RUN * LANES <= n:
         for k in range(RUN):
-            prefetch(stretch.ahead + (i + k * LANES) * stretch.size)
+            fetch(&stretch.ahead, i + k * LANES)
             if not keep:
-                prefetch_near(stretch.near + (i + k * LANES) * stretch.size)
+                prefetch_near(stretch.near.start + (i + k * LANES) * stretch.near.step)
+            if weigh:
+                fetch(&stretch.factors_ahead, i + k * LANES)
             x[k] = kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind)
             e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
             if keep:
@@ -478,6 +480,7 @@ cdef struct Coefficients:
     const real *probabilities        # NULL: all 0
     vector share
     vector even
+    Ahead ahead                      # what is fetched while probabilities are added up
 
 
 cdef inline vector zero_past_end(vector v, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -549,10 +552,13 @@ cdef inline void row_spread(
 
     That of class `top` is left out of the latter.
     """
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i = 0, k
     cdef DoubleDouble total = double_double_from(vector_set(0.0))    # in registers
     cdef DoubleDouble spread = total
     while i + RUN * LANES <= n:
+        if coefficients.probabilities != NULL:
+            for k in range(RUN):
+                fetch(&coefficients.ahead, i + k * LANES)
         run_spread(x, i, i + RUN * LANES, origin, coefficients, top, &total, &spread)
         i += RUN * LANES
     if i < n:
@@ -741,7 +747,6 @@ cdef inline Stretch stretch_of(const Problem *problem, Py_ssize_t n) noexcept no
     cdef Stretch stretch
     stretch.n = n
     stretch.kind = input_kind(problem)
-    stretch.size = problem.arrays[<int>INPUT].size
     stretch.factors = NULL
     stretch.further = NULL
     return stretch
@@ -751,10 +756,9 @@ cdef inline void stretch_fetch(
     Stretch *stretch, const Group *group, const Problem *problem, Py_ssize_t k, Py_ssize_t chunk
 ) noexcept nogil:
     """Set what is fetched while a chunk of row k is worked on."""
-    stretch.ahead = (
-        problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
-        + chunk * CHUNK * stretch.size + problem.plan.ahead)
-    stretch.near = stretch.ahead - problem.plan.ahead // 2
+    stretch.ahead = row_ahead(group, problem, INPUT, k, chunk)
+    stretch.near = stretch.ahead
+    stretch.near.start -= problem.plan.ahead // 2
 
 
 cdef void along_absorb(
@@ -837,6 +841,9 @@ cdef inline void along_spread(
 ) noexcept nogil:
     cdef Coefficients coefficients = coefficients_of(group, problem, k, chunk, scratch)
     cdef DoubleDouble total, spread
+    coefficients.ahead = Ahead(<const char *>coefficients.probabilities, 0)
+    if has(problem, SECOND):
+        coefficients.ahead = row_ahead(group, problem, SECOND, k, chunk)
     row_spread_of(
         <const real *>stretch.x, stretch.n, spread_origin(vector_set(maximum)), &coefficients,
         stretch.pivot, &total, &spread)
@@ -851,6 +858,7 @@ cdef inline void along_factors(
     Stretch *stretch, real maximum, DenseSums *dense, const Scratch *scratch,
 ) noexcept nogil:
     stretch.factors = second_read(group, problem, k, chunk, scratch)
+    stretch.factors_ahead = row_ahead(group, problem, SECOND, k, chunk)
     if maximum > NEGATIVE_INFINITY:
         memcpy(&dense.own[k], stretch.factors + stretch.pivot, sizeof(real))
 
@@ -898,7 +906,7 @@ cdef struct RowOutput:
     # What to write for n classes of a row, in one number of each vector of a Recipe.
     const char *x             # kept exponentials, or logits,
     int source                # the kind of them,
-    const char *ahead         # and logits that are fetched meanwhile
+    Ahead ahead               # and logits that are fetched meanwhile
     int stored                # kind of the output
     Reference reference
     DoubleDouble factor
@@ -997,7 +1005,7 @@ cdef inline void row_emit(
     if head >= 0:
         while i + LANES <= n:
             if kind != FROM_KEPT:
-                prefetch(row.ahead + i * kind_size(row.source))
+                fetch(&row.ahead, i)
             kind_vector_stream(
                 to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
             i += LANES
@@ -1210,9 +1218,7 @@ cdef inline void row_make(
         return
     row.source = input_kind(problem)
     row.x = row_input(group, problem, k, chunk, scratch.staged, scratch)
-    row.ahead = (
-        problem.arrays[<int>INPUT].data + in_group(group, problem, INPUT, k)
-        + chunk * CHUNK * problem.arrays[<int>INPUT].size + problem.plan.ahead)
+    row.ahead = row_ahead(group, problem, INPUT, k, chunk)
     if emits_logarithms(problem.operation):
         emit_logarithms(&row, n, &scratch.scale, place.to, place.joints)
     else:

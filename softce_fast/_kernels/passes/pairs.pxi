@@ -24,12 +24,13 @@ cdef struct PairTile:
     Py_ssize_t first     # from there on, the first of these,
     Py_ssize_t stop      # and the one after the last
     TileSums *sums       # what they are added to
+    Ahead input_ahead    # what is fetched meanwhile: the next run where tiles are read in place,
+    Ahead second_ahead   # else the next batch
 
 
 cdef inline void pair_fetch(const PairTile *tile, Py_ssize_t c) noexcept nogil:
-    """Fetch the class of both arrays that comes a run after class c."""
-    prefetch(tile.input.data + (c + TILE_RUN) * tile.input.stride)
-    prefetch(tile.second.data + (c + TILE_RUN) * tile.second.stride)
+    fetch(&tile.input_ahead, c)
+    fetch(&tile.second_ahead, c)
 
 
 # ---- sums ----------------------------------------------------------------------------------------
@@ -247,14 +248,25 @@ cdef inline PairTile pair_tile(
     at.first = 0
     at.stop = n
     at.sums = sums_of_tile(problem, tile, scratch)
-    at.input = tile_of(
-        group, problem, INPUT, chunk, filled, reads_tiles_in_place(problem, INPUT))
+    at.input = pair_side(group, problem, INPUT, chunk, filled, &at.input_ahead)
     at.second = at.input
+    at.second_ahead = at.input_ahead
     if has(problem, SECOND):
-        at.second = tile_of(
-            group, problem, SECOND, chunk, filled + n * LANES,
-            reads_tiles_in_place(problem, SECOND))
+        at.second = pair_side(
+            group, problem, SECOND, chunk, filled + n * LANES, &at.second_ahead)
     return at
+
+
+cdef inline Tile pair_side(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, const real *filled,
+    Ahead *ahead,
+) noexcept nogil:
+    cdef bint in_place = reads_tiles_in_place(problem, role)
+    cdef Tile tile = tile_of(group, problem, role, chunk, filled, in_place)
+    ahead[0] = tile_ahead(group, problem, role)
+    if in_place:
+        ahead[0] = Ahead(tile.data + TILE_RUN * tile.stride, tile.stride)
+    return tile
 
 
 cdef inline void pair_show(PairTile *at, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:

@@ -150,6 +150,31 @@ cdef inline Py_ssize_t step_in_group(
     return step if step != 0 else group.offsets[<int>role].step
 
 
+cdef struct Ahead:
+    # What is fetched from memory while something else is worked on,
+    const char *start
+    Py_ssize_t step     # and how far on with each class
+
+
+cdef inline void fetch(const Ahead *ahead, Py_ssize_t c) noexcept nogil:
+    prefetch(ahead.start + c * ahead.step)
+
+
+cdef inline Py_ssize_t bytes_ahead(const Problem *problem, Role role) noexcept nogil:
+    """How far ahead to fetch in an array of the batch's size."""
+    return problem.plan.ahead // problem.arrays[<int>INPUT].size * problem.arrays[<int>role].size
+
+
+cdef inline Ahead row_ahead(
+    const Group *group, const Problem *problem, Role role, Py_ssize_t k, Py_ssize_t chunk
+) noexcept nogil:
+    """What is fetched while a chunk of row k is worked on."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    return Ahead(
+        array.data + in_group(group, problem, role, k) + chunk * CHUNK * array.size
+        + bytes_ahead(problem, role), array.size)
+
+
 # ---- opening a group -----------------------------------------------------------------------------
 
 
