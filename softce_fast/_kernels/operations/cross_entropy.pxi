@@ -168,39 +168,60 @@ cdef inline void dense_numbers(RowNumbers *numbers, const Group *group) noexcept
 cdef void finish_weighted_loss(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
-    cdef int power = problem.options.coefficient_power
     cdef double z_loss = problem.options.z_loss
+    # The sum of the coefficients, which log_share is multiplied by, and all that is added.
+    cdef double[16] share
+    cdef double[16] rest
+    cdef double[16] weight
+    cdef double log_share, lowering
     cdef Py_ssize_t k
-    cdef double share, rest, weight
     cdef RowNumbers numbers
     row_numbers(&numbers, group, problem, scratch)
     for k in range(LANES):
-        # The sum of the coefficients, which log_share is multiplied by, and all that is added.
-        share = group.weights.label[k] if group.weights.given else 1
-        rest = 0
-        weight = group.weights.sample[k] if group.weights.given else 1
-        if is_dense(problem.operation):
-            if has(problem, LABELS):
-                # What the label is given on top of its share in the smoothing.
-                rest = number_or_zero(share, numbers.gap[k])
-            else:
-                share = 0
-            share += power_apply(numbers.coefficients[k], power)
-            rest += power_apply(numbers.spread[k], power)
-            group.coefficients[k] = numbers.coefficients[k]
-            if share == 0 and z_loss == 0 and rest == 0:
-                # Nothing is left of the row.
-                group.ignored |= <unsigned int>1 << k
-        if z_loss != 0:
+        share[k] = weight[k] = 1
+        rest[k] = 0
+    if group.weights.given:
+        memcpy(share, group.weights.label, sizeof(share))
+        memcpy(weight, group.weights.sample, sizeof(weight))
+    if is_dense(problem.operation):
+        dense_numbers_add(group, problem, &numbers, share, rest)
+    if z_loss != 0:
+        for k in range(LANES):
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
-            rest += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
-        if numbers.log_share[k] > 1:
-            # Times a large weight it would leave the range.
-            numbers.log_share[k] *= numbers.lowering[k]
-            numbers.lowering[k] = 1
+            rest[k] += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
+    for k in range(LANES):
+        # Times a large weight it would leave the range.
+        log_share = numbers.log_share[k] * (numbers.lowering[k] if numbers.log_share[k] > 1 else 1)
+        lowering = 1 if numbers.log_share[k] > 1 else numbers.lowering[k]
         group.result[k] = number_or_zero(
-            weight, number_or_zero(share, numbers.log_share[k])) * numbers.lowering[k]
-        group.result[k] += number_or_zero(weight, rest)
+            weight[k], number_or_zero(share[k], log_share)) * lowering + number_or_zero(
+            weight[k], rest[k])
+
+
+cdef inline void dense_numbers_add(
+    Group *group, const Problem *problem, RowNumbers *numbers, double *share, double *rest
+) noexcept nogil:
+    """Add what a dense target has to the sums of the coefficients and of what is added."""
+    cdef int power = problem.options.coefficient_power
+    cdef int nothing = 0
+    cdef Py_ssize_t k
+    memcpy(group.coefficients, numbers.coefficients, sizeof(numbers.coefficients))
+    if power != 0:
+        for k in range(LANES):
+            numbers.coefficients[k] = power_apply(numbers.coefficients[k], power)
+            numbers.spread[k] = power_apply(numbers.spread[k], power)
+    for k in range(LANES):
+        # What the label is given on top of its share in the smoothing.
+        rest[k] = number_or_zero(share[k], numbers.gap[k]) if has(problem, LABELS) else 0
+        rest[k] += numbers.spread[k]
+        share[k] = (share[k] if has(problem, LABELS) else 0) + numbers.coefficients[k]
+        nothing += share[k] == 0
+    if nothing == 0 or problem.options.z_loss != 0:
+        return
+    for k in range(LANES):
+        if share[k] == 0 and rest[k] == 0:
+            # Nothing is left of the row.
+            group.ignored |= <unsigned int>1 << k
 
 
 # ---- the gradient --------------------------------------------------------------------------------
@@ -250,10 +271,9 @@ cdef inline Scaled scale_of_gradients(const Problem *problem) noexcept nogil:
 
 
 cdef struct Factor:
-    # What both parts of a row's entries are multiplied by, once 2**shift is out of them.
+    # What both parts of a row's entries are multiplied by, once a power of two is out of them.
     double number
     double missing
-    int shift
     double lift        # and totals by this, which makes quotients larger,
     double power       # and what their products are
 
@@ -292,26 +312,23 @@ cdef inline Factor factor_for(Scaled scale, int power, int left, bint dense) noe
     cdef Factor factor
     factor.number = power_apply(scale.number, HEADROOM + min(lift, 0))
     factor.missing = factor.number / scale.number * scale.rest
-    factor.shift = -power
     factor.lift = power_apply(1, -max(lift, 0))
     factor.power = power_apply(1, within)
     return factor
 
 
-cdef inline void lane_set(
-    RowLanes *lanes, Py_ssize_t k, Factor factor, double target, double rest
-) noexcept nogil:
-    lanes.target[k] = target
-    lanes.rest[k] = rest
+cdef inline void lane_set(RowLanes *lanes, Py_ssize_t k, Factor factor) noexcept nogil:
     lanes.number[k] = factor.number
     lanes.missing[k] = factor.missing
     lanes.coefficient[k] = factor.number / factor.lift
     lanes.lift[k] = factor.lift
     lanes.power[k] = factor.power
-    if factor.shift != 0:
-        lanes.target[k] = power_apply(target, factor.shift)
-        lanes.rest[k] = power_apply(rest, factor.shift)
-        lanes.coefficient[k] = power_apply(lanes.coefficient[k], factor.shift)
+
+
+cdef inline void lane_shift(RowLanes *lanes, Py_ssize_t k, int shift) noexcept nogil:
+    lanes.target[k] = power_apply(lanes.target[k], shift)
+    lanes.rest[k] = power_apply(lanes.rest[k], shift)
+    lanes.coefficient[k] = power_apply(lanes.coefficient[k], shift)
 
 
 cdef inline DoubleDouble double_double_of(
@@ -375,7 +392,9 @@ cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     cdef RowLanes lanes
     cdef Py_ssize_t k
     for k in range(LANES):
-        lane_set(&lanes, k, factor, 1, 0)
+        lanes.target[k] = 1
+        lanes.rest[k] = 0
+        lane_set(&lanes, k, factor)
     return factors_from(&lanes)
 
 
@@ -383,41 +402,64 @@ cdef RowFactors factors_of(
     const Group *group, const Problem *problem, Scaled scale, bint rounded
 ) noexcept nogil:
     """Those of rows with weights; `rounded`: what multiplies them is a single number."""
-    cdef Scaled row
-    cdef Factor factor
     cdef RowLanes lanes
-    cdef double[16] target
-    cdef double[16] rest
-    cdef double weight = 1, last = 1
-    cdef int power, left, last_power = 0, last_left = 0
+    cdef double[16] weight
+    cdef Factor factor
+    cdef int power, left
     cdef Py_ssize_t k
     for k in range(LANES):
-        target[k] = group.weights.label[k] if group.weights.given else 1
-        rest[k] = group.from_z[k] if problem.options.z_loss != 0 else 0
+        weight[k] = lanes.target[k] = 1
+        lanes.rest[k] = 0
     if group.weights.given:
-        coefficients_scale(target, problem)
+        memcpy(weight, group.weights.sample, sizeof(weight))
+        memcpy(lanes.target, group.weights.label, sizeof(weight))
+        coefficients_scale(lanes.target, problem)
     if problem.options.z_loss != 0:
-        coefficients_scale(rest, problem)
+        memcpy(lanes.rest, group.from_z, sizeof(weight))
+        coefficients_scale(lanes.rest, problem)
     if is_dense(problem.operation):
         for k in range(LANES):
-            target[k] = group.coefficients[k] + (target[k] if has(problem, LABELS) else 0)
+            lanes.target[k] = group.coefficients[k] + (
+                lanes.target[k] if has(problem, LABELS) else 0)
+    if have_one_factor(&lanes, weight, problem, scale):
+        factor = factor_for(row_scale(scale, weight[0], rounded), 0, 0, True)
+        for k in range(LANES):
+            lane_set(&lanes, k, factor)
+        return factors_from(&lanes)
     for k in range(LANES):
-        if group.weights.given:
-            weight = group.weights.sample[k]
-        power = needed_power(
-            max(fabs(target[k]), max(fabs(rest[k]), <double>is_dense(problem.operation))), &left)
-        if k == 0 or weight != last or power != last_power or left != last_left:
-            # Most rows have the one before them's.
-            row = scale if weight == 1 else scaled_product(scale, weight)
-            if rounded:
-                row.number += number_or_nothing(row.rest)
-                row.rest = 0
-            factor = factor_for(row, power, left, is_dense(problem.operation))
-            last = weight
-            last_power = power
-            last_left = left
-        lane_set(&lanes, k, factor, target[k], rest[k])
+        power = needed_power(max(fabs(lanes.target[k]), max(
+            fabs(lanes.rest[k]), <double>is_dense(problem.operation))), &left)
+        factor = factor_for(
+            row_scale(scale, weight[k], rounded), power, left, is_dense(problem.operation))
+        lane_set(&lanes, k, factor)
+        if power != 0:
+            lane_shift(&lanes, k, -power)
     return factors_from(&lanes)
+
+
+cdef inline Scaled row_scale(Scaled scale, double weight, bint rounded) noexcept nogil:
+    if weight != 1:
+        scale = scaled_product(scale, weight)
+    if rounded:
+        scale.number += number_or_nothing(scale.rest)
+        scale.rest = 0
+    return scale
+
+
+cdef inline bint have_one_factor(
+    const RowLanes *lanes, const double *weight, const Problem *problem, Scaled scale
+) noexcept nogil:
+    """Whether all rows are multiplied by the same: then no power is taken out of any."""
+    cdef int others = 0
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        others += fabs(lanes.target[k]) < 1 and not is_dense(problem.operation)
+        others += fabs(lanes.target[k]) >= 1048576
+        others += fabs(lanes.rest[k]) >= 1048576
+        others += weight[k] != weight[0]
+    return (
+        others == 0 and 0.5 < fabs(weight[0]) < 2
+        and abs(scale.power - HEADROOM) < EXPONENT_BIAS - 4)
 
 
 cdef inline DoubleDouble exact_total(const Group *group, const Scratch *scratch) noexcept nogil:
@@ -549,14 +591,13 @@ cdef inline vector other_coefficients_of_labels(
     coefficients_scale(label, problem)
     for k in range(LANES):
         top[k] = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
+        others[k] = even * <double>(problem.layout.classes - 1)
     if shares_by_row(problem) or problem.shard.given:
         numbers_store(others, double_double_rounded(group.whole.other_coefficients))
-    else:
+    elif problem.options.other_sums != NULL:
         # One rounding less than the sum.
         for k in range(LANES):
-            others[k] = even * (
-                <double>(problem.layout.classes - 1) if problem.options.other_sums == NULL
-                else problem.options.other_sums[top[k]])
+            others[k] = even * problem.options.other_sums[top[k]]
     for k in range(LANES):
         others[k] += label[k] if group.labels[k] != top[k] else 0
     return vector_from(others)
