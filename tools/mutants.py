@@ -155,8 +155,8 @@ PLANTED = {
     ),
     f"{KERNELS}/layout.pxi": (
         ("axes are joined that do not follow each other in every array",
-         "        if call.strides[call.role[k]][outer] != (",
-         "        if k == 0 and call.strides[call.role[k]][outer] != (", "plan -k axes"),
+         "        if call.strides[k][outer] != ",
+         "        if k == 0 and call.strides[k][outer] != ", "plan -k axes"),
     ),
     f"{KERNELS}/plan.pxi": (
         ("what counts as large is larger", "LARGE_BYTES = 16777216", "LARGE_BYTES = 33554432",

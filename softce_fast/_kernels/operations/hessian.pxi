@@ -27,7 +27,7 @@ cdef void finish_hessian(
     curvature.factor = double_double_quotient(
         factors.whole, double_double_scaled(total, factors.lift))
     curvature.unscale = factors.power
-    curvature.share = vector_divide(vector_set(1.0), total.high)
+    curvature.share = ratio_of(double_double_from(vector_set(1.0)), total)
     # The power of two last: the others may be tiny, and the row's weight large.
     product = double_double_product(
         double_double_product(double_double_quotient(own, total), curvature.factor), others)

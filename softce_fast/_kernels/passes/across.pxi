@@ -600,11 +600,14 @@ cdef inline void tiles_maxima(
     """Find the maximum of one chunk of each tile, and its place where that is asked for."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t first = 0, stop, t
-    cdef bint in_place = reads_tiles_in_place(problem, INPUT)
+    if not reads_tiles_in_place(problem, INPUT):
+        for t in range(tiles):
+            tile_raise(groups + t, problem, t, chunk, 0, n, False, scratch)
+        return
     while first < n:
         stop = min(first + TILE_RUN, n)
         for t in range(tiles):
-            tile_raise(groups + t, problem, t, chunk, first, stop, in_place, scratch)
+            tile_raise(groups + t, problem, t, chunk, first, stop, True, scratch)
         first = stop
 
 
@@ -612,7 +615,7 @@ cdef inline void tile_raise(
     Group *group, const Problem *problem, Py_ssize_t t, Py_ssize_t chunk, Py_ssize_t first,
     Py_ssize_t stop, bint in_place, Scratch *scratch,
 ) noexcept nogil:
-    """Let some classes of a tile into the maximum of its chunk."""
+    """Let some classes of a tile into the maximum of its chunk; `in_place` is a constant."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef RowState *state = chunk_state(group, problem, t, chunk, scratch)
     cdef Tile tile = tile_of(
@@ -1078,7 +1081,8 @@ cdef struct TileOutput:
     Tile values                # exponentials or logits
     DoubleDouble factor
     vector unscale
-    vector minus               # for the Hessian: 1 / the sum of the exponentials
+    vector minus
+    DoubleDouble share         # for the Hessian: 1 / the sum of the exponentials
     vector coefficient_factor
     Reference reference
     Coefficients coefficients
@@ -1149,8 +1153,8 @@ cdef inline void tile_curvature_open(
     const TilePlace *place,
 ) noexcept nogil:
     cdef const Curvature *curvature = &group.recipe.curvature
-    output.minus = chunk_factor(
-        double_double_from(curvature.share), group, problem, place.state, &output.reference).high
+    output.share = chunk_factor(
+        curvature.share, group, problem, place.state, &output.reference)
     output.factor = chunk_factor(
         curvature.factor, group, problem, place.state, &output.reference)
     output.unscale = curvature.unscale
@@ -1176,7 +1180,7 @@ cdef inline vector tile_output(
         v = exponential(v, tile.reference, scale)
     if tile.target == CURVED:
         v = curvature_product(
-            v, tile.factor, tile.unscale, tile.minus, tile.floor)
+            v, tile.factor, tile.unscale, tile.share, tile.floor)
     elif tile.target & DENSE:
         v = vector_multiply(
             vector_fnma(

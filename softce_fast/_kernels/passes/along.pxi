@@ -911,11 +911,12 @@ cdef struct RowOutput:
     Reference reference
     DoubleDouble factor
     vector unscale
-    vector minus              # for the Hessian: 1 / the sum of the exponentials
+    vector minus
     vector coefficient_factor
     bint dense
     Coefficients coefficients
-    bint curved               # the Hessian: times 1 - minus * exponential, not below the floor
+    bint curved               # the Hessian: times 1 - share * exponential, not below the floor
+    DoubleDouble share        # (1 / the sum of the exponentials)
     vector floor
     RowEntry label
     RowEntry top              # dense targets: this goes first
@@ -932,11 +933,11 @@ cdef inline vector output_product(
 
 
 cdef inline vector curvature_product(
-    vector e, DoubleDouble factor, vector unscale, vector share, vector floor
+    vector e, DoubleDouble factor, vector unscale, DoubleDouble share, vector floor
 ) noexcept nogil:
     cdef vector v = product_rounded(factor, e)
     # The power last: a product that leaves the range is infinite, not a difference of such.
-    v = vector_multiply(vector_fnma(vector_multiply(e, share), v, v), unscale)
+    v = vector_multiply(vector_fnma(product_rounded(share, e), v, v), unscale)
     return vector_maximum(floor, v)
 
 
@@ -951,7 +952,7 @@ cdef inline vector row_output(
         v = exponential(v, row.reference, scale)
     if row.curved:
         return curvature_product(
-            v, row.factor, row.unscale, row.minus, row.floor)
+            v, row.factor, row.unscale, row.share, row.floor)
     if not row.dense:
         return output_product(v, row.factor, row.unscale, scale.few_digits)
     return vector_multiply(
@@ -1111,6 +1112,8 @@ cdef struct RowsOutput:
     real[16] factor_rest
     real[16] unscale
     real[16] minus
+    real[16] share
+    real[16] share_rest
     real[16] coefficient_factor
     real[16] at_label
     real[16] at_top
@@ -1166,8 +1169,9 @@ cdef inline void rows_output_open(
     vector_store(rows.shift, references.shift)
     vector_store(rows.exponent, references.exponent)
     if curved:
-        vector_store(rows.minus, chunk_factor(
-            double_double_from(curvature.share), group, problem, state, &references).high)
+        factors = chunk_factor(curvature.share, group, problem, state, &references)
+        vector_store(rows.share, factors.high)
+        vector_store(rows.share_rest, factors.low)
     rows.again = 0
     if merges_chunks(problem) and problem.plan.keep:
         rows.again = vector_mask_bits(
@@ -1201,6 +1205,8 @@ cdef inline void row_make(
     row.dense = is_dense(problem.operation) and not row.curved
     if row.curved:
         row.label.place = group.recipe.curvature.top[k] - chunk * CHUNK
+        row.share.high = vector_set(rows.share[k])
+        row.share.low = vector_set(rows.share_rest[k])
         row.floor = vector_set(<real>problem.options.hessian.floor)
     elif has(problem, LABELS):
         row.label.place = group.labels[k] - chunk * CHUNK

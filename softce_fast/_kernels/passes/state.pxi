@@ -32,7 +32,7 @@ cdef struct Curvature:
     #     exponential * factor * unscale * (1 - exponential * share).
     DoubleDouble factor
     vector unscale
-    vector share             # 1 / the sum of the exponentials
+    DoubleDouble share       # 1 / the sum of the exponentials
     vector at_top            # what the class `top`, more likely than all others, gets instead;
     int64_t[16] top          # outside of the row for none
 
