@@ -240,7 +240,7 @@ def test_few_digits_have_a_range(sign: int) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_packed_rows_go_across_up_to_a_length(dtype: str) -> None:
     lanes = LANES[dtype]
-    longest = Threshold.ACROSS_CLASSES * lanes // 16
+    longest = Threshold.ACROSS_CLASSES
     for rows, classes, passes in (
         (lanes, longest, "across"),
         (lanes, longest + 1, "along"),
@@ -250,12 +250,6 @@ def test_packed_rows_go_across_up_to_a_length(dtype: str) -> None:
         (Threshold.ACROSS_ROWS, lanes + 1, "along"),
     ):
         assert softmax_plan(zeros(rows, classes, dtype=dtype))["passes"] == passes
-
-
-def test_large_rows_of_float64_go_across_as_long_as_those_of_float32() -> None:
-    rows = -(-Threshold.LARGE_BYTES // (8 * Threshold.ACROSS_CLASSES))
-    for count, passes in ((rows, "across"), (rows - 1, "along")):
-        assert softmax_plan(zeros(count, Threshold.ACROSS_CLASSES, dtype="f8"))["passes"] == passes
 
 
 def test_rows_taken_element_by_element_go_across_up_to_a_length() -> None:
@@ -312,9 +306,15 @@ def test_batches_of_packed_rows() -> None:
         (2, Threshold.BATCH),
         (Threshold.BATCH_CLASSES // Threshold.BATCH, Threshold.BATCH),
         (Threshold.BATCH_CLASSES // Threshold.BATCH + 1, Threshold.BATCH - 1),
-        (Threshold.ACROSS_CLASSES, Threshold.BATCH_CLASSES // Threshold.ACROSS_CLASSES),
+        (Threshold.BATCH_CLASSES, 1),
+        (Threshold.ACROSS_CLASSES, 1),
     ):
         assert softmax_plan(zeros(64, classes))["batch"] == batch
+    # Class probabilities, and what is added up, lie in the first cache, too.
+    third = Threshold.BATCH_CLASSES // (3 * 2)
+    for classes, batch in ((third, 2), (third + 1, 1)):
+        x = zeros(64, classes)
+        assert loss_plan(x, probabilities=x)["batch"] == batch
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -480,6 +480,16 @@ def test_large_inputs_are_fetched_ahead() -> None:
     assert plan["ahead"] == 2 * plan["rows_at_once"] * 4000
     assert softmax_plan(zeros(rows - 1, 1000))["ahead"] == 0
     assert softmax_plan(zeros(300, CHUNK + 1))["ahead"] == 4 * CHUNK
+    strided = softmax_plan(zeros(rows * 10, 200)[:, ::2])
+    assert strided["ahead"] == 2 * strided["rows_at_once"] * strided["batch"] * 800
+    beside = softmax_plan(zeros(200, rows * 10), (0,))
+    assert beside["ahead"] == beside["batch"] * LANES["float32"] * 4
+    x = zeros(rows * 25, 40)
+    pairs = plan_of(lambda: sf.softmax_backward(x, x))
+    assert pairs["ahead"] == 2 * pairs["rows_at_once"] * pairs["batch"] * 160
+    assert (
+        plan_of(lambda: sf.softmax_backward(x.reshape(-1, 1000), x.reshape(-1, 1000)))["ahead"] == 0
+    )
 
 
 def test_tasks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "softce_fast"
+TOOLS = TESTS.parent / "tools"
 KERNELS = PACKAGE / "_kernels"
 CYTHON = sorted(KERNELS.rglob("*.px[id]")) + sorted(KERNELS.glob("*.pyx"))
 HEADER = re.compile(r"^(?:cdef (?!struct|enum|extern|class).*\(|cpdef .*\(|def )")
@@ -77,3 +79,13 @@ def test_files_say_what_they_are_for(path: Path) -> None:
 def test_modules_have_tests_of_their_name(module: Path) -> None:
     if module.stem not in ("__init__", "_version"):
         assert (TESTS / f"test_{module.stem.strip('_')}.py").exists()
+
+
+def test_planted_mistakes_have_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make mutants` replaces stands in its file, once."""
+    if not (TOOLS / "mutants.py").exists():
+        pytest.skip("tools/mutants.py is not here")
+    monkeypatch.syspath_prepend(TOOLS)
+    planted = importlib.import_module("mutants")
+    for mutant in planted.MUTANTS:
+        assert (TOOLS.parent / mutant.path).read_text().count(mutant.old) == 1, mutant.name

@@ -7,11 +7,10 @@
 cpdef enum Threshold:
     # ACROSS
     ACROSS_ROWS = 4            # fewest rows that go across,
-    ACROSS_CLASSES = 120       # and most classes of packed ones; in float64 half of it within
-    #                            the caches.
+    ACROSS_CLASSES = 280       # and most classes of packed ones.
     PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
-    #                            arrays; in float64 always half of it.
-    STRIDED_CLASSES = 48       # The same where numbers are taken one by one.
+    #                            arrays; in float64 half of it.
+    STRIDED_CLASSES = 400      # The same where numbers are taken one by one.
     FEWEST_NEIGHBOURS = 4      # Rows that are neighbours, if fewer at a time, or if fewer than fill
     #                            a vector and to be converted, are taken one by one.
     SHORT_RUN = 6              # If fewer than these, they go across
@@ -186,10 +185,8 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
         if layout.rows >= ACROSS_ROWS and layout.classes <= most:
             return ACROSS
         return ALONG
-    if is_pair(problem.operation) and has(problem, OUTPUT):
+    if is_pair(problem.operation):
         most = PAIR_CLASSES * lanes // 16
-    elif batch_bytes(problem, INPUT) < LARGE_BYTES:
-        most = most * lanes // 16
     if layout.classes <= most and layout.rows >= (
         ACROSS_ROWS if layout.classes <= lanes else lanes
     ):
@@ -248,7 +245,8 @@ cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nog
     if not has_neighbour_classes(problem, INPUT):
         if problem.plan.passes == ALONG or problem.plan.chunks > 1:
             return 0
-        return problem.plan.batch * lanes * input.size
+        if has_neighbour_rows(problem, INPUT):
+            return problem.plan.batch * lanes * input.size
     if problem.shard.imported != NULL and problem.layout.classes <= KEPT_CLASSES:
         # While rows are written, the next ones.
         return problem.plan.rows_at_once * input.row_stride
