@@ -43,14 +43,17 @@ class Operation(NamedTuple):
     inputs: tuple[str, ...]
     output: str = ""
     labels: bool = False
+    more: str = ""  # a function of the same arguments that gives more, too
 
 
 OPERATIONS = {
     "softmax": Operation(("x",), "out"),
     "log_softmax": Operation(("x",), "out"),
     "logsumexp": Operation(("x",)),
-    "cross_entropy": Operation(("logits",), labels=True),
-    "cross_entropy_with_grad": Operation(("logits",), "grad_out", labels=True),
+    "cross_entropy": Operation(("logits",), labels=True, more="target_scores"),
+    "cross_entropy_with_grad": Operation(
+        ("logits",), "grad_out", labels=True, more="cross_entropy_with_grad_and_hessian"
+    ),
     "softmax_backward": Operation(("grad_output", "output"), "out"),
     "log_softmax_backward": Operation(("grad_output", "output"), "out"),
     "binary_cross_entropy_with_logits": Operation(("logits", "target")),
@@ -78,6 +81,7 @@ class Arguments:
     rows: dict[str, Array] = field(default_factory=dict)  # an element for each row
     options: dict[str, Any] = field(default_factory=dict)
     shards: int = 1  # that the classes are shared out over
+    more: bool = False  # the function that gives more
 
     @classmethod
     def plain(cls, function: str, rows: int, classes: int, dtype: str) -> Arguments:
@@ -139,8 +143,8 @@ class Arguments:
     def call(self) -> Call:
         if self.shards > 1:
             return partial(through_states, self, cut(self))
-        function = getattr(softce_fast, self.function)
-        return partial(function, **self.batch, **self.rows, **self.options)
+        name = OPERATIONS[self.function].more if self.more else self.function
+        return partial(getattr(softce_fast, name), **self.batch, **self.rows, **self.options)
 
 
 Shard = tuple[int, dict[str, Any]]  # its first class, and its part of the batch
@@ -289,6 +293,14 @@ def shared_out(plain: Arguments) -> Arguments:
     return replace(plain, shards=4)
 
 
+def scores(**options: Any) -> Change:
+    return lambda plain: replace(plain.having(**options), more=True)
+
+
+def hessian(plain: Arguments) -> Arguments:
+    return replace(plain, more=True, batch=plain.batch | {"hessian_out": np.ones_like(plain.x)})
+
+
 def as_it_is(plain: Arguments) -> Arguments:
     return plain
 
@@ -338,6 +350,11 @@ WAYS = {
     "label smoothing": Way(
         1.3, lambda plain: plain.having(label_smoothing=0.1), ("cross_entropy_with_grad",)
     ),
+    "target_scores": Way(1.3, scores(), ("cross_entropy",)),
+    "target_scores, entropy=True": Way(1.6, scores(entropy=True), ("cross_entropy",)),
+    "target_scores, top_k=5": Way(2, scores(top_k=5), ("cross_entropy",)),
+    "the Hessian, too": Way(1.5, hessian, ("cross_entropy_with_grad",)),
+    "softcap=": Way(1.5, lambda plain: plain.having(softcap=30.0), WITH_TARGET),
     "classes in four shards": Way(1.2, shared_out, MASKED),
     "losses of labels, over PyTorch": Way(1, as_it_is, LABEL_LOSSES, plain=None),
 }
@@ -348,8 +365,8 @@ WAYS = {
 
 def torch_call(arguments: Arguments) -> Call | None:
     """The same by PyTorch; None where it has no such way, or is not installed."""
-    unknown = {"b", "return_sign"} & set(arguments.options) or arguments.shards > 1
-    if unknown or peers.PEERS["torch"].missing():
+    unknown = {"b", "return_sign", "softcap"} & set(arguments.options) or arguments.shards > 1
+    if unknown or arguments.more or peers.PEERS["torch"].missing():
         return None
     try:
         call = _torch_call(arguments)
