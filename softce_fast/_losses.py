@@ -338,15 +338,17 @@ def run(
 
     Gradient and Hessian are those of the reduced loss.
     """
-    call, power = _balanced(call)
-    found = execute.cross_entropy(
-        call.values, call.labels, call.probabilities, call.where, losses, gradient, hessian,
-        call.axis, call.weight, call.sample_weight, call.label_smoothing, call.z_loss,
-        call.temperature, call.softcap or 0.0, call.reduction == "mean", call.denominator,
-        call.ignore_index, power, threads_for, call.dtype, hessian_scale,
-        -math.inf if hessian_floor is None else hessian_floor,
-    )  # fmt: skip
-    total, divisor = _checked_sums(call, found, power)
+    rows, sums = extreme_powers(call.weight, call.sample_weight, call.z_loss, call.reduction)
+    summed, power = _balanced(call, sums)
+    of_hessian = hessian_scale, -math.inf if hessian_floor is None else hessian_floor
+    if rows == sums or (gradient is None and hessian is None):
+        total, divisor = _executed(summed, power, losses, gradient, hessian, *of_hessian)
+    else:
+        # A row that counts for nothing in the sum has a derivative all the same.
+        total, divisor = _executed(summed, power, losses)
+        of_rows = _balanced(call, rows)[0]._replace(denominator=divisor)
+        power += sum(rows) - sum(sums)
+        _executed(of_rows, power, None, gradient, hessian, *of_hessian)
     if call.reduction == "mean" and divisor == 0:
         for derivative in (gradient, hessian):
             if derivative is not None:
@@ -354,6 +356,25 @@ def run(
                     derivative, call.axis, total, divisor, call.empty, _taken_out(call), call.where
                 )
     return total, divisor
+
+
+def _executed(
+    call: LossArguments,
+    power: int,
+    losses: Array | None,
+    gradient: Array | None = None,
+    hessian: Array | None = None,
+    hessian_scale: float = 1.0,
+    hessian_floor: float = -math.inf,
+) -> tuple[float, float]:
+    """Have the kernels write what is wanted, times 2**power; return the sum and its divisor."""
+    found = execute.cross_entropy(
+        call.values, call.labels, call.probabilities, call.where, losses, gradient, hessian,
+        call.axis, call.weight, call.sample_weight, call.label_smoothing, call.z_loss,
+        call.temperature, call.softcap or 0.0, call.reduction == "mean", call.denominator,
+        call.ignore_index, power, threads_for, call.dtype, hessian_scale, hessian_floor,
+    )  # fmt: skip
+    return _checked_sums(call, found, power)
 
 
 def _inputs(call: LossArguments) -> tuple[Array | None, ...]:
@@ -366,19 +387,19 @@ def _losses_array(call: LossArguments) -> Array | None:
     return np.empty(call.row_shape, call.dtype) if call.reduction == "none" else None
 
 
-def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
-    """Return a call whose sums are in the range of float64, and a power of two to be put back.
+Powers = tuple[int, int]  # of two, taken out of class weights and of sample weights
 
-    It is taken out of weights that are extreme; a mean is divided by what has lost it, too.
+
+def _balanced(call: LossArguments, powers: Powers) -> tuple[LossArguments, int]:
+    """Return a call without these powers of two, and the one to be put back.
+
+    A mean is divided by what has lost them, too.
     """
-    class_power, sample_power = extreme_powers(
-        call.weight, call.sample_weight, call.z_loss, call.reduction
-    )
-    power = class_power + sample_power
+    class_power, sample_power = powers
     if class_power == sample_power == 0:
         return call, 0
     with np.errstate(all="ignore"):
-        call = call._replace(
+        scaled = call._replace(
             weight=None if call.weight is None else np.ldexp(call.weight, -class_power),
             sample_weight=(
                 None
@@ -389,31 +410,35 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, int]:
         )
     if call.reduction == "mean" and call.denominator is None:
         # Of class probabilities, the divisor is a sum of sample weights alone.
-        power = 0 if call.labels is not None else class_power
-    return call, power
+        return scaled, 0 if call.labels is not None else class_power
+    return scaled, class_power + sample_power
 
 
 def extreme_powers(
     weight: Array | None, sample_weight: Array | None, z_loss: float, reduction: str
-) -> tuple[int, int]:
-    """Return the powers of two to take out of class and sample weights; 0 unless extreme."""
+) -> tuple[Powers, Powers]:
+    """Return the powers to take out of weights for results of rows, and for a sum of them.
+
+    They are 0 unless the weights are extreme.
+    """
     (class_power, class_range), (sample_power, sample_range) = map(
         _exponents, (weight, sample_weight)
     )
+    if weight is not None and z_loss:
+        # What it becomes leaves room for the square of a logsumexp, and no weight vanishes.
+        room = min(math.frexp(z_loss)[1], class_power - class_range + _FAR)
+        class_power = max(class_power, room)
     excess = 0
     if reduction != "none":
         # The largest product is to be in range, and a sum of many: the smallest count for nothing.
         excess = max(0, class_range + sample_range - _FAR)
-        of_class = 0 if weight is None else excess if sample_weight is None else excess // 2
-        class_power += of_class
-        sample_power += excess - of_class
-    if weight is not None and z_loss:
-        # What it becomes is to stay in range.
-        class_power = max(class_power, math.frexp(z_loss)[1] - _FAR)
+    of_class = 0 if weight is None else excess if sample_weight is None else excess // 2
+    rows = class_power, sample_power
+    sums = class_power + of_class, sample_power + excess - of_class
     overflows = excess and weight is not None and sample_weight is not None
-    if not overflows and max(abs(class_power), abs(sample_power)) < _EXTREME:
-        return 0, 0
-    return class_power, sample_power
+    if not overflows and max(map(abs, sums)) < _EXTREME:
+        return (0, 0), (0, 0)
+    return rows, sums
 
 
 # Binary exponents of weights: from which on they count as extreme, and the most of what is left.
@@ -633,7 +658,8 @@ def _negative_log(
     if _arrays.left_to_numpy(call.values, call.dtype):
         return reference.negative_log(call, is_log)
     losses = _losses_array(call)
-    call, power = _balanced(call)
+    _, powers = extreme_powers(call.weight, call.sample_weight, call.z_loss, call.reduction)
+    call, power = _balanced(call, powers)
     found = execute.negative_log(
         call.values, call.labels, call.probabilities, losses, call.axis, call.weight,
         call.sample_weight, call.ignore_index, is_log, power, threads_for, call.dtype,

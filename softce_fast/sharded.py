@@ -330,19 +330,9 @@ def logsumexp(states: Array) -> Any:
     return _arrays.unwrapped(result)
 
 
-def _task_of(states: Array, loss: Loss) -> _Task:
-    """Return how the kernels compute a loss; powers of two are taken out of extreme weights."""
-    smoothing, sums = loss.label_smoothing, _name_of_sums(states)
-    chunks = states[sums]
-    weights = None
-    if loss.weighted:
-        weights = loss.label_weight
-        if smoothing:
-            weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
-    class_power, sample_power = _losses.extreme_powers(
-        weights, loss.sample_weight, loss.z_loss, loss.reduction
-    )
-    power = class_power + sample_power
+def _without(loss: Loss, powers: _losses.Powers) -> Loss:
+    """Take powers of two out of the weights."""
+    class_power, sample_power = powers
     loss = loss._replace(
         label_weight=np.ldexp(loss.label_weight, -class_power),
         z_loss=math.ldexp(loss.z_loss, -class_power),
@@ -350,8 +340,30 @@ def _task_of(states: Array, loss: Loss) -> _Task:
     if sample_power and loss.sample_weight is not None:
         scaled = np.ldexp(loss.sample_weight.astype(np.float64), -sample_power)
         loss = loss._replace(sample_weight=np.asarray(scaled))
+    return loss
+
+
+def _task_of(states: Array, loss: Loss, of_rows: bool) -> _Task:
+    """Return how the kernels compute a loss, or what is to be right of each of its rows.
+
+    Powers of two are taken out of extreme weights.
+    """
+    smoothing, sums = loss.label_smoothing, _name_of_sums(states)
+    chunks = states[sums]
+    weights = None
+    if loss.weighted:
+        weights = loss.label_weight
+        if smoothing:
+            weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
+    rows, summed = _losses.extreme_powers(
+        weights, loss.sample_weight, loss.z_loss, loss.reduction
+    )
+    divisor = _without(loss, summed).divisor()
+    taken = rows if of_rows else summed
+    power, class_power = sum(taken), taken[0]
     if loss.reduction == "mean" and loss.denominator is None:
-        power = 0  # the divisor has lost it, too
+        power -= sum(summed)  # the divisor has lost it, too
+    loss = _without(loss, taken)
     is_wide = False
     if smoothing:
         share = np.ldexp(loss.share(), -class_power)
@@ -362,7 +374,7 @@ def _task_of(states: Array, loss: Loss) -> _Task:
         sums = "chunks"  # of half types: few digits will do
     return _Task(
         "dense_cross_entropy" if smoothing else "cross_entropy", states, sums, loss.sample_weight,
-        smoothing, loss.z_loss, power, class_power, weighs_label, loss.divisor(), is_wide,
+        smoothing, loss.z_loss, power, class_power, weighs_label, divisor, is_wide,
     )  # fmt: skip
 
 
@@ -425,7 +437,7 @@ def cross_entropy(
         states, None, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
         denominator, empty,
     )  # fmt: skip
-    task = _task_of(states, loss)
+    task = _task_of(states, loss, of_rows=False)
     dtype = _row_states.rows_of(states).dtype
     if reduction == "none":
         return _arrays.unwrapped(_losses_of(task, loss, dtype))
@@ -640,7 +652,7 @@ def cross_entropy_grad(
         grad_out, "grad_out", call.logits.shape, call.dtype, call.logits, call.target, call.where,
         call.weight, loss.sample_weight,
     )  # fmt: skip
-    task = _task_of(states, loss)
+    task = _task_of(states, loss, of_rows=True)
     task.emit(call, np.where(loss.ignored, -1, call.labels()), result)
     if task.divisor == 0:
         total = _sum_in_lanes(_losses_of(task, loss, np.float64).reshape(-1))

@@ -214,6 +214,34 @@ SIZES += [
         (1e300, {"reduction": "none"}),
     )
 ]
+# A logsumexp whose square is large, beside class weights that are tiny.
+SIZES += [
+    (
+        "f8",
+        [[38], [25], [34]],
+        target,
+        {"weight": [7e-301], "temperature": 1e-30, "z_loss": 1e-3, "reduction": reduction},
+    )
+    for target in ([0, 0, 0], [[0.7], [0.3], [1]])
+    for reduction in ("none", "sum")
+]
+# Rows that count for nothing in the sum of all, and whose entries are normal numbers.
+SIZES += [
+    (
+        "f8",
+        [[1, 2], [2, 0.5], [0, 1]],
+        target,
+        {"sample_weight": [1e295, 1e-297, 1], "weight": weight, **options},
+    )
+    for target in ([0, 1, 1], [[0.25, 0.75], [0.5, 0.25], [0, 1]])
+    for weight in (None, [3, 0.5], [1e-8, 1e4])
+    for options in (
+        {"reduction": "sum"},
+        {"reduction": "mean", "denominator": 10.0},
+        {"label_smoothing": 0.1, "reduction": "sum"},
+        {"z_loss": 0.5, "reduction": "sum"},
+    )
+]
 SIZES += [
     (dtype, [[1, 2, 3]], [0], {"denominator": denominator})
     for dtype in ("bfloat16", "f4", "f8")

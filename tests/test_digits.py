@@ -150,6 +150,28 @@ def test_losses(dtype_name: str, choice: str, middle_axis: bool) -> None:
             check_losses(digits, loss_case(digits.dtype, choice, *case), case, middle_axis)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [3, 8, 12, 100])
+def test_many_rows_whose_largest_class_has_about_half(
+    full_dtype: np.dtype, classes: int, weighted: bool, smoothing: float
+) -> None:
+    """There the sum of the other coefficients is as large as what is taken off it."""
+    random = np.random.default_rng(classes)
+    with Digits(full_dtype) as digits:
+        for trial in range(8):
+            logits = random.normal(size=(500, classes))
+            logits[:, trial % classes] = np.log((classes - 1) * random.uniform(0.5, 3, 500))
+            logits = logits.astype(full_dtype)
+            target = random.integers(0, classes, len(logits))
+            options: dict[str, Any] = {"label_smoothing": smoothing}
+            options |= {"weight": random.random(classes)} if weighted else {}
+            options["reduction"] = ("sum", "mean")[trial % 2]
+            right = truth.cross_entropy_with_options(logits, target, **options)
+            gradient = sf.cross_entropy_with_grad(logits, target, **options)[1]
+            digits.check("gradient", gradient, right.gradient, trial, scale=right.gradient_scale)
+
+
 @LAYOUTS
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice or "plain")
 def test_losses_of_half_types(half_dtype: np.dtype, choice: str, middle_axis: bool) -> None:

@@ -255,6 +255,34 @@ def test_class_weights_far_apart() -> None:
         digits.check("softmax", found.softmax, truth.softmax(logits))
 
 
+@pytest.mark.parametrize("weight", [[1e284, 2.0, 1e-47], [1e-47, 1e17, 1e284], [1.0, 1e-30, 1e30]])
+@pytest.mark.parametrize("sample_weight", [None, [1.0, 1e-297, 1e295]])
+@pytest.mark.parametrize("names", [("label_smoothing",), ("denominator",), ()], ids="-".join)
+def test_classes_and_rows_whose_weights_are_far_apart(
+    full_dtype: np.dtype, names: tuple[str, ...], sample_weight: Any, weight: Any
+) -> None:
+    """Each shard has a class; a row that counts for nothing in the sum has its own gradient."""
+    logits = np.random.default_rng(3).normal(size=(3, 3)).astype(full_dtype)
+    target = np.array([0, 1, 2])
+    options: dict[str, Any] = {"sample_weight": sample_weight, "reduction": "sum"}
+    options |= {"label_smoothing": 0.3} if "label_smoothing" in names else {}
+    if "denominator" in names:
+        options |= {"reduction": "mean", "denominator": 1e20}
+    parts = [(logits[:, c : c + 1], weight[c : c + 1], c) for c in range(3)]
+    states = sharded.merge(*(
+        sharded.row_states(part, target, class_offset=c, weight=of_class)
+        for part, of_class, c in parts
+    ))
+    gradient = np.hstack([
+        sharded.cross_entropy_grad(
+            part, target, states, class_offset=c, weight=of_class, **options)
+        for part, of_class, c in parts
+    ])
+    right = truth.cross_entropy_with_options(logits, target, weight=weight, **options)
+    with Digits(full_dtype) as digits:
+        digits.check("gradient", gradient, right.gradient, scale=right.gradient_scale)
+
+
 @pytest.mark.parametrize("least", [1e-216, 1.0])
 @pytest.mark.parametrize("most", [1e100, 1e235])
 def test_label_weights_far_apart(least: float, most: float) -> None:

@@ -446,9 +446,10 @@ def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0, doubt: A
     """Error of each result in units in the last place that ``dtype`` has at the truth.
 
     ``floor``: the spacing is taken at max(|truth|, floor), the scale of a gradient's entry or of
-    logsumexp. ``doubt``: an error that does not count. A truth under the smallest normal number
-    counts as 0 error, unless the result strays above that number; one beyond the largest is
-    infinite. What is not finite on one side alone, or not the same, is infinitely wrong.
+    logsumexp; beside one beyond the largest number nothing counts as error. ``doubt``: an error
+    that does not count. A truth under the smallest normal number counts as 0 error, unless the
+    result strays above that number; one beyond the largest is infinite. What is not finite on one
+    side alone, or not the same, is infinitely wrong.
     """
     form = _FORMATS[np.dtype(dtype).name]
     wide_result, wide_truth = _wide(result), _wide(truth)
@@ -464,7 +465,8 @@ def ulp_error(result: Any, truth: Any, dtype: Any, *, floor: Any = 0.0, doubt: A
     under = (np.abs(wide_truth) < smallest) & (np.abs(wide_result) <= smallest)
     same = (wide_result == wide_truth) | (np.isnan(wide_result) & np.isnan(wide_truth))
     error = np.where(np.isfinite(wide_result) & np.isfinite(wide_truth), error, np.inf)
-    return np.where(under | same, 0, error).astype(np.float64)
+    beside = np.greater_equal(floor, form.overflow) & ~np.isnan(wide_result)
+    return np.where(under | same | beside, 0, error).astype(np.float64)
 
 
 @dataclass(frozen=True)

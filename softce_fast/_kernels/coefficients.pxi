@@ -8,16 +8,9 @@ cdef enum:
     FARTHEST = 900
 
 
-cdef struct Sum:
-    # A sum of numbers, and what it lost by rounding.
-    double total
-    double rest
-
-
 cdef inline void sum_add(Sum *sum_, double x) noexcept nogil:
     cdef double total = sum_.total + x
-    cdef double kept = total - sum_.total
-    sum_.rest += (sum_.total - (total - kept)) + (x - kept)
+    sum_.rest += sum_error(sum_.total, x, total)
     sum_.total = total
 
 
@@ -43,15 +36,15 @@ cdef size_t coefficients_size(const Problem *problem, size_t real_size) noexcept
     cdef size_t size = 0
     if problem.options.class_weight != NULL:
         size += problem.layout.classes * (
-            real_size + (sizeof(double) if has(problem, OUTPUT) else 0))
-    return 0 if not is_dense(problem.operation) else size + problem.plan.chunks * sizeof(double)
+            real_size + (sizeof(Sum) if has(problem, OUTPUT) else 0))
+    return 0 if not is_dense(problem.operation) else size + problem.plan.chunks * sizeof(Sum)
 
 
 cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexcept nogil:
     """Fill in what dense targets take, in memory of coefficients_size()."""
     cdef const double *weights = problem.options.class_weight
-    cdef double *chunk_sums = <double *>memory
-    cdef double *others = chunk_sums + problem.plan.chunks
+    cdef Sum *chunk_sums = <Sum *>memory
+    cdef Sum *others = chunk_sums + problem.plan.chunks
     cdef char *coefficients = <char *>others
     cdef Py_ssize_t classes = problem.layout.classes
     cdef int least, most
@@ -62,7 +55,8 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
         if problem.options.z_loss != 0:
             # What z_loss adds to coefficients loses the same power.
             most = max(most, ilogb(problem.options.z_loss) - FARTHEST)
-        problem.options.coefficient_power = most
+        # Sums of other shards are not to grow beyond the range where the weights of one are small.
+        problem.options.coefficient_power = most if problem.shard.imported == NULL else 0
         if has(problem, OUTPUT):
             fill_other_sums(problem, others)
             coefficients = <char *>(others + classes)
@@ -85,27 +79,26 @@ cdef void fill_scaled(Problem *problem, int real_kind, char *memory) noexcept no
             memory + c * kind_size(real_kind), coefficient(problem, c), real_kind, False)
 
 
-cdef void fill_chunk_sums(const Problem *problem, double *sums) noexcept nogil:
+cdef void fill_chunk_sums(const Problem *problem, Sum *sums) noexcept nogil:
     cdef Py_ssize_t length = chunk_classes(problem.operation)
     cdef Py_ssize_t chunk, c
-    cdef Sum total
     for chunk in range(problem.plan.chunks):
-        total.total = total.rest = 0
+        sums[chunk].total = sums[chunk].rest = 0
         for c in range(chunk * length, min((chunk + 1) * length, problem.layout.classes)):
-            sum_add(&total, coefficient(problem, c))
-        sums[chunk] = sum_of(&total)
+            sum_add(sums + chunk, coefficient(problem, c))
 
 
-cdef void fill_other_sums(Problem *problem, double *others) noexcept nogil:
+cdef void fill_other_sums(Problem *problem, Sum *others) noexcept nogil:
     """The classes before each, and those behind it: nothing is taken off a larger sum."""
     cdef Py_ssize_t c
     cdef Sum total
     problem.options.other_sums = others
     total.total = total.rest = 0
     for c in range(problem.layout.classes):
-        others[c] = sum_of(&total)
+        others[c] = total
         sum_add(&total, coefficient(problem, c))
     total.total = total.rest = 0
     for c in range(problem.layout.classes - 1, -1, -1):
-        others[c] += sum_of(&total)
+        sum_add(others + c, total.total)
+        others[c].rest += total.rest
         sum_add(&total, coefficient(problem, c))

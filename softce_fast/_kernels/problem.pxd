@@ -102,6 +102,12 @@ cdef struct HessianOptions:
     double floor                   # the least there is; -inf for none
 
 
+cdef struct Sum:
+    # A sum of numbers, and what it lost by rounding.
+    double total
+    double rest
+
+
 cdef struct Options:
     double temperature
     double softcap                 # of logits; 0 for none
@@ -119,8 +125,8 @@ cdef struct Options:
     # Dense targets; class weights (all 1 without any) times 2**-coefficient_power:
     int coefficient_power
     const void *coefficients       # in what is computed in; NULL where all are 1
-    const double *chunk_sums       # of each chunk's class weights
-    const double *other_sums       # for each class of all others' class weights; NULL: classes - 1
+    const Sum *chunk_sums          # of each chunk's class weights
+    const Sum *other_sums          # for each class of all others' class weights; NULL: classes - 1
 
 
 cdef enum Ties:
@@ -348,6 +354,12 @@ cdef inline bint sums_coefficients(const Problem *problem) noexcept nogil:
     For the entropy, the exponential itself.
     """
     return is_dense(problem.operation) or wants_entropy(problem)
+
+
+cdef inline double sum_error(double a, double b, double total) noexcept nogil:
+    """What a + b lost by rounding (Knuth's two-sum)."""
+    cdef double kept = total - a
+    return (a - (total - kept)) + (b - kept)
 
 
 cdef inline double even_share(const Problem *problem) noexcept nogil:

@@ -65,6 +65,7 @@ cdef struct RowNumbers:
     double[16] lowering      # and what takes that back
     double[16] logsumexp     # where it is asked for
     double[16] coefficients  # the sum of them,
+    double[16] lost          # what that misses,
     double[16] spread        # and that of coefficient * (maximum - x) / T, both without the label's
     double[16] gap           # (maximum - x) / T at the label
 
@@ -153,16 +154,18 @@ cdef void logsumexps_near_zero(
 
 
 cdef inline void dense_numbers(RowNumbers *numbers, const Group *group) noexcept nogil:
+    cdef double[16] high
     cdef double[16] low
     cdef Py_ssize_t k
     cdef DoubleDouble total = double_double_add(
         group.whole.other_coefficients, group.whole.own_coefficient)
     numbers_store(numbers.spread, group.whole.spread)
-    numbers_store(numbers.coefficients, total.high)
+    numbers_store(high, total.high)
     numbers_store(low, total.low)
     for k in range(LANES):
-        if low[k] == low[k]:
-            numbers.coefficients[k] += low[k]
+        low[k] = number_or_nothing(low[k])
+        numbers.coefficients[k] = high[k] + low[k]
+        numbers.lost[k] = number_or_nothing(low[k] - (numbers.coefficients[k] - high[k]))
 
 
 cdef void finish_weighted_loss(
@@ -205,7 +208,8 @@ cdef inline void dense_numbers_add(
     cdef int power = problem.options.coefficient_power
     cdef int nothing = 0
     cdef Py_ssize_t k
-    memcpy(group.coefficients, numbers.coefficients, sizeof(numbers.coefficients))
+    memcpy(group.coefficients[0], numbers.coefficients, sizeof(numbers.coefficients))
+    memcpy(group.coefficients[1], numbers.lost, sizeof(numbers.lost))
     if power != 0:
         for k in range(LANES):
             numbers.coefficients[k] = power_apply(numbers.coefficients[k], power)
@@ -281,6 +285,7 @@ cdef struct Factor:
 cdef struct RowLanes:
     # What RowFactors are made of, row by row.
     double[16] target
+    double[16] lost      # what that misses
     double[16] rest
     double[16] number
     double[16] missing
@@ -327,6 +332,7 @@ cdef inline void lane_set(RowLanes *lanes, Py_ssize_t k, Factor factor) noexcept
 
 cdef inline void lane_shift(RowLanes *lanes, Py_ssize_t k, int shift) noexcept nogil:
     lanes.target[k] = power_apply(lanes.target[k], shift)
+    lanes.lost[k] = power_apply(lanes.lost[k], shift)
     lanes.rest[k] = power_apply(lanes.rest[k], shift)
     lanes.coefficient[k] = power_apply(lanes.coefficient[k], shift)
 
@@ -357,17 +363,13 @@ cdef RowFactors factors_from(const RowLanes *lanes) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(LANES):
         total = lanes.target[k] + lanes.rest[k]
-        # What the smaller of the two lost.
-        lost = (
-            (lanes.target[k] - total) + lanes.rest[k]
-            if fabs(lanes.target[k]) > fabs(lanes.rest[k])
-            else (lanes.rest[k] - total) + lanes.target[k])
+        lost = sum_error(lanes.target[k], lanes.rest[k], total) + lanes.lost[k]
         whole[k] = lanes.number[k] * total
         whole_rest[k] = product_error(lanes.number[k], total) + (
             lanes.missing[k] * total + lanes.number[k] * lost)
         target[k] = lanes.number[k] * lanes.target[k]
-        target_rest[k] = product_error(
-            lanes.number[k], lanes.target[k]) + lanes.missing[k] * lanes.target[k]
+        target_rest[k] = product_error(lanes.number[k], lanes.target[k]) + (
+            lanes.missing[k] * lanes.target[k] + lanes.number[k] * lanes.lost[k])
         rest[k] = lanes.number[k] * lanes.rest[k]
     factors.whole = double_double_of(whole, whole_rest)
     factors.target = double_double_of(target, target_rest)
@@ -393,7 +395,7 @@ cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(LANES):
         lanes.target[k] = 1
-        lanes.rest[k] = 0
+        lanes.lost[k] = lanes.rest[k] = 0
         lane_set(&lanes, k, factor)
     return factors_from(&lanes)
 
@@ -404,12 +406,13 @@ cdef RowFactors factors_of(
     """Those of rows with weights; `rounded`: what multiplies them is a single number."""
     cdef RowLanes lanes
     cdef double[16] weight
+    cdef double label
     cdef Factor factor
     cdef int power, left
     cdef Py_ssize_t k
     for k in range(LANES):
         weight[k] = lanes.target[k] = 1
-        lanes.rest[k] = 0
+        lanes.lost[k] = lanes.rest[k] = 0
     if group.weights.given:
         memcpy(weight, group.weights.sample, sizeof(weight))
         memcpy(lanes.target, group.weights.label, sizeof(weight))
@@ -419,8 +422,10 @@ cdef RowFactors factors_of(
         coefficients_scale(lanes.rest, problem)
     if is_dense(problem.operation):
         for k in range(LANES):
-            lanes.target[k] = group.coefficients[k] + (
-                lanes.target[k] if has(problem, LABELS) else 0)
+            label = lanes.target[k] if has(problem, LABELS) else 0
+            lanes.target[k] = group.coefficients[0][k] + label
+            lanes.lost[k] = number_or_nothing(group.coefficients[1][k] + sum_error(
+                group.coefficients[0][k], label, lanes.target[k]))
     if have_one_factor(&lanes, weight, problem, scale):
         factor = factor_for(row_scale(scale, weight[0], rounded), 0, 0, True)
         for k in range(LANES):
@@ -531,7 +536,7 @@ cdef void finish_dense_gradient(
     cdef Recipe *recipe = &group.recipe
     cdef unsigned int confident = vector_mask_bits(vector_greater(
         group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
-    cdef vector others = double_double_rounded(group.whole.other_coefficients)
+    cdef DoubleDouble others = group.whole.other_coefficients
     cdef DoubleDouble own
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -546,8 +551,8 @@ cdef void finish_dense_gradient(
                 product_rounded(recipe.factor, own.high)),
             factors.power)
     recipe.at_top = vector_multiply(
-        vector_fma(
-            factors.coefficient, others, own_gradient(group, problem, factors, total)),
+        vector_fma(factors.coefficient, others.high, vector_fma(
+            factors.coefficient, others.low, own_gradient(group, problem, factors, total))),
         factors.power)
 
 
@@ -578,26 +583,38 @@ cdef inline void coefficients_scale(double *coefficient, const Problem *problem)
             coefficient[k] = power_apply(coefficient[k], -problem.options.coefficient_power)
 
 
-cdef inline vector other_coefficients_of_labels(
+cdef inline DoubleDouble other_coefficients_of_labels(
     const Group *group, const Problem *problem
 ) noexcept nogil:
     """The sum of the coefficients but that of the maximum, under smoothing."""
-    cdef double even = even_share(problem)
     cdef double[16] others
+    cdef double[16] lost
     cdef double[16] label
     cdef int64_t[16] top
+    cdef Sum even = exact_share(problem)
+    cdef Sum sum_
+    cdef double total
     cdef Py_ssize_t k
     memcpy(label, group.weights.label, sizeof(label))
     coefficients_scale(label, problem)
+    sum_.total = <double>(problem.layout.classes - 1)
+    sum_.rest = 0
+    sum_ = sum_product(even, sum_)
     for k in range(LANES):
         top[k] = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
-        others[k] = even * <double>(problem.layout.classes - 1)
+        others[k] = sum_.total
+        lost[k] = sum_.rest
+        label[k] = label[k] if group.labels[k] != top[k] else 0
     if shares_by_row(problem) or problem.shard.given:
-        numbers_store(others, double_double_rounded(group.whole.other_coefficients))
+        numbers_store(others, group.whole.other_coefficients.high)
+        numbers_store(lost, group.whole.other_coefficients.low)
     elif problem.options.other_sums != NULL:
-        # One rounding less than the sum.
         for k in range(LANES):
-            others[k] = even * problem.options.other_sums[top[k]]
+            sum_ = sum_product(even, problem.options.other_sums[top[k]])
+            others[k] = sum_.total
+            lost[k] = sum_.rest
     for k in range(LANES):
-        others[k] += label[k] if group.labels[k] != top[k] else 0
-    return vector_from(others)
+        total = others[k] + label[k]
+        lost[k] += sum_error(others[k], label[k], total)
+        others[k] = total
+    return double_double_of(others, lost)

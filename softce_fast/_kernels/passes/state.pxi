@@ -90,7 +90,7 @@ cdef struct Group:
     vector own_logit           # what is left out of the sum,
     DoubleDouble own           # its exponential
     DoubleDouble total         # and the sum with it
-    double[16] coefficients    # the sum of a dense target's, without the label's own
+    double[2][16] coefficients   # the sum of a dense target's but the label's own; what it misses
     double[16] from_z          # 2 * z_loss * logsumexp
     double[16] result
     Recipe recipe
