@@ -355,9 +355,7 @@ def _task_of(states: Array, loss: Loss, of_rows: bool) -> _Task:
         weights = loss.label_weight
         if smoothing:
             weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
-    rows, summed = _losses.extreme_powers(
-        weights, loss.sample_weight, loss.z_loss, loss.reduction
-    )
+    rows, summed = _losses.extreme_powers(weights, loss.sample_weight, loss.z_loss, loss.reduction)
     divisor = _without(loss, summed).divisor()
     taken = rows if of_rows else summed
     power, class_power = sum(taken), taken[0]
