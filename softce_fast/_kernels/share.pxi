@@ -9,8 +9,9 @@
 # which then do the same to ours. So calls that come one right after the other are shared out over
 # as many threads as there are CPUs, which stay awake in between. Where something else happens
 # between calls, small ones do without other threads, and larger ones take one more, which lets all
-# sleep at once. After a call that had to wait, small calls do without other threads for a multiple
-# of that time. Unless the program has set a number of threads.
+# sleep at once. After a call that had to wait, calls do without other threads for a multiple of that
+# time: small ones, and those that one thread has done before such a wait is over. Unless the program
+# has set a number of threads.
 # What was just now is known for each module, not for each of Python's threads: it is a guess.
 
 from softce_fast._kernels.probe cimport threads_begun, threads_ready
@@ -44,6 +45,8 @@ cdef enum:
     PATIENCE = 50000
     # how many times its wait small calls then do without them,
     PAUSE = 16
+    # and larger ones, which lose more where nobody is to be waited for any more,
+    SHORT_PAUSE = 4
     # and what counts of it at most: who was stopped meanwhile has waited for hours.
     LONGEST_WAIT = 20000000
     # Most shares; threads beyond that number begin in the middle of another's.
@@ -53,7 +56,10 @@ cdef enum:
 cdef int64_t last_call = 0       # when one began or ended that could be shared out
 cdef int64_t last_shared = 0     # when one ended that was
 cdef int64_t calls_in_a_row = 0  # so many came right after the one before
-cdef int64_t paused_until = 0    # when small ones may be again
+cdef int64_t paused_until = 0    # when small ones may be again,
+cdef int64_t briefly_until = 0   # and larger ones up to that work:
+cdef int64_t paused_work = 0
+cdef int64_t last_work = 0       # numbers of the last call that could be shared out
 
 
 cdef struct Stage:
@@ -106,6 +112,9 @@ cdef int threads_for_call(int n_threads, Py_ssize_t work, int lanes) noexcept no
     if now - time_exchange(&last_call, now) > BETWEEN_CALLS:
         row = 0
     time_exchange(&calls_in_a_row, min(row, <int64_t>CALLS_IN_A_ROW))
+    time_exchange(&last_work, work)
+    if work < time_get(&paused_work) and now < time_get(&briefly_until):
+        return 1
     if work < WORK_TO_WAIT * lanes:
         return 1 if row < CALLS_IN_A_ROW or now < time_get(&paused_until) else count
     return threads_to_sleep(count) if row < CALLS_IN_A_ROW else count
@@ -157,10 +166,20 @@ cdef void share_out(
                 begun - time_exchange(&last_shared, ended) < AWAKE
                 and waited > worked + PATIENCE
             ):
-                time_exchange(
-                    &paused_until, ended + PAUSE * min(waited, <int64_t>LONGEST_WAIT))
+                calls_pause(ended, worked, min(waited, <int64_t>LONGEST_WAIT), team)
             time_exchange(&last_call, ended)
     memory_give(shares)
+
+
+cdef inline void calls_pause(
+    int64_t ended, int64_t worked, int64_t waited, int team
+) noexcept nogil:
+    """Have calls do without other threads that are done sooner so than after such a wait."""
+    cdef double of_one_thread = <double>worked * team
+    time_exchange(&paused_until, ended + PAUSE * waited)
+    time_exchange(&briefly_until, ended + SHORT_PAUSE * waited)
+    time_exchange(&paused_work, <int64_t>(
+        <double>time_get(&last_work) * (<double>waited / max(1.0, of_one_thread))))
 
 
 cdef inline void share_out_tasks(
