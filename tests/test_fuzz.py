@@ -50,7 +50,7 @@ import numpy as np
 import softce_fast as sf
 {fault}
 fuzz, note = sys.argv[1:]
-sys.argv = [fuzz, "--seed", "0", "--seconds", "20", "--note", note]
+sys.argv = [fuzz, "--seed", "0", "--seconds", "200", "--note", note]
 runpy.run_path(fuzz, run_name="__main__")
 """
 
