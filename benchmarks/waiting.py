@@ -1,11 +1,11 @@
 """What a call takes where other threads are asleep, have no CPU, or those of a product have it.
 
 OpenMP's threads fall asleep some milliseconds after a call, and where all CPUs have work they get
-one only when the system lets them; until then they keep it from others. So calls that one thread has
-done sooner do without them at such times, and larger ones let them sleep at once where something else
-comes between calls, unless the program has asked for threads. Each way is measured back to back, after pauses, by turns
-with the matrix product that makes the logits, and beside a process that keeps one CPU busy; means,
-since it is the rare long waits that count.
+one only when the system lets them; until then they keep it from others. So calls that one thread
+has done sooner do without them at such times, and larger ones let them sleep at once where
+something else comes between calls, unless the program has asked for threads. Each way is measured
+back to back, after pauses, by turns with the matrix product that makes the logits, and beside a
+process that keeps one CPU busy; means, since it is the rare long waits that count.
 """
 
 from __future__ import annotations

@@ -214,6 +214,18 @@ SIZES += [
         (1e300, {"reduction": "none"}),
     )
 ]
+# Probabilities that are tiny, of classes that weigh less than others.
+SIZES += [
+    (
+        dtype,
+        [[0, top], [1, 2]],
+        [[0, tiny], [0.5, 0.5]],
+        {"weight": [1e12, 1e4], "reduction": "none", "label_smoothing": smoothing},
+    )
+    for dtype, tiny in (("f4", 1e-30), ("f8", 1e-300))
+    for top in (-1, 2, 12)
+    for smoothing in (0, 1e-25)
+]
 # A logsumexp whose square is large, beside class weights that are tiny.
 SIZES += [
     (

@@ -4,7 +4,9 @@
 cdef enum:
     # How far apart the exponents of class weights may lie that are added up in float32.
     WIDEST = 60
-    # How far from 1 they may get.
+    # How far above 1 they are to be,
+    FAR = 500
+    # and how far from it they may get.
     FARTHEST = 900
 
 
@@ -51,7 +53,9 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
     problem.options.chunk_sums = chunk_sums
     if weights != NULL:
         exponents_of(weights, classes, &least, &most)
-        most = min(most, max(least + FARTHEST, most - FARTHEST))
+        # The smallest is 1, so that no product of it and a probability vanishes; the largest is in
+        # range with all that it is multiplied by. Where both cannot be, neither is out of range.
+        most = min(max(least, most - FAR), max(least + FARTHEST, most - FARTHEST))
         if problem.options.z_loss != 0:
             # What z_loss adds to coefficients loses the same power.
             most = max(most, ilogb(problem.options.z_loss) - FARTHEST)
@@ -65,7 +69,7 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
 
 
 cdef inline double coefficient(const Problem *problem, Py_ssize_t c) noexcept nogil:
-    """A class weight without the power of two of the largest."""
+    """A class weight without the power of two that is taken out of all."""
     if problem.options.class_weight == NULL:
         return 1
     return power_apply(problem.options.class_weight[c], -problem.options.coefficient_power)
