@@ -9,9 +9,9 @@
 # which then do the same to ours. So calls that come one right after the other are shared out over
 # as many threads as there are CPUs, which stay awake in between. Where something else happens
 # between calls, small ones do without other threads, and larger ones take one more, which lets all
-# sleep at once. After a call that had to wait, calls do without other threads for a multiple of that
-# time: small ones, and those that one thread has done before such a wait is over. Unless the program
-# has set a number of threads.
+# sleep at once. After a call that had to wait, calls do without other threads for a multiple of
+# that time: small ones, and those that one thread has done before such a wait is over. Unless the
+# program has set a number of threads.
 # What was just now is known for each module, not for each of Python's threads: it is a guess.
 
 from softce_fast._kernels.probe cimport threads_begun, threads_ready
