@@ -261,6 +261,14 @@ def accuracy_rows(document: Document) -> Iterator[tuple[str, ...]]:
         yield entry["function"], entry["dtype"], promised, title, error
 
 
+@crossed("largest error in ULP", "target, options")
+def targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Largest error by result and kind of target, a column per dtype and build."""
+    for entry in document["results"]:
+        build = f"{entry['dtype']}, {entry['isa']}"
+        yield entry["result"], entry["kind"], build, ulp_text(entry["ulp"])
+
+
 @crossed("float32: times as fast as on one thread", "shape")
 def threads_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Shape by number of threads: how many times faster than on one."""
@@ -425,6 +433,7 @@ TABLES = {
     "speed": Table(cases_rows, 4),
     "compare": Table(cases_rows, 4),
     "accuracy": Table(accuracy_rows, note="Against long double. "),
+    "targets": Table(targets_rows, note="Against long double; 4 is promised. "),
     "scaling": Table(threads_rows),
     "digits": Table(digits_rows, 1),
     "options": Table(options_rows, 1),
@@ -445,7 +454,7 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
         ("threads", "scaling.json", TABLES["scaling"].page),
         ("linear", "linear.json", lambda found: f"{LINEAR_PICTURE}\n\n{linear_markdown(found)}"),
         *((kind, f"{kind}.json", TABLES[kind].page)
-          for kind in ("options", "waiting", "adapters", "accuracy")),
+          for kind in ("options", "waiting", "adapters", "accuracy", "targets")),
         ("ways", "ways.json", Table(ways_page_rows).page),
     ),
     "docs/design.md": (("ablation", "ablation.json", TABLES["ablation"].page),),

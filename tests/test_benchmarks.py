@@ -496,6 +496,18 @@ def test_accuracy_report() -> None:
     assert "not finite" in table
 
 
+def test_errors_of_targets_are_a_column_for_each_build() -> None:
+    results = [
+        {"result": result, "kind": "labels", "dtype": "float32", "isa": isa, "ulp": ulp}
+        for result, isa, ulp in (
+            ("loss", "avx2", 1.25), ("loss", "baseline", 2.5), ("gradient", "avx2", 3.0),
+        )
+    ]  # fmt: skip
+    table = report.markdown(report.targets_rows({**HEAD, "results": results})).splitlines()
+    assert table[0].endswith("| target, options | float32, avx2 | float32, baseline |")
+    assert table[2] == "| loss | labels | 1.25 | 2.50 |"
+
+
 def test_times_and_ratios_read_well() -> None:
     times = [report.time_text(seconds) for seconds in (2.0, 0.0123, 4.56e-5, 7e-9)]
     assert times == ["2 s", "12.3 ms", "45.6 us", "7 ns"]
