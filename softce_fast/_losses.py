@@ -400,11 +400,11 @@ def _balanced(call: LossArguments, powers: Powers) -> tuple[LossArguments, int]:
         return call, 0
     with np.errstate(all="ignore"):
         scaled = call._replace(
-            weight=None if call.weight is None else np.ldexp(call.weight, -class_power),
+            weight=None if call.weight is None else without_power(call.weight, class_power),
             sample_weight=(
                 None
                 if call.sample_weight is None
-                else np.asarray(np.ldexp(call.sample_weight.astype(np.float64), -sample_power))
+                else without_power(call.sample_weight, sample_power)
             ),
             z_loss=math.ldexp(call.z_loss, -class_power),
         )
@@ -412,6 +412,15 @@ def _balanced(call: LossArguments, powers: Powers) -> tuple[LossArguments, int]:
         # Of class probabilities, the divisor is a sum of sample weights alone.
         return scaled, 0 if call.labels is not None else class_power
     return scaled, class_power + sample_power
+
+
+def without_power(weights: Array, power: int) -> Array:
+    """Return weights less a power of two; none becomes 0: times an infinite loss, each counts."""
+    weights = weights.astype(np.float64, copy=False)
+    scaled = np.ldexp(weights, -power)
+    smallest = np.finfo(np.float64).tiny
+    vanishes = (np.abs(scaled) < smallest) & (weights != 0)
+    return np.where(vanishes, np.copysign(smallest, weights), scaled)
 
 
 def extreme_powers(

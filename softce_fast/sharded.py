@@ -334,12 +334,12 @@ def _without(loss: Loss, powers: _losses.Powers) -> Loss:
     """Take powers of two out of the weights."""
     class_power, sample_power = powers
     loss = loss._replace(
-        label_weight=np.ldexp(loss.label_weight, -class_power),
+        label_weight=_losses.without_power(loss.label_weight, class_power),
         z_loss=math.ldexp(loss.z_loss, -class_power),
     )
     if sample_power and loss.sample_weight is not None:
-        scaled = np.ldexp(loss.sample_weight.astype(np.float64), -sample_power)
-        loss = loss._replace(sample_weight=np.asarray(scaled))
+        scaled = _losses.without_power(loss.sample_weight, sample_power)
+        loss = loss._replace(sample_weight=scaled)
     return loss
 
 

@@ -261,6 +261,29 @@ SIZES += [
 ]
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weight", [None, [0.25, 3.0]])
+@pytest.mark.parametrize("most", [1.0, 1e200, 1e296])
+def test_an_infinite_loss_of_a_row_that_counts_for_nothing(
+    full_dtype: np.dtype, most: float, weight: Any, reduction: str
+) -> None:
+    """It is infinite all the same; times 0 it would be none, or no number."""
+    logits = np.array([[1, -np.inf], [0, 1], [1, 1]]).astype(full_dtype)
+    target = np.array([1, 1, 0])
+    options = {"weight": weight, "reduction": reduction, "sample_weight": [1e-299, most, 1.0]}
+    assert sf.cross_entropy(logits, target, **options) == np.inf
+    assert sf.cross_entropy_with_grad(logits, target, **options)[0] == np.inf
+    with np.errstate(invalid="ignore"):
+        log_probs = sf.log_softmax(logits)
+    assert sf.nll_loss(log_probs, target, **options) == np.inf
+    assert sf.cross_entropy_from_probs(np.exp(log_probs), target, **options) == np.inf
+    options = {"sample_weight": options["sample_weight"], "reduction": reduction}
+    states = sharded.merge(
+        *(sharded.row_states(logits[:, c : c + 1], target, class_offset=c) for c in range(2))
+    )
+    assert sharded.cross_entropy(states, **options) == np.inf
+
+
 @pytest.mark.parametrize(("dtype", "logits", "target", "options"), SIZES, ids=str)
 def test_sizes(dtype: str, logits: Any, target: Any, options: dict[str, Any]) -> None:
     check(dtype, logits, target, **options)

@@ -190,7 +190,6 @@ cdef inline void label_elements_fetch(
 
 cdef void label_losses_group(Group *group, const Problem *problem) noexcept nogil:
     cdef vector v = label_logits(group, problem, NULL)
-    cdef double weight
     cdef Py_ssize_t k
     if not problem.options.logarithms:
         v = plain_logarithm(v, vector_set(0.0))
@@ -198,11 +197,12 @@ cdef void label_losses_group(Group *group, const Problem *problem) noexcept nogi
     if not group.weights.given and group.ignored == 0:
         return
     for k in range(LANES):
-        weight = group.weights.label[k] * group.weights.sample[k] if group.weights.given else 1
         if group.ignored >> k & 1:
             group.result[k] = 0
-        else:
-            group.result[k] *= weight
+        elif group.weights.given:
+            # One by one: the product of both may be 0 where neither is, and the loss infinite.
+            group.result[k] *= group.weights.label[k]
+            group.result[k] *= group.weights.sample[k]
 
 
 cdef void label_losses_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
