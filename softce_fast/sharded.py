@@ -333,6 +333,8 @@ def logsumexp(states: Array) -> Any:
 def _without(loss: Loss, powers: _losses.Powers) -> Loss:
     """Take powers of two out of the weights."""
     class_power, sample_power = powers
+    if class_power == sample_power == 0:
+        return loss
     loss = loss._replace(
         label_weight=_losses.without_power(loss.label_weight, class_power),
         z_loss=math.ldexp(loss.z_loss, -class_power),
@@ -356,12 +358,13 @@ def _task_of(states: Array, loss: Loss, of_rows: bool) -> _Task:
         if smoothing:
             weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
     rows, summed = _losses.extreme_powers(weights, loss.sample_weight, loss.z_loss, loss.reduction)
-    divisor = _without(loss, summed).divisor()
+    of_sums = _without(loss, summed)
+    divisor = of_sums.divisor()
     taken = rows if of_rows else summed
     power, class_power = sum(taken), taken[0]
     if loss.reduction == "mean" and loss.denominator is None:
         power -= sum(summed)  # the divisor has lost it, too
-    loss = _without(loss, taken)
+    loss = of_sums if taken == summed else _without(loss, taken)
     is_wide = False
     if smoothing:
         share = np.ldexp(loss.share(), -class_power)
