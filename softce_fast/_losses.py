@@ -456,15 +456,20 @@ _EXTREME, _FAR = 100, 900
 
 def _exponents(weight: Array | None) -> tuple[int, int]:
     """Return the middle of the weights' binary exponents, and how far they are from it."""
-    if weight is None:
+    if weight is None or weight.size == 0:
         return 0, 0
     with np.errstate(invalid="ignore"):  # a NaN of any payload
-        size = np.abs(weight).astype(np.float64, copy=False)
-    counts = (size > 0) & (size < np.inf)
-    least = size.min(where=counts, initial=np.inf)
+        least, most = float(weight.min()), float(weight.max())
+        if not 0 < least <= most < np.inf:
+            size = np.abs(weight).astype(np.float64, copy=False)
+            counts = (size > 0) & (size < np.inf)
+            least, most = (
+                size.min(where=counts, initial=np.inf),
+                size.max(where=counts, initial=0),
+            )
     if least == np.inf:
         return 0, 0
-    low, high = (int(np.frexp(x)[1]) for x in (least, size.max(where=counts, initial=0)))
+    low, high = (math.frexp(x)[1] for x in (least, most))
     middle = (low + high) // 2
     return middle, high - middle
 

@@ -284,6 +284,30 @@ def test_an_infinite_loss_of_a_row_that_counts_for_nothing(
     assert sharded.cross_entropy(states, **options) == np.inf
 
 
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_an_infinite_loss_of_class_probabilities_whose_weights_vanish_together(
+    full_dtype: np.dtype, rows: int, reduction: str
+) -> None:
+    logits = np.tile(np.array([-np.inf, 0, 1], dtype=full_dtype), (rows, 1))
+    target = np.tile(np.array([0.25, 0.5, 0.25], dtype=full_dtype), (rows, 1))
+    options = {
+        "weight": [1e-250, 1e250, 1.0],
+        "sample_weight": np.geomspace(1e-250, 1e250, rows),
+        "reduction": reduction,
+    }
+    with np.errstate(invalid="ignore"):
+        log_probs = sf.log_softmax(logits)
+    losses = (
+        sf.cross_entropy(logits, target, **options),
+        sf.cross_entropy_with_grad(logits, target, **options)[0],
+        sf.nll_loss(log_probs, target, **options),
+        sf.cross_entropy_from_probs(np.exp(log_probs), target, **options),
+    )
+    for loss in losses:
+        np.testing.assert_array_equal(loss, np.inf)
+
+
 @pytest.mark.parametrize(("dtype", "logits", "target", "options"), SIZES, ids=str)
 def test_sizes(dtype: str, logits: Any, target: Any, options: dict[str, Any]) -> None:
     check(dtype, logits, target, **options)

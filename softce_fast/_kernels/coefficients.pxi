@@ -33,6 +33,23 @@ cdef void exponents_of(const double *weights, Py_ssize_t n, int *least, int *mos
     most[0] = ilogb(largest) if largest > 0 else 0
 
 
+cdef void fill_even(Problem *problem) noexcept nogil:
+    """Fill in what label smoothing gives to each class; that of shards is told in one number."""
+    cdef Py_ssize_t classes = problem.layout.classes
+    cdef RowHead head
+    problem.even.rest = 0
+    if problem.shard.exported != NULL:
+        problem.even.total = 1
+    elif problem.shard.given:
+        memcpy(&head, problem.shard.imported, sizeof(RowHead))
+        problem.even.total = even_share(problem, head.allowed)
+    else:
+        problem.even.total = even_share(problem, classes)
+        problem.even.rest = fma(
+            -problem.even.total, <double>classes, problem.options.label_smoothing
+        ) / max(<Py_ssize_t>1, classes)
+
+
 cdef size_t coefficients_size(const Problem *problem, size_t real_size) noexcept nogil:
     """Bytes that the coefficients and their sums take."""
     cdef size_t size = 0

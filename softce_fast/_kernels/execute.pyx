@@ -13,7 +13,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport parallel, threadid
-from libc.math cimport INFINITY, fabs, ilogb, isfinite
+from libc.math cimport INFINITY, fabs, fma, ilogb, isfinite
 from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport abs
 from libc.string cimport memcpy, memset, strcmp, strrchr
@@ -151,6 +151,7 @@ cdef double run(
     cdef size_t shared, weights, per_thread
     cdef double total = 0
     make_plan(problem, kernels, n_threads, result_kind)
+    fill_even(problem)
     weights = round_up(coefficients_size(problem, 4 if kernels.real_kind == KIND_FLOAT32 else 8))
     shared = memory_place(problem, kernels, sums, memory)
     per_thread = round_up(kernels.scratch_size(problem))
@@ -450,11 +451,9 @@ cdef int set_states(Problem *problem, ndarray states, str sums, bint exported) e
         raise ValueError("states have a head, and numbers of each chunk, for each row")
     if exported:
         shard.exported = PyArray_BYTES(states)
-        shard.even = 1
     else:
         shard.imported = PyArray_BYTES(states)
         memcpy(&head, shard.imported, sizeof(RowHead))
-        shard.even = even_share_of(problem, head.allowed)
         shard.classes = head.classes
     return 0
 

@@ -110,7 +110,24 @@ static __attribute__((noinline, unused)) double number_read(const char *p, int k
 #undef READ
 }
 
-/* The inverse, for the kinds that results have. */
+/* n numbers that lie `step` bytes apart. */
+static __attribute__((noinline, unused)) void numbers_read(double *to, const char *from,
+                                                        ptrdiff_t step, ptrdiff_t n, int kind,
+                                                        int swapped) {
+    if (kind == KIND_FLOAT32 && !swapped) {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            uint32_t u;
+            memcpy(&u, from + i * step, sizeof u);
+            to[i] = float32_widen(u);
+        }
+    } else if (kind == KIND_FLOAT64 && !swapped) {
+        for (ptrdiff_t i = 0; i < n; i++) memcpy(to + i, from + i * step, sizeof *to);
+    } else {
+        for (ptrdiff_t i = 0; i < n; i++) to[i] = number_read(from + i * step, kind, swapped);
+    }
+}
+
+/* The inverse of number_read(), for the kinds that results have. */
 static __attribute__((noinline, unused)) void number_write(char *p, double value, int kind,
                                                            int swapped) {
     char x[8];
@@ -177,6 +194,21 @@ KIND_INLINE double power_split(double x, int *power) {
     *power += field - 1023;
     u = (u & ~UINT64_C(0x7ff0000000000000)) | UINT64_C(0x3ff0000000000000);
     memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* The same power of a normal number; 0 of 0. */
+KIND_INLINE int64_t exponent_of(double x) {
+    int64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return x == 0 ? 0 : (bits >> 52 & 0x7ff) - 1023;
+}
+
+/* 2**power where that is a normal number. */
+KIND_INLINE double two_to(int64_t power) {
+    const int64_t bits = (power + 1023) << 52;
+    double x;
+    memcpy(&x, &bits, sizeof x);
     return x;
 }
 

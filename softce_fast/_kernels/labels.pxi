@@ -48,14 +48,14 @@ cdef void scan_task(const void *context, Py_ssize_t task, char *memory) noexcept
     cdef bint weighted = (
         has(problem, SAMPLE_WEIGHT)
         or (labels.data != NULL and problem.options.class_weight != NULL))
-    if labels.data == NULL:
-        scan.sums[task] = weights_sum(problem, first, stop) if weighted else stop - first
+    if labels.data == NULL and not weighted:
+        scan.sums[task] = stop - first
     elif not weighted and not scan.nothing_ignored and labels_are_plain(labels):
         scan.sums[task] = scan.kernels.labels_count(
             labels.data + first * labels.size, stop - first, labels.kind,
             problem.options.ignore_index, problem.layout.classes, scan.bad + task)
     else:
-        scan.sums[task] = labels_sum(scan, weighted, first, stop, scan.bad + task)
+        scan.sums[task] = weights_sum(scan, weighted, first, stop, scan.bad + task)
 
 
 cdef inline bint labels_are_plain(const Array *labels) noexcept nogil:
@@ -64,76 +64,89 @@ cdef inline bint labels_are_plain(const Array *labels) noexcept nogil:
         and labels.row_stride == labels.size and <size_t>labels.data % <size_t>labels.size == 0)
 
 
-cdef inline double weight_of(const Problem *problem, Py_ssize_t row) noexcept nogil:
-    """The sample weight of a row."""
-    cdef const Array *weights = &problem.arrays[<int>SAMPLE_WEIGHT]
-    cdef const char *place = weights.data + row_offset(&problem.layout, weights, row)
-    cdef double weight
-    if weights.kind == KIND_FLOAT64 and not weights.swapped:
-        memcpy(&weight, place, sizeof(weight))
-        return weight
-    return number_read(place, weights.kind, weights.swapped)
+cdef struct LaneSums:
+    # A sum in eight lanes, each row's number in the one that the row's own number says.
+    Sum[8] lane
 
 
-cdef double weights_sum(const Problem *problem, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    cdef Sum total
-    cdef Py_ssize_t row
-    total.total = total.rest = 0
-    for row in range(first, stop):
-        sum_add(&total, weight_of(problem, row))
+cdef inline void lanes_add(LaneSums *sums, Py_ssize_t first, Py_ssize_t n, double *block) noexcept nogil:
+    """Add n numbers, of rows from `first` on, which begin at block[first % 8]."""
+    cdef Py_ssize_t head = first % 8
+    cdef Py_ssize_t i, k
+    for k in range(8):
+        if k < head:
+            block[k] = 0
+        block[head + n + k] = 0
+    for i in range(0, head + n, 8):
+        for k in range(8):
+            sum_add(&sums.lane[k], block[i + k])
+
+
+cdef inline double lanes_sum(const LaneSums *sums) noexcept nogil:
+    cdef Sum total = sums.lane[0]
+    cdef Py_ssize_t k
+    for k in range(1, 8):
+        sum_add(&total, sums.lane[k].total)
+        total.rest += sums.lane[k].rest
     return sum_of(&total)
 
 
-cdef double labels_sum(
+cdef double weights_sum(
     const Scan *scan, bint weighted, Py_ssize_t first, Py_ssize_t stop, int *bad
 ) noexcept nogil:
-    """The weight of the rows that count, of labels of any kind."""
+    """The weight of the rows that count, of labels of any kind, or of none."""
     cdef const Problem *problem = scan.problem
+    cdef bint labelled = has(problem, LABELS)
     cdef int64_t[SCAN_BLOCK] labels
-    cdef Sum total
-    cdef Py_ssize_t n, count
-    total.total = total.rest = 0
+    cdef double[SCAN_BLOCK + 16] weights
+    cdef LaneSums sums
+    cdef Py_ssize_t n, count = 0
+    memset(&sums, 0, sizeof(sums))
     while first < stop:
-        n = labels_block(problem, first, stop, labels)
-        if scan.nothing_ignored or scan.large_ignored != 0:
-            labels_tell_apart(scan, first, n, labels)
-        count = scan.kernels.labels_count(
-            <const char *>labels, n, KIND_INT64, problem.options.ignore_index,
-            problem.layout.classes, bad)
+        n = min(<Py_ssize_t>SCAN_BLOCK, stop - first)
+        if labelled:
+            n = labels_block(problem, first, n, labels)
+            if scan.nothing_ignored or scan.large_ignored != 0:
+                labels_tell_apart(scan, first, n, labels)
+            count += scan.kernels.labels_count(
+                <const char *>labels, n, KIND_INT64, problem.options.ignore_index,
+                problem.layout.classes, bad)
         if weighted:
-            weights_of_labels(problem, first, n, labels, &total)
-        else:
-            total.total += count
+            weights_of_rows(
+                problem, first, n, labels if labelled else NULL, weights + first % 8)
+            lanes_add(&sums, first, n, weights)
         first += n
-    return sum_of(&total)
+    return lanes_sum(&sums) if weighted else <double>count
 
 
-cdef inline void weights_of_labels(
-    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels, Sum *total
+cdef inline void weights_of_rows(
+    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels, double *weights
 ) noexcept nogil:
-    """Add the weight of those of n rows that count; any number where one has no class."""
-    cdef double weight, sample
+    """The weights of n rows, 0 of those that do not count; any where a label is no class."""
+    cdef const double *class_weight = problem.options.class_weight
     cdef int64_t last = problem.layout.classes - 1
+    cdef double weight
     cdef Py_ssize_t k
+    if has(problem, SAMPLE_WEIGHT):
+        sample_weights_read(weights, problem, first, n)
+    else:
+        for k in range(n):
+            weights[k] = 1
+    if labels == NULL:
+        return
     for k in range(n):
-        if labels[k] == problem.options.ignore_index:
-            continue
-        weight = 1
-        if problem.options.class_weight != NULL:
-            weight = problem.options.class_weight[max(<int64_t>0, min(labels[k], last))]
-        if has(problem, SAMPLE_WEIGHT):
-            # One of 0 takes the other out, whatever it is.
-            sample = weight_of(problem, first + k)
-            weight = weight * sample if weight != 0 and sample != 0 else 0
-        sum_add(total, weight)
+        weight = 0 if labels[k] == problem.options.ignore_index else 1
+        if weight != 0 and class_weight != NULL:
+            weight = class_weight[max(<int64_t>0, min(labels[k], last))]
+        # One of 0 takes the other out, whatever it is.
+        weights[k] = weight * weights[k] if weight != 0 and weights[k] != 0 else 0
 
 
 cdef inline Py_ssize_t labels_block(
-    const Problem *problem, Py_ssize_t first, Py_ssize_t stop, int64_t *labels
+    const Problem *problem, Py_ssize_t first, Py_ssize_t n, int64_t *labels
 ) noexcept nogil:
-    """Read labels from row `first` on; return how many."""
+    """Read up to n labels from row `first` on; return how many."""
     cdef const Array *array = &problem.arrays[<int>LABELS]
-    cdef Py_ssize_t n = min(<Py_ssize_t>SCAN_BLOCK, stop - first)
     cdef Py_ssize_t step = array.row_stride
     if step == 0:
         n = min(n, problem.layout.inner - first % problem.layout.inner)

@@ -23,7 +23,11 @@ cdef extern from "kind.h" nogil:
     Py_ssize_t kind_size(int kind)
     double power_split(double x, int *power)
     double power_apply(double x, int power)
+    int64_t exponent_of(double x)
+    double two_to(int64_t power)
     double number_read(const char *p, int kind, bint swapped)
+    void numbers_read(
+        double *to, const char *start, Py_ssize_t step, Py_ssize_t n, int kind, bint swapped)
     void number_write(char *p, double value, int kind, bint swapped)
     void labels_read(
         int64_t *labels, const char *start, Py_ssize_t step, Py_ssize_t n, int kind, bint swapped)
@@ -188,7 +192,6 @@ cdef struct Shard:
     Py_ssize_t chunks            # how many these are,
     Py_ssize_t chunk_size        # and the bytes of each;
     Py_ssize_t classes           # of all shards together
-    double even                  # what smoothing gives to each class, if to all rows alike
     bint weighs_label            # the label's coefficient is not 1
     int power                    # of two, that class weights are to be divided by
 
@@ -223,6 +226,8 @@ cdef struct Problem:
     Layout layout
     Array[ROLES] arrays       # by Role
     Options options
+    Sum even                  # what smoothing gives to each class, times its weight, if to all
+    #                           rows alike; and what that number misses
     Scores scores
     Shard shard
     Plan plan
@@ -287,6 +292,21 @@ cdef inline Py_ssize_t class_offset(
     return offset
 
 
+cdef inline void sample_weights_read(
+    double *weights, const Problem *problem, Py_ssize_t first, Py_ssize_t n
+) noexcept nogil:
+    """The sample weights of n rows."""
+    cdef const Array *array = &problem.arrays[<int>SAMPLE_WEIGHT]
+    cdef const char *start = array.data + row_offset(&problem.layout, array, first)
+    cdef Py_ssize_t k
+    if array.row_stride != 0:
+        numbers_read(weights, start, array.row_stride, n, array.kind, array.swapped)
+        return
+    for k in range(n):
+        weights[k] = number_read(
+            array.data + row_offset(&problem.layout, array, first + k), array.kind, array.swapped)
+
+
 cdef inline double sum_in_lanes(const double *x, Py_ssize_t n) noexcept nogil:
     """The sum in an order fixed by n alone: eight lanes, then one after the other."""
     cdef inline double[8] lane
@@ -339,6 +359,10 @@ cdef inline bint notes_maximum(Operation operation) noexcept nogil:
     return is_dense(operation) or is_scored(operation)
 
 
+cdef inline bint is_cross_entropy(Operation operation) noexcept nogil:
+    return operation == CROSS_ENTROPY or operation == DENSE_CROSS_ENTROPY
+
+
 cdef inline bint is_dense(Operation operation) noexcept nogil:
     """Whether the target has a coefficient for every class."""
     return operation == DENSE_CROSS_ENTROPY
@@ -362,14 +386,8 @@ cdef inline double sum_error(double a, double b, double total) noexcept nogil:
     return (a - (total - kept)) + (b - kept)
 
 
-cdef inline double even_share(const Problem *problem) noexcept nogil:
-    """What label smoothing gives to each class, times its weight."""
-    if problem.shard.given:
-        return problem.shard.even
-    return even_share_of(problem, problem.layout.classes)
-
-
-cdef inline double even_share_of(const Problem *problem, int64_t classes) noexcept nogil:
+cdef inline double even_share(const Problem *problem, int64_t classes) noexcept nogil:
+    """What label smoothing gives to each of so many classes, times its weight."""
     return problem.options.label_smoothing / <double>max(<int64_t>1, classes)
 
 
@@ -411,9 +429,7 @@ cdef inline bint emits_from_logits(const Problem *problem) noexcept nogil:
 
 cdef inline bint corrects_output(const Problem *problem) noexcept nogil:
     """Whether the output is a gradient by logits that were changed as they were read."""
-    return (
-        problem.operation == CROSS_ENTROPY or problem.operation == DENSE_CROSS_ENTROPY
-    ) and (problem.arrays[<int>MASK].data != NULL or problem.options.softcap != 0)
+    return is_cross_entropy(problem.operation) and (problem.arrays[<int>MASK].data != NULL or problem.options.softcap != 0)
 
 
 cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:

@@ -181,10 +181,10 @@ cdef void scratch_open(const Problem *problem, Scratch *scratch) noexcept nogil:
         scratch.softcap = softcap_for(problem.options.softcap)
     if is_weighted(problem):
         scratch.scale.headroom = 0    # their factors may need all of the range
-    if problem.operation == CROSS_ENTROPY and has(problem, OUTPUT):
-        scratch.factors[0] = factors_of_all(scale_of_gradients(problem))
+    if is_cross_entropy(problem.operation) and has(problem, OUTPUT):
+        scratch.factors[0] = common_factors(scale_of_gradients(problem))
         if has(problem, HESSIAN):
-            scratch.factors[1] = factors_of_all(scale_of_hessian(problem))
+            scratch.factors[1] = common_factors(scale_of_hessian(problem))
     writer_open(
         &scratch.writers.output, &problem.arrays[<int>OUTPUT], problem.plan.stream,
         scratch.writers.output.lines.buffer)

@@ -15,6 +15,7 @@
 #ifndef SOFTCE_FAST_VECTOR_H
 #define SOFTCE_FAST_VECTOR_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -900,8 +901,11 @@ INLINE void octet_store(double *p, octet v) {
     memcpy(p, &v, sizeof v);
 }
 
-INLINE octet octet_multiply(octet a, octet b) {
-    return (octet){a.d * b.d};
+/* a*b*c, which is 0 only where one of them is: what is too small becomes the smallest number. */
+INLINE octet octet_coefficient(octet a, octet b, octet c) {
+    const eight_doubles product = a.d * (b.d * c.d), least = DBL_MIN - (eight_doubles){0};
+    const eight_bits lost = (product == 0) & (a.d != 0) & (b.d != 0) & (c.d != 0);
+    return (octet){(eight_doubles)((eight_bits)product | ((eight_bits)least & lost))};
 }
 
 /* a*b, but 0 where a is, whatever b is. */

@@ -36,8 +36,7 @@ cdef inline void finish_loss(
             &scratch.scale))
     if group.ignored != 0:
         for k in range(LANES):
-            if group.ignored >> k & 1:
-                group.result[k] = 0
+            group.result[k] = 0 if group.ignored >> k & 1 else group.result[k]
     if has(problem, MASK):
         finish_excluded(group, problem)
 
@@ -210,10 +209,8 @@ cdef inline void dense_numbers_add(
     cdef Py_ssize_t k
     memcpy(group.coefficients[0], numbers.coefficients, sizeof(numbers.coefficients))
     memcpy(group.coefficients[1], numbers.lost, sizeof(numbers.lost))
-    if power != 0:
-        for k in range(LANES):
-            numbers.coefficients[k] = power_apply(numbers.coefficients[k], power)
-            numbers.spread[k] = power_apply(numbers.spread[k], power)
+    lanes_scale(numbers.coefficients, power)
+    lanes_scale(numbers.spread, power)
     for k in range(LANES):
         # What the label is given on top of its share in the smoothing.
         rest[k] = number_or_zero(share[k], numbers.gap[k]) if has(problem, LABELS) else 0
@@ -229,13 +226,6 @@ cdef inline void dense_numbers_add(
 
 
 # ---- the gradient --------------------------------------------------------------------------------
-
-
-cdef struct Scaled:
-    # A number, with what it misses, times a power of two.
-    double number
-    double rest
-    int power
 
 
 cdef inline double number_or_nothing(double x) noexcept nogil:
@@ -280,6 +270,10 @@ cdef struct Factor:
     double missing
     double lift        # and totals by this, which makes quotients larger,
     double power       # and what their products are
+
+
+cdef enum:
+    MODERATE = 20    # powers of two up to which rows are taken together
 
 
 cdef struct RowLanes:
@@ -388,8 +382,8 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
     return vector_load(lane)
 
 
-cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
-    """The factors of rows that have a label and no weights."""
+cdef CommonFactors common_factors(Scaled scale) noexcept nogil:
+    cdef CommonFactors factors
     cdef Factor factor = factor_for(scale, 0, 1, False)
     cdef RowLanes lanes
     cdef Py_ssize_t k
@@ -397,7 +391,9 @@ cdef RowFactors factors_of_all(Scaled scale) noexcept nogil:
         lanes.target[k] = 1
         lanes.lost[k] = lanes.rest[k] = 0
         lane_set(&lanes, k, factor)
-    return factors_from(&lanes)
+    factors.of_all = scale
+    factors.unweighted = factors_from(&lanes)
+    return factors
 
 
 cdef RowFactors factors_of(
@@ -426,10 +422,8 @@ cdef RowFactors factors_of(
             lanes.target[k] = group.coefficients[0][k] + label
             lanes.lost[k] = number_or_nothing(group.coefficients[1][k] + sum_error(
                 group.coefficients[0][k], label, lanes.target[k]))
-    if have_one_factor(&lanes, weight, problem, scale):
-        factor = factor_for(row_scale(scale, weight[0], rounded), 0, 0, True)
-        for k in range(LANES):
-            lane_set(&lanes, k, factor)
+    if are_moderate(&lanes, weight, scale.power):
+        lanes_set(&lanes, weight, scale, rounded, is_dense(problem.operation))
         return factors_from(&lanes)
     for k in range(LANES):
         power = needed_power(max(fabs(lanes.target[k]), max(
@@ -451,20 +445,47 @@ cdef inline Scaled row_scale(Scaled scale, double weight, bint rounded) noexcept
     return scale
 
 
-cdef inline bint have_one_factor(
-    const RowLanes *lanes, const double *weight, const Problem *problem, Scaled scale
+cdef inline bint are_moderate(
+    const RowLanes *lanes, const double *weight, int power
 ) noexcept nogil:
-    """Whether all rows are multiplied by the same: then no power is taken out of any."""
-    cdef int others = 0
+    """Whether each row's numbers are so near 1 that what follows from them stays in range."""
+    cdef double most = two_to(MODERATE)
+    cdef double least = two_to(-MODERATE)
+    cdef int others = abs(power - HEADROOM) >= EXPONENT_BIAS - 2 * (MODERATE + 1)
+    cdef double size, total
     cdef Py_ssize_t k
     for k in range(LANES):
-        others += fabs(lanes.target[k]) < 1 and not is_dense(problem.operation)
-        others += fabs(lanes.target[k]) >= 1048576
-        others += fabs(lanes.rest[k]) >= 1048576
-        others += weight[k] != weight[0]
-    return (
-        others == 0 and 0.5 < fabs(weight[0]) < 2
-        and abs(scale.power - HEADROOM) < EXPONENT_BIAS - 4)
+        size = fabs(weight[k])
+        total = max(fabs(lanes.target[k]), fabs(lanes.rest[k]))
+        others += not (least < size < most or size == 0)
+        others += not (least < total < most or total == 0)
+    return others == 0
+
+
+cdef inline void lanes_set(
+    RowLanes *lanes, const double *weight, Scaled scale, bint rounded, bint dense
+) noexcept nogil:
+    """lane_set() and lane_shift() for all rows at once, where they are moderate."""
+    cdef double headroom = power_apply(1, HEADROOM)
+    cdef double number, rest, mantissa, shift
+    cdef int64_t power, needed
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        power = exponent_of(weight[k])
+        mantissa = weight[k] * two_to(-power)
+        number = scale.number * mantissa
+        rest = product_error(scale.number, mantissa) + scale.rest * mantissa
+        needed = min(<int64_t>0, exponent_of(max(fabs(lanes.target[k]), fabs(lanes.rest[k]))))
+        needed = 0 if dense else needed
+        shift = two_to(-needed)
+        lanes.number[k] = (number + rest if rounded else number) * headroom
+        lanes.missing[k] = 0 if rounded else rest * headroom
+        lanes.coefficient[k] = lanes.number[k] * shift
+        lanes.lift[k] = 1
+        lanes.power[k] = two_to(power + needed + scale.power - HEADROOM)
+        lanes.target[k] *= shift
+        lanes.lost[k] *= shift
+        lanes.rest[k] *= shift
 
 
 cdef inline DoubleDouble exact_total(const Group *group, const Scratch *scratch) noexcept nogil:
@@ -477,13 +498,13 @@ cdef inline void finish_gradient(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Recipe *recipe = &group.recipe
-    cdef RowFactors factors = scratch.factors[0]
+    cdef RowFactors factors = scratch.factors[0].unweighted
     cdef DoubleDouble total = exact_total(group, scratch)
     cdef vector others
     if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         # Where both parts of an entry of a dense target are equal, nothing is to be left.
         factors = factors_of(
-            group, problem, scale_of_gradients(problem), is_dense(problem.operation))
+            group, problem, scratch.factors[0].of_all, is_dense(problem.operation))
     total = double_double_scaled(total, factors.lift)
     recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
     recipe.unscale = factors.power
@@ -558,7 +579,7 @@ cdef void finish_dense_gradient(
 
 cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:
     """The coefficient of each row's label under smoothing."""
-    cdef double even = even_share(problem)
+    cdef double even = problem.even.total
     cdef double[16] coefficient
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -577,10 +598,20 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
 
 cdef inline void coefficients_scale(double *coefficient, const Problem *problem) noexcept nogil:
     """Take the power of two out of them."""
+    lanes_scale(coefficient, -problem.options.coefficient_power)
+
+
+cdef inline void lanes_scale(double *numbers, int power) noexcept nogil:
+    """power_apply() to a number of each row."""
+    cdef int half = power // 2
+    cdef double first, second
     cdef Py_ssize_t k
-    if problem.options.coefficient_power != 0:
-        for k in range(LANES):
-            coefficient[k] = power_apply(coefficient[k], -problem.options.coefficient_power)
+    if power == 0:
+        return
+    first = two_to(half)
+    second = two_to(power - half)
+    for k in range(LANES):
+        numbers[k] = numbers[k] * first * second
 
 
 cdef inline DoubleDouble other_coefficients_of_labels(
@@ -591,7 +622,6 @@ cdef inline DoubleDouble other_coefficients_of_labels(
     cdef double[16] lost
     cdef double[16] label
     cdef int64_t[16] top
-    cdef Sum even = exact_share(problem)
     cdef Sum sum_
     cdef double total
     cdef Py_ssize_t k
@@ -599,7 +629,7 @@ cdef inline DoubleDouble other_coefficients_of_labels(
     coefficients_scale(label, problem)
     sum_.total = <double>(problem.layout.classes - 1)
     sum_.rest = 0
-    sum_ = sum_product(even, sum_)
+    sum_ = sum_product(problem.even, sum_)
     for k in range(LANES):
         top[k] = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
         others[k] = sum_.total
@@ -610,7 +640,7 @@ cdef inline DoubleDouble other_coefficients_of_labels(
         numbers_store(lost, group.whole.other_coefficients.low)
     elif problem.options.other_sums != NULL:
         for k in range(LANES):
-            sum_ = sum_product(even, problem.options.other_sums[top[k]])
+            sum_ = sum_product(problem.even, problem.options.other_sums[top[k]])
             others[k] = sum_.total
             lost[k] = sum_.rest
     for k in range(LANES):

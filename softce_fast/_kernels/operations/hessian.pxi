@@ -18,11 +18,11 @@ cdef void finish_hessian(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Curvature *curvature = &group.recipe.curvature
-    cdef RowFactors factors = scratch.factors[1]
+    cdef RowFactors factors = scratch.factors[1].unweighted
     cdef DoubleDouble total = exact_total(group, scratch)
     cdef DoubleDouble own, others, product
     if group.weights.given or is_dense(problem.operation):
-        factors = factors_of(group, problem, scale_of_hessian(problem), False)
+        factors = factors_of(group, problem, scratch.factors[1].of_all, False)
     finish_top(group, problem, &total, &own, &others, scratch)
     curvature.factor = double_double_quotient(
         factors.whole, double_double_scaled(total, factors.lift))

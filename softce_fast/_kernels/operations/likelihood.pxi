@@ -46,8 +46,7 @@ cdef inline octet doubles_from(const double *x, Py_ssize_t i, Py_ssize_t n) noex
 cdef inline octet likelihood_term(
     octet target, octet class_weight, octet row_weight, octet logarithm
 ) noexcept nogil:
-    return octet_product_or_zero(
-        octet_multiply(target, octet_multiply(class_weight, row_weight)), logarithm)
+    return octet_product_or_zero(octet_coefficient(target, class_weight, row_weight), logarithm)
 
 
 cdef inline PairSum weighted_sum(

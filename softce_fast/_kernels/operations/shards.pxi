@@ -30,7 +30,7 @@ cdef inline double shard_share(const Problem *problem, Py_ssize_t row) noexcept 
     """What smoothing gives to each class of a row that is allowed, by its weight."""
     if problem.shard.exported != NULL:
         return 1
-    return even_share_of(problem, shard_head(problem, row).allowed)
+    return even_share(problem, shard_head(problem, row).allowed)
 
 
 # ---- what is found out ---------------------------------------------------------------------------

@@ -996,7 +996,7 @@ cdef inline Coefficients tile_coefficients_of(
     cdef Coefficients coefficients
     coefficients.weight = NULL
     coefficients.probabilities = NULL
-    coefficients.even = vector_set(<real>even_share(problem))
+    coefficients.even = vector_set(<real>problem.even.total)
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK

@@ -605,7 +605,7 @@ cdef inline Coefficients coefficients_of(
     cdef Coefficients coefficients
     coefficients.weight = NULL
     coefficients.probabilities = NULL
-    coefficients.even = vector_set(<real>even_share(problem))
+    coefficients.even = vector_set(<real>problem.even.total)
     coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
     if problem.options.coefficients != NULL:
         coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
@@ -875,17 +875,6 @@ cdef inline void dense_reduce(
         state.other_coefficients = chunk_coefficients(problem, chunk)
 
 
-cdef inline Sum exact_share(const Problem *problem) noexcept nogil:
-    """even_share(), and what it lost by rounding; that of shards is told in one number."""
-    cdef double classes = <double>max(<int64_t>1, problem.layout.classes)
-    cdef Sum even
-    even.total = even_share(problem)
-    even.rest = 0 if problem.shard.given else (
-        (problem.options.label_smoothing - even.total * classes)
-        - product_error(even.total, classes)) / classes
-    return even
-
-
 cdef inline Sum sum_product(Sum a, Sum b) noexcept nogil:
     cdef Sum product
     product.total = a.total * b.total
@@ -898,7 +887,7 @@ cdef inline DoubleDouble chunk_coefficients(
     const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
     """The sum of what label smoothing gives to the classes of a chunk, of any row."""
-    cdef Sum sum_ = sum_product(exact_share(problem), problem.options.chunk_sums[chunk])
+    cdef Sum sum_ = sum_product(problem.even, problem.options.chunk_sums[chunk])
     cdef DoubleDouble result
     result.high = vector_set(<real>sum_.total)
     result.low = vector_set(<real>((sum_.total - <real>sum_.total) + sum_.rest))

@@ -62,6 +62,18 @@ cdef struct RowFactors:
     vector power         # a power of two, so that none of these leaves the range
 
 
+cdef struct Scaled:
+    # A number, with what it misses, times a power of two.
+    double number
+    double rest
+    int power
+
+
+cdef struct CommonFactors:
+    Scaled of_all            # what is multiplied in every row,
+    RowFactors unweighted    # and the factors of one that has a label and no weights
+
+
 cdef struct GroupWeights:
     bint given               # else all are 1, and not set here
     double[16] label         # class weight at the label, less what smoothing takes
@@ -202,6 +214,9 @@ cdef inline void group_open(
 
 cdef inline void group_labels(Group *group, const Problem *problem) noexcept nogil:
     """Read the labels, and the weights of their classes."""
+    cdef int64_t last = problem.layout.classes - (not problem.shard.given)
+    cdef int64_t label
+    cdef unsigned int ignored = 0
     cdef const Array *array = &problem.arrays[<int>LABELS]
     cdef const char *start = array.data + row_offset(&problem.layout, array, group.first)
     cdef Py_ssize_t k
@@ -218,12 +233,12 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
         group.labels, start, problem.options.ignore_index, problem.layout.classes
     ):
         for k in range(LANES):
-            if group.labels[k] == problem.options.ignore_index:
-                group.ignored |= <unsigned int>1 << k
-                group.labels[k] = 0
+            ignored |= <unsigned int>(group.labels[k] == problem.options.ignore_index) << k
+        group.ignored |= ignored
+        for k in range(LANES):
+            label = 0 if ignored >> k & 1 else group.labels[k]
             # They were checked, but another Python thread may have changed them since.
-            group.labels[k] = max(<int64_t>0, min(
-                group.labels[k], <int64_t>(problem.layout.classes - (not problem.shard.given))))
+            group.labels[k] = max(<int64_t>0, min(label, last))
     if problem.options.class_weight != NULL or problem.options.label_smoothing != 0:
         group_label_weights(group, problem)
 
@@ -246,41 +261,38 @@ cdef void group_labels_read(Group *group, const Problem *problem) noexcept nogil
 
 cdef void group_label_weights(Group *group, const Problem *problem) noexcept nogil:
     cdef double share = 1 - problem.options.label_smoothing
+    cdef const double *class_weight = problem.options.class_weight
+    cdef unsigned int nothing = 0
     cdef Py_ssize_t k
     group.weights.given = True
     for k in range(LANES):
         group.weights.label[k] = share
         group.weights.sample[k] = 1
-    if problem.options.class_weight == NULL:
+    if class_weight == NULL:
         return
     for k in range(LANES):
         if group.labels[k] < problem.layout.classes:
-            group.weights.label[k] *= problem.options.class_weight[group.labels[k]]
-        if (
-            group.weights.label[k] == 0 and not is_dense(problem.operation)
-            and problem.options.z_loss == 0
-        ):
-            # Nothing is left of the row.
-            group.ignored |= <unsigned int>1 << k
+            group.weights.label[k] *= class_weight[group.labels[k]]
+        nothing |= <unsigned int>(group.weights.label[k] == 0) << k
+    if not is_dense(problem.operation) and problem.options.z_loss == 0:
+        # Nothing is left of these rows.
+        group.ignored |= nothing
 
 
 cdef void group_sample_weights(Group *group, const Problem *problem) noexcept nogil:
-    cdef const Array *array = &problem.arrays[<int>SAMPLE_WEIGHT]
     cdef Py_ssize_t k
-    cdef double weight
+    cdef unsigned int nothing = 0
     for k in range(LANES):
         group.weights.sample[k] = 1
-        if not group.weights.given:
+    if not group.weights.given:
+        for k in range(LANES):
             group.weights.label[k] = 1
     group.weights.given = True
-    for k in range(group.rows):
-        weight = number_read(
-            array.data + row_offset(&problem.layout, array, group.first + k), array.kind,
-            array.swapped)
-        group.weights.sample[k] = weight
-        if weight == 0:
-            # It takes the row out, whatever the row holds.
-            group.ignored |= <unsigned int>1 << k
+    sample_weights_read(group.weights.sample, problem, group.first, group.rows)
+    for k in range(LANES):
+        # It takes the row out, whatever the row holds.
+        nothing |= <unsigned int>(group.weights.sample[k] == 0) << k
+    group.ignored |= nothing
 
 
 cdef Py_ssize_t classes_allowed(
@@ -306,7 +318,7 @@ cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
         if k < group.rows and problem.shard.given:
             group.weights.even[k] = shard_share(problem, group.first + k)
         elif k < group.rows:
-            group.weights.even[k] = even_share_of(problem, classes_allowed(group, problem, k))
+            group.weights.even[k] = even_share(problem, classes_allowed(group, problem, k))
 
 
 cdef inline bint is_excluded(
@@ -533,7 +545,7 @@ cdef struct Scratch:
     # The first part of that memory: the stack may be small.
     Scale scale
     Softcap softcap            # if there is any
-    RowFactors[2] factors      # of rows with a label and no weights: for gradient and Hessian
+    CommonFactors[2] factors   # for gradient and Hessian
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
