@@ -560,72 +560,112 @@ cdef struct Softcap:
     # Constants of limit * tanh(x / limit).
     Scale scale            # of exp(2 * x / limit)
     real limit             # the first digits of it,
-    real limit_rest        # and what they miss
-    real inverse_square    # 1 / limit**2
-    real near              # up to here tanh is x / limit times a quotient of polynomials
+    real limit_rest        # and what they miss;
+    real inverse           # the same of 1 / limit
+    real inverse_rest
+    real near              # up to here tanh is a polynomial,
+    real near_slope        # and so is its slope, which loses more by it
 
 
 cdef inline Softcap softcap_for(double limit) noexcept nogil:
     cdef Softcap cap
+    cdef double inverse = min(1 / limit, <double>LARGEST)
     cap.scale = scale_for(limit / 2, False)
     cap.scale.shifted = False
     cap.limit = <real>limit
     cap.limit_rest = <real>(limit - <double>cap.limit)
-    cap.inverse_square = <real>(1 / (limit * limit))
-    cap.near = <real>(0.7 * limit)
+    cap.inverse = <real>inverse
+    cap.inverse_rest = <real>(inverse - <double>cap.inverse)
+    if sizeof(real) == 8 and 1e-290 < limit < 1e290:
+        cap.inverse_rest = <real>(
+            ((1 - inverse * limit) - product_error(inverse, limit)) / limit)
+    cap.near = <real>(0.6 * limit)
+    cap.near_slope = <real>(0.5 * limit)
     return cap
 
 
-cdef inline vector softcapped(vector x, const Softcap *cap) noexcept nogil:
-    """limit * tanh(x / limit); infinity and NaN stay.
+cdef inline vector tanh_missing(vector x, const Softcap *cap, vector *square) noexcept nogil:
+    """What tanh(u) / u misses of 1, for u = x / limit up to 0.6; and u**2.
 
-    What tanh misses of x / limit near 0, of 1 far from it, is one quotient: in one case Lambert's
-    continued fraction, in the other 2 * v / (1 + v) with v = exp(-2 * |x| / limit).
+    Interpolated at the zeros of a Chebyshev polynomial, within 2**-28 or 2**-57 of itself.
     """
+    cdef vector u = vector_fma(
+        x, vector_set(cap.inverse), vector_multiply(x, vector_set(cap.inverse_rest)))
+    cdef vector s = vector_multiply(u, u)
+    cdef vector p
+    square[0] = s
+    if sizeof(real) == 4:
+        p = vector_fma(
+            s, vector_set(-0.002370765640497788), vector_set(0.008410070801530736))
+        p = vector_fma(p, s, vector_set(-0.02178832199710853))
+        p = vector_fma(p, s, vector_set(0.05396155178134269))
+        p = vector_fma(p, s, vector_set(-0.1333331286686180))
+        return vector_multiply(s, vector_fma(p, s, vector_set(0.3333333323120793)))
+    p = vector_fma(
+        s, vector_set(-0.000006934046420988953), vector_set(0.00003208661403793599))
+    p = vector_fma(p, s, vector_set(-0.00009332432233847447))
+    p = vector_fma(p, s, vector_set(0.0002379520138392499))
+    p = vector_fma(p, s, vector_set(-0.0005897680994688268))
+    p = vector_fma(p, s, vector_set(0.001455795885573463))
+    p = vector_fma(p, s, vector_set(-0.003592124250008692))
+    p = vector_fma(p, s, vector_set(0.008863235292803289))
+    p = vector_fma(p, s, vector_set(-0.02186948852736811))
+    p = vector_fma(p, s, vector_set(0.05396825396808531))
+    p = vector_fma(p, s, vector_set(-0.1333333333333321))
+    return vector_multiply(s, vector_fma(p, s, vector_set(0.3333333333333333)))
+
+
+cdef inline vector softcapped(vector x, const Softcap *cap) noexcept nogil:
+    """limit * tanh(x / limit); infinity and NaN stay."""
+    cdef mask far = vector_greater(vector_absolute(x), vector_set(cap.near))
+    cdef vector square
+    cdef vector near = vector_fnma(x, tanh_missing(x, cap, &square), x)
+    if any_lane(far):
+        return vector_select(far, softcapped_far(x, cap), near)
+    return near
+
+
+cdef inline vector softcapped_far(vector x, const Softcap *cap) noexcept nogil:
+    """What tanh misses of 1 is 2 * v / (1 + v) with v = exp(-2 * |x| / limit)."""
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
     cdef vector size = vector_absolute(x)
-    cdef mask far = vector_greater(size, vector_set(cap.near))
-    cdef mask negative = vector_greater(zero, x)
-    cdef vector v = exponential(vector_subtract(zero, size), reference_at(0), &cap.scale)
-    cdef vector s = vector_multiply(vector_multiply(x, x), vector_set(cap.inverse_square))
-    cdef vector above, base, rest, result
-    cdef DoubleDouble below, missing
-    if sizeof(real) == 4:
-        above = vector_fma(vector_add(s, vector_set(189.0)), s, vector_set(3465.0))
-        below.high = vector_fma(vector_add(s, vector_set(210.0)), s, vector_set(4725.0))
-        below.high = vector_fma(below.high, s, vector_set(10395.0))
-    else:
-        above = vector_fma(vector_add(s, vector_set(1430.0)), s, vector_set(289575.0))
-        above = vector_fma(above, s, vector_set(16081065.0))
-        above = vector_fma(above, s, vector_set(218243025.0))
-        below.high = vector_fma(vector_add(s, vector_set(1485.0)), s, vector_set(315315.0))
-        below.high = vector_fma(below.high, s, vector_set(18918900.0))
-        below.high = vector_fma(below.high, s, vector_set(310134825.0))
-        below.high = vector_fma(below.high, s, vector_set(654729075.0))
-    above = vector_select(far, vector_add(v, v), vector_multiply(s, above))
-    below = double_double_select(
-        far, double_double_add(double_double_from(one), v), double_double_from(below.high))
-    base = vector_select(far, vector_select(
-        negative, vector_set(-cap.limit), vector_set(cap.limit)), x)
-    rest = vector_select(far, vector_select(
-        negative, vector_set(-cap.limit_rest), vector_set(cap.limit_rest)), zero)
-    missing = double_double_multiply(
-        double_double_quotient(double_double_from(above), below), base)
-    result = vector_subtract(base, missing.high)
-    rest = vector_add(rest, vector_subtract(
-        vector_subtract(vector_subtract(base, result), missing.high), missing.low))
+    cdef vector limit = vector_set(cap.limit)
+    cdef DoubleDouble v = exponential_pair(
+        vector_subtract(zero, size), reference_at(0), &cap.scale)
+    cdef DoubleDouble missing = double_double_multiply(
+        double_double_quotient(
+            double_double_merge(v, v), double_double_merge(double_double_from(one), v)),
+        limit)
+    cdef vector result = vector_subtract(limit, missing.high)
+    result = vector_add(result, vector_add(vector_set(cap.limit_rest), vector_subtract(
+        vector_subtract(vector_subtract(limit, result), missing.high), missing.low)))
     return vector_select(
-        vector_equal(size, vector_set(-NEGATIVE_INFINITY)), x, vector_add(result, rest))
+        vector_equal(size, vector_set(-NEGATIVE_INFINITY)), x,
+        vector_select(vector_greater(zero, x), vector_subtract(zero, result), result))
 
 
 cdef inline vector softcap_gradient(vector gradient, vector x, const Softcap *cap) noexcept nogil:
-    """A gradient by softcapped(x), times 4 * v / (1 + v)**2: that by x; 0 stays, beside NaN too."""
+    """A gradient by softcapped(x), times 1 - tanh(x / limit)**2: that by x; 0 stays, beside NaN."""
+    cdef vector zero = vector_set(0.0)
+    cdef mask far = vector_greater(vector_absolute(x), vector_set(cap.near_slope))
+    cdef vector one = vector_set(1.0)
+    cdef vector square, share, near
+    share = vector_subtract(one, tanh_missing(x, cap, &square))
+    near = vector_multiply(gradient, vector_fnma(vector_multiply(square, share), share, one))
+    if any_lane(far):
+        near = vector_select(far, softcap_gradient_far(gradient, x, cap), near)
+    return vector_select(vector_equal(gradient, zero), zero, near)
+
+
+cdef inline vector softcap_gradient_far(
+    vector gradient, vector x, const Softcap *cap
+) noexcept nogil:
+    """It is multiplied by 4 * v / (1 + v)**2, which has all digits."""
     cdef vector zero = vector_set(0.0)
     cdef vector one = vector_set(1.0)
     cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
     cdef mask large = vector_greater(vector_absolute(gradient), one)
-    cdef mask unchanged = vector_equal(gradient, zero)
     # Times 2**HEADROOM: a small slope of a large gradient counts.
     cdef DoubleDouble v = exponential_pair(
         vector_subtract(zero, vector_absolute(x)), reference_at(-HEADROOM), &cap.scale)
@@ -636,5 +676,4 @@ cdef inline vector softcap_gradient(vector gradient, vector x, const Softcap *ca
             double_double_from(vector_set(4.0)), double_double_product(below, below)))
     gradient = vector_select(large, vector_multiply(gradient, down), gradient)
     gradient = vector_fma(gradient, slope.high, vector_multiply(gradient, slope.low))
-    return vector_select(
-        unchanged, zero, vector_select(large, gradient, vector_multiply(gradient, down)))
+    return vector_select(large, gradient, vector_multiply(gradient, down))

@@ -98,11 +98,13 @@ enum { HAS_FMA = 0 };
 #define LN2 (HAS_FMA ? 0.693147180559945286 : 0x1.62e42fefa4p-1)
 #define LN2_REST (HAS_FMA ? 2.31904681384629956e-17 : -1.72394445256148357e-13)
 #define SMALLEST_NORMAL 0x1p-1022
+#define LARGEST 0x1.fffffffffffffp1023
 #else
 #define NEGATIVE_INFINITY (-__builtin_inff())
 #define LN2 (HAS_FMA ? 0.693147182f : 0x1.62e8p-1f)
 #define LN2_REST (HAS_FMA ? -1.90465421e-9f : -2.90889301e-5f)
 #define SMALLEST_NORMAL 0x1p-126f
+#define LARGEST 0x1.fffffep127f
 #endif
 
 #define INLINE static inline __attribute__((always_inline, unused))

@@ -21,6 +21,7 @@ cdef extern from "vector.h" nogil:
     const real LN2       # LN2 + LN2_REST is ln(2)
     const real LN2_REST
     const real SMALLEST_NORMAL
+    const real LARGEST
     const real ROUNDER   # adding it rounds to a whole number
     const real POWER_ROUNDER
 

@@ -431,6 +431,7 @@ cdef void tiles_fill(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t = 0, alike
     cdef real *first = scratch.kept + <int>role * n * LANES
+    cdef real *tile
     if reads_tiles_in_place(problem, role):
         return
     if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
@@ -445,8 +446,8 @@ cdef void tiles_fill(
                 groups + t, problem, role, chunk, first + t * scratch.kept_stride, scratch)
     if problem.options.softcap != 0 and role == INPUT:
         for t in range(tiles):
-            numbers_cap(
-                scratch.kept + t * scratch.kept_stride, n * LANES, &scratch.softcap)
+            tile = scratch.kept + t * scratch.kept_stride
+            numbers_cap(tile, tile, n * LANES, &scratch.softcap)
 
 
 cdef void tiles_read(

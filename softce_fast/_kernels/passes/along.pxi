@@ -689,6 +689,12 @@ cdef inline const char *row_input(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     if is_read_in_place(problem):
         return array.data + offset + chunk * CHUNK * array.size
+    if problem.options.softcap != 0 and not has(problem, MASK):
+        numbers_cap(
+            buffer, row_read(
+                &problem.layout, array, offset, chunk * CHUNK, n, buffer, scratch.raw),
+            n, &scratch.softcap)
+        return <const char *>buffer
     if is_weighted(problem):
         copy_weighty(
             buffer, row_read(
@@ -701,7 +707,7 @@ cdef inline const char *row_input(
             &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),
             chunk * CHUNK, n, buffer, NEGATIVE_INFINITY, scratch.raw)
     if problem.options.softcap != 0:
-        numbers_cap(buffer, n, &scratch.softcap)
+        numbers_cap(buffer, buffer, n, &scratch.softcap)
     return <const char *>buffer
 
 
@@ -712,10 +718,11 @@ cdef void row_correct(
     """Do to a chunk of a row's gradient what row_input() did to its logits."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     if problem.options.softcap != 0:
-        row_gather(
-            &problem.layout, &problem.arrays[<int>INPUT], in_group(group, problem, INPUT, k),
-            chunk * CHUNK, n, scratch.target, scratch.raw)
-        numbers_slope(gradient, scratch.target, n, &scratch.softcap)
+        numbers_slope(
+            gradient, row_read(
+                &problem.layout, &problem.arrays[<int>INPUT], in_group(group, problem, INPUT, k),
+                chunk * CHUNK, n, scratch.target, scratch.raw),
+            n, &scratch.softcap)
     if has(problem, MASK):
         row_exclude(
             &problem.layout, &problem.arrays[<int>MASK], in_group(group, problem, MASK, k),

@@ -149,14 +149,14 @@ cdef inline void numbers_exclude(
         x[i] = x[i] if taken[i] != 0 else value
 
 
-cdef void numbers_cap(real *x, Py_ssize_t n, const Softcap *cap) noexcept nogil:
-    """Cap n logits where they are."""
+cdef void numbers_cap(real *to, const real *x, Py_ssize_t n, const Softcap *cap) noexcept nogil:
+    """Cap n logits; it may be where they are."""
     cdef Py_ssize_t i = 0
     while i + LANES <= n:
-        vector_store(x + i, softcapped(vector_load(x + i), cap))
+        vector_store(to + i, softcapped(vector_load(x + i), cap))
         i += LANES
     if i < n:
-        vector_store_first(x + i, softcapped(vector_load_first(x + i, n - i), cap), n - i)
+        vector_store_first(to + i, softcapped(vector_load_first(x + i, n - i), cap), n - i)
 
 
 cdef void numbers_slope(
