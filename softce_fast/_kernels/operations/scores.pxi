@@ -116,7 +116,9 @@ cdef inline real least_of_best(const real *x, Py_ssize_t n, Py_ssize_t count) no
     """
     cdef vector most = vector_set(NEGATIVE_INFINITY)
     cdef real[16] lane
-    cdef Py_ssize_t i = 0, j, k, best
+    cdef vector above = vector_set(0.0)
+    cdef real least
+    cdef Py_ssize_t i = 0, k
     while i < n:
         most = vector_maximum(vector_maximum(
             vector_maximum(row_vector(x, i, n), most), row_vector(x, i + LANES, n)
@@ -125,15 +127,12 @@ cdef inline real least_of_best(const real *x, Py_ssize_t n, Py_ssize_t count) no
             row_vector(x, i + 3 * LANES, n)))
         i += RUN * LANES
     vector_store(lane, most)
-    for j in range(count):
-        best = 0
-        for k in range(1, LANES):
-            if lane[k] > lane[best]:
-                best = k
-        if j == count - 1:
-            return 0 - next_above(0 - lane[best]) if lane[best] > NEGATIVE_INFINITY else lane[best]
-        lane[best] = NEGATIVE_INFINITY
-    return NEGATIVE_INFINITY
+    for k in range(LANES):
+        above = vector_add(above, is_below(vector_set(lane[k]), most))
+    least = -vector_reduce_maximum(vector_select(
+        vector_greater(vector_set(<real>count), above), vector_subtract(vector_set(0.0), most),
+        vector_set(NEGATIVE_INFINITY)))
+    return -next_above(-least) if least > NEGATIVE_INFINITY else least
 
 
 cdef void row_select(
@@ -407,25 +406,28 @@ cdef inline void finish_scores(
 ) noexcept nogil:
     cdef const Scores *scores = &problem.scores
     cdef int64_t others = problem.layout.classes - (scores.ties == TIES_MAX)
+    cdef int64_t[16] rank
+    cdef unsigned int special
     cdef Py_ssize_t k
     cdef ScoreNumbers numbers
     finish_total(group, problem, scratch)
     finish_loss(group, problem, scratch)
     score_numbers(&numbers, group, problem, scratch)
-    for k in range(group.rows):
+    for k in range(LANES):
         group.result[k] = 0 - group.result[k]
-        scores.rank[group.first + k] = others - <int64_t>numbers.below[k]
-        scores.argmax[group.first + k] = group.recipe.top[k]
-        if (
-            not numbers.finite >> k & 1 or group.ignored >> k & 1
-            or numbers.own_logit[k] == NEGATIVE_INFINITY
-        ):
+        rank[k] = others - <int64_t>numbers.below[k]
+    memcpy(scores.rank + group.first, rank, group.rows * sizeof(int64_t))
+    memcpy(scores.argmax + group.first, group.recipe.top, group.rows * sizeof(int64_t))
+    special = ~numbers.finite | group.ignored | vector_mask_bits(
+        vector_equal(group.own_logit, vector_set(NEGATIVE_INFINITY)))
+    for k in range(group.rows if special != 0 else 0):
+        if special >> k & 1:
             finish_special(group, problem, k, &numbers)
     scores_write(group, problem, scores.logsumexp, numbers.logsumexp)
     if wants_entropy(problem):
         scores_write(group, problem, scores.entropy, numbers.entropy)
-    for k in range(group.rows if scores.top_k > 0 else 0):
-        finish_best(group, problem, k, &numbers, best + k * scores.top_k)
+    if scores.top_k > 0:
+        finish_best(group, problem, &numbers, best)
 
 
 cdef void score_numbers(
@@ -529,29 +531,31 @@ cdef int64_t row_lowest(
 
 
 cdef inline void finish_best(
-    const Group *group, const Problem *problem, Py_ssize_t k, const ScoreNumbers *numbers,
-    Candidate *best,
+    const Group *group, const Problem *problem, const ScoreNumbers *numbers, Candidate *best
 ) noexcept nogil:
-    """What was selected of row k, and its log-probabilities."""
+    """What was selected of each row, and its log-probabilities."""
     cdef const Array *array = &problem.arrays[<int>RESULT]
     cdef Py_ssize_t count = problem.scores.top_k
-    cdef Py_ssize_t first = (group.first + k) * count
-    cdef Py_ssize_t j
-    cdef double inverse = 1 / problem.options.temperature
-    cdef bint finite = numbers.finite >> k & 1
-    cdef double log_prob = NAN
-    if finite and best[count - 1].index == INT64_MAX:
-        row_lowest(group, problem, k, best)
-    for j in range(count):
-        if finite:
-            log_prob = (
-                (best[j].value / 2 - numbers.maximum[k] / 2) * (2 * inverse)
-                - numbers.log_rest[k])
-        problem.scores.top_indices[first + j] = (
-            best[j].index if finite and best[j].index != INT64_MAX else -1)
-        if array.kind == REAL_KIND:
-            (<real *>problem.scores.top_log_probs)[first + j] = <real>log_prob
-        else:
-            number_write(
-                problem.scores.top_log_probs + (first + j) * array.size, log_prob, array.kind,
-                False)
+    cdef int64_t *indices = problem.scores.top_indices + group.first * count
+    cdef char *log_probs = problem.scores.top_log_probs + group.first * count * array.size
+    cdef bint plain = array.kind == REAL_KIND
+    cdef double twice = 2 / problem.options.temperature
+    cdef double half, log_rest, log_prob
+    cdef Py_ssize_t i = 0, k, stop
+    for k in range(group.rows):
+        stop = i + count
+        half = numbers.maximum[k] / 2
+        log_rest = numbers.log_rest[k]
+        if not numbers.finite >> k & 1:
+            log_rest = NAN
+            best_clear(best + i, count)
+        elif best[stop - 1].index == INT64_MAX:
+            row_lowest(group, problem, k, best + i)
+        while i < stop:
+            indices[i] = -1 if best[i].index == INT64_MAX else best[i].index
+            log_prob = (best[i].value / 2 - half) * twice - log_rest
+            if plain:
+                (<real *>log_probs)[i] = <real>log_prob
+            else:
+                number_write(log_probs + i * array.size, log_prob, array.kind, False)
+            i += 1
