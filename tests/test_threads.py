@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -585,6 +586,42 @@ def unasked_calls_beside_busy_threads() -> None:
 @on_linux
 def test_bits_beside_busy_threads():
     run_function(unasked_calls_beside_busy_threads, timeout=120)
+
+
+def calls_beside_threads_without_a_cpu() -> None:
+    """One has to wait for them; so some of the next ones, large as they are, do without."""
+    x = np.zeros((2000, 1000), np.float32)
+    tasks = Path("/proc/self/task")
+    before = {task.name for task in tasks.iterdir()}
+    cpu = {min(cpus())}
+
+    def crowd(process: int | str) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(process), cpu)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            command = [sys.executable, "-c", "while True: pass"]
+            process = stack.enter_context(subprocess.Popen(command))
+            stack.callback(process.kill)
+            crowd(process.pid)
+        plans = stack.enter_context(execute.recording())
+        deadline = time.monotonic() + 60
+        while not any(plan["threads"] == 1 for plan in plans):
+            assert time.monotonic() < deadline
+            sf.softmax(x, out=x)
+            for task in tasks.iterdir():
+                if task.name not in before:
+                    crowd(task.name)
+    assert any(plan["threads"] > 1 for plan in plans)
+
+
+@needs_openmp
+@on_linux
+def test_large_calls_do_without_threads_that_had_to_be_waited_for():
+    if len(cpus()) < 2:
+        pytest.skip("one CPU")
+    run_function(calls_beside_threads_without_a_cpu, timeout=120)
 
 
 @needs_openmp

@@ -150,6 +150,8 @@ PLANTED = {
          "shares[k].stop = tasks * (k + 1) // count - 1", "threads -k many_python_threads_at_once"),
         ("a task too many", "while task < share.stop:", "while task <= share.stop:",
          "memory -k 'long_rows_at_a_guard_page and float32'"),
+        ("a large call waits for the same threads again", "                calls_pause(",
+         "                if team < 0: calls_pause(", "threads -k large_calls_do_without"),
         ("threads asked for are waited for as others", "if n_threads > 0 or count == 1:",
          "if count == 1:", "threads -k used_at_once"),
     ),

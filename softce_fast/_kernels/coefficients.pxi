@@ -37,7 +37,9 @@ cdef void fill_even(Problem *problem) noexcept nogil:
     """Fill in what label smoothing gives to each class; that of shards is told in one number."""
     cdef Py_ssize_t classes = problem.layout.classes
     cdef RowHead head
-    problem.even.rest = 0
+    problem.even.total = problem.even.rest = 0
+    if problem.options.label_smoothing == 0:
+        return
     if problem.shard.exported != NULL:
         problem.even.total = 1
     elif problem.shard.given:

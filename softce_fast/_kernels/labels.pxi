@@ -69,7 +69,9 @@ cdef struct LaneSums:
     Sum[8] lane
 
 
-cdef inline void lanes_add(LaneSums *sums, Py_ssize_t first, Py_ssize_t n, double *block) noexcept nogil:
+cdef inline void lanes_add(
+    LaneSums *sums, Py_ssize_t first, Py_ssize_t n, double *block
+) noexcept nogil:
     """Add n numbers, of rows from `first` on, which begin at block[first % 8]."""
     cdef Py_ssize_t head = first % 8
     cdef Py_ssize_t i, k

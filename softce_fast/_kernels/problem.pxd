@@ -429,7 +429,8 @@ cdef inline bint emits_from_logits(const Problem *problem) noexcept nogil:
 
 cdef inline bint corrects_output(const Problem *problem) noexcept nogil:
     """Whether the output is a gradient by logits that were changed as they were read."""
-    return is_cross_entropy(problem.operation) and (problem.arrays[<int>MASK].data != NULL or problem.options.softcap != 0)
+    return is_cross_entropy(problem.operation) and (
+        problem.arrays[<int>MASK].data != NULL or problem.options.softcap != 0)
 
 
 cdef inline Py_ssize_t tile_sections(const Problem *problem) noexcept nogil:

@@ -498,22 +498,24 @@ cdef inline void finish_gradient(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Recipe *recipe = &group.recipe
-    cdef RowFactors factors = scratch.factors[0].unweighted
+    cdef const RowFactors *factors = &scratch.factors[0].unweighted
+    cdef RowFactors weighted
     cdef DoubleDouble total = exact_total(group, scratch)
     cdef vector others
     if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
         # Where both parts of an entry of a dense target are equal, nothing is to be left.
-        factors = factors_of(
+        weighted = factors_of(
             group, problem, scratch.factors[0].of_all, is_dense(problem.operation))
+        factors = &weighted
     total = double_double_scaled(total, factors.lift)
     recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
     recipe.unscale = factors.power
     recipe.coefficient_factor = factors.coefficient
     if is_dense(problem.operation):
-        finish_dense_gradient(group, problem, &factors, total, scratch)
+        finish_dense_gradient(group, problem, factors, total, scratch)
         return
     if problem.options.z_loss != 0:
-        recipe.at_label = own_gradient(group, problem, &factors, total)
+        recipe.at_label = own_gradient(group, problem, factors, total)
     else:
         # Minus the share of the others: subtracting that of one from 1 would lose the digits.
         others = vector_subtract(

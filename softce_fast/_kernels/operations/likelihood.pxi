@@ -44,8 +44,10 @@ cdef inline octet doubles_from(const double *x, Py_ssize_t i, Py_ssize_t n) noex
 
 
 cdef inline octet likelihood_term(
-    octet target, octet class_weight, octet row_weight, octet logarithm
+    octet target, octet class_weight, octet row_weight, octet logarithm, bint weighted
 ) noexcept nogil:
+    if not weighted:
+        return octet_product_or_zero(target, logarithm)
     return octet_product_or_zero(octet_coefficient(target, class_weight, row_weight), logarithm)
 
 
@@ -57,13 +59,14 @@ cdef inline PairSum weighted_sum(
     cdef octet of_class = octet_set(1)
     cdef octet total = octet_set(0)
     cdef octet rest = total
+    cdef bint weighted = class_weight != NULL or weight != 1
     cdef Py_ssize_t i = 0
     while i < chunk.n:
         if class_weight != NULL:
             of_class = doubles_from(class_weight, i, chunk.n)
         octet_add(&total, &rest, likelihood_term(
             reals_from(chunk.second, i, chunk.n), of_class, of_row,
-            reals_from(logarithms, i, chunk.n)))
+            reals_from(logarithms, i, chunk.n), weighted))
         i += 8
     return octet_total(total, rest)
 
@@ -101,6 +104,7 @@ cdef void likelihood_tile_sum(
     cdef octet *rest = total + LANES
     cdef octet[2] of_row
     cdef octet of_class = octet_set(1)
+    cdef bint weighted = group.weights.given or problem.options.class_weight != NULL
     cdef real[16] logarithm
     cdef real[16] coefficient
     cdef vector v
@@ -125,7 +129,7 @@ cdef void likelihood_tile_sum(
             k = 8 * half + c % 8
             octet_add(&total[k], &rest[k], likelihood_term(
                 octet_from_reals(coefficient + 8 * half), of_class, of_row[half],
-                octet_from_reals(logarithm + 8 * half)))
+                octet_from_reals(logarithm + 8 * half), weighted))
 
 
 cdef void likelihood_tile_total(TileSums *lanes, PairSum *sums) noexcept nogil:
