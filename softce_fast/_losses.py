@@ -338,7 +338,7 @@ def run(
 
     Gradient and Hessian are those of the reduced loss.
     """
-    rows, sums = extreme_powers(call.weight, call.sample_weight, call.z_loss, call.reduction)
+    rows, sums = _powers(call)
     summed, power = _balanced(call, sums)
     of_hessian = hessian_scale, -math.inf if hessian_floor is None else hessian_floor
     if rows == sums or (gradient is None and hessian is None):
@@ -421,6 +421,19 @@ def without_power(weights: Array, power: int) -> Array:
     smallest = np.finfo(np.float64).tiny
     vanishes = (np.abs(scaled) < smallest) & (weights != 0)
     return np.where(vanishes, np.copysign(smallest, weights), scaled)
+
+
+def _powers(call: LossArguments) -> tuple[Powers, Powers]:
+    """Return extreme_powers() of a call."""
+    options = call.sample_weight, call.z_loss, call.reduction
+    rows, sums = extreme_powers(call.weight, *options)
+    if rows != sums and call.weight is not None and not call.label_smoothing:
+        if call.labels is not None:
+            # Weights of other classes than those of the labels have no part in the sum.
+            labels = np.unique(call.labels[call.labels != call.ignore_index])
+            labels = labels[(labels >= 0) & (labels < call.classes)]
+            return extreme_powers(call.weight[labels], *options)
+    return rows, sums
 
 
 def extreme_powers(
@@ -672,7 +685,7 @@ def _negative_log(
     if _arrays.left_to_numpy(call.values, call.dtype):
         return reference.negative_log(call, is_log)
     losses = _losses_array(call)
-    _, powers = extreme_powers(call.weight, call.sample_weight, call.z_loss, call.reduction)
+    _, powers = _powers(call)
     call, power = _balanced(call, powers)
     found = execute.negative_log(
         call.values, call.labels, call.probabilities, losses, call.axis, call.weight,

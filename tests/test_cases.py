@@ -254,6 +254,29 @@ SIZES += [
         {"z_loss": 0.5, "reduction": "sum"},
     )
 ]
+# Weights that differ by more than float64 holds, of which the rows have some.
+SIZES += [
+    ("f8", logits, target, {"weight": [1.5e-292, 7e293, 1e-292], "sample_weight": sample} | more)
+    for logits, target, sample in (
+        ([[1, 2, 3]], [0], [0.0169]),
+        ([[1, 2, 3], [2, 1, 0]], [0, 2], [0.0169, 0.3]),
+        ([[1, 2, 3], [2, 1, 0]], [0, 1], [0.0169, 0.3]),
+        ([[1, 2, 3], [2, 1, 0]], [1, -100], [0.0169, 0.3]),
+    )
+    for more in ({}, {"reduction": "sum"}, {"reduction": "none"}, {"z_loss": 0.1})
+]
+# Nothing is left of the gradient but what z_loss adds, far less than the class weighs.
+SIZES += [
+    (
+        dtype,
+        [[3.9, *[below] * others]],
+        target if target == [0] else [[1.0, *[0.0] * others]],
+        {"weight": [weight, *[1.0] * others], "z_loss": 0.5, "reduction": "none"},
+    )
+    for dtype, weight in (("bfloat16", 4e37), ("f4", 4e37), ("f4", 4e167), ("f8", 4e250))
+    for others, below in ((0, 0), (1, -2000), (20, -2000))
+    for target in ([0], "one-hot")
+]
 SIZES += [
     (dtype, [[1, 2, 3]], [0], {"denominator": denominator})
     for dtype in ("bfloat16", "f4", "f8")

@@ -403,8 +403,8 @@ cdef RowFactors factors_of(
     cdef RowLanes lanes
     cdef double[16] weight
     cdef double label
-    cdef Factor factor
-    cdef int power, left
+    cdef bint dense = is_dense(problem.operation)
+    cdef unsigned int alone = 0
     cdef Py_ssize_t k
     for k in range(LANES):
         weight[k] = lanes.target[k] = 1
@@ -416,24 +416,49 @@ cdef RowFactors factors_of(
     if problem.options.z_loss != 0:
         memcpy(lanes.rest, group.from_z, sizeof(weight))
         coefficients_scale(lanes.rest, problem)
-    if is_dense(problem.operation):
+        alone = rows_of_one_class(group, dense)
+    if dense:
         for k in range(LANES):
             label = lanes.target[k] if has(problem, LABELS) else 0
             lanes.target[k] = group.coefficients[0][k] + label
             lanes.lost[k] = number_or_nothing(group.coefficients[1][k] + sum_error(
                 group.coefficients[0][k], label, lanes.target[k]))
-    if are_moderate(&lanes, weight, scale.power):
-        lanes_set(&lanes, weight, scale, rounded, is_dense(problem.operation))
+    if alone == 0 and are_moderate(&lanes, weight, scale.power):
+        lanes_set(&lanes, weight, scale, rounded, dense)
         return factors_from(&lanes)
     for k in range(LANES):
-        power = needed_power(max(fabs(lanes.target[k]), max(
-            fabs(lanes.rest[k]), <double>is_dense(problem.operation))), &left)
-        factor = factor_for(
-            row_scale(scale, weight[k], rounded), power, left, is_dense(problem.operation))
-        lane_set(&lanes, k, factor)
-        if power != 0:
-            lane_shift(&lanes, k, -power)
+        if alone >> k & 1:
+            lanes.target[k] = lanes.lost[k] = 0
+        lane_set_for(
+            &lanes, k, row_scale(scale, weight[k], rounded), dense and not alone >> k & 1)
+        if alone >> k & 1:
+            lanes.coefficient[k] = 0
     return factors_from(&lanes)
+
+
+cdef inline unsigned int rows_of_one_class(const Group *group, bint dense) noexcept nogil:
+    """Rows, bits, of whose gradient nothing is left but z_loss's part, however small it is.
+
+    All probability is that of one class, and so are all coefficients.
+    """
+    cdef vector zero = vector_set(0.0)
+    cdef mask m = vector_equal(group.whole.others.high, zero)
+    if not dense:
+        return vector_mask_bits(m)
+    return vector_mask_bits(m) & vector_mask_bits(
+        vector_equal(group.whole.other_coefficients.high, zero))
+
+
+cdef inline void lane_set_for(
+    RowLanes *lanes, Py_ssize_t k, Scaled scale, bint dense
+) noexcept nogil:
+    """Set what multiplies row k, whatever the size of its numbers."""
+    cdef int left
+    cdef int power = needed_power(
+        max(fabs(lanes.target[k]), max(fabs(lanes.rest[k]), <double>dense)), &left)
+    lane_set(lanes, k, factor_for(scale, power, left, dense))
+    if power != 0:
+        lane_shift(lanes, k, -power)
 
 
 cdef inline Scaled row_scale(Scaled scale, double weight, bint rounded) noexcept nogil:
