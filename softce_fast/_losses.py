@@ -427,13 +427,12 @@ def _powers(call: LossArguments) -> tuple[Powers, Powers]:
     """Return extreme_powers() of a call."""
     options = call.sample_weight, call.z_loss, call.reduction
     rows, sums = extreme_powers(call.weight, *options)
-    if rows != sums and call.weight is not None and not call.label_smoothing:
-        if call.labels is not None:
-            # Weights of other classes than those of the labels have no part in the sum.
-            labels = np.unique(call.labels[call.labels != call.ignore_index])
-            labels = labels[(labels >= 0) & (labels < call.classes)]
-            return extreme_powers(call.weight[labels], *options)
-    return rows, sums
+    if rows == sums or call.weight is None or call.labels is None or call.label_smoothing:
+        return rows, sums
+    # Weights of other classes than those of the labels have no part in the sum.
+    labels = np.unique(call.labels[call.labels != call.ignore_index])
+    labels = labels[(labels >= 0) & (labels < call.classes)]
+    return extreme_powers(call.weight[labels], *options)
 
 
 def extreme_powers(
