@@ -277,6 +277,13 @@ SIZES += [
     for others, below in ((0, 0), (1, -2000), (20, -2000))
     for target in ([0], "one-hot")
 ]
+# The one class left is not the target's.
+ONE_LEFT = {"where": [True, False, False], "z_loss": 0.5, "reduction": "none"}
+SIZES += [
+    (dtype, [[1, 2, 3]], [2], {"label_smoothing": smoothing} | ONE_LEFT)
+    for dtype in ("bfloat16", "f4", "f8")
+    for smoothing in (0.1, 1.0)
+]
 SIZES += [
     (dtype, [[1, 2, 3]], [0], {"denominator": denominator})
     for dtype in ("bfloat16", "f4", "f8")

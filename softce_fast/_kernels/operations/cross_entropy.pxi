@@ -416,7 +416,7 @@ cdef RowFactors factors_of(
     if problem.options.z_loss != 0:
         memcpy(lanes.rest, group.from_z, sizeof(weight))
         coefficients_scale(lanes.rest, problem)
-        alone = rows_of_one_class(group, dense)
+        alone = rows_of_one_class(group, problem)
     if dense:
         for k in range(LANES):
             label = lanes.target[k] if has(problem, LABELS) else 0
@@ -436,17 +436,23 @@ cdef RowFactors factors_of(
     return factors_from(&lanes)
 
 
-cdef inline unsigned int rows_of_one_class(const Group *group, bint dense) noexcept nogil:
+cdef inline unsigned int rows_of_one_class(
+    const Group *group, const Problem *problem
+) noexcept nogil:
     """Rows, bits, of whose gradient nothing is left but z_loss's part, however small it is.
 
     All probability is that of one class, and so are all coefficients.
     """
     cdef vector zero = vector_set(0.0)
-    cdef mask m = vector_equal(group.whole.others.high, zero)
-    if not dense:
-        return vector_mask_bits(m)
-    return vector_mask_bits(m) & vector_mask_bits(
-        vector_equal(group.whole.other_coefficients.high, zero))
+    cdef unsigned int rows = vector_mask_bits(vector_equal(group.whole.others.high, zero))
+    cdef Py_ssize_t k
+    if rows == 0 or not is_dense(problem.operation):
+        return rows
+    rows &= vector_mask_bits(vector_equal(group.whole.other_coefficients.high, zero))
+    for k in range(LANES if has(problem, LABELS) else 0):
+        if group.labels[k] != group.recipe.top[k] and group.weights.label[k] != 0:
+            rows &= ~(<unsigned int>1 << k)
+    return rows
 
 
 cdef inline void lane_set_for(
