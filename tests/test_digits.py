@@ -172,6 +172,20 @@ def test_many_rows_whose_largest_class_has_about_half(
             digits.check("gradient", gradient, right.gradient, trial, scale=right.gradient_scale)
 
 
+@pytest.mark.parametrize("classes", [3, 8])
+def test_z_loss_under_smoothing_alone(full_dtype: np.dtype, classes: int) -> None:
+    """What is left of an entry is far less than what it is the difference of."""
+    random = np.random.default_rng(classes)
+    options: dict[str, Any] = {"label_smoothing": 1.0, "z_loss": 0.5, "reduction": "none"}
+    with Digits(full_dtype) as digits:
+        for scale in (0.1, 0.3):
+            logits = (random.normal(size=(60_000, classes)) * scale).astype(full_dtype)
+            target = random.integers(0, classes, len(logits))
+            right = truth.cross_entropy_with_options(logits, target, **options)
+            gradient = sf.cross_entropy_with_grad(logits, target, **options)[1]
+            digits.check("gradient", gradient, right.gradient, scale, scale=right.gradient_scale)
+
+
 @LAYOUTS
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice or "plain")
 def test_losses_of_half_types(half_dtype: np.dtype, choice: str, middle_axis: bool) -> None:

@@ -144,6 +144,18 @@ def test_no_row_counts(empty: str, loss: float) -> None:
     np.testing.assert_array_equal(found[2], 0)
 
 
+@pytest.mark.parametrize(("empty", "hessian"), [("nan", np.nan), ("zero", 0.0)])
+@pytest.mark.parametrize("module", [sf, sf.reference], ids=["kernels", "reference"])
+def test_no_class_weighs_anything(module: Any, empty: str, hessian: float) -> None:
+    """Under smoothing no row is taken out: the sum is 0, and so is what a mean divides by."""
+    found = module.cross_entropy_with_grad_and_hessian(
+        np.ones((2, 3)), np.zeros(2, int), weight=np.zeros(3), label_smoothing=0.1,
+        hessian_floor=1e-16, empty=empty,
+    )  # fmt: skip
+    for result in found:
+        np.testing.assert_array_equal(result, hessian)
+
+
 @pytest.mark.parametrize("name", ["float16", "longdouble"])
 def test_other_dtypes(name: str) -> None:
     logits, target, *_ = batch(name, 10, "labels")

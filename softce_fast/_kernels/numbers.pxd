@@ -368,16 +368,19 @@ cdef inline vector cooled_difference(vector a, vector b, const Scale *scale) noe
         vector_set(2 * scale.inverse))
 
 
-cdef inline vector logarithm(vector v, vector correction, vector exponent) noexcept nogil:
-    """log((v + correction) * 2**exponent) for |correction| far below v.
+cdef struct LogParts:
+    # The logarithm of a number: k * ln(2) + f - small, of which k and f are exact.
+    vector k
+    vector f
+    vector small
 
-    -inf for 0, NaN for NaN and infinity.
-    """
-    cdef vector one = vector_set(1.0)
-    cdef vector k = vector_add(vector_exponent(v), exponent)
-    cdef vector f = vector_subtract(vector_fraction(v), one)
-    cdef vector s, z, w, small
-    f = vector_add(f, vector_subtract(v, v))
+
+cdef inline LogParts log_parts(vector v, vector correction, vector exponent) noexcept nogil:
+    """Those of (v + correction) * 2**exponent for |correction| far below v."""
+    cdef LogParts parts
+    cdef vector f = vector_add(
+        vector_subtract(vector_fraction(v), vector_set(1.0)), vector_subtract(v, v))
+    cdef vector s, z, w
     s = vector_divide(f, vector_add(f, vector_set(2.0)))
     z = vector_multiply(s, s)
     if sizeof(real) == 4:
@@ -394,12 +397,20 @@ cdef inline vector logarithm(vector v, vector correction, vector exponent) noexc
         w = vector_fma(w, z, vector_set(0.400000000000008832))
         w = vector_fma(w, z, vector_set(0.666666666666666665))
     # log(1 + f) = f - s*(f - z*w); what is smaller than f is gathered first.
-    small = vector_multiply(s, vector_fnma(z, w, f))
-    small = vector_subtract(small, vector_divide(correction, v))
-    small = vector_fnma(k, vector_set(LN2_REST), small)
-    small = vector_fma(k, vector_set(LN2), vector_subtract(f, small))
+    parts.k = vector_add(vector_exponent(v), exponent)
+    parts.f = f
+    parts.small = vector_subtract(
+        vector_multiply(s, vector_fnma(z, w, f)), vector_divide(correction, v))
+    return parts
+
+
+cdef inline vector logarithm(vector v, vector correction, vector exponent) noexcept nogil:
+    """log((v + correction) * 2**exponent); -inf for 0, NaN for NaN and infinity."""
+    cdef LogParts parts = log_parts(v, correction, exponent)
+    cdef vector small = vector_fnma(parts.k, vector_set(LN2_REST), parts.small)
     return vector_select(
-        vector_equal(v, vector_set(0.0)), vector_set(NEGATIVE_INFINITY), small)
+        vector_equal(v, vector_set(0.0)), vector_set(NEGATIVE_INFINITY),
+        vector_fma(parts.k, vector_set(LN2), vector_subtract(parts.f, small)))
 
 
 cdef inline vector log_total(
@@ -413,6 +424,32 @@ cdef inline vector log_total(
         shift = vector_multiply(shift, vector_set(scale.inverse))
     return vector_add(shift, logarithm(
         vector_multiply(total.high, down), vector_multiply(total.low, down), exponent))
+
+
+cdef inline void log_totals(
+    double *to, DoubleDouble total, Reference reference, const Scale *scale, double temperature
+) noexcept nogil:
+    """log_total() in float64, whatever is computed in: with more digits than float32 has."""
+    cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
+    cdef LogParts parts = log_parts(
+        vector_multiply(total.high, down), vector_multiply(total.low, down),
+        vector_add(reference.exponent, vector_set(HEADROOM)))
+    cdef real[16] shift
+    cdef real[16] k
+    cdef real[16] f
+    cdef real[16] small
+    cdef real[16] rounded
+    cdef Py_ssize_t i
+    vector_store(rounded, log_total(total, reference, scale))
+    vector_store(shift, reference.shift)
+    vector_store(k, parts.k)
+    vector_store(f, parts.f)
+    vector_store(small, parts.small)
+    for i in range(LANES):
+        to[i] = shift[i] / temperature + (
+            k[i] * 0.693147180559945309417 + (<double>f[i] - <double>small[i]))
+        if sizeof(real) == 8 or to[i] - to[i] != 0:
+            to[i] = rounded[i]
 
 
 cdef struct LogRatio:

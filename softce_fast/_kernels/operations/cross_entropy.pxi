@@ -86,8 +86,9 @@ cdef void row_numbers(
     numbers_store(own_logit, group.own_logit)
     if problem.options.z_loss != 0:
         # Near 0 the logsumexp has the digits of what the others add to the largest.
-        numbers_store(
-            numbers.logsumexp, log_total(group.total, whole.reference, &scratch.scale))
+        log_totals(
+            numbers.logsumexp, group.total, whole.reference, &scratch.scale,
+            problem.options.temperature)
         confident = vector_mask_bits(vector_greater(group.own.high, whole.others.high))
         for k in range(LANES):
             if confident >> k & 1:
@@ -600,9 +601,9 @@ cdef void finish_dense_gradient(
         own = exponential_pair(
             label_logits(group, problem, &scratch.softcap), group.whole.reference, &scratch.scale)
         recipe.at_label = vector_multiply(
-            vector_fnma(
+            vector_fma(recipe.factor.high, own.low, vector_fnma(
                 factors.coefficient, label_coefficients(group, problem),
-                product_rounded(recipe.factor, own.high)),
+                product_rounded(recipe.factor, own.high))),
             factors.power)
     recipe.at_top = vector_multiply(
         vector_fma(factors.coefficient, others.high, vector_fma(
