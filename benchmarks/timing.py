@@ -84,14 +84,18 @@ def interleaved(
 
 
 def alternate(
-    calls: Mapping[str, Call], rounds: int = 7, seconds: float = 0.1, least: int = 3
+    calls: Mapping[str, Call],
+    rounds: int = 7,
+    seconds: float = 0.1,
+    least: int = 3,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Time calls in this process in alternating blocks of about that many seconds."""
     blocks = {}
     for name, call in calls.items():
         _, number = fastest({name: call})
         blocks[name] = partial(block, call, number, seconds, least)
-    return interleaved(blocks, rounds)
+    return interleaved(blocks, rounds, pause)
 
 
 def medians(timings: Mapping[str, Timing]) -> dict[str, float]:

@@ -3,8 +3,9 @@
 Plain is contiguous, classes last, one dtype, no mask. A way is what users have instead: classes in
 front or in the middle, gaps, masks, other dtypes, options. Where PyTorch has the way, its time over
 ours is measured, too. `WAYS` is the one table of them, with the targets. One round of the plain
-call, the way and PyTorch follows the other, in one process. All of it takes hours: --only,
---operation, --classes, --dtype and --megabytes choose.
+call, the way and PyTorch follows the other, in one process; each after a pause, in which the
+threads of the one before fall asleep, and with the first call untimed. All of it takes hours:
+--only, --operation, --classes, --dtype and --megabytes choose.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from timing import Call
 
 CLASSES = (10, 100, 1000, 32_000)
 MEGABYTES = (32, 128)
+PAUSE = 0.01  # seconds that no library's threads stay awake for
+ENOUGH = 0.01  # seconds of calls in a row: threads that they have woken are awake in most of them
 
 
 class Operation(NamedTuple):
@@ -447,10 +450,11 @@ def calls(way: Way, arguments: Arguments) -> dict[str, Call]:
 
 def seconds(way: Way, arguments: Arguments, rounds: int, busy: bool) -> dict[str, float]:
     chosen = calls(way, arguments)
-    found = timing.medians(timing.alternate(chosen, rounds, seconds=0, least=1))
+    measured = {"rounds": rounds, "seconds": ENOUGH, "least": 1, "pause": PAUSE}
+    found = timing.medians(timing.alternate(chosen, **measured))
     if busy:
         with waiting.busy_process():
-            beside = timing.alternate({BESIDE: chosen["way"]}, rounds, seconds=0, least=1)
+            beside = timing.alternate({BESIDE: chosen["way"]}, **measured)
         found |= timing.medians(beside)
     return found
 

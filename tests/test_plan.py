@@ -490,6 +490,9 @@ def test_large_inputs_are_fetched_ahead() -> None:
     assert (
         plan_of(lambda: sf.softmax_backward(x.reshape(-1, 1000), x.reshape(-1, 1000)))["ahead"] == 0
     )
+    labels = np.zeros(len(x), np.int64)
+    assert plan_of(lambda: sf.nll_loss(x, labels))["ahead"] == Threshold.ROWS_AHEAD * 160
+    assert plan_of(lambda: sf.nll_loss(x[:1000], labels[:1000]))["ahead"] == 0
 
 
 def test_tasks() -> None:
@@ -637,3 +640,29 @@ def test_any_plan_gives_the_same_bits(
         found = results()
     for wanted, got in zip(expected, found, strict=True):
         assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", BFLOAT16], ids=str)
+@pytest.mark.usefixtures("isa")
+def test_fetching_elements_ahead_changes_no_loss(dtype: Any, classes: int) -> None:
+    """Whatever the labels are, of rows to come or beyond the last one."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(101, classes)).astype(dtype)
+    labels = rng.integers(0, classes, len(x))
+    labels[::7] = -100
+    expected = [0 if label < 0 else -row[label] for row, label in zip(x, labels, strict=True)]
+    expected = np.array(expected, dtype)
+    order = np.arange(0, 202, 2)
+    strided = np.zeros(202, np.int64)
+    strided[order] = labels
+    spread = np.zeros((202, classes + 1), dtype)[::2, 1:]
+    spread[...] = x
+    for rows_ahead in (0, 1, 64, 1000):
+        with execute.forcing(ahead=rows_ahead * x.strides[0]):
+            for given, target in (
+                (x, labels), (x, labels.astype(np.int8)), (x, strided[::2]), (spread, labels),
+            ):  # fmt: skip
+                assert_same_bits(sf.nll_loss(given, target, reduction="none"), expected)
+            found = sf.nll_loss(x[::-1], labels[::-1], reduction="none")
+            assert_same_bits(found, expected[::-1])

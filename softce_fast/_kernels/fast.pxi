@@ -15,11 +15,15 @@ cdef inline bint is_small(x) noexcept:
     return type(x) is ndarray and 0 < PyArray_SIZE(<ndarray>x) < FAST_SIZE
 
 
-cdef inline bint is_input(x) noexcept:
-    """Whether it holds what results can hold, too."""
+cdef inline bint holds_floats(x) noexcept:
+    """Whether `x` is an array with elements and an axis, of what results can be."""
     return (
-        is_small(x) and PyArray_NDIM(<ndarray>x) > 0 and is_float_kind(kind_of(<ndarray>x))
-        and PyArray_ISNOTSWAPPED(<ndarray>x))
+        type(x) is ndarray and PyArray_NDIM(<ndarray>x) > 0 and PyArray_SIZE(<ndarray>x) > 0
+        and is_float_kind(kind_of(<ndarray>x)) and PyArray_ISNOTSWAPPED(<ndarray>x))
+
+
+cdef inline bint is_input(x) noexcept:
+    return is_small(x) and holds_floats(x)
 
 
 cdef inline bint is_last_axis(axis) noexcept:
@@ -129,7 +133,7 @@ cdef bint takes_labels(target, ndarray logits) noexcept:
 cdef inline bint is_mean(values, target, axis, ignore_index, reduction, empty) noexcept:
     """Whether a loss is the mean over labels."""
     return (
-        is_input(values) and is_last_axis(axis) and type(ignore_index) is int
+        holds_floats(values) and is_last_axis(axis) and type(ignore_index) is int
         and is_word(reduction, "mean") and is_word(empty, "nan")
         and takes_labels(target, <ndarray>values))
 
@@ -141,7 +145,7 @@ def cross_entropy_fast(
     """Return the mean loss and its gradient (or None), of an ordinary call."""
     cdef Call call
     if not (
-        is_mean(logits, target, axis, ignore_index, reduction, empty)
+        is_input(logits) and is_mean(logits, target, axis, ignore_index, reduction, empty)
         and is_float(label_smoothing, 0.0) and is_float(z_loss, 0.0) and is_float(temperature, 1.0)
         and (grad_out is None or takes_result(grad_out, <ndarray>logits))
     ):
@@ -165,7 +169,10 @@ def cross_entropy_fast(
 def negative_log_fast(
     values, target, axis, ignore_index, reduction, empty, bint logarithms, threads_for
 ):
-    """Return the mean loss of given (log-)probabilities, of an ordinary call."""
+    """Return the mean loss of given (log-)probabilities, of an ordinary call.
+
+    These may be many: one in each row is read.
+    """
     cdef Call call
     if not is_mean(values, target, axis, ignore_index, reduction, empty):
         return None

@@ -40,10 +40,11 @@ cpdef enum Threshold:
     #                            that large together.
     FETCHED_BYTES = 4194304    # Smaller ones are in the caches already: fetching ahead would take
     #                            lines from other threads.
+    ROWS_AHEAD = 64            # Rows whose one element is on its way from memory.
     # Tasks
     ROWS_PER_TASK = 2048       # Most rows of a task: their results are kept until its end.
-    LABELS_PER_TASK = 4096     # The same of losses that are one element each,
-    LABEL_WORK = 8             # which counts as so many: it lies in a cache line of its own.
+    LABELS_PER_TASK = 1024     # The same of losses that are one element each,
+    LABEL_WORK = 16             # which counts as so many: it lies in a cache line of its own.
     # Digits
     SCALE_BITS = 40            # Few will do where what multiplies gradients is 2**±this: it can be
     #                            put together with 1 / sum then.
@@ -238,7 +239,11 @@ cdef inline Py_ssize_t rows_per_task_for(const Problem *problem, int lanes) noex
 cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nogil:
     """How far ahead to fetch, in bytes."""
     cdef const Array *input = &problem.arrays[<int>INPUT]
-    if batch_bytes(problem, INPUT) < FETCHED_BYTES or not (
+    if batch_bytes(problem, INPUT) < FETCHED_BYTES:
+        return 0
+    if problem.operation == LABEL_LOSS:
+        return ROWS_AHEAD * input.row_stride
+    if not (
         has_row_state(problem.operation) or problem.plan.passes == ACROSS
     ):
         return 0

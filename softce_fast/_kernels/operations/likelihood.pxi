@@ -9,10 +9,6 @@
 # Uses pairs.pxi, state.pxi, along.pxi (row_vector(), row_store()), tasks.pxi (group_results()),
 # numbers.pxd.
 
-cdef enum:
-    ROWS_AHEAD = 64    # rows whose elements are on their way from memory
-
-
 # ---- class probabilities -------------------------------------------------------------------------
 
 
@@ -170,6 +166,14 @@ cdef size_t label_scratch_size(const Problem *problem) noexcept nogil:
     return round_up(sizeof(Group)) + (problem.plan.rows_per_task + LANES) * sizeof(double)
 
 
+cdef inline Py_ssize_t label_rows_ahead(const Problem *problem) noexcept nogil:
+    """How many rows on are those whose elements are fetched meanwhile; 0 for none."""
+    cdef Py_ssize_t step = problem.arrays[<int>INPUT].row_stride
+    if step == 0 or problem.arrays[<int>LABELS].row_stride == 0:
+        return 0
+    return problem.plan.ahead // step
+
+
 cdef inline void label_elements_fetch(
     const Problem *problem, Py_ssize_t first, Py_ssize_t rows
 ) noexcept nogil:
@@ -177,8 +181,16 @@ cdef inline void label_elements_fetch(
     cdef const Array *labels = &problem.arrays[<int>LABELS]
     cdef const Array *input = &problem.arrays[<int>INPUT]
     cdef const char *row = input.data + first * input.row_stride
+    cdef Py_ssize_t step = input.row_stride
+    cdef Py_ssize_t class_step = input.class_stride
+    cdef uint64_t last = problem.layout.classes - 1
     cdef int64_t[16] label
     cdef Py_ssize_t k
+    if 0 < step <= 64:
+        # Each line has some of them.
+        for k in range(0, rows * step, 64):
+            prefetch_near(row + k)
+        return
     if labels.kind == KIND_INT64 and labels.row_stride == labels.size and rows == LANES:
         memcpy(label, labels.data + first * labels.row_stride, LANES * sizeof(int64_t))
     else:
@@ -186,9 +198,8 @@ cdef inline void label_elements_fetch(
             label, labels.data + first * labels.row_stride, labels.row_stride, rows, labels.kind,
             labels.swapped)
     for k in range(rows):
-        if 0 <= label[k] < problem.layout.classes:
-            prefetch_near(row + class_offset(&problem.layout, input, label[k]))
-        row += input.row_stride
+        # What is no class, an ignored label, counts for one here.
+        prefetch_near(row + k * step + <Py_ssize_t>min(<uint64_t>label[k], last) * class_step)
 
 
 cdef void label_losses_group(Group *group, const Problem *problem) noexcept nogil:
@@ -217,12 +228,11 @@ cdef void label_losses_task(const void *context, Py_ssize_t task, char *memory) 
     cdef Py_ssize_t row = first
     cdef Group *group = <Group *>memory
     cdef double *results = <double *>(memory + round_up(sizeof(Group)))
-    cdef bint even = (
-        problem.arrays[<int>LABELS].row_stride != 0 and problem.arrays[<int>INPUT].row_stride != 0)
+    cdef Py_ssize_t ahead = label_rows_ahead(problem)
     while row < stop:
-        if even and row + ROWS_AHEAD < problem.layout.rows:
-            label_elements_fetch(problem, row + ROWS_AHEAD, min(
-                <Py_ssize_t>LANES, problem.layout.rows - row - ROWS_AHEAD))
+        if ahead > 0 and row + ahead < problem.layout.rows:
+            label_elements_fetch(problem, row + ahead, min(
+                <Py_ssize_t>LANES, problem.layout.rows - row - ahead))
         group_open(group, problem, row, min(<Py_ssize_t>LANES, stop - row))
         label_losses_group(group, problem)
         group_results(group, problem, results + (row - first))

@@ -338,29 +338,50 @@ cdef inline vector label_logits(
     cdef const char *row = array.data + in_group(group, problem, INPUT, 0)
     cdef Py_ssize_t step = step_in_group(group, problem, INPUT)
     cdef real[16] logit
+    cdef char[128] half    # of a type of two bytes
     cdef Py_ssize_t k
     if (
-        step != 0 and array.kind == REAL_KIND and not array.swapped
-        and not has(problem, MASK) and problem.layout.class_axes <= 1
-        and problem.options.softcap == 0 and not problem.shard.given
+        step == 0 or not kind_has_vectors(array.kind) or array.swapped
+        or has(problem, MASK) or problem.layout.class_axes > 1
+        or problem.options.softcap != 0 or problem.shard.given
     ):
+        return label_logits_anywhere(group, problem, cap)
+    if array.kind == REAL_KIND:
         for k in range(LANES):
             memcpy(
-                &logit[k], row + k * step + group.labels[k] * array.class_stride,
-                sizeof(real))
+                &logit[k], row + k * step + group.labels[k] * array.class_stride, sizeof(real))
         return vector_load(logit)
     for k in range(LANES):
-        logit[k] = 0
-    for k in range(group.rows):
-        if problem.shard.given:
-            # Its class may be another shard's.
+        memcpy(
+            half + 2 * k, row + k * step + group.labels[k] * array.class_stride, 2)
+    return kind_vector(half, array.kind)
+
+
+cdef vector label_logits_anywhere(
+    const Group *group, const Problem *problem, const Softcap *cap
+) noexcept nogil:
+    """The same, whatever the layout and what comes before the logits."""
+    cdef const Array *array = &problem.arrays[<int>INPUT]
+    cdef real[16] logit
+    cdef char[128] raw
+    cdef Py_ssize_t[16] offsets
+    cdef Py_ssize_t k
+    memset(logit, 0, sizeof(logit))
+    if problem.shard.given:
+        # Its class may be another shard's.
+        for k in range(group.rows):
             logit[k] = <real>shard_head(problem, group.first + k).logit
-            continue
-        logit[k] = real_read(
-            array, array.data + in_group(group, problem, INPUT, k)
-            + class_offset(&problem.layout, array, group.labels[k]))
-        if is_excluded(group, problem, k, group.labels[k]):
-            logit[k] = NEGATIVE_INFINITY
+    else:
+        for k in range(group.rows):
+            offsets[k] = in_group(group, problem, INPUT, k) + class_offset(
+                &problem.layout, array, group.labels[k])
+        elements_collect(raw, array.data, offsets, group.rows, array.size)
+        if array.swapped:
+            elements_swap(raw, group.rows, array.size)
+        numbers_load(logit, raw, group.rows, array.kind)
+        for k in range(group.rows if has(problem, MASK) else 0):
+            if is_excluded(group, problem, k, group.labels[k]):
+                logit[k] = NEGATIVE_INFINITY
     if problem.options.softcap != 0:
         return softcapped(vector_load(logit), cap)
     return vector_load(logit)
