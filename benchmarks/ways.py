@@ -450,11 +450,11 @@ def calls(way: Way, arguments: Arguments) -> dict[str, Call]:
 
 def seconds(way: Way, arguments: Arguments, rounds: int, busy: bool) -> dict[str, float]:
     chosen = calls(way, arguments)
-    measured = {"rounds": rounds, "seconds": ENOUGH, "least": 1, "pause": PAUSE}
-    found = timing.medians(timing.alternate(chosen, **measured))
+    alternate = partial(timing.alternate, rounds=rounds, seconds=ENOUGH, least=1, pause=PAUSE)
+    found = timing.medians(alternate(chosen))
     if busy:
         with waiting.busy_process():
-            beside = timing.alternate({BESIDE: chosen["way"]}, **measured)
+            beside = alternate({BESIDE: chosen["way"]})
         found |= timing.medians(beside)
     return found
 

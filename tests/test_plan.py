@@ -273,7 +273,8 @@ def test_neighbouring_rows_go_across_whatever_their_length() -> None:
         (Threshold.SHORT_RUN - 1, Threshold.SHORT_RUN_CLASSES, "across"),
         (Threshold.SHORT_RUN - 1, Threshold.SHORT_RUN_CLASSES + 1, "along"),
     ):
-        assert softmax_plan(zeros(3, classes, inner), (1,))["passes"] == passes
+        with execute.forcing(pick=False):
+            assert softmax_plan(zeros(3, classes, inner), (1,))["passes"] == passes
     for inner in (Threshold.FEWEST_NEIGHBOURS, Threshold.FEWEST_NEIGHBOURS - 1):
         plan = softmax_plan(zeros(5, 3, inner), (1,))
         assert plan["runs"] == (inner == Threshold.FEWEST_NEIGHBOURS)
@@ -281,6 +282,29 @@ def test_neighbouring_rows_go_across_whatever_their_length() -> None:
         plan = softmax_plan(zeros(5, 3, inner, dtype=np.float16), (1,))
         assert plan["runs"] == (inner == lanes)
     assert softmax_plan(zeros(9000, Threshold.ACROSS_ROWS - 1), (0,))["passes"] == "along"
+
+
+def test_rows_are_picked_out_of_few_neighbours() -> None:
+    """Where registers can do that: as many as half a vector of bytes has elements, or fewer."""
+    picks = _dispatch.isa == "avx512"
+    for dtype, lanes in ("float32", 16), ("float16", 16), ("float64", 8):
+        for inner in 2, lanes - 1:
+            plan = softmax_plan(zeros(4, 100, inner, dtype=dtype), (1,))
+            assert plan["pick"] == picks
+            assert plan["gather"]
+            assert not picks or plan["passes"] == "across"
+        for inner in 1, lanes:
+            assert not softmax_plan(zeros(4, 100, inner, dtype=dtype), (1,))["pick"]
+    x = zeros(4, 100, 3)
+    for few in zeros(4, 100, 5)[..., :3], zeros(4, 200, 3)[:, ::2], zeros(4, 100, 3, 3)[..., 0]:
+        assert softmax_plan(few, (1,))["pick"] == picks
+    for none in x.astype(x.dtype.newbyteorder()), x[:, ::-1]:
+        assert not softmax_plan(none, (1,))["pick"]
+    assert not softmax_plan(x, (1,), where=np.ones(x.shape, bool))["pick"]
+    # Of long rows those of a block are read together, but for what would not be in a cache.
+    assert softmax_plan(zeros(4, CHUNK + 1, 3), (1,))["rows_at_once"] == (3 if picks else 1)
+    most = Threshold.PANEL_BYTES // 4 // 3
+    assert softmax_plan(zeros(1, most + 1, 3), (1,))["rows_at_once"] == 1
 
 
 def test_neighbouring_rows_are_read_in_place() -> None:
@@ -666,3 +690,39 @@ def test_fetching_elements_ahead_changes_no_loss(dtype: Any, classes: int) -> No
                 assert_same_bits(sf.nll_loss(given, target, reduction="none"), expected)
             found = sf.nll_loss(x[::-1], labels[::-1], reduction="none")
             assert_same_bits(found, expected[::-1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("classes", [2, 10, 100, 512, CHUNK + 7])
+@pytest.mark.parametrize("isa", ["avx512"], indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_picked_rows_have_the_same_bits(classes: int, dtype: str) -> None:
+    """Those of two axes, whose blocks are even, and of three; the last group is not full."""
+    rng = np.random.default_rng(1)
+
+    def calls(x: Array, labels: Array, probabilities: Array, out: Array) -> list[Array]:
+        loss = sf.cross_entropy_with_grad
+        found = [
+            sf.softmax(x, axis=-2, out=out).copy(), sf.logsumexp(x, axis=-2),
+            sf.softmax_backward(x, out, axis=-2),
+            *loss(x, labels, axis=-2, reduction="none", ignore_index=1, grad_out=out),
+            *loss(x, labels, axis=-2, reduction="none", label_smoothing=0.1, softcap=5.0),
+            *loss(x, probabilities, axis=-2, reduction="none"),
+            *sf.cross_entropy_with_grad_and_hessian(x, labels, axis=-2),
+            sf.target_scores(x, labels, axis=-2).log_prob,
+        ]  # fmt: skip
+        return [np.asarray(item) for item in found]
+
+    for lead, inner in ((23,), 2), ((3, 5), 3), ((4,), 7), ((2,), 15):
+        x = rng.normal(scale=3, size=(*lead, classes, inner)).astype(dtype)
+        labels = rng.integers(0, classes, (*lead, inner))
+        probabilities = rng.random(x.shape).astype(dtype)
+        # What is beside the rows of an output stays.
+        around = np.full((*lead, classes, inner + 1), 7, dtype)
+        found = calls(x, labels, probabilities, around[..., 1:])
+        assert (around[..., 0] == 7).all()
+        found += calls(x, labels, probabilities, np.empty_like(x))
+        with execute.forcing(pick=False):
+            expected = calls(x, labels, probabilities, np.empty_like(x)) * 2
+        for wanted, got in zip(expected, found, strict=True):
+            assert_same_bits(got, wanted)

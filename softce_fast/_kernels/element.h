@@ -241,6 +241,206 @@ INLINE void kind_vector_stream(char *to, vector v, int kind) {
     bytes_stream(to, (const char *)line, LANES * sizeof(uint16_t));
 }
 
+/* ---- rows whose elements are a few apart ---------------------------------------------------------
+ * As where a class axis in the middle has few elements behind it: registers pick them out of what lies
+ * side by side, and put them back. Which lanes go where is the same for all rows of n elements that
+ * are `step` elements apart; it is found once. */
+
+#if PART_BYTES == 64
+enum { MOST_APART = LANES - 1 };
+
+typedef struct {
+    ptrdiff_t n, step, size;   /* what it is for; 0: for nothing yet */
+    __m512i lane;              /* of a register that a result's lane is taken from, */
+    uint32_t here[MOST_APART]; /* and which lanes are from the one of that number */
+    uint32_t last[MOST_APART]; /* The rest of a row: what is read of each, */
+    uint32_t left;             /* and what is written. */
+} Picking;
+
+typedef struct {
+    ptrdiff_t n, step, size;
+    __m512i lane[MOST_APART];              /* of a row that is taken, for each register written, */
+    uint32_t row[MOST_APART][MOST_APART];  /* and which lanes are of the row of that number */
+    uint32_t last[MOST_APART];             /* The rest of a block: what is written of each, */
+    uint32_t left;                         /* and what is read of a row. */
+} Weaving;
+
+/* For lanes of so many bits: the first `count` of them, small numbers multiplied, and divided by what
+ * `part` is 65536 / step + 1 of. */
+#define LANES_OF(bits) (512 / bits)
+#define FIRST_LANES(bits, count) \
+    ((uint32_t)((count) >= LANES_OF(bits) ? (1ull << LANES_OF(bits)) - 1 \
+                                          : (1ull << ((count) > 0 ? (count) : 0)) - 1))
+#define TIMES_16(a, b) _mm512_mullo_epi16(a, b)
+#define TIMES_32(a, b) _mm512_mullo_epi32(a, b)
+#define TIMES_64(a, b) _mm512_mullo_epi32(a, b)
+#define SHARE_16(x, part) _mm512_mulhi_epu16(x, part)
+#define SHARE_32(x, part) _mm512_srli_epi32(_mm512_mullo_epi32(x, part), 16)
+#define SHARE_64(x, part) _mm512_srli_epi64(_mm512_mullo_epi32(x, part), 16)
+typedef __mmask32 mask_16;
+typedef __mmask16 mask_32;
+typedef __mmask8 mask_64;
+
+#define ELEMENTS_APART(bits, all) \
+    INLINE __m512i lanes_up_##bits(int first) { \
+        uint##bits##_t v __attribute__((vector_size(64))); \
+        for (int i = 0; i < LANES_OF(bits); i++) v[i] = (uint##bits##_t)(first + i); \
+        return (__m512i)v; \
+    } \
+    static void picking_open_##bits(Picking *picking) { \
+        const int step = (int)picking->step; \
+        const __m512i place = TIMES_##bits(lanes_up_##bits(0), all(step)); \
+        const ptrdiff_t last = (picking->n - 1) % LANES_OF(bits) + 1; \
+        picking->lane = _mm512_and_si512(place, all(LANES_OF(bits) - 1)); \
+        picking->left = FIRST_LANES(bits, last); \
+        for (int j = 0; j < step; j++) { \
+            picking->here[j] = _mm512_cmpeq_epi##bits##_mask( \
+                _mm512_sub_epi##bits(place, picking->lane), all(LANES_OF(bits) * j)); \
+            picking->last[j] = FIRST_LANES(bits, (last - 1) * step + 1 - LANES_OF(bits) * j); \
+        } \
+    } \
+    static void elements_pick_##bits(const Picking *picking, char *to, ptrdiff_t to_step, \
+                                     const char *from, const ptrdiff_t *offsets, ptrdiff_t rows) { \
+        const ptrdiff_t blocks = (picking->n - 1) / LANES_OF(bits); \
+        const int step = (int)picking->step; \
+        const __m512i lane = picking->lane; \
+        for (ptrdiff_t k = 0; k < rows; k++) { \
+            const char *x = from + offsets[k]; \
+            char *y = to + k * to_step; \
+            __m512i v; \
+            for (ptrdiff_t i = 0; i < blocks; i++, x += 64 * step, y += 64) { \
+                v = _mm512_permutexvar_epi##bits(lane, _mm512_loadu_si512(x)); \
+                for (int j = 1; j < step; j++) \
+                    v = _mm512_mask_permutexvar_epi##bits( \
+                        v, (mask_##bits)picking->here[j], lane, _mm512_loadu_si512(x + 64 * j)); \
+                _mm512_storeu_si512(y, v); \
+            } \
+            v = _mm512_setzero_si512(); \
+            for (int j = 0; j < step && picking->last[j]; j++) \
+                v = _mm512_mask_permutexvar_epi##bits( \
+                    v, (mask_##bits)picking->here[j], lane, \
+                    _mm512_maskz_loadu_epi##bits((mask_##bits)picking->last[j], x + 64 * j)); \
+            _mm512_mask_storeu_epi##bits(y, (mask_##bits)picking->left, v); \
+        } \
+    } \
+    static void weaving_open_##bits(Weaving *weaving) { \
+        const int step = (int)weaving->step; \
+        const ptrdiff_t last = weaving->n % LANES_OF(bits); \
+        weaving->left = FIRST_LANES(bits, last); \
+        for (int j = 0; j < step; j++) { \
+            const __m512i place = lanes_up_##bits(LANES_OF(bits) * j); \
+            const __m512i lane = SHARE_##bits(place, all(65536 / step + 1)); \
+            const __m512i row = _mm512_sub_epi##bits(place, TIMES_##bits(lane, all(step))); \
+            weaving->lane[j] = lane; \
+            for (int r = 0; r < step; r++) \
+                weaving->row[j][r] = _mm512_cmpeq_epi##bits##_mask(row, all(r)); \
+            weaving->last[j] = FIRST_LANES(bits, last * step - LANES_OF(bits) * j); \
+        } \
+    } \
+    static void elements_place_##bits(const Weaving *weaving, char *to, const char *from, \
+                                      ptrdiff_t from_step, ptrdiff_t rows) { \
+        const ptrdiff_t blocks = weaving->n / LANES_OF(bits); \
+        const int step = (int)weaving->step; \
+        for (ptrdiff_t k = 0; k < rows; k++, to += bits / 8, from += from_step) { \
+            const char *x = from; \
+            char *y = to; \
+            __m512i v; \
+            for (ptrdiff_t i = 0; i < blocks; i++, x += 64, y += 64 * step) { \
+                v = _mm512_loadu_si512(x); \
+                for (int j = 0; j < step; j++) \
+                    _mm512_mask_storeu_epi##bits( \
+                        y + 64 * j, (mask_##bits)weaving->row[j][0], \
+                        _mm512_permutexvar_epi##bits(weaving->lane[j], v)); \
+            } \
+            v = _mm512_maskz_loadu_epi##bits((mask_##bits)weaving->left, x); \
+            for (int j = 0; j < step && weaving->last[j]; j++) \
+                _mm512_mask_storeu_epi##bits( \
+                    y + 64 * j, (mask_##bits)(weaving->row[j][0] & weaving->last[j]), \
+                    _mm512_permutexvar_epi##bits(weaving->lane[j], v)); \
+        } \
+    } \
+    static void elements_weave_##bits(const Weaving *weaving, char *to, ptrdiff_t to_step, \
+                                      const char *from, ptrdiff_t from_step, ptrdiff_t blocks) { \
+        const ptrdiff_t whole = weaving->n / LANES_OF(bits); \
+        const int step = (int)weaving->step; \
+        for (ptrdiff_t k = 0; k < blocks; k++, to += to_step, from += step * from_step) { \
+            const char *x = from; \
+            char *y = to; \
+            for (ptrdiff_t i = 0; i <= whole; i++, x += 64, y += 64 * step) \
+                for (int j = 0; j < step; j++) { \
+                    const __m512i lane = weaving->lane[j]; \
+                    __m512i v; \
+                    if (i == whole && !weaving->last[j]) break; \
+                    v = _mm512_permutexvar_epi##bits(lane, _mm512_loadu_si512(x)); \
+                    for (int r = 1; r < step; r++) \
+                        v = _mm512_mask_permutexvar_epi##bits( \
+                            v, (mask_##bits)weaving->row[j][r], lane, \
+                            _mm512_loadu_si512(x + r * from_step)); \
+                    if (i < whole) _mm512_storeu_si512(y + 64 * j, v); \
+                    else _mm512_mask_storeu_epi##bits( \
+                        y + 64 * j, (mask_##bits)weaving->last[j], v); \
+                } \
+        } \
+    }
+ELEMENTS_APART(16, _mm512_set1_epi16)
+ELEMENTS_APART(32, _mm512_set1_epi32)
+ELEMENTS_APART(64, _mm512_set1_epi64)
+#define BY_SIZE(function, size, ...) \
+    if (size == 2) function##_16(__VA_ARGS__); \
+    else if (size == 4) function##_32(__VA_ARGS__); \
+    else function##_64(__VA_ARGS__);
+#else
+enum { MOST_APART = 0 };
+typedef struct {
+    ptrdiff_t n, step, size;
+} Picking;
+typedef Picking Weaving;
+#define BY_SIZE(function, size, ...)
+#endif
+
+/* Whether there is such a way for elements of `size` bytes that many bytes apart. */
+INLINE int are_few_apart(ptrdiff_t step, ptrdiff_t size) {
+    return size > 1 && step >= 2 * size && step <= MOST_APART * size && step % size == 0;
+}
+
+#define OPEN(way, function) \
+    if (way->n != n || way->step != step / size || way->size != size) { \
+        way->n = n; \
+        way->step = step / size; \
+        way->size = size; \
+        BY_SIZE(function, size, way) \
+    }
+
+/* Copy n elements, `step` bytes apart, of each of some rows to where they are neighbours. */
+static __attribute__((noinline, unused)) void elements_pick(Picking *picking, char *to,
+                                                            ptrdiff_t to_step, const char *from,
+                                                            const ptrdiff_t *offsets,
+                                                            ptrdiff_t rows, ptrdiff_t step,
+                                                            ptrdiff_t n, ptrdiff_t size) {
+    OPEN(picking, picking_open)
+    BY_SIZE(elements_pick, size, picking, to, to_step, from, offsets, rows)
+}
+
+/* The inverse, to rows that lie side by side. */
+static __attribute__((noinline, unused)) void elements_place(Weaving *weaving, char *to,
+                                                             const char *from, ptrdiff_t from_step,
+                                                             ptrdiff_t rows, ptrdiff_t step,
+                                                             ptrdiff_t n, ptrdiff_t size) {
+    OPEN(weaving, weaving_open)
+    BY_SIZE(elements_place, size, weaving, to, from, from_step, rows)
+}
+
+/* The same to blocks, to_step bytes apart, that the rows fill. A register more than they have is
+ * read. */
+static __attribute__((noinline, unused)) void elements_weave(Weaving *weaving, char *to,
+                                                             ptrdiff_t to_step, const char *from,
+                                                             ptrdiff_t from_step, ptrdiff_t blocks,
+                                                             ptrdiff_t step, ptrdiff_t n,
+                                                             ptrdiff_t size) {
+    OPEN(weaving, weaving_open)
+    BY_SIZE(elements_weave, size, weaving, to, to_step, from, from_step, blocks)
+}
+
 /* ---- elements apart ------------------------------------------------------------------------------ */
 
 /* Copy n elements of `size` bytes that lie `from_step` bytes apart to where they lie `to_step` apart. */
@@ -257,6 +457,7 @@ static __attribute__((noinline, unused)) void elements_copy(char *restrict to, p
         memcpy(element, from, bytes); \
         EACH_ELEMENT(memcpy(to + i * bytes, element, bytes)) \
     }
+    const ptrdiff_t start = 0;
     if (size == to_step && size == from_step) {
         memcpy(to, from, n * size);
         return;
@@ -277,6 +478,16 @@ static __attribute__((noinline, unused)) void elements_copy(char *restrict to, p
         case 4: COPY_BY(4, 4, 8)
         case 8: COPY_BY(8, 8, 16)
         }
+    if (n >= LANES && size == to_step && are_few_apart(from_step, size)) {
+        Picking picking = {0};
+        elements_pick(&picking, to, 0, from, &start, 1, from_step, n, size);
+        return;
+    }
+    if (n >= LANES && size == from_step && are_few_apart(to_step, size)) {
+        Weaving weaving = {0};
+        elements_place(&weaving, to, from, 0, 1, to_step, n, size);
+        return;
+    }
     switch (size) {
     case 1: COPY(1)
     case 2: COPY(2)

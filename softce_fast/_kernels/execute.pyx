@@ -129,7 +129,7 @@ cdef size_t memory_place(
     cdef char *start = memory
     if sums and (plan.chunks == 1 or problem.operation == BINARY_LOSS):
         problem.task_sums = <double *>memory
-        memory += round_up(plan.tasks * sizeof(double))
+        memory += round_up(tasks_of(problem) * sizeof(double))
     elif sums:
         # How long rows are shared out may depend on the threads; their sum may not.
         problem.row_results = <double *>memory
@@ -139,7 +139,7 @@ cdef size_t memory_place(
         memory += round_up(kernels.states_size(problem))
     elif plan.by_chunks and problem.operation < LABEL_LOSS:
         problem.parts = <double *>memory
-        memory += round_up(plan.tasks * PAIR_PARTS * sizeof(double))
+        memory += round_up(tasks_of(problem) * PAIR_PARTS * sizeof(double))
     return memory - start
 
 
@@ -164,7 +164,7 @@ cdef double run(
         fill_coefficients(problem, kernels.real_kind, memory + shared)
     share_out_problem(problem, kernels, memory + shared + weights, per_thread)
     if problem.task_sums != NULL:
-        total = sum_of_tasks(problem.task_sums, problem.plan.tasks)
+        total = sum_of_tasks(problem.task_sums, tasks_of(problem))
     elif problem.row_results != NULL:
         total = sum_in_lanes(problem.row_results, problem.layout.rows)
     memory_give(memory)
@@ -189,15 +189,15 @@ cdef void share_out_problem(
         stages[0].function = by_chunks.absorb
         stages[1].function = by_chunks.finish
         stages[2].function = by_chunks.emit
-        stages[0].tasks = plan.tasks
+        stages[0].tasks = tasks_of(problem)
         stages[1].tasks = 1
-        stages[2].tasks = plan.tasks
+        stages[2].tasks = tasks_of(problem)
         share_out(
             stages, 3 if has(problem, OUTPUT) else 2, problem, plan.threads, memory, per_thread,
             False)
         return
     share_out_tasks(
-        task, plan.tasks, problem, plan.threads, memory, per_thread,
+        task, tasks_of(problem), problem, plan.threads, memory, per_thread,
         work_of(problem) <= WORK_PER_TASK)
 
 

@@ -133,9 +133,8 @@ cdef bint takes_labels(target, ndarray logits) noexcept:
 cdef inline bint is_mean(values, target, axis, ignore_index, reduction, empty) noexcept:
     """Whether a loss is the mean over labels."""
     return (
-        holds_floats(values) and is_last_axis(axis) and type(ignore_index) is int
-        and is_word(reduction, "mean") and is_word(empty, "nan")
-        and takes_labels(target, <ndarray>values))
+        is_last_axis(axis) and type(ignore_index) is int and is_word(reduction, "mean")
+        and is_word(empty, "nan") and takes_labels(target, <ndarray>values))
 
 
 def cross_entropy_fast(
@@ -174,7 +173,9 @@ def negative_log_fast(
     These may be many: one in each row is read.
     """
     cdef Call call
-    if not is_mean(values, target, axis, ignore_index, reduction, empty):
+    if not (
+        holds_floats(values) and is_mean(values, target, axis, ignore_index, reduction, empty)
+    ):
         return None
     fast_open(&call, LABEL_LOSS, values)
     call_array(&call, LABELS, target, True)

@@ -13,7 +13,7 @@ cpdef enum Threshold:
     STRIDED_CLASSES = 400      # The same where numbers are taken one by one.
     FEWEST_NEIGHBOURS = 4      # Rows that are neighbours, if fewer at a time, or if fewer than fill
     #                            a vector and to be converted, are taken one by one.
-    SHORT_RUN = 6              # If fewer than these, they go across
+    SHORT_RUN = 6              # If fewer than these, and they cannot be picked, they go across
     SHORT_RUN_CLASSES = 48     # up to so many classes.
     TOP_ACROSS = 32            # Most classes that are selected, and
     CLASSES_ACROSS = 16777216  # longest row where they are: float32 numbers its classes.
@@ -30,7 +30,7 @@ cpdef enum Threshold:
     # ALONG
     WORK_AT_ONCE = 8192        # Numbers of rows worked on together, in the first-level cache.
     KEPT_CLASSES = 131072      # Longest row whose exponentials the second-level cache keeps,
-    KEPT_BYTES = 33554432      # and largest output that is worth it: they come back from a cache.
+    KEPT_BYTES = 20971520      # and largest output that is worth it: they come back from a cache.
     # Memory
     LARGE_BYTES = 16777216     # Arrays from this size on are larger than the caches; outputs are
     #                            written past them.
@@ -99,6 +99,22 @@ cdef inline bint reads_in_place(
         problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT)
         and not notes_maximum(problem.operation)
         and (problem.layout.inner % lanes == 0 or problem.layout.inner >= WHOLE_RUN * lanes))
+
+
+cdef inline bint can_pick(const Problem *problem, int most_apart) noexcept nogil:
+    """Whether the rows of INPUT can be picked out of what lies beside them, by registers."""
+    cdef const Array *array = &problem.arrays[<int>INPUT]
+    return (
+        problem.layout.class_axes == 1 and not array.swapped and not has(problem, MASK)
+        and 2 * array.size <= array.class_stride <= most_apart * array.size
+        and array.class_stride % array.size == 0 and array.size > 1)
+
+
+cdef inline Py_ssize_t rows_of_block(const Problem *problem) noexcept nogil:
+    """How many rows lie in the same memory."""
+    if problem.plan.pick and has_neighbour_rows(problem, INPUT):
+        return problem.layout.inner
+    return 1
 
 
 cdef inline bint can_stream(const Problem *problem) noexcept nogil:
@@ -179,7 +195,7 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
             most = SHORT_RUN_CLASSES
             if layout.inner >= lanes:
                 most = PY_SSIZE_T_MAX
-            elif layout.inner >= SHORT_RUN:
+            elif layout.inner >= SHORT_RUN or problem.plan.pick:
                 most = CHUNK
         else:
             most = STRIDED_CLASSES
@@ -202,7 +218,10 @@ cdef inline Py_ssize_t batch_for(const Problem *problem, int lanes) noexcept nog
     cdef Py_ssize_t most = BATCH, tasks = FEWEST_TASKS
     if problem.plan.passes == ALONG:
         return 1
-    if has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT):
+    if (
+        has_neighbour_classes(problem, INPUT) or not has_neighbour_rows(problem, INPUT)
+        or problem.plan.pick
+    ):
         if coefficients_by_row(problem):
             columns *= tile_sections(problem)
         return max(1, min(<Py_ssize_t>BATCH, BATCH_CLASSES // columns))
@@ -232,7 +251,7 @@ cdef inline Py_ssize_t rows_per_task_for(const Problem *problem, int lanes) noex
     if problem.plan.passes == ACROSS:
         least *= problem.plan.batch
     elif problem.plan.chunks > 1:
-        least = 1
+        least = rows_of_block(problem)
     return max(least, min(<Py_ssize_t>ROWS_PER_TASK, rows) // least * least)
 
 
@@ -251,7 +270,8 @@ cdef inline Py_ssize_t ahead_for(const Problem *problem, int lanes) noexcept nog
         if problem.plan.passes == ALONG or problem.plan.chunks > 1:
             return 0
         if has_neighbour_rows(problem, INPUT):
-            return problem.plan.batch * lanes * input.size
+            return problem.plan.batch * lanes * input.size * (
+                problem.layout.classes if problem.plan.pick else 1)
     if problem.shard.imported != NULL and problem.layout.classes <= KEPT_CLASSES:
         # While rows are written, the next ones.
         return problem.plan.rows_at_once * input.row_stride
@@ -293,11 +313,20 @@ cdef inline bint by_chunks_for(const Problem *problem) noexcept nogil:
     return parts_pay(problem.layout.rows, problem.plan.chunks, problem.plan.threads)
 
 
-cdef int plan_tasks(Problem *problem, int lanes, int real_kind) except -1:
+cdef inline Py_ssize_t tasks_of(const Problem *problem) noexcept nogil:
+    """How many tasks a planned problem has: rows at a time, or chunk by chunk."""
+    if problem.plan.by_chunks:
+        return problem.layout.rows * problem.plan.chunks
+    return task_count(problem.layout.rows, problem.plan.rows_per_task)
+
+
+cdef int plan_tasks(Problem *problem, const Kernels *kernels) except -1:
     """First decide how rows are passed through, and shared out: each step follows from the last."""
     cdef Plan *plan = &problem.plan
+    cdef int lanes = kernels.lanes, real_kind = kernels.real_kind
     settle(plan)
     plan.by_chunks = by_chunks_for(problem)
+    plan.pick = can_pick(problem, kernels.most_apart)
     settle(plan)
     plan.passes = passes_for(problem, lanes)
     settle(plan)
@@ -309,9 +338,7 @@ cdef int plan_tasks(Problem *problem, int lanes, int real_kind) except -1:
     settle(plan)
     plan.rows_per_task = rows_per_task_for(problem, lanes)
     settle(plan)
-    plan.tasks = problem.layout.rows * plan.chunks if plan.by_chunks else task_count(
-        problem.layout.rows, plan.rows_per_task)
-    plan.threads = <int>min(<Py_ssize_t>plan.threads, plan.tasks)
+    plan.threads = <int>min(<Py_ssize_t>plan.threads, tasks_of(problem))
     return 0
 
 
@@ -323,6 +350,11 @@ cdef void plan_rest(Problem *problem, int lanes, int real_kind, int result_kind)
     if plan.passes == ALONG:
         plan.rows_at_once = max(1, min(
             <Py_ssize_t>lanes, WORK_AT_ONCE // problem.layout.classes))
+        if not plan.by_chunks and (
+            rows_of_block(problem) * problem.layout.classes * (64 // lanes) <= PANEL_BYTES
+        ):
+            # Chunk by chunk: it is in the lower caches then.
+            plan.rows_at_once = max(plan.rows_at_once, rows_of_block(problem))
     plan.rest_along = (
         can_leave_rest_along(problem) and problem.layout.classes > lanes
         and problem.layout.rows % lanes != 0)
@@ -349,7 +381,7 @@ cdef int make_plan(
     cdef Py_ssize_t columns = chunk_classes(problem.operation)
     problem.plan.threads = threads
     problem.plan.chunks = (problem.layout.classes - 1) // columns + 1
-    plan_tasks(problem, kernels.lanes, kernels.real_kind)
+    plan_tasks(problem, kernels)
     plan_rest(problem, kernels.lanes, kernels.real_kind, result_kind)
     settle(&problem.plan)
     if forced is not None:
@@ -364,7 +396,7 @@ cdef int make_plan(
 cdef list recorded = None
 cdef dict forced = None
 # What a plan follows from is not up to anybody.
-_DERIVED = ("tasks", "chunks")
+_DERIVED = ("chunks",)
 
 
 cdef dict plan_recorded(const Problem *problem, const Kernels *kernels):
@@ -382,6 +414,7 @@ cdef dict plan_recorded(const Problem *problem, const Kernels *kernels):
         "class_axes": layout.class_axes,
         "lengths": tuple([
             layout.lengths[axis] for axis in range(layout.row_axes + layout.class_axes)]),
+        "tasks": tasks_of(problem),
         **plan,
     }
 
@@ -409,6 +442,7 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),
             ("rest_along", plan.rest_along and not can_leave_rest_along(problem)),
+            ("pick", plan.pick and not can_pick(problem, kernels.most_apart)),
             ("gather", not plan.gather and not reads_in_place(problem, kernels.lanes, kind)),
             ("stream", plan.stream and not can_stream(problem)),
             ("keep", plan.keep and not (

@@ -206,11 +206,11 @@ cdef struct Plan:
     Pass passes
     int threads
     Py_ssize_t rows_per_task
-    Py_ssize_t tasks
     Py_ssize_t chunks         # of a row
     bint by_chunks            # a task is one chunk of one row, rows being few and long
     Py_ssize_t rows_at_once   # along: rows of a group that the first-level cache holds together
     Py_ssize_t batch          # across: groups worked on together
+    bint pick                 # across: rows are picked out of those beside them, if few are
     bint runs                 # across: rows that are neighbours are taken together
     bint rest_along           # across: rows that do not fill a group go along
     bint gather               # INPUT is copied before it is read
@@ -251,6 +251,7 @@ cdef struct Kernels:
     # What a kernel module offers. `scratch` has scratch_size() bytes for each thread.
     int lanes
     int real_kind
+    int most_apart         # how many elements apart those of a row may be to be picked; 0 if none
     size_t (*scratch_size)(const Problem *) noexcept nogil
     size_t (*states_size)(const Problem *) noexcept nogil
     Task rows              # all steps for the rows of a task

@@ -100,7 +100,7 @@ cdef inline bint any_goes(const Problem *problem, bint by_class) noexcept nogil:
     cdef int role
     for role in range(<int>LABELS):
         if problem.arrays[role].data != NULL and by_class == goes_by_class(
-            &problem.layout, &problem.arrays[role]
+            problem, &problem.arrays[role]
         ):
             return True
     return False
@@ -126,9 +126,11 @@ cdef size_t scratch_place(const Problem *problem, Scratch *scratch) noexcept nog
     cdef bint along = not across or plan.rest_along
     cdef size_t results = 0, sums = 0, kept = 0, staged = 0
     cdef size_t packed = padded, buffer = padded + 2 * LANES
+    cdef Py_ssize_t raw_rows = plan.batch * LANES if plan.pick and across else 1
     cdef char *memory = <char *>scratch
     part_take(&memory, sizeof(Scratch))
     scratch.kept_stride = classes
+    scratch.beside.picking.n = scratch.beside.weaving.n = 0
     if problem.task_sums != NULL:
         results = (plan.rows_per_task + LANES) * sizeof(double)
     if along:
@@ -158,8 +160,8 @@ cdef size_t scratch_place(const Problem *problem, Scratch *scratch) noexcept nog
         &memory, buffer * sizeof(real) if has(problem, HESSIAN) else 0)
     scratch.target = <real *>part_take(
         &memory, max(padded, <Py_ssize_t>MOST_ROWS + LANES) * sizeof(real))
-    scratch.raw = part_take(&memory, max(padded, <Py_ssize_t>MOST_ROWS) * 8)
-    scratch.runs = <Runs *>part_take(
+    scratch.raw = part_take(&memory, max(padded * raw_rows, <Py_ssize_t>MOST_ROWS) * 8)
+    scratch.beside.runs = <Runs *>part_take(
         &memory, 3 * sizeof(Runs) if across and any_goes(problem, True) else 0)
     scratch.best = part_take(&memory, best_size(problem))
     return memory - <char *>scratch

@@ -42,10 +42,18 @@ cdef inline Py_ssize_t step_in_runs(const Array *array) noexcept nogil:
     return array.row_stride if array.row_stride != 0 else array.inner_stride
 
 
-cdef inline bint goes_by_class(const Layout *layout, const Array *array) noexcept nogil:
-    """Whether the rows of an array are closer to each other than the classes."""
-    return not has_neighbours(layout, array) and (
-        layout.class_axes > 1 or llabs(step_in_runs(array)) < llabs(array.class_stride))
+cdef inline bint picks_rows(const Problem *problem, const Array *array) noexcept nogil:
+    """Whether the classes of a row are picked out of those of the few rows beside it."""
+    return (
+        problem.plan.pick and problem.layout.class_axes <= 1 and not array.swapped
+        and are_few_apart(array.class_stride, array.size))
+
+
+cdef inline bint goes_by_class(const Problem *problem, const Array *array) noexcept nogil:
+    """Whether rows that are closer to each other than the classes are taken class by class."""
+    return not has_neighbours(&problem.layout, array) and not picks_rows(problem, array) and (
+        problem.layout.class_axes > 1
+        or llabs(step_in_runs(array)) < llabs(array.class_stride))
 
 
 cdef struct Tile:
@@ -111,7 +119,7 @@ cdef inline bint is_made_of_tiles(const Problem *problem, Role role) noexcept no
     cdef const Array *array = &problem.arrays[<int>role]
     return (
         array.kind == REAL_KIND and not array.swapped
-        and goes_by_class(&problem.layout, array) and step_in_runs(array) == array.size)
+        and goes_by_class(problem, array) and step_in_runs(array) == array.size)
 
 
 cdef inline bint reads_tiles_in_place(const Problem *problem, Role role) noexcept nogil:
@@ -132,7 +140,7 @@ cdef inline Py_ssize_t batch_open(
     cdef Py_ssize_t inner = problem.layout.inner
     cdef Py_ssize_t tiles = 0, rows, left, batches
     cdef bint in_place = False
-    if goes_by_class(&problem.layout, &problem.arrays[<int>INPUT]):
+    if goes_by_class(problem, &problem.arrays[<int>INPUT]):
         in_place = reads_tiles_in_place(problem, INPUT)
         left = (stop - row + LANES - 1) // LANES
         batches = (left + most - 1) // most
@@ -262,16 +270,16 @@ cdef void tiles_fill_by_class(
                     tile + t * scratch.kept_stride + c * LANES,
                     kind_vector(at_class + in_group(groups + t, problem, role, 0), array.kind))
         return
-    runs_fill(scratch.runs, groups, problem, role, tiles)
+    runs_fill(scratch.beside.runs, groups, problem, role, tiles)
     if masked:
-        runs_fill(scratch.runs + 1, groups, problem, MASK, tiles)
+        runs_fill(scratch.beside.runs + 1, groups, problem, MASK, tiles)
     for c in range(n):
         run = run_read(
-            array, scratch.runs, class_offset(&problem.layout, array, chunk * CHUNK + c), rows,
-            scratch.packed, scratch)
+            array, scratch.beside.runs, class_offset(&problem.layout, array, chunk * CHUNK + c),
+            rows, scratch.packed, scratch)
         if masked:
             run_bytes(
-                included, scratch.runs + 1,
+                included, scratch.beside.runs + 1,
                 class_offset(&problem.layout, included, chunk * CHUNK + c), scratch.raw)
             if run != scratch.packed:
                 memcpy(scratch.packed, run, rows * sizeof(real))
@@ -370,13 +378,22 @@ cdef void group_exclude(
 
 cdef void group_gather(
     const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *rows,
-    const Scratch *scratch,
+    Scratch *scratch,
 ) noexcept nogil:
     """Copy the rows of a group, packed."""
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t[16] offsets
     cdef Py_ssize_t k
-    if rows_follow(group, problem, role) and (
+    if picks_rows(problem, array):
+        for k in range(group.rows):
+            offsets[k] = in_group(group, problem, role, k) + chunk * CHUNK * array.class_stride
+        elements_pick(
+            &scratch.beside.picking, <char *>rows if array.kind == REAL_KIND else scratch.raw,
+            n * array.size, array.data, offsets, group.rows, array.class_stride, n, array.size)
+        if array.kind != REAL_KIND:
+            numbers_load(rows, scratch.raw, group.rows * n, array.kind)
+    elif rows_follow(group, problem, role) and (
         array.kind == REAL_KIND or not array.swapped or LANES * n <= MOST_ROWS    # in scratch.raw
     ):
         row_gather(
@@ -391,7 +408,7 @@ cdef void group_gather(
 
 cdef void tile_fill_by_row(
     const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, real *tile,
-    const Scratch *scratch,
+    Scratch *scratch,
 ) noexcept nogil:
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t n = chunk_length(problem, chunk)
@@ -434,7 +451,7 @@ cdef void tiles_fill(
     cdef real *tile
     if reads_tiles_in_place(problem, role):
         return
-    if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
+    if goes_by_class(problem, &problem.arrays[<int>role]):
         while t < tiles:
             alike = tiles_alike(groups + t, problem, role, tiles - t)
             tiles_fill_by_class(
@@ -514,7 +531,7 @@ cdef inline bint sums_by_run(const Problem *problem) noexcept nogil:
 cdef inline bint lays_pairs_by_class(const Problem *problem) noexcept nogil:
     """Whether the output of two arrays goes from the tiles to memory run by run."""
     cdef const Array *array = &problem.arrays[<int>OUTPUT]
-    return array.kind == REAL_KIND and goes_by_class(&problem.layout, array)
+    return array.kind == REAL_KIND and goes_by_class(problem, array)
 
 
 cdef inline Py_ssize_t tile_room(const Problem *problem, Py_ssize_t n) noexcept nogil:
@@ -833,7 +850,7 @@ cdef inline Ahead tile_ahead(
     """What is fetched while a tile is worked on: for each class, a cache line."""
     cdef const Array *array = &problem.arrays[<int>role]
     cdef Py_ssize_t row = group.first
-    if problem.plan.ahead == 0 or not goes_by_class(&problem.layout, array):
+    if problem.plan.ahead == 0 or not goes_by_class(problem, array):
         return Ahead(
             array.data + in_group(group, problem, role, 0) + bytes_ahead(problem, role),
             LANES * array.size)
@@ -1422,12 +1439,13 @@ cdef void run_correct(
         numbers_slope(
             gradient,
             run_read(
-                logits, scratch.runs + 2, class_offset(&problem.layout, logits, c), rows,
+                logits, scratch.beside.runs + 2, class_offset(&problem.layout, logits, c), rows,
                 scratch.target, scratch),
             rows, &scratch.softcap)
     if has(problem, MASK):
         run_bytes(
-            included, scratch.runs + 1, class_offset(&problem.layout, included, c), scratch.raw)
+            included, scratch.beside.runs + 1, class_offset(&problem.layout, included, c),
+            scratch.raw)
         for i in range(rows):
             if scratch.raw[i] == 0:
                 gradient[i] = 0
@@ -1450,11 +1468,11 @@ cdef void tiles_write_by_class(
     cdef Py_ssize_t rows = batch_rows(groups, tiles)
     cdef Py_ssize_t c, t, number
     cdef real *run = scratch.packed
-    runs_fill(scratch.runs, groups, problem, role, tiles)
+    runs_fill(scratch.beside.runs, groups, problem, role, tiles)
     if has(problem, MASK):
-        runs_fill(scratch.runs + 1, groups, problem, MASK, tiles)
+        runs_fill(scratch.beside.runs + 1, groups, problem, MASK, tiles)
     if problem.options.softcap != 0:
-        runs_fill(scratch.runs + 2, groups, problem, INPUT, tiles)
+        runs_fill(scratch.beside.runs + 2, groups, problem, INPUT, tiles)
     for c in range(batch.first, batch.stop):
         number = batch.chunk * CHUNK + c
         for t in range(tiles):
@@ -1463,7 +1481,7 @@ cdef void tiles_write_by_class(
         if corrects_output(problem):
             run_correct(problem, number, rows, run, scratch)
         run_write(
-            array, scratch.runs, class_offset(&problem.layout, array, number), run,
+            array, scratch.beside.runs, class_offset(&problem.layout, array, number), run,
             writer_of(scratch, role), scratch)
 
 
@@ -1484,6 +1502,42 @@ cdef void tile_write_by_row(
         else:
             row_scatter(
                 &problem.layout, array, offset, chunk * CHUNK, n, rows + k * n, scratch.raw)
+
+
+cdef void rows_weave(
+    const Problem *problem, Role role, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t chunk,
+    const char *x, Py_ssize_t row_stride, Scratch *scratch,
+) noexcept nogil:
+    """Write rows to where they were to be picked: whole blocks of neighbours at a time."""
+    cdef const Array *array = &problem.arrays[<int>role]
+    cdef Py_ssize_t inner = problem.layout.inner
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef Py_ssize_t done = 0, count
+    cdef char *to
+    if array.kind != REAL_KIND:
+        elements_store(scratch.raw, <const real *>x, rows * n, array.kind)
+        x = scratch.raw
+        row_stride = n * array.size
+    cdef bint dense = array.inner_stride == array.size and array.class_stride == inner * array.size
+    while done < rows:
+        to = (
+            array.data + row_offset(&problem.layout, array, first + done)
+            + chunk * CHUNK * array.class_stride)
+        count = 1
+        if dense:
+            count = min(inner - (first + done) % inner, rows - done)
+        if count == inner:
+            count = (rows - done) // inner if problem.layout.row_axes == 2 else 1
+            elements_weave(
+                &scratch.beside.weaving, to, array.strides[0], x, row_stride, count,
+                array.class_stride, n, array.size)
+            count *= inner
+        else:
+            elements_place(
+                &scratch.beside.weaving, to, x, row_stride, count, array.class_stride, n,
+                array.size)
+        x += count * row_stride
+        done += count
 
 
 cdef inline bint goes_straight(const Problem *problem, Role role) noexcept nogil:
@@ -1597,6 +1651,9 @@ cdef void tiles_emit_by_row(
     cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale, 0, n)
     cdef char *room = <char *>scratch.staged
     cdef bint together = is_packed(problem, role)
+    cdef bint woven = picks_rows(problem, array)
+    if woven and packed % 512 == 0 and array.kind == REAL_KIND and not corrects_output(problem):
+        packed += 64    # else all would be in few sets of a cache
     if together:
         room = <char *>writer_room(
             writer_of(scratch, role), array.data + in_group(groups, problem, role, 0))
@@ -1618,6 +1675,11 @@ cdef void tiles_emit_by_row(
         writer_take(
             writer_of(scratch, role),
             batch_rows(groups, tiles) * n)
+        return
+    if woven:
+        rows_weave(
+            problem, role, groups[0].first, batch_rows(groups, tiles), chunk, room, packed,
+            scratch)
         return
     for t in range(tiles):
         if places[t].to == room + t * LANES * packed:
@@ -1642,7 +1704,7 @@ cdef inline void tiles_write(
     Scratch *scratch,
 ) noexcept nogil:
     """Write what is made of the tiles as they are."""
-    if goes_by_class(&problem.layout, &problem.arrays[<int>role]):
+    if goes_by_class(problem, &problem.arrays[<int>role]):
         tiles_emit_by_class(groups, problem, role, tiles, chunk, scratch)
     else:
         tiles_emit_by_row(groups, problem, role, tiles, chunk, scratch)

@@ -16,6 +16,22 @@ cdef extern from "element.h" nogil:
     void elements_spread(
         char *to, const Py_ssize_t *offsets, const char *start, Py_ssize_t n, Py_ssize_t size)
     void elements_swap(char *p, Py_ssize_t n, Py_ssize_t size)
+    # Rows whose elements are a few apart:
+    int MOST_APART
+    bint are_few_apart(Py_ssize_t step, Py_ssize_t size)
+    ctypedef struct Picking:
+        Py_ssize_t n
+    ctypedef struct Weaving:
+        Py_ssize_t n
+    void elements_pick(
+        Picking *picking, char *to, Py_ssize_t to_step, const char *start,
+        const Py_ssize_t *offsets, Py_ssize_t rows, Py_ssize_t step, Py_ssize_t n, Py_ssize_t size)
+    void elements_place(
+        Weaving *weaving, char *to, const char *start, Py_ssize_t start_step, Py_ssize_t rows,
+        Py_ssize_t step, Py_ssize_t n, Py_ssize_t size)
+    void elements_weave(
+        Weaving *weaving, char *to, Py_ssize_t to_step, const char *start, Py_ssize_t start_step,
+        Py_ssize_t blocks, Py_ssize_t step, Py_ssize_t n, Py_ssize_t size)
     # A vector at a time:
     bint kind_has_vectors(int kind)
     vector kind_vector(const char *start, int kind)

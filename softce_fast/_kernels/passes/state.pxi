@@ -341,11 +341,18 @@ cdef inline vector label_logits(
     cdef char[128] half    # of a type of two bytes
     cdef Py_ssize_t k
     if (
-        step == 0 or not kind_has_vectors(array.kind) or array.swapped
+        not kind_has_vectors(array.kind) or array.swapped
         or has(problem, MASK) or problem.layout.class_axes > 1
         or problem.options.softcap != 0 or problem.shard.given
     ):
         return label_logits_anywhere(group, problem, cap)
+    if step == 0:
+        memset(logit, 0, sizeof(logit))
+        for k in range(group.rows):
+            logit[k] = real_read(
+                array, array.data + in_group(group, problem, INPUT, k)
+                + group.labels[k] * array.class_stride)
+        return vector_load(logit)
     if array.kind == REAL_KIND:
         for k in range(LANES):
             memcpy(
@@ -562,6 +569,13 @@ cdef struct Writers:
     Writer hessian
 
 
+cdef struct Beside:
+    # How rows that lie side by side are found in arrays:
+    Runs *runs                 # those of a batch in one, in the mask and in the logits;
+    Picking picking            # where few are, which elements are of one row,
+    Weaving weaving            # and where they are put back
+
+
 cdef struct Scratch:
     # The first part of that memory: the stack may be small.
     Scale scale
@@ -578,7 +592,7 @@ cdef struct Scratch:
     Group *groups              # of a batch
     char *sums                 # at work: DenseSums along, TileTerms of a batch across
     Writers writers
-    Runs *runs                 # of the rows of a batch in an array, in the mask and in the logits
+    Beside beside
     char *best                 # what is selected of the rows at work: see operations/scores.pxi
 
 
