@@ -71,9 +71,10 @@ cdef inline void backward_tile_sum(Operation operation, const PairTile *tile) no
     """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
     cdef TileSums *sums = tile.sums
     cdef Py_ssize_t c, k
-    for k in range(LANES if tile.first == 0 else 0):
+    for k in range(min(<Py_ssize_t>LANES, tile.stop) if tile.first == 0 else 0):
         sums.lane[k] = double_double_from(vector_set(0.0))
-        sums.other[k] = sums.lane[k]
+        if operation == LOG_SOFTMAX_BACKWARD:
+            sums.other[k] = sums.lane[k]
     for c in range(tile.first, tile.stop):
         k = c % LANES
         pair_fetch(tile, c)
@@ -83,44 +84,32 @@ cdef inline void backward_tile_sum(Operation operation, const PairTile *tile) no
 
 
 cdef void backward_tile_total(
-    Operation operation, TileSums *lanes, PairSum *sums
+    Operation operation, TileSums *lanes, Py_ssize_t n, PairSums *sums
 ) noexcept nogil:
-    cdef vector left_out = vector_set(0.0)
-    if operation == LOG_SOFTMAX_BACKWARD:
-        left_out = lanes_merge(lanes.other, False).high
-    tile_sums_put(lanes.lane, left_out, sums)
-
-
-cdef inline void tile_sums_put(
-    DoubleDouble *lane, vector left_out, PairSum *sums
-) noexcept nogil:
-    """Add the lanes' sums up, which are used up, for each row of a tile."""
+    """Add the sums in n lanes up for each row of a tile."""
     cdef DoubleDouble[16] merged
     cdef DoubleDouble total
     cdef real[16] number
-    cdef real[16] rest
-    cdef real[16] own
     cdef Py_ssize_t k, row
-    for k in range(LANES):
-        merged[k] = lane[k]
-    total = lanes_merge(merged, False)
-    vector_store(number, total.high)
-    vector_store(rest, total.low)
-    vector_store(own, left_out)
-    for row in range(LANES):
-        sums[row].sum = number[row]
-        sums[row].rest = rest[row]
-        sums[row].left_out = own[row]
+    cdef vector left_out = vector_set(0.0)
+    if operation == LOG_SOFTMAX_BACKWARD:
+        left_out = lanes_merge(lanes.other, n, False).high
+    for k in range(n):
+        merged[k] = lanes.lane[k]
+    total = lanes_merge(merged, n, False)
+    numbers_store(sums.sum, total.high)
+    numbers_store(sums.rest, total.low)
+    numbers_store(sums.left_out, left_out)
     if vector_mask_bits(vector_equal(total.low, total.low)) == (1 << LANES) - 1:
         return
     # What an infinite sum lost is no number.
     for row in range(LANES):
-        if rest[row] != rest[row]:
-            sums[row].rest = 0
-            sums[row].sum = 0
-            for k in range(LANES):
-                vector_store(number, double_double_rounded(lane[k]))
-                sums[row].sum += number[row]
+        if sums.rest[row] != sums.rest[row]:
+            sums.rest[row] = 0
+            sums.sum[row] = 0
+            for k in range(n):
+                vector_store(number, double_double_rounded(lanes.lane[k]))
+                sums.sum[row] += number[row]
 
 
 # A function each, which has its registers to itself.
@@ -155,13 +144,9 @@ cdef struct BackwardSums:
     bint tempered           # and not 1
 
 
-cdef inline PairSum whole_sum(const PairSum *sums) noexcept nogil:
+cdef inline PairSum whole_sum(PairSum sum_) noexcept nogil:
     """With what is left out."""
-    cdef PairSum own
-    own.sum = sums.left_out
-    own.rest = 0
-    own.left_out = 0
-    return pair_sum_merge(sums[0], own)
+    return pair_sum_merge(sum_, PairSum(sum_.left_out, 0, 0))
 
 
 cdef inline void temperature_put(BackwardSums *sums, double temperature) noexcept nogil:
@@ -172,7 +157,7 @@ cdef inline void temperature_put(BackwardSums *sums, double temperature) noexcep
 
 
 cdef inline BackwardSums backward_sums(
-    const Problem *problem, const PairSum *of_row
+    const Problem *problem, PairSum of_row
 ) noexcept nogil:
     """Those of one row, in each lane."""
     cdef PairSum whole = whole_sum(of_row)
@@ -185,19 +170,21 @@ cdef inline BackwardSums backward_sums(
 
 
 cdef inline BackwardSums backward_tile_sums(
-    const Group *group, const Problem *problem
+    const Group *group, const Problem *problem, bint leaves_out
 ) noexcept nogil:
-    """Those of a tile, a row in each lane."""
+    """Those of a tile, a row in each lane; `leaves_out` is a constant."""
     cdef BackwardSums sums
-    cdef PairSum[16] whole
+    cdef PairSums whole
     cdef real[16] left_out
     cdef Py_ssize_t k
-    for k in range(LANES):
-        whole[k] = whole_sum(group.sums + k)
-        left_out[k] = <real>group.sums[k].left_out
-    sums.total = double_doubles_set(whole)
-    sums.others = double_doubles_set(group.sums)
-    sums.left_out = vector_load(left_out)
+    sums.total = sums.others = double_doubles_set(&group.sums)
+    sums.left_out = vector_set(0.0)
+    if leaves_out:
+        for k in range(LANES):
+            sum_of_row_put(&whole, k, whole_sum(sum_of_row(&group.sums, k)))
+            left_out[k] = <real>group.sums.left_out[k]
+        sums.total = double_doubles_set(&whole)
+        sums.left_out = vector_load(left_out)
     temperature_put(&sums, problem.options.temperature)
     return sums
 
@@ -243,7 +230,7 @@ cdef inline vector log_softmax_gradient(
 cdef void softmax_backward_emit(
     const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk, real *to
 ) noexcept nogil:
-    cdef BackwardSums sums = backward_sums(problem, group.sums + k)
+    cdef BackwardSums sums = backward_sums(problem, sum_of_row(&group.sums, k))
     cdef Py_ssize_t i = 0, n = chunk.n
     while i + LANES <= n:
         vector_store(to + i, softmax_gradient(
@@ -259,7 +246,7 @@ cdef void log_softmax_backward_emit(
     const Scale *scale_, real *to,
 ) noexcept nogil:
     cdef Scale scale = scale_with(scale_, PLAIN)
-    cdef BackwardSums sums = backward_sums(problem, group.sums + k)
+    cdef BackwardSums sums = backward_sums(problem, sum_of_row(&group.sums, k))
     cdef Py_ssize_t i = 0, n = chunk.n
     while i + LANES <= n:
         vector_store(to + i, log_softmax_gradient(
@@ -273,11 +260,10 @@ cdef void log_softmax_backward_emit(
 cdef void softmax_backward_tile_emit(
     const Group *group, const Problem *problem, const PairTile *tile, const TilePlace *place
 ) noexcept nogil:
-    cdef BackwardSums sums = backward_tile_sums(group, problem)
+    cdef BackwardSums sums = backward_tile_sums(group, problem, False)
     cdef Py_ssize_t c
     for c in range(tile.first, tile.stop):
-        pair_fetch(tile, c)
-        prefetch(place.to + (c + TILE_RUN) * place.class_stride)
+        fetch(&tile.input_ahead, c)
         vector_store(<real *>(place.to + c * place.class_stride), softmax_gradient(
             tile_vector(&tile.input, c), tile_vector(&tile.second, c), &sums))
 
@@ -287,10 +273,9 @@ cdef void log_softmax_backward_tile_emit(
     const TilePlace *place,
 ) noexcept nogil:
     cdef Scale scale = scale_with(scale_, PLAIN)
-    cdef BackwardSums sums = backward_tile_sums(group, problem)
+    cdef BackwardSums sums = backward_tile_sums(group, problem, True)
     cdef Py_ssize_t c
     for c in range(tile.first, tile.stop):
-        pair_fetch(tile, c)
-        prefetch(place.to + (c + TILE_RUN) * place.class_stride)
+        fetch(&tile.input_ahead, c)
         vector_store(<real *>(place.to + c * place.class_stride), log_softmax_gradient(
             tile_vector(&tile.input, c), tile_vector(&tile.second, c), &sums, &scale))

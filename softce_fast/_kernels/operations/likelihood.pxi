@@ -128,35 +128,30 @@ cdef void likelihood_tile_sum(
                 octet_from_reals(logarithm + 8 * half), weighted))
 
 
-cdef void likelihood_tile_total(TileSums *lanes, PairSum *sums) noexcept nogil:
+cdef void likelihood_tile_total(TileSums *lanes, PairSums *sums) noexcept nogil:
     cdef octet *total = likelihood_lanes(lanes)
     cdef Py_ssize_t half
     for half in range(LANES // 8):
-        octets_total(total + 8 * half, total + LANES + 8 * half, sums + 8 * half)
+        octets_total(total + 8 * half, total + LANES + 8 * half)
+        octet_store(sums.sum + 8 * half, total[8 * half])
+        octet_store(sums.rest + 8 * half, total[LANES + 8 * half])
+    memset(sums.left_out, 0, sizeof(sums.left_out))
 
 
-cdef inline void octets_total(octet *total, octet *rest, PairSum *sums) noexcept nogil:
-    """octet_total() of each of eight rows."""
-    cdef double[8] number
-    cdef double[8] lost
+cdef inline void octets_total(octet *total, octet *rest) noexcept nogil:
+    """octet_total() of each of eight rows, in place of the first sums."""
     cdef Py_ssize_t k
     for k in range(4):
         octet_merge(&total[k], &rest[k], total[k + 4], rest[k + 4])
     for k in range(2):
         octet_merge(&total[k], &rest[k], total[k + 2], rest[k + 2])
     octet_merge(&total[0], &rest[0], total[1], rest[1])
-    octet_store(number, total[0])
-    octet_store(lost, rest[0])
-    for k in range(8):
-        sums[k].sum = number[k]
-        sums[k].rest = lost[k]
-        sums[k].left_out = 0
 
 
 cdef inline double likelihood_loss(const Group *group, Py_ssize_t k) noexcept nogil:
     if group.ignored >> k & 1:
         return 0
-    return 0 - (group.sums[k].sum + group.sums[k].rest)
+    return 0 - (group.sums.sum[k] + group.sums.rest[k])
 
 
 # ---- class indices -------------------------------------------------------------------------------

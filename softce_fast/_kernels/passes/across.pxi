@@ -915,7 +915,7 @@ cdef inline DoubleDouble tile_total(
 ) noexcept nogil:
     """The sum of the terms of a tile, for each row."""
     if tile.lane != NULL:
-        return lanes_merge(tile.lane, few_digits)
+        return lanes_merge(tile.lane, LANES, few_digits)
     return tile_sums(tile.terms, n, few_digits)
 
 
@@ -967,7 +967,7 @@ cdef inline DoubleDouble tile_sums_many(
         first = run * TILE_RUN
         tile_run_add(
             lane, terms + first * LANES, first, min(<Py_ssize_t>TILE_RUN, n - first), few_digits)
-    return lanes_merge(lane, few_digits)
+    return lanes_merge(lane, LANES, few_digits)
 
 
 cdef inline void tile_run_add(

@@ -390,17 +390,22 @@ cdef inline DoubleDouble row_absorb(
 # ---- sums of many rows ---------------------------------------------------------------------------
 
 
-cdef inline DoubleDouble lanes_merge(DoubleDouble *lane, bint few_digits) noexcept nogil:
-    """Add LANES numbers up as vector_reduce_compensated adds the lanes of one up."""
+cdef inline DoubleDouble lanes_merge(
+    DoubleDouble *lane, Py_ssize_t n, bint few_digits
+) noexcept nogil:
+    """Add up to LANES numbers up as vector_reduce_compensated adds the lanes of one up.
+
+    Those from n on are 0, and need not be there.
+    """
     cdef Py_ssize_t k
     if LANES == 16:
-        for k in range(8):
+        for k in range(min(<Py_ssize_t>8, n - 8)):
             lane[k] = sum_merge(lane[k], lane[(k + 8) % LANES], few_digits)
-    for k in range(4):
+    for k in range(min(<Py_ssize_t>4, n - 4)):
         lane[k] = sum_merge(lane[k], lane[k + 4], few_digits)
-    for k in range(2):
+    for k in range(min(<Py_ssize_t>2, n - 2)):
         lane[k] = sum_merge(lane[k], lane[k + 2], few_digits)
-    return sum_merge(lane[0], lane[1], few_digits)
+    return sum_merge(lane[0], lane[1], few_digits) if n > 1 else lane[0]
 
 
 cdef inline void rows_fold(

@@ -24,8 +24,8 @@ cdef struct PairTile:
     Py_ssize_t first     # from there on, the first of these,
     Py_ssize_t stop      # and the one after the last
     TileSums *sums       # what they are added to
-    Ahead input_ahead    # what is fetched meanwhile: the next run where tiles are read in place,
-    Ahead second_ahead   # else the next batch
+    Ahead input_ahead    # what is fetched meanwhile: while sums are made, of both arrays,
+    Ahead second_ahead   # while output is, of that
 
 
 cdef inline void pair_fetch(const PairTile *tile, Py_ssize_t c) noexcept nogil:
@@ -50,12 +50,23 @@ cdef inline PairSum pair_sum_merge(PairSum a, PairSum b) noexcept nogil:
     return result
 
 
-cdef inline void pair_sum_add(PairSum *sums, Py_ssize_t chunk, PairSum part) noexcept nogil:
-    """Add the sum of the next chunk."""
-    if chunk == 0:
-        sums[0] = part
-    else:
-        sums[0] = pair_sum_merge(sums[0], part)
+cdef inline PairSum sum_of_row(const PairSums *sums, Py_ssize_t k) noexcept nogil:
+    return PairSum(sums.sum[k], sums.rest[k], sums.left_out[k])
+
+
+cdef inline void sum_of_row_put(PairSums *sums, Py_ssize_t k, PairSum sum_) noexcept nogil:
+    sums.sum[k] = sum_.sum
+    sums.rest[k] = sum_.rest
+    sums.left_out[k] = sum_.left_out
+
+
+cdef inline void pair_sum_add(
+    PairSums *sums, Py_ssize_t k, Py_ssize_t chunk, PairSum part
+) noexcept nogil:
+    """Add the sum of the next chunk of row k."""
+    if chunk > 0:
+        part = pair_sum_merge(sum_of_row(sums, k), part)
+    sum_of_row_put(sums, k, part)
 
 
 cdef inline DoubleDouble double_double_set(double number, double rest) noexcept nogil:
@@ -75,15 +86,15 @@ cdef inline DoubleDouble double_double_reciprocal(double x) noexcept nogil:
         (1 - inverse * x) - product_error(inverse, x)))
 
 
-cdef inline DoubleDouble double_doubles_set(const PairSum *sums) noexcept nogil:
+cdef inline DoubleDouble double_doubles_set(const PairSums *sums) noexcept nogil:
     """The sums of LANES rows, a row in each lane."""
     cdef DoubleDouble result
     cdef real[16] high
     cdef real[16] low
     cdef Py_ssize_t k
     for k in range(LANES):
-        high[k] = <real>(sums[k].sum + sums[k].rest)
-        low[k] = <real>((sums[k].sum - high[k]) + sums[k].rest)
+        high[k] = <real>(sums.sum[k] + sums.rest[k])
+        low[k] = <real>((sums.sum[k] - high[k]) + sums.rest[k])
         low[k] = low[k] if low[k] - low[k] == 0 else <real>0
     result.high = vector_load(high)
     result.low = vector_load(low)
@@ -129,13 +140,13 @@ cdef inline void tile_pair_sum(
 
 
 cdef inline void tile_pair_total(
-    const Problem *problem, TileSums *lanes, PairSum *sums
+    const Problem *problem, TileSums *lanes, Py_ssize_t n, PairSums *sums
 ) noexcept nogil:
-    """The sums of each row of a tile, when all classes of a chunk are added; `lanes` is used up."""
+    """The sums of each row of a tile, when n classes of a chunk are added; `lanes` is used up."""
     if problem.operation == PROBABILITY_LOSS:
         likelihood_tile_total(lanes, sums)
     else:
-        backward_tile_total(problem.operation, lanes, sums)
+        backward_tile_total(problem.operation, lanes, min(<Py_ssize_t>LANES, n), sums)
 
 
 cdef inline void tile_pair_emit(
@@ -214,7 +225,7 @@ cdef void pairs_along(
             for chunk in range(problem.plan.chunks):
                 at = pair_read(group, problem, k, chunk, scratch)
                 pair_sum_add(
-                    group.sums + k, chunk, pair_sum(group, problem, k, &at, scratch))
+                    &group.sums, k, chunk, pair_sum(group, problem, k, &at, scratch))
             if not has(problem, OUTPUT):
                 continue
             for chunk in range(problem.plan.chunks):
@@ -238,43 +249,49 @@ cdef inline void pair_tiles_fill(
 
 
 cdef inline PairTile pair_tile(
-    const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, const Scratch *scratch
+    const Problem *problem, Py_ssize_t tile, Py_ssize_t chunk, Py_ssize_t first, Py_ssize_t stop,
+    const Scratch *scratch,
 ) noexcept nogil:
+    """Some classes of a chunk of a tile."""
     cdef const Group *group = scratch.groups + tile
     cdef const real *filled = scratch.kept + tile * scratch.kept_stride
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef PairTile at
     at.start = chunk * CHUNK
-    at.first = 0
-    at.stop = n
+    at.first = first
+    at.stop = stop
     at.sums = sums_of_tile(problem, tile, scratch)
-    at.input = pair_side(group, problem, INPUT, chunk, filled, &at.input_ahead)
+    at.input = pair_side(group, problem, INPUT, chunk, filled)
+    at.input_ahead = pair_ahead(group, problem, INPUT, &at, &at.input, n)
     at.second = at.input
     at.second_ahead = at.input_ahead
     if has(problem, SECOND):
-        at.second = pair_side(
-            group, problem, SECOND, chunk, filled + n * LANES, &at.second_ahead)
+        at.second = pair_side(group, problem, SECOND, chunk, filled + n * LANES)
+        at.second_ahead = pair_ahead(group, problem, SECOND, &at, &at.second, n)
+    at.input = tile_run(&at.input, first, stop, at.sums.terms)
+    at.second = tile_run(&at.second, first, stop, at.sums.second)
     return at
 
 
 cdef inline Tile pair_side(
-    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, const real *filled,
-    Ahead *ahead,
+    const Group *group, const Problem *problem, Role role, Py_ssize_t chunk, const real *filled
 ) noexcept nogil:
-    cdef bint in_place = reads_tiles_in_place(problem, role)
-    cdef Tile tile = tile_of(group, problem, role, chunk, filled, in_place)
-    ahead[0] = tile_ahead(group, problem, role)
-    if in_place:
-        ahead[0] = Ahead(tile.data + TILE_RUN * tile.stride, tile.stride)
-    return tile
+    return tile_of(group, problem, role, chunk, filled, reads_tiles_in_place(problem, role))
 
 
-cdef inline void pair_show(PairTile *at, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    """Have it show some of its classes."""
-    at.first = first
-    at.stop = stop
-    at.input = tile_run(&at.input, first, stop, at.sums.terms)
-    at.second = tile_run(&at.second, first, stop, at.sums.second)
+cdef inline Ahead pair_ahead(
+    const Group *group, const Problem *problem, Role role, const PairTile *at, const Tile *tile,
+    Py_ssize_t n,
+) noexcept nogil:
+    """What is fetched with some of n classes of a tile: those next to come of an array."""
+    cdef Ahead ahead = tile_ahead(group, problem, role)
+    if problem.plan.ahead == 0 or not is_made_of_tiles(problem, role):
+        return ahead
+    if at.stop < n:
+        return Ahead(tile.data + TILE_RUN * tile.stride, tile.stride)
+    # The first ones of the next batch.
+    ahead.start -= at.first * ahead.step
+    return ahead
 
 
 cdef void pairs_across(
@@ -304,25 +321,18 @@ cdef void pair_tiles_sum(
 ) noexcept nogil:
     """Add up one chunk of the tiles."""
     cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef Py_ssize_t run, t
+    cdef Py_ssize_t run, t, k
     cdef PairTile at
-    cdef PairSum[16] sums
+    cdef PairSums sums
     for run in range(runs_of(n)):
         for t in range(tiles):
-            at = pair_tile(problem, t, chunk, scratch)
-            pair_show(&at, run * TILE_RUN, min((run + 1) * TILE_RUN, n))
+            at = pair_tile(
+                problem, t, chunk, run * TILE_RUN, min((run + 1) * TILE_RUN, n), scratch)
             tile_pair_sum(groups + t, problem, &at)
     for t in range(tiles):
-        tile_pair_total(problem, sums_of_tile(problem, t, scratch), sums)
-        group_sums_add(groups + t, chunk, sums)
-
-
-cdef inline void group_sums_add(
-    Group *group, Py_ssize_t chunk, const PairSum *sums
-) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        pair_sum_add(group.sums + k, chunk, sums[k])
+        tile_pair_total(problem, sums_of_tile(problem, t, scratch), n, &sums)
+        for k in range(LANES):
+            pair_sum_add(&groups[t].sums, k, chunk, sum_of_row(&sums, k))
 
 
 cdef void pair_tiles_emit(
@@ -333,6 +343,7 @@ cdef void pair_tiles_emit(
     cdef Py_ssize_t n = chunk_length(problem, chunk)
     cdef Py_ssize_t t
     cdef PairTile at
+    cdef Tile result
     cdef TilePlace[MOST_TILES] places
     cdef Laying batch = Laying(groups, problem, tiles, chunk, &places[0], &scratch.scale, 0, 0)
     if problem.plan.chunks > 1:
@@ -347,8 +358,10 @@ cdef void pair_tiles_emit(
     while batch.stop < n:
         laying_next(&batch, places)
         for t in range(tiles):
-            at = pair_tile(problem, t, chunk, scratch)
-            pair_show(&at, batch.first, batch.stop)
+            at = pair_tile(problem, t, chunk, batch.first, batch.stop, scratch)
+            result = Tile(places[t].to, places[t].class_stride, LANES)
+            if places[t].straight:
+                at.input_ahead = pair_ahead(groups + t, problem, OUTPUT, &at, &result, n)
             tile_pair_emit(groups + t, problem, &at, &scratch.scale, places + t)
         if by_class:
             tiles_write_rest(&batch, scratch)
@@ -430,7 +443,7 @@ cdef void pair_merge_task(const void *context, Py_ssize_t task, char *memory) no
         for chunk in range(1, problem.plan.chunks):
             parts[0] = pair_sum_merge(parts[0], parts[chunk])
         group_open(scratch.groups, problem, row, 1)
-        scratch.groups.sums[0] = parts[0]
+        sum_of_row_put(&scratch.groups.sums, 0, parts[0])
         pair_results(
             scratch.groups, problem,
             NULL if problem.row_results == NULL else problem.row_results + row)
@@ -445,7 +458,8 @@ cdef void pair_emit_task(const void *context, Py_ssize_t task, char *memory) noe
     cdef Scratch *scratch = <Scratch *>memory
     cdef environment before = pair_open(problem, scratch)
     group_open(scratch.groups, problem, row, 1)
-    scratch.groups.sums[0] = (<const PairSum *>problem.parts)[row * problem.plan.chunks]
+    sum_of_row_put(
+        &scratch.groups.sums, 0, (<const PairSum *>problem.parts)[row * problem.plan.chunks])
     at = pair_read(scratch.groups, problem, 0, task % problem.plan.chunks, scratch)
     pair_write(scratch.groups, problem, 0, &at, scratch)
     pair_close(problem, scratch, before)

@@ -88,6 +88,13 @@ cdef struct PairSum:
     double left_out    # the sum of what is left out of it
 
 
+cdef struct PairSums:
+    # Those of the rows of a group.
+    double[16] sum
+    double[16] rest
+    double[16] left_out
+
+
 cdef struct Group:
     # Up to LANES rows, a row in each lane.
     int64_t[16] labels
@@ -96,7 +103,7 @@ cdef struct Group:
     Offsets[WEIGHT] offsets    # by Role, of those before WEIGHT that have no row_stride
     unsigned int ignored       # bit k: row k is taken out
     GroupWeights weights
-    PairSum[16] sums           # of two arrays
+    PairSums sums              # of two arrays
     bint own_is_known          # a tile has come across own_logit
     RowState whole             # all classes
     vector own_logit           # what is left out of the sum,
