@@ -31,7 +31,8 @@ BUILDS = ("avx512", "avx2")
 DTYPES = ("float32", "float64", "float16")
 OPERATIONS = ("softmax_out", "cross_entropy", "cross_entropy_with_grad_out")
 CLASSES = (3, 10, 16, 64, 128, 256, 1000, 32_768, 131_072)  # of 64 MB each
-OTHER_SHAPES = ((1, 2**22), (32, 1000), (100, 100))  # the last leaves rows over that fill no group
+# The last leaves rows over that fill no group.
+OTHER_SHAPES = ((1, 2**22), (100, 30_000), (32, 1000), (100, 100))
 
 
 class Mechanism(NamedTuple):

@@ -714,15 +714,18 @@ def test_picked_rows_have_the_same_bits(classes: int, dtype: str) -> None:
         return [np.asarray(item) for item in found]
 
     for lead, inner in ((23,), 2), ((3, 5), 3), ((4,), 7), ((2,), 15):
-        x = rng.normal(scale=3, size=(*lead, classes, inner)).astype(dtype)
+        x = rng.normal(scale=3, size=(*lead[:-1], lead[-1] + 1, classes, inner)).astype(dtype)
+        x = x[..., :-1, :, :]
         labels = rng.integers(0, classes, (*lead, inner))
         probabilities = rng.random(x.shape).astype(dtype)
-        # What is beside the rows of an output stays.
+        # What is beside the rows of an output, and between blocks of them, stays.
         around = np.full((*lead, classes, inner + 1), 7, dtype)
+        between = np.full((*lead[:-1], lead[-1] + 1, classes, inner), 7, dtype)
         found = calls(x, labels, probabilities, around[..., 1:])
+        found += calls(x, labels, probabilities, between[..., :-1, :, :])
         assert (around[..., 0] == 7).all()
-        found += calls(x, labels, probabilities, np.empty_like(x))
+        assert (between[..., -1, :, :] == 7).all()
         with execute.forcing(pick=False):
-            expected = calls(x, labels, probabilities, np.empty_like(x)) * 2
+            expected = calls(x, labels, probabilities, np.empty(x.shape, dtype)) * 2
         for wanted, got in zip(expected, found, strict=True):
             assert_same_bits(got, wanted)

@@ -185,6 +185,15 @@ PLANTED = {
          "if leaves_out_label(problem.operation):", "edges -k confident_row"),
         ("a run ends a row late", "length = min(length, problem.layout.inner - ",
          "length = min(length, problem.layout.inner + 1 - ", "bits -k axes"),
+        ("blocks of rows are evenly spaced, whatever the axes",
+         "count = (rows - done) // inner if problem.layout.row_axes == 2 else 1",
+         "count = (rows - done) // inner", "plan -k picked"),
+    ),
+    f"{KERNELS}/element.h": (
+        ("the last element of a row is not picked", "(last - 1) * step + 1 - LANES_OF",
+         "(last - 1) * step - LANES_OF", "plan -k picked"),
+        ("more is written than a block has", "FIRST_LANES(bits, last * step - LANES_OF",
+         "FIRST_LANES(bits, last * step + 1 - LANES_OF", "plan -k picked"),
     ),
     f"{KERNELS}/passes/state.pxi": (
         ("rows are evenly spaced past the end of an axis",
