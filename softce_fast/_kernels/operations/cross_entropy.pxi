@@ -384,6 +384,7 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
 
 
 cdef CommonFactors common_factors(Scaled scale) noexcept nogil:
+    """What rows without weights multiply by: the same for all of a call."""
     cdef CommonFactors factors
     cdef Factor factor = factor_for(scale, 0, 1, False)
     cdef RowLanes lanes
