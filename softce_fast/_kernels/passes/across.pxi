@@ -1526,7 +1526,7 @@ cdef void rows_weave(
         count = 1
         if dense:
             count = min(inner - (first + done) % inner, rows - done)
-        if count == inner:
+        if dense and count == inner:
             count = (rows - done) // inner if problem.layout.row_axes == 2 else 1
             elements_weave(
                 &scratch.beside.weaving, to, array.strides[0], x, row_stride, count,

@@ -24,8 +24,8 @@ cdef struct PairTile:
     Py_ssize_t first     # from there on, the first of these,
     Py_ssize_t stop      # and the one after the last
     TileSums *sums       # what they are added to
-    Ahead input_ahead    # what is fetched meanwhile: while sums are made, of both arrays,
-    Ahead second_ahead   # while output is, of that
+    Ahead input_ahead    # what is fetched meanwhile: of both arrays while they are summed,
+    Ahead second_ahead   # the first of these of the output while that is made
 
 
 cdef inline void pair_fetch(const PairTile *tile, Py_ssize_t c) noexcept nogil:
@@ -89,15 +89,19 @@ cdef inline DoubleDouble double_double_reciprocal(double x) noexcept nogil:
 cdef inline DoubleDouble double_doubles_set(const PairSums *sums) noexcept nogil:
     """The sums of LANES rows, a row in each lane."""
     cdef DoubleDouble result
-    cdef real[16] high
-    cdef real[16] low
+    cdef double[16] number
+    cdef double[16] high
     cdef Py_ssize_t k
     for k in range(LANES):
-        high[k] = <real>(sums.sum[k] + sums.rest[k])
-        low[k] = <real>((sums.sum[k] - high[k]) + sums.rest[k])
-        low[k] = low[k] if low[k] - low[k] == 0 else <real>0
-    result.high = vector_load(high)
-    result.low = vector_load(low)
+        number[k] = sums.sum[k] + sums.rest[k]
+    result.high = vector_from(number)
+    numbers_store(high, result.high)
+    for k in range(LANES):
+        number[k] = (sums.sum[k] - high[k]) + sums.rest[k]
+    result.low = vector_from(number)
+    result.low = vector_select(
+        vector_equal(vector_subtract(result.low, result.low), vector_set(0.0)), result.low,
+        vector_set(0.0))
     return result
 
 
