@@ -42,6 +42,7 @@ class Mechanism(NamedTuple):
     without: tuple[Fields, ...]
 
 
+IN_A_ROW = 5  # calls after which a plan is that of one of many
 NOT_KEPT: Fields = {"keep": False, "keep_in_output": False}
 MECHANISMS = {
     "across": Mechanism({"passes": "across"}, ({"passes": "along"},)),
@@ -84,9 +85,11 @@ def forced(call: Call, fields: Fields) -> None:
 
 def ways(call: Call) -> dict[str, Call]:
     """The call as planned, and without each mechanism that its plan uses."""
+    for _ in range(IN_A_ROW):
+        call()
     plan = planned(call, {})
     assert plan is not None
-    # A small call uses more threads where the one before was just now: all are to use as many.
+    # A call by itself has another number of threads than one of many: all are to use as many.
     threads = {"threads": plan["threads"]}
     found: dict[str, Call] = {PLANNED: partial(forced, call, threads)}
     for name, mechanism in MECHANISMS.items():
