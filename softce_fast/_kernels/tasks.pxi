@@ -130,7 +130,6 @@ cdef size_t scratch_place(const Problem *problem, Scratch *scratch) noexcept nog
     cdef char *memory = <char *>scratch
     part_take(&memory, sizeof(Scratch))
     scratch.kept_stride = classes
-    scratch.beside.picking.n = scratch.beside.weaving.n = 0
     if problem.task_sums != NULL:
         results = (plan.rows_per_task + LANES) * sizeof(double)
     if along:
@@ -161,8 +160,8 @@ cdef size_t scratch_place(const Problem *problem, Scratch *scratch) noexcept nog
     scratch.target = <real *>part_take(
         &memory, max(padded, <Py_ssize_t>MOST_ROWS + LANES) * sizeof(real))
     scratch.raw = part_take(&memory, max(padded * raw_rows, <Py_ssize_t>MOST_ROWS) * 8)
-    scratch.beside.runs = <Runs *>part_take(
-        &memory, 3 * sizeof(Runs) if across and any_goes(problem, True) else 0)
+    scratch.beside = <Beside *>part_take(
+        &memory, sizeof(Beside) if across and (plan.pick or any_goes(problem, True)) else 0)
     scratch.best = part_take(&memory, best_size(problem))
     return memory - <char *>scratch
 
@@ -176,8 +175,15 @@ cdef size_t scratch_size(const Problem *problem) noexcept nogil:
     return scratch_place(problem, &scratch)
 
 
-cdef void scratch_open(const Problem *problem, Scratch *scratch) noexcept nogil:
+cdef inline void scratch_take(const Problem *problem, Scratch *scratch) noexcept nogil:
+    """Lay a thread's memory out where it is; nothing is known yet of rows to be picked."""
     scratch_place(problem, scratch)
+    if problem.plan.pick and problem.plan.passes == ACROSS:
+        scratch.beside.picking.n = scratch.beside.weaving.n = 0
+
+
+cdef void scratch_open(const Problem *problem, Scratch *scratch) noexcept nogil:
+    scratch_take(problem, scratch)
     scratch.scale = scale_for(problem.options.temperature, problem.plan.few_digits)
     if problem.options.softcap != 0:
         scratch.softcap = softcap_for(problem.options.softcap)

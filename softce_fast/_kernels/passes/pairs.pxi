@@ -377,7 +377,7 @@ cdef void pair_tiles_emit(
 
 
 cdef environment pair_open(const Problem *problem, Scratch *scratch) noexcept nogil:
-    scratch_place(problem, scratch)
+    scratch_take(problem, scratch)
     scratch.scale = scale_for(1.0, False)
     writer_open(
         &scratch.writers.output, &problem.arrays[<int>OUTPUT], problem.plan.stream,

@@ -578,7 +578,7 @@ cdef struct Writers:
 
 cdef struct Beside:
     # How rows that lie side by side are found in arrays:
-    Runs *runs                 # those of a batch in one, in the mask and in the logits;
+    Runs[3] runs               # those of a batch in one, in the mask and in the logits;
     Picking picking            # where few are, which elements are of one row,
     Weaving weaving            # and where they are put back
 
@@ -599,7 +599,7 @@ cdef struct Scratch:
     Group *groups              # of a batch
     char *sums                 # at work: DenseSums along, TileTerms of a batch across
     Writers writers
-    Beside beside
+    Beside *beside             # rows of a batch that lie side by side
     char *best                 # what is selected of the rows at work: see operations/scores.pxi
 
 
