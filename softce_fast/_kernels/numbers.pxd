@@ -7,6 +7,8 @@
 # matters is it subtracted: the row's `shift`.
 #
 # The coefficients come from tools/coefficients.py. Uses vector.pxd.
+from libc.math cimport fma
+
 from .vector cimport *
 
 cdef extern from *:
@@ -233,7 +235,9 @@ cdef inline double leading_bits(double x, int count) noexcept nogil:
 
 
 cdef inline double product_error(double a, double b) noexcept nogil:
-    """Return a*b minus its rounded value (Dekker)."""
+    """Return a*b minus its rounded value (Dekker, where multiply-adds are not fused)."""
+    if HAS_FMA:
+        return fma(a, b, -(a * b))
     cdef double a_high = leading_bits(a, 26)
     cdef double b_high = leading_bits(b, 26)
     cdef double a_low = a - a_high
@@ -486,15 +490,23 @@ cdef inline vector logarithm_of_share(
     Where `own` is the larger part this is log1p(others / own), which keeps every digit of a
     confident row; elsewhere log(total) - log(own), where log(own) is known without rounding.
     """
+    return logarithm_of_ratio(
+        ratio_of(others, own), sum_merge(others, own, scale.few_digits), own_logit, reference,
+        scale)
+
+
+cdef inline vector logarithm_of_ratio(
+    DoubleDouble ratio, DoubleDouble total, vector own_logit, Reference reference,
+    const Scale *scale,
+) noexcept nogil:
+    """logarithm_of_share() for others / own, and others + own."""
     cdef vector one = vector_set(1.0)
     cdef vector zero = vector_set(0.0)
     cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
-    cdef DoubleDouble ratio = ratio_of(others, own)
     cdef vector sum_ = vector_add(one, ratio.high)
     cdef vector rest = vector_add(
         vector_subtract(ratio.high, vector_subtract(sum_, one)), ratio.low)
     cdef mask close = vector_greater(one, ratio.high)
-    cdef DoubleDouble total = sum_merge(others, own, scale.few_digits)
     # split() is own_logit - exponent*ln(2)*T: the logarithm of own / 2**exponent.
     cdef vector difference = vector_subtract(own_logit, reference.shift)
     cdef vector log_own = split(
@@ -519,11 +531,13 @@ cdef inline LogRatio log_ratio(
 ) noexcept nogil:
     """logarithm_of_share(), which a tiny one does not leave the range of."""
     cdef LogRatio result
-    cdef vector ratio = double_double_rounded(ratio_of(
-        others, double_double_scaled(own, vector_set(TWO_TO_MINUS_HEADROOM))))
+    cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
+    cdef DoubleDouble lifted = ratio_of(others, double_double_scaled(own, down))
+    cdef vector ratio = double_double_rounded(lifted)
     result.tiny = vector_greater(vector_set(TINY_RATIO * TWO_TO_HEADROOM), ratio)
-    result.value = vector_select(
-        result.tiny, ratio, logarithm_of_share(others, own, own_logit, reference, scale))
+    result.value = vector_select(result.tiny, ratio, logarithm_of_ratio(
+        double_double_scaled(lifted, down), sum_merge(others, own, scale.few_digits), own_logit,
+        reference, scale))
     return result
 
 

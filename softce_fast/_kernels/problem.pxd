@@ -397,6 +397,14 @@ cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
     return problem.options.label_smoothing != 0 and problem.arrays[<int>MASK].data != NULL
 
 
+cdef inline bint weighs_alike(const Problem *problem) noexcept nogil:
+    """Whether no row has a weight: what multiplies its gradient follows from its target alone."""
+    return (
+        problem.options.class_weight == NULL and not has(problem, SAMPLE_WEIGHT)
+        and problem.options.z_loss == 0 and not shares_by_row(problem)
+        and not problem.shard.given)
+
+
 cdef inline bint coefficients_by_row(const Problem *problem) noexcept nogil:
     """Whether the coefficients differ from row to row."""
     return has(problem, SECOND) or wants_entropy(problem) or shares_by_row(problem)
@@ -405,6 +413,12 @@ cdef inline bint coefficients_by_row(const Problem *problem) noexcept nogil:
 cdef inline bint merges_chunks(const Problem *problem) noexcept nogil:
     """Whether the state of a row is another than that of a chunk."""
     return problem.plan.chunks > 1 or problem.shard.given
+
+
+cdef inline bint coefficients_are_even(const Problem *problem) noexcept nogil:
+    """Whether label smoothing gives the same to all classes of all rows, and something."""
+    return not coefficients_by_row(problem) and (
+        problem.options.coefficients == NULL and <float>problem.even.total != 0)
 
 
 cdef inline bint is_weighted(const Problem *problem) noexcept nogil:

@@ -29,7 +29,10 @@ cdef inline void finish_loss(
         group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0
         or fabs(problem.options.divisor) < 1    # what is too small becomes larger
     ):
-        finish_weighted_loss(group, problem, scratch)
+        if weighs_alike(problem):
+            finish_alike_loss(group, problem, scratch)
+        else:
+            finish_weighted_loss(group, problem, scratch)
     else:
         numbers_store(group.result, logarithm_of_share(
             group.whole.others, group.own, group.own_logit, group.whole.reference,
@@ -64,7 +67,6 @@ cdef struct RowNumbers:
     double[16] lowering      # and what takes that back
     double[16] logsumexp     # where it is asked for
     double[16] coefficients  # the sum of them,
-    double[16] lost          # what that misses,
     double[16] spread        # and that of coefficient * (maximum - x) / T, both without the label's
     double[16] gap           # (maximum - x) / T at the label
 
@@ -76,6 +78,7 @@ cdef void row_numbers(
     cdef double inverse = 1 / problem.options.temperature
     cdef double[16] own_logit
     cdef double[16] logit
+    cdef double[16] lost
     cdef unsigned int confident
     cdef Py_ssize_t k
     cdef LogRatio ratio = log_ratio(
@@ -98,7 +101,8 @@ cdef void row_numbers(
             logsumexps_near_zero(numbers, group, problem, scratch)
     if not is_dense(problem.operation):
         return
-    dense_numbers(numbers, group)
+    coefficient_sums(group, numbers.coefficients, lost)
+    numbers_store(numbers.spread, group.whole.spread)
     for k in range(LANES):
         numbers.spread[k] *= inverse
     if has(problem, LABELS):
@@ -153,19 +157,58 @@ cdef void logsumexps_near_zero(
                 rest[k] * TWO_TO_MINUS_HEADROOM if tiny >> k & 1 else rest[k])
 
 
-cdef inline void dense_numbers(RowNumbers *numbers, const Group *group) noexcept nogil:
+cdef inline void coefficient_sums(
+    const Group *group, double *sums, double *lost
+) noexcept nogil:
+    """The sum of each row's coefficients, without the label's, and what that misses."""
     cdef double[16] high
     cdef double[16] low
     cdef Py_ssize_t k
     cdef DoubleDouble total = double_double_add(
         group.whole.other_coefficients, group.whole.own_coefficient)
-    numbers_store(numbers.spread, group.whole.spread)
     numbers_store(high, total.high)
     numbers_store(low, total.low)
     for k in range(LANES):
         low[k] = number_or_nothing(low[k])
-        numbers.coefficients[k] = high[k] + low[k]
-        numbers.lost[k] = number_or_nothing(low[k] - (numbers.coefficients[k] - high[k]))
+        sums[k] = high[k] + low[k]
+        lost[k] = number_or_nothing(low[k] - (sums[k] - high[k]))
+
+
+cdef void finish_alike_loss(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    """finish_weighted_loss() of rows that weigh alike: nothing is multiplied by a row's weight."""
+    cdef double inverse = 1 / problem.options.temperature
+    cdef double label = 1 - problem.options.label_smoothing
+    cdef Sum sum_ = even_sum(problem, problem.layout.classes, label)
+    cdef double[16] share
+    cdef double[16] rest
+    cdef double[16] own_logit
+    cdef double[16] logit
+    cdef double[16] lost
+    cdef Py_ssize_t k
+    cdef LogRatio ratio = log_ratio(
+        group.whole.others, group.own, group.own_logit, group.whole.reference, &scratch.scale)
+    for k in range(LANES):
+        share[k] = sum_.total
+        rest[k] = 0
+    if is_dense(problem.operation):
+        numbers_store(rest, group.whole.spread)
+        for k in range(LANES):
+            rest[k] *= inverse
+    if has(problem, SECOND):
+        coefficient_sums(group, share, lost)
+        rows_of_nothing(group, share, rest)
+    elif is_dense(problem.operation):
+        numbers_store(own_logit, group.own_logit)
+        numbers_store(logit, label_logits(group, problem, &scratch.softcap))
+        for k in range(LANES):
+            rest[k] += number_or_zero(label, (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse))
+    numbers_store(own_logit, ratio.value)
+    numbers_store(logit, vector_select(
+        ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
+    for k in range(LANES):
+        group.result[k] = number_or_zero(share[k], own_logit[k]) * logit[k] + rest[k]
 
 
 cdef void finish_weighted_loss(
@@ -206,10 +249,7 @@ cdef inline void dense_numbers_add(
 ) noexcept nogil:
     """Add what a dense target has to the sums of the coefficients and of what is added."""
     cdef int power = problem.options.coefficient_power
-    cdef int nothing = 0
     cdef Py_ssize_t k
-    memcpy(group.coefficients[0], numbers.coefficients, sizeof(numbers.coefficients))
-    memcpy(group.coefficients[1], numbers.lost, sizeof(numbers.lost))
     lanes_scale(numbers.coefficients, power)
     lanes_scale(numbers.spread, power)
     for k in range(LANES):
@@ -217,13 +257,20 @@ cdef inline void dense_numbers_add(
         rest[k] = number_or_zero(share[k], numbers.gap[k]) if has(problem, LABELS) else 0
         rest[k] += numbers.spread[k]
         share[k] = (share[k] if has(problem, LABELS) else 0) + numbers.coefficients[k]
-        nothing += share[k] == 0
-    if nothing == 0 or problem.options.z_loss != 0:
-        return
+    if problem.options.z_loss == 0:
+        rows_of_nothing(group, share, rest)
+
+
+cdef inline void rows_of_nothing(
+    Group *group, const double *share, const double *rest
+) noexcept nogil:
+    """Take rows out of whose target nothing is left."""
+    cdef int64_t nothing = 0
+    cdef Py_ssize_t k
     for k in range(LANES):
-        if share[k] == 0 and rest[k] == 0:
-            # Nothing is left of the row.
-            group.ignored |= <unsigned int>1 << k
+        nothing |= (share[k] == 0) & (rest[k] == 0)
+    for k in range(LANES if nothing else 0):
+        group.ignored |= <unsigned int>(share[k] == 0 and rest[k] == 0) << k
 
 
 # ---- the gradient --------------------------------------------------------------------------------
@@ -383,19 +430,59 @@ cdef inline vector vector_from(const double *numbers) noexcept nogil:
     return vector_load(lane)
 
 
-cdef CommonFactors common_factors(Scaled scale) noexcept nogil:
-    """What rows without weights multiply by: the same for all of a call."""
+cdef CommonFactors common_factors(
+    const Problem *problem, Scaled scale, bint rounded
+) noexcept nogil:
+    """What rows that weigh alike multiply by: the same for all of a call.
+
+    Sums of class probabilities are not; they are multiplied by it: see factors_by_sum().
+    """
     cdef CommonFactors factors
-    cdef Factor factor = factor_for(scale, 0, 1, False)
+    cdef Factor factor = factor_for(
+        row_scale(scale, 1, rounded), 0, 1, is_dense(problem.operation))
+    cdef Sum total = even_sum(
+        problem, problem.layout.classes, 1 - problem.options.label_smoothing)
     cdef RowLanes lanes
     cdef Py_ssize_t k
     for k in range(LANES):
-        lanes.target[k] = 1
-        lanes.lost[k] = lanes.rest[k] = 0
+        lanes.target[k] = 1 if has(problem, SECOND) else total.total
+        lanes.lost[k] = 0 if has(problem, SECOND) else total.rest
+        lanes.rest[k] = 0
         lane_set(&lanes, k, factor)
     factors.of_all = scale
     factors.unweighted = factors_from(&lanes)
     return factors
+
+
+cdef inline Sum even_sum(
+    const Problem *problem, Py_ssize_t classes, double label
+) noexcept nogil:
+    """What label smoothing gives to so many classes without weights, and a label's own part."""
+    cdef Sum result
+    cdef Sum count = Sum(<double>classes, 0)
+    cdef Sum even = sum_product(problem.even, count)
+    result.total = even.total + label
+    result.rest = even.rest + sum_error(even.total, label, result.total)
+    return result
+
+
+cdef inline bint factors_by_sum(
+    RowFactors *factors, const Group *group, const RowFactors *common
+) noexcept nogil:
+    """Fill in the factors of rows that weigh alike; False if their sums are too far from 1."""
+    cdef DoubleDouble total = double_double_add(
+        group.whole.other_coefficients, group.whole.own_coefficient)
+    cdef vector zero = vector_set(0.0)
+    cdef vector size = vector_select(
+        vector_equal(total.high, zero), vector_set(1.0), vector_absolute(total.high))
+    cdef unsigned int large = vector_mask_bits(
+        vector_greater(size, vector_set(<real>two_to(-MODERATE))))
+    cdef unsigned int small = vector_mask_bits(
+        vector_greater(vector_set(<real>two_to(MODERATE)), size))
+    factors[0] = common[0]
+    factors.whole = double_double_product(total, common.whole)
+    factors.target = factors.whole
+    return large & small == (<unsigned int>1 << LANES) - 1
 
 
 cdef RowFactors factors_of(
@@ -404,6 +491,7 @@ cdef RowFactors factors_of(
     """Those of rows with weights; `rounded`: what multiplies them is a single number."""
     cdef RowLanes lanes
     cdef double[16] weight
+    cdef double[16] sums
     cdef double label
     cdef bint dense = is_dense(problem.operation)
     cdef unsigned int alone = 0
@@ -420,11 +508,12 @@ cdef RowFactors factors_of(
         coefficients_scale(lanes.rest, problem)
         alone = rows_of_one_class(group, problem)
     if dense:
+        coefficient_sums(group, sums, lanes.lost)
         for k in range(LANES):
             label = lanes.target[k] if has(problem, LABELS) else 0
-            lanes.target[k] = group.coefficients[0][k] + label
-            lanes.lost[k] = number_or_nothing(group.coefficients[1][k] + sum_error(
-                group.coefficients[0][k], label, lanes.target[k]))
+            lanes.target[k] = sums[k] + label
+            lanes.lost[k] = number_or_nothing(
+                lanes.lost[k] + sum_error(sums[k], label, lanes.target[k]))
     if alone == 0 and are_moderate(&lanes, weight, scale.power):
         lanes_set(&lanes, weight, scale, rounded, dense)
         return factors_from(&lanes)
@@ -484,15 +573,16 @@ cdef inline bint are_moderate(
     """Whether each row's numbers are so near 1 that what follows from them stays in range."""
     cdef double most = two_to(MODERATE)
     cdef double least = two_to(-MODERATE)
-    cdef int others = abs(power - HEADROOM) >= EXPONENT_BIAS - 2 * (MODERATE + 1)
+    # Without branches, for the sake of vectors.
+    cdef int64_t moderate = abs(power - HEADROOM) < EXPONENT_BIAS - 2 * (MODERATE + 1)
     cdef double size, total
     cdef Py_ssize_t k
     for k in range(LANES):
         size = fabs(weight[k])
         total = max(fabs(lanes.target[k]), fabs(lanes.rest[k]))
-        others += not (least < size < most or size == 0)
-        others += not (least < total < most or total == 0)
-    return others == 0
+        moderate &= (least < size) & (size < most) | (size == 0)
+        moderate &= (least < total) & (total < most) | (total == 0)
+    return moderate != 0
 
 
 cdef inline void lanes_set(
@@ -521,7 +611,11 @@ cdef inline void lanes_set(
         lanes.rest[k] *= shift
 
 
-cdef inline DoubleDouble exact_total(const Group *group, const Scratch *scratch) noexcept nogil:
+cdef inline DoubleDouble exact_total(
+    const Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    if leaves_out_maximum(problem.operation):
+        return group.total    # it has been added with all its digits
     return with_exact_maximum(
         group.total, &group.whole, vector_greater(group.whole.maximum, group.own_logit),
         &scratch.scale)
@@ -533,12 +627,16 @@ cdef inline void finish_gradient(
     cdef Recipe *recipe = &group.recipe
     cdef const RowFactors *factors = &scratch.factors[0].unweighted
     cdef RowFactors weighted
-    cdef DoubleDouble total = exact_total(group, scratch)
+    cdef DoubleDouble total = exact_total(group, problem, scratch)
     cdef vector others
-    if group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0:
+    if not weighs_alike(problem) or (
+        has(problem, SECOND) and not factors_by_sum(&weighted, group, factors)
+    ):
         # Where both parts of an entry of a dense target are equal, nothing is to be left.
         weighted = factors_of(
             group, problem, scratch.factors[0].of_all, is_dense(problem.operation))
+        factors = &weighted
+    elif has(problem, SECOND):
         factors = &weighted
     total = double_double_scaled(total, factors.lift)
     recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
@@ -593,19 +691,12 @@ cdef void finish_dense_gradient(
     cdef unsigned int confident = vector_mask_bits(vector_greater(
         group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
     cdef DoubleDouble others = group.whole.other_coefficients
-    cdef DoubleDouble own
     cdef Py_ssize_t k
     for k in range(LANES):
         recipe.top[k] = recipe.top[k] if confident >> k & 1 else -1
     if has(problem, LABELS):
         others = other_coefficients_of_labels(group, problem)
-        own = exponential_pair(
-            label_logits(group, problem, &scratch.softcap), group.whole.reference, &scratch.scale)
-        recipe.at_label = vector_multiply(
-            vector_fma(recipe.factor.high, own.low, vector_fnma(
-                factors.coefficient, label_coefficients(group, problem),
-                product_rounded(recipe.factor, own.high))),
-            factors.power)
+        recipe.at_label = label_coefficients(group, problem)
     recipe.at_top = vector_multiply(
         vector_fma(factors.coefficient, others.high, vector_fma(
             factors.coefficient, others.low, own_gradient(group, problem, factors, total))),
@@ -617,6 +708,8 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
     cdef double even = problem.even.total
     cdef double[16] coefficient
     cdef Py_ssize_t k
+    if weighs_alike(problem):
+        return vector_set(<real>(even + (1 - problem.options.label_smoothing)))
     for k in range(LANES):
         coefficient[k] = even
     if shares_by_row(problem):
@@ -649,6 +742,29 @@ cdef inline void lanes_scale(double *numbers, int power) noexcept nogil:
         numbers[k] = numbers[k] * first * second
 
 
+cdef inline DoubleDouble double_double_of_sum(Sum sum_) noexcept nogil:
+    """The same for all rows."""
+    cdef DoubleDouble result
+    result.high = vector_set(<real>sum_.total)
+    result.low = vector_set(<real>((sum_.total - <real>sum_.total) + sum_.rest))
+    return result
+
+
+cdef inline DoubleDouble other_coefficients_alike(
+    const Group *group, const Problem *problem
+) noexcept nogil:
+    """The same without weights: with the label's own part, unless the label is the maximum."""
+    cdef real[16] apart
+    cdef Py_ssize_t others = problem.layout.classes - 1
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        apart[k] = group.labels[k] != group.recipe.top[k]
+    return double_double_select(
+        vector_equal(vector_load(apart), vector_set(0.0)),
+        double_double_of_sum(even_sum(problem, others, 0)),
+        double_double_of_sum(even_sum(problem, others, 1 - problem.options.label_smoothing)))
+
+
 cdef inline DoubleDouble other_coefficients_of_labels(
     const Group *group, const Problem *problem
 ) noexcept nogil:
@@ -660,11 +776,11 @@ cdef inline DoubleDouble other_coefficients_of_labels(
     cdef Sum sum_
     cdef double total
     cdef Py_ssize_t k
+    if weighs_alike(problem):
+        return other_coefficients_alike(group, problem)
+    sum_ = even_sum(problem, problem.layout.classes - 1, 0)
     memcpy(label, group.weights.label, sizeof(label))
     coefficients_scale(label, problem)
-    sum_.total = <double>(problem.layout.classes - 1)
-    sum_.rest = 0
-    sum_ = sum_product(problem.even, sum_)
     for k in range(LANES):
         top[k] = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
         others[k] = sum_.total

@@ -19,9 +19,12 @@ cdef void finish_hessian(
 ) noexcept nogil:
     cdef Curvature *curvature = &group.recipe.curvature
     cdef RowFactors factors = scratch.factors[1].unweighted
-    cdef DoubleDouble total = exact_total(group, scratch)
+    cdef DoubleDouble total = exact_total(group, problem, scratch)
     cdef DoubleDouble own, others, product
-    if group.weights.given or is_dense(problem.operation):
+    if not weighs_alike(problem) or (
+        has(problem, SECOND) and not factors_by_sum(
+            &factors, group, &scratch.factors[1].unweighted)
+    ):
         factors = factors_of(group, problem, scratch.factors[1].of_all, False)
     finish_top(group, problem, &total, &own, &others, scratch)
     curvature.factor = double_double_quotient(

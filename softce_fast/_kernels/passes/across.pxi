@@ -935,23 +935,33 @@ cdef inline DoubleDouble tile_sums(const real *terms, Py_ssize_t n, bint few_dig
     return tile_sums_many(terms, n, False)
 
 
+cdef inline vector tile_lane(const real *terms, Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+    """Every fourth of the n terms that are left, without adding zeros."""
+    cdef vector total = vector_set(0.0)
+    cdef vector second
+    if width > 4 or n > 0:
+        total = vector_load(terms)
+    if width > 8 and n > 8:
+        total = vector_add(total, vector_load(terms + 8 * LANES))
+    if width > 8 or (width > 4 and n > 4):
+        second = vector_load(terms + 4 * LANES)
+        if width > 8 and n > 12:
+            second = vector_add(second, vector_load(terms + 12 * LANES))
+        total = vector_add(total, second)
+    return total
+
+
 cdef inline DoubleDouble tile_sums_few(
     const real *terms, Py_ssize_t n, Py_ssize_t width, bint few_digits
 ) noexcept nogil:
     """At most LANES classes: each is a lane of its own, added up as vector_reduce_few does.
 
-    `width`, a power of two and a constant here, is at least n.
+    `width`, a power of two and a constant here, is at least n; half of it is less.
     """
-    cdef vector[16] lane
+    cdef vector[4] lane
     cdef Py_ssize_t k
-    for k in range(width):
-        lane[k] = vector_load(terms + k * LANES) if k < n else vector_set(0.0)
-    if width > 8:
-        for k in range(8):
-            lane[k] = vector_add(lane[k], lane[k + 8])
-    if width > 4:
-        for k in range(4):
-            lane[k] = vector_add(lane[k], lane[k + 4])
+    for k in range(4):
+        lane[k] = tile_lane(terms + k * LANES, n - k, width)
     return sum_merge(
         sum_add(double_double_from(lane[0]), lane[2], few_digits),
         sum_add(double_double_from(lane[1]), lane[3], few_digits), few_digits)
@@ -1067,11 +1077,16 @@ cdef void tile_spread(
     coefficients.ahead = Ahead(<const char *>tile, 0)
     if has(problem, SECOND):
         coefficients.ahead = tile_ahead(group, problem, SECOND)
-    for c in range(n):
-        if coefficients.probabilities != NULL:
-            fetch(&coefficients.ahead, c)
-        vector_store(terms + c * LANES, spread_term(
-            tile_coefficient(&coefficients, c), origin, vector_load(tile + c * LANES)))
+    if coefficients_are_even(problem):
+        for c in range(n):
+            vector_store(terms + c * LANES, vector_multiply(
+                coefficients.even, vector_subtract(origin, vector_load(tile + c * LANES))))
+    else:
+        for c in range(n):
+            if coefficients.probabilities != NULL:
+                fetch(&coefficients.ahead, c)
+            vector_store(terms + c * LANES, spread_term(
+                tile_coefficient(&coefficients, c), origin, vector_load(tile + c * LANES)))
     state.spread = double_double_rounded(tile_sums(terms, n, False))
     state.own_coefficient = vector_set(0.0)
     if coefficients_by_row(problem):
@@ -1090,6 +1105,7 @@ cdef enum TileTarget:
     BY_LABEL = 1
     DENSE = 2
     CURVED = 4    # the Hessian instead of the gradient
+    EVEN = 8      # of a dense target, all classes but the label have the same coefficient
 
 
 cdef struct TileOutput:
@@ -1104,7 +1120,7 @@ cdef struct TileOutput:
     vector coefficient_factor
     Reference reference
     Coefficients coefficients
-    vector label               # the class that gets at_label instead
+    vector label               # the class that gets at_label instead, or as its coefficient
     vector at_label
     vector top                 # dense targets: the same for at_top, which goes first
     vector at_top
@@ -1157,6 +1173,8 @@ cdef inline TileOutput tile_output_open(
     if target & DENSE:
         output.coefficients = tile_coefficients_of(
             problem, chunk, <const real *>place.values.data)
+        if target & EVEN:
+            output.coefficients.probabilities = output.coefficients.weight = NULL
         output.coefficient_factor = group.recipe.coefficient_factor
         output.top = classes_in_chunk(group.recipe.top, chunk)
         output.at_top = group.recipe.at_top
@@ -1185,6 +1203,8 @@ cdef inline vector tile_output(
     const TileOutput *tile, Py_ssize_t c, const Scale *scale
 ) noexcept nogil:
     """The output for class c."""
+    cdef vector number = vector_set(<real>c)
+    cdef vector coefficient
     cdef vector v
     if tile.kind == FROM_LOGITS or tile.kind == LOGARITHMS:
         v = tile_part(&tile.values, c)
@@ -1200,17 +1220,19 @@ cdef inline vector tile_output(
         v = curvature_product(
             v, tile.factor, tile.unscale, tile.share, tile.floor)
     elif tile.target & DENSE:
+        coefficient = tile_coefficient(&tile.coefficients, c)
+        if tile.target & BY_LABEL:
+            coefficient = vector_select(
+                vector_equal(tile.label, number), tile.at_label, coefficient)
         v = vector_multiply(
             vector_fnma(
-                tile.coefficient_factor, tile_coefficient(&tile.coefficients, c),
-                product_rounded(tile.factor, v)),
+                tile.coefficient_factor, coefficient, product_rounded(tile.factor, v)),
             tile.unscale)
+        return vector_select(vector_equal(tile.top, number), tile.at_top, v)
     else:
         v = output_product(v, tile.factor, tile.unscale, scale.few_digits)
     if tile.target & (BY_LABEL | CURVED):
-        v = vector_select(vector_equal(tile.label, vector_set(<real>c)), tile.at_label, v)
-    if tile.target & DENSE:
-        v = vector_select(vector_equal(tile.top, vector_set(<real>c)), tile.at_top, v)
+        v = vector_select(vector_equal(tile.label, number), tile.at_label, v)
     return v
 
 
@@ -1330,7 +1352,9 @@ cdef void tiles_emit_curvature(const Laying *batch) noexcept nogil:
 
 
 cdef void tiles_emit_dense(const Laying *batch) noexcept nogil:
-    if has(batch.problem, LABELS):
+    if has(batch.problem, LABELS) and coefficients_are_even(batch.problem):
+        tiles_lay(batch, FROM_KEPT, BY_LABEL | DENSE | EVEN, PLAIN)
+    elif has(batch.problem, LABELS):
         tiles_lay(batch, FROM_KEPT, BY_LABEL | DENSE, PLAIN)
     else:
         tiles_lay(batch, FROM_KEPT, DENSE, PLAIN)

@@ -899,11 +899,7 @@ cdef inline DoubleDouble chunk_coefficients(
     const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
     """The sum of what label smoothing gives to the classes of a chunk, of any row."""
-    cdef Sum sum_ = sum_product(problem.even, problem.options.chunk_sums[chunk])
-    cdef DoubleDouble result
-    result.high = vector_set(<real>sum_.total)
-    result.low = vector_set(<real>((sum_.total - <real>sum_.total) + sum_.rest))
-    return result
+    return double_double_of_sum(sum_product(problem.even, problem.options.chunk_sums[chunk]))
 
 
 # ---- emit ----------------------------------------------------------------------------------------
@@ -938,8 +934,8 @@ cdef struct RowOutput:
     bint curved               # the Hessian: times 1 - share * exponential, not below the floor
     DoubleDouble share        # (1 / the sum of the exponentials)
     vector floor
-    RowEntry label
-    RowEntry top              # dense targets: this goes first
+    RowEntry label            # of dense targets, its coefficient,
+    RowEntry top              # and this goes first
 
 
 cdef inline vector output_product(
@@ -962,10 +958,9 @@ cdef inline vector curvature_product(
 
 
 cdef inline vector row_output(
-    const RowOutput *row, vector v, OutputKind kind, Py_ssize_t i, Py_ssize_t n,
-    const Scale *scale,
+    const RowOutput *row, vector v, OutputKind kind, vector coefficient, const Scale *scale
 ) noexcept nogil:
-    """Make output of kept exponentials (FROM_KEPT) or of logits (the others), class i first."""
+    """Make output of kept exponentials (FROM_KEPT) or of logits (the others)."""
     if kind == LOGARITHMS:
         return vector_subtract(cooled_difference(v, row.minus, scale), row.factor.high)
     if kind == FROM_LOGITS:
@@ -976,9 +971,7 @@ cdef inline vector row_output(
     if not row.dense:
         return output_product(v, row.factor, row.unscale, scale.few_digits)
     return vector_multiply(
-        vector_fnma(
-            row.coefficient_factor, coefficient_vector(&row.coefficients, i, n),
-            product_rounded(row.factor, v)),
+        vector_fnma(row.coefficient_factor, coefficient, product_rounded(row.factor, v)),
         row.unscale)
 
 
@@ -998,10 +991,15 @@ cdef inline vector row_output_at(
     const Scale *scale,
 ) noexcept nogil:
     """The output from class i on, as much of a vector as there is."""
-    cdef vector v = row_output(
-        row, element_vector(row.x, i, n, row.source), kind, i, n, scale)
-    v = row_entry_put(&row.label, i, counting, v)
-    return row_entry_put(&row.top, i, counting, v) if row.dense else v
+    cdef vector v = element_vector(row.x, i, n, row.source)
+    cdef vector coefficient = vector_set(0.0)
+    if row.dense:
+        coefficient = row_entry_put(
+            &row.label, i, counting, coefficient_vector(&row.coefficients, i, n))
+        return row_entry_put(
+            &row.top, i, counting, row_output(row, v, kind, coefficient, scale))
+    return row_entry_put(
+        &row.label, i, counting, row_output(row, v, kind, coefficient, scale))
 
 
 cdef inline void row_emit(
@@ -1057,7 +1055,11 @@ cdef void emit_kept(
     row.curved = False
     if row.dense:
         row.dense = True
-        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+        if row.coefficients.probabilities == NULL and row.coefficients.weight == NULL:
+            row.coefficients.probabilities = row.coefficients.weight = NULL
+            row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+        else:
+            row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
         return
     row.dense = False
     if not scale.few_digits and row.stored == REAL_KIND:

@@ -45,7 +45,7 @@ cdef struct Recipe:
     vector unscale
     vector minus
     vector coefficient_factor
-    vector at_label          # what the class `label` gets instead,
+    vector at_label          # what the class `label` gets instead, or as its coefficient,
     vector at_top            # and before it the class `top`; outside of the row for none
     int64_t[16] top
     Curvature curvature
@@ -109,7 +109,6 @@ cdef struct Group:
     vector own_logit           # what is left out of the sum,
     DoubleDouble own           # its exponential
     DoubleDouble total         # and the sum with it
-    double[2][16] coefficients   # the sum of a dense target's but the label's own; what it misses
     double[16] from_z          # 2 * z_loss * logsumexp
     double[16] result
     Recipe recipe
@@ -246,7 +245,9 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
             label = 0 if ignored >> k & 1 else group.labels[k]
             # They were checked, but another Python thread may have changed them since.
             group.labels[k] = max(<int64_t>0, min(label, last))
-    if problem.options.class_weight != NULL or problem.options.label_smoothing != 0:
+    if problem.options.label_smoothing != 0 and not weighs_alike(problem) or (
+        problem.options.class_weight != NULL
+    ):
         group_label_weights(group, problem)
 
 
@@ -417,12 +418,14 @@ cdef inline void group_note_top(
 ) noexcept nogil:
     """Remember the class of the maximum in some rows, bits, that is in this chunk."""
     cdef real[16] position
+    cdef int64_t first = chunk * CHUNK
+    cdef int64_t top
     cdef Py_ssize_t k
     vector_store(position, state.position)
     for k in range(LANES):
-        if rows >> k & 1:
-            group.recipe.top[k] = (
-                -1 if position[k] < 0 else <int64_t>position[k] + chunk * CHUNK)
+        top = <int>position[k]
+        top = -1 if top < 0 else first + top
+        group.recipe.top[k] = top if rows >> k & 1 else group.recipe.top[k]
 
 
 cdef void group_merge(
