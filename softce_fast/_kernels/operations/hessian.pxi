@@ -49,6 +49,7 @@ cdef inline void finish_top(
     total is of these, too.
     """
     cdef int64_t *top = group.recipe.curvature.top
+    cdef const int64_t *own_class = group.labels
     cdef DoubleDouble largest = exponential_pair(
         group.whole.maximum, group.whole.reference, &scratch.scale)
     cdef unsigned int confident, wrong
@@ -57,10 +58,10 @@ cdef inline void finish_top(
     others[0] = group.whole.others
     confident = vector_mask_bits(vector_greater(
         own.high, vector_add(others.high, others.low)))
+    if is_dense(problem.operation):
+        own_class = group.recipe.top
     for k in range(LANES):
-        top[k] = -1
-        if confident >> k & 1:
-            top[k] = group.recipe.top[k] if is_dense(problem.operation) else group.labels[k]
+        top[k] = own_class[k] if confident >> k & 1 else -1
     wrong = ~confident & ~group.ignored & vector_mask_bits(
         vector_greater(vector_add(largest.high, largest.high), total.high))
     if wrong == 0 or is_dense(problem.operation):
@@ -70,9 +71,8 @@ cdef inline void finish_top(
         tile_others(group, problem, wrong, others, scratch)
     else:
         rows_others(group, problem, wrong, others, scratch)
-    largest = sum_merge(others[0], largest, scratch.scale.few_digits)
-    lanes_replace(&total.high, wrong, largest.high)
-    lanes_replace(&total.low, wrong, largest.low)
+    total[0] = lanes_replaced(
+        total[0], wrong, sum_merge(others[0], largest, scratch.scale.few_digits))
 
 
 cdef void rows_others(
@@ -106,32 +106,29 @@ cdef void tile_others(
     cdef vector maximum = vector_set(NEGATIVE_INFINITY)
     cdef vector position = vector_set(-1.0)
     cdef real[16] top
-    cdef DoubleDouble rest
+    cdef int64_t *where_ = group.recipe.curvature.top
     cdef Py_ssize_t k
     tile_top(&exponentials, 0, n, &maximum, &position)
     for k in range(n):
         vector_store(terms + k * LANES, vector_select(
             vector_equal(position, vector_set(<real>k)), zero, vector_load(tile + k * LANES)))
     vector_store(top, position)
-    rest = tile_sums(terms, n, scratch.scale.few_digits)
-    lanes_replace(&others.high, wrong, rest.high)
-    lanes_replace(&others.low, wrong, rest.low)
+    others[0] = lanes_replaced(
+        others[0], wrong, tile_sums(terms, n, scratch.scale.few_digits))
     for k in range(LANES):
-        if wrong >> k & 1:
-            group.recipe.curvature.top[k] = <int64_t>top[k]
+        where_[k] = <int>top[k] if wrong >> k & 1 else where_[k]
 
 
-cdef inline void lanes_replace(vector *v, unsigned int lanes, vector by) noexcept nogil:
-    """Put those of other numbers into some lanes, bits."""
-    cdef real[16] lane
-    cdef real[16] other
+cdef inline DoubleDouble lanes_replaced(
+    DoubleDouble numbers, unsigned int lanes, DoubleDouble by
+) noexcept nogil:
+    """Others in some lanes, bits."""
+    cdef real[16] chosen
     cdef Py_ssize_t k
-    vector_store(lane, v[0])
-    vector_store(other, by)
     for k in range(LANES):
-        if lanes >> k & 1:
-            lane[k] = other[k]
-    v[0] = vector_load(lane)
+        chosen[k] = <real>(<int>(lanes >> k & 1))
+    return double_double_select(
+        vector_equal(vector_load(chosen), vector_set(0.0)), numbers, by)
 
 
 cdef real row_others(

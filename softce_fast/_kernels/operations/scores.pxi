@@ -15,13 +15,12 @@ cdef extern from *:
     """
     /* The next number above x; subnormal ones count as 0. */
     static inline real next_above(real x) {
+        real next;
         bits word;
-        if (x > -SMALLEST_NORMAL && x < SMALLEST_NORMAL)
-            return SMALLEST_NORMAL;
         memcpy(&word, &x, sizeof(word));
         word += x < 0 ? -1 : 1;
-        memcpy(&x, &word, sizeof(word));
-        return x;
+        memcpy(&next, &word, sizeof(word));
+        return x > -SMALLEST_NORMAL && x < SMALLEST_NORMAL ? SMALLEST_NORMAL : next;
     }
     """
     real next_above(real x) nogil
@@ -277,14 +276,14 @@ cdef vector tile_below(
     cdef vector number = total
     cdef vector split, above
     cdef real[16] lane
-    cdef int64_t[16] first
     cdef Py_ssize_t c, k
     vector_store(lane, own)
     for k in range(LANES):
         lane[k] = next_above(lane[k])
-        first[k] = ties_split(problem, group.labels[k])
     above = vector_load(lane)
-    split = classes_in_chunk(first, chunk)
+    split = vector_set(<real>0 if problem.scores.ties == TIES_MIN else <real>CHUNK)
+    if problem.scores.ties == TIES_FIRST:
+        split = classes_in_chunk(group.labels, chunk)
     for c in range(chunk_length(problem, chunk)):
         total = vector_add(total, is_below(
             vector_select(vector_greater(split, number), own, above),
@@ -348,6 +347,23 @@ cdef void along_rest(
         again, rows_reduce(sums, group.rows, stretch.n, scratch.scale.few_digits), state.rest)
 
 
+cdef inline void tile_exchange(
+    const Group *group, const TileTerms *tile, Py_ssize_t n, const RowState *state,
+    const Scale *scale,
+) noexcept nogil:
+    """Put the label into the terms of a tile that leave it out, and leave out the maximum."""
+    cdef vector zero = vector_set(0.0)
+    cdef vector label = classes_in_chunk(group.labels, 0)
+    cdef vector own = exponential(group.own_logit, state.reference, scale)
+    cdef vector number
+    cdef Py_ssize_t c
+    for c in range(n):
+        number = vector_set(<real>c)
+        vector_store(tile.terms + c * LANES, vector_select(
+            vector_equal(number, state.position), zero, vector_select(
+                vector_equal(number, label), own, vector_load(tile.terms + c * LANES))))
+
+
 cdef void tile_compare(
     Group *group, const Problem *problem, Py_ssize_t t, Py_ssize_t chunk, Scratch *scratch
 ) noexcept nogil:
@@ -365,18 +381,21 @@ cdef void tile_compare(
     terms.exponentials = NULL
     terms.copied = NULL
     terms_open(&terms, problem, t, tile, n, scratch)
-    if wants_entropy(problem):
-        tile_spread(group, problem, chunk, state, tile, tile_terms(problem, tile, n))
     again = set_rest(group, problem, chunk, state, &scratch.scale)
-    if any_lane(again):
+    if any_lane(again) and not sums_by_run(problem):
+        tile_exchange(group, &terms, n, state, &scratch.scale)
+    elif any_lane(again):
         terms.reference = state.reference
         terms.logits = logits
         terms.pivot = state.position
         terms.pivot_logit = state.maximum
         terms.ahead = Ahead(<const char *>tile, 0)
         tiles_absorb_others(&terms, 1, n, &scratch.scale, &scratch.writers.output.lines)
+    if any_lane(again):
         state.rest = double_double_select(
             again, tile_total(&terms, n, scratch.scale.few_digits), state.rest)
+    if wants_entropy(problem):
+        tile_spread(group, problem, chunk, state, tile, tile_terms(problem, tile, n))
     if count > 0:
         if chunk == 0:
             tile_best_open(tile_best(problem, t, scratch), count)

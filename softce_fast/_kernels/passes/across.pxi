@@ -786,9 +786,14 @@ cdef inline vector tile_weigh(const TileTerms *tile, Py_ssize_t n) noexcept nogi
 cdef inline vector classes_in_chunk(const int64_t *classes, Py_ssize_t chunk) noexcept nogil:
     """A class of each row counted from the start of the chunk; outside [0, CHUNK) if elsewhere."""
     cdef real[16] counted
+    cdef int64_t first = chunk * CHUNK
+    cdef int64_t at
     cdef Py_ssize_t k
     for k in range(LANES):
-        counted[k] = <real>(classes[k] - chunk * CHUNK)
+        at = classes[k] - first
+        at = -1 if at < 0 else at
+        at = CHUNK if at > CHUNK else at
+        counted[k] = <real><int>at
     return vector_load(counted)
 
 

@@ -289,7 +289,10 @@ cdef inline Ahead pair_ahead(
 ) noexcept nogil:
     """What is fetched with some of n classes of a tile: those next to come of an array."""
     cdef Ahead ahead = tile_ahead(group, problem, role)
-    if problem.plan.ahead == 0 or not is_made_of_tiles(problem, role):
+    cdef bint in_place = (
+        is_made_of_tiles(problem, role) if role == OUTPUT
+        else reads_tiles_in_place(problem, role))
+    if problem.plan.ahead == 0 or not in_place:
         return ahead
     if at.stop < n:
         return Ahead(tile.data + TILE_RUN * tile.stride, tile.stride)
