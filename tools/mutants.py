@@ -188,6 +188,9 @@ PLANTED = {
         ("blocks of rows are evenly spaced, whatever the axes",
          "count = (rows - done) // inner if problem.layout.row_axes == 2 else 1",
          "count = (rows - done) // inner", "plan -k picked"),
+        ("a smoothed label has no coefficient of its own",
+         "vector_equal(tile.label, number), tile.at_label, coefficient)",
+         "vector_equal(tile.label, number), coefficient, coefficient)", "digits -k test_losses"),
     ),
     f"{KERNELS}/element.h": (
         ("the last element of a row is not picked", "(last - 1) * step + 1 - LANES_OF",
@@ -205,6 +208,19 @@ PLANTED = {
          "    joints_write(joints, 1)\n", "bits -k large_outputs"),
         ("stores past the caches are not finished", "        stores_finish()\n", "        pass\n",
          "machine_code -k finished"),
+    ),
+    f"{KERNELS}/operations/cross_entropy.pxi": (
+        ("sums of class probabilities are taken for 1",
+         "factors.whole = double_double_product(total, common.whole)",
+         "factors.whole = common.whole", "losses digits"),
+        ("a label that is the maximum counts among the others",
+         "apart[k] = group.labels[k] != group.recipe.top[k]", "apart[k] = 1",
+         "digits -k test_losses"),
+    ),
+    f"{KERNELS}/operations/scores.pxi": (
+        ("the label is left out of the sum without the maximum",
+         "vector_equal(number, label), own, vector_load(",
+         "vector_equal(number, label), zero, vector_load(", "scores -k test_digits"),
     ),
     f"{KERNELS}/operations/shards.pxi": (
         ("the label stays in the sums of its shard",
