@@ -238,6 +238,35 @@ def test_slices_of_a_batch_of_half_types(isa: str, half_dtype: np.dtype, classes
     check_slices(*batch(classes, half_dtype, 4000, fewest(classes, 7)))
 
 
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("classes", [4, 7, 16, 40, 100, 300])
+def test_class_probabilities_of_any_size_beside_a_row(
+    isa: str, full_dtype: np.dtype, classes: int, axis: int
+) -> None:
+    """What a gradient is multiplied by follows from the row's own sum, whatever the others are."""
+    random = np.random.default_rng(classes)
+    rows = 45
+    logits = random.normal(0, 60, (rows, classes)).astype(full_dtype)
+    target = random.uniform(-0.5, 1, (rows, classes)).astype(full_dtype)
+    target[random.random((rows, classes)) < 0.3] = 0
+    sizes = [1, 1, 1, 2.0**30, 2.0**-30, np.nan, np.inf, 0]
+    with np.errstate(invalid="ignore"):
+        target *= random.choice(sizes, (rows, 1)).astype(full_dtype)
+    options: dict[str, Any] = {"reduction": "none", "axis": axis}
+    found = sf.cross_entropy_with_grad_and_hessian(
+        *(np.moveaxis(item, -1, axis) for item in (logits, target)), **options
+    )
+    for row in range(rows):
+        alone = sf.cross_entropy_with_grad_and_hessian(
+            *(np.moveaxis(item[row : row + 1], -1, axis) for item in (logits, target)), **options
+        )
+        names = ("loss", "gradient", "hessian")
+        for name, of_all, of_one in zip(names, found, alone, strict=True):
+            of_all = of_all if of_all.ndim == 1 else np.moveaxis(of_all, axis, -1)
+            of_one = of_one if of_one.ndim == 1 else np.moveaxis(of_one, axis, -1)
+            assert_same_bits(of_all[row], of_one[0], name, row)
+
+
 def check_layouts(logits: Array, labels: Array) -> None:
     for name, operation in OPERATIONS.items():
         expected = operation(logits, labels, -1)

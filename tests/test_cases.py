@@ -132,6 +132,13 @@ SIZES += [
     for name in ("weight", "sample_weight")
     for gap in (40, 50, 300)
 ]
+# The same beside large sums of class probabilities.
+SIZES += [
+    (dtype, [[gap, 0]], [[size, 0]], {"reduction": reduction})
+    for dtype, size in [("f8", 1e250), ("f8", 1e-250), ("f4", 1e30), ("f4", 1e-30)]
+    for gap in (40, 100)
+    for reduction in ("sum", "none")
+]
 # Neither is extreme, but for the product.
 SIZES += [
     ("f8", [[1, 2], [3, 4]], [0, 1], {"weight": [1e-262, 5e282], "sample_weight": [1e-20, 4e25]})

@@ -211,8 +211,11 @@ PLANTED = {
     ),
     f"{KERNELS}/operations/cross_entropy.pxi": (
         ("sums of class probabilities are taken for 1",
-         "factors.whole = double_double_product(total, common.whole)",
-         "factors.whole = common.whole", "losses digits"),
+         "factors.whole = double_double_product(sums, factors.whole)", "sums = sums",
+         "losses digits"),
+        ("rows take the factors of their neighbours",
+         "factors.whole = double_double_select(moderate, factors.whole, others.whole)",
+         "factors.whole = others.whole", "bits -k any_size"),
         ("a label that is the maximum counts among the others",
          "apart[k] = group.labels[k] != group.recipe.top[k]", "apart[k] = 1",
          "digits -k test_losses"),

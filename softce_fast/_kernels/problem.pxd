@@ -416,7 +416,7 @@ cdef inline bint merges_chunks(const Problem *problem) noexcept nogil:
 
 
 cdef inline bint coefficients_are_even(const Problem *problem) noexcept nogil:
-    """Whether label smoothing gives the same to all classes of all rows, and something."""
+    """Whether label smoothing gives all classes of all rows the same, more than float32 drops."""
     return not coefficients_by_row(problem) and (
         problem.options.coefficients == NULL and <float>problem.even.total != 0)
 

@@ -61,6 +61,25 @@ cdef inline double number_or_zero(double coefficient, double x) noexcept nogil:
     return 0 if coefficient == 0 else coefficient * x
 
 
+cdef inline void log_ratio_store(
+    double *log_share, double *lowering, LogRatio ratio
+) noexcept nogil:
+    """A logarithm of each row, and what lowers it where it was lifted."""
+    numbers_store(log_share, ratio.value)
+    numbers_store(lowering, vector_select(
+        ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
+
+
+cdef inline double lifted_product(
+    double weight, double share, double log_share, double lowering
+) noexcept nogil:
+    """weight * share * log_share * lowering: times a large factor what is lifted may overflow."""
+    cdef bint at_once = log_share > 1
+    return number_or_zero(
+        weight, number_or_zero(share, log_share * (lowering if at_once else 1))
+    ) * (1 if at_once else lowering)
+
+
 cdef struct RowNumbers:
     # Of each row of a group, in float64.
     double[16] log_share     # log(total / own), times 2**HEADROOM where it is tiny,
@@ -83,9 +102,7 @@ cdef void row_numbers(
     cdef Py_ssize_t k
     cdef LogRatio ratio = log_ratio(
         whole.others, group.own, group.own_logit, whole.reference, &scratch.scale)
-    numbers_store(numbers.log_share, ratio.value)
-    numbers_store(numbers.lowering, vector_select(
-        ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
+    log_ratio_store(numbers.log_share, numbers.lowering, ratio)
     numbers_store(own_logit, group.own_logit)
     if problem.options.z_loss != 0:
         # Near 0 the logsumexp has the digits of what the others add to the largest.
@@ -183,6 +200,8 @@ cdef void finish_alike_loss(
     cdef Sum sum_ = even_sum(problem, problem.layout.classes, label)
     cdef double[16] share
     cdef double[16] rest
+    cdef double[16] log_share
+    cdef double[16] lowering
     cdef double[16] own_logit
     cdef double[16] logit
     cdef double[16] lost
@@ -204,11 +223,9 @@ cdef void finish_alike_loss(
         numbers_store(logit, label_logits(group, problem, &scratch.softcap))
         for k in range(LANES):
             rest[k] += number_or_zero(label, (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse))
-    numbers_store(own_logit, ratio.value)
-    numbers_store(logit, vector_select(
-        ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
+    log_ratio_store(log_share, lowering, ratio)
     for k in range(LANES):
-        group.result[k] = number_or_zero(share[k], own_logit[k]) * logit[k] + rest[k]
+        group.result[k] = lifted_product(1, share[k], log_share[k], lowering[k]) + rest[k]
 
 
 cdef void finish_weighted_loss(
@@ -219,7 +236,6 @@ cdef void finish_weighted_loss(
     cdef double[16] share
     cdef double[16] rest
     cdef double[16] weight
-    cdef double log_share, lowering
     cdef Py_ssize_t k
     cdef RowNumbers numbers
     row_numbers(&numbers, group, problem, scratch)
@@ -236,12 +252,9 @@ cdef void finish_weighted_loss(
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
             rest[k] += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
     for k in range(LANES):
-        # Times a large weight it would leave the range.
-        log_share = numbers.log_share[k] * (numbers.lowering[k] if numbers.log_share[k] > 1 else 1)
-        lowering = 1 if numbers.log_share[k] > 1 else numbers.lowering[k]
-        group.result[k] = number_or_zero(
-            weight[k], number_or_zero(share[k], log_share)) * lowering + number_or_zero(
-            weight[k], rest[k])
+        group.result[k] = lifted_product(
+            weight[k], share[k], numbers.log_share[k], numbers.lowering[k]
+        ) + number_or_zero(weight[k], rest[k])
 
 
 cdef inline void dense_numbers_add(
@@ -277,8 +290,8 @@ cdef inline void rows_of_nothing(
 
 
 cdef inline double number_or_nothing(double x) noexcept nogil:
-    """What an infinite product or quotient misses is no number."""
-    return x if x == x else 0
+    """What an infinite product or quotient misses is no number, or an infinite one."""
+    return x if x - x == 0 else 0
 
 
 cdef inline Scaled scaled_product(Scaled a, double b) noexcept nogil:
@@ -435,7 +448,7 @@ cdef CommonFactors common_factors(
 ) noexcept nogil:
     """What rows that weigh alike multiply by: the same for all of a call.
 
-    Sums of class probabilities are not; they are multiplied by it: see factors_by_sum().
+    Sums of class probabilities are not the same; factors_by_sum() multiplies these by them.
     """
     cdef CommonFactors factors
     cdef Factor factor = factor_for(
@@ -450,14 +463,14 @@ cdef CommonFactors common_factors(
         lanes.rest[k] = 0
         lane_set(&lanes, k, factor)
     factors.of_all = scale
-    factors.unweighted = factors_from(&lanes)
+    factors.alike = factors_from(&lanes)
     return factors
 
 
 cdef inline Sum even_sum(
     const Problem *problem, Py_ssize_t classes, double label
 ) noexcept nogil:
-    """What label smoothing gives to so many classes without weights, and a label's own part."""
+    """The sum of what label smoothing gives to so many classes, without weights, and of `label`."""
     cdef Sum result
     cdef Sum count = Sum(<double>classes, 0)
     cdef Sum even = sum_product(problem.even, count)
@@ -466,29 +479,41 @@ cdef inline Sum even_sum(
     return result
 
 
-cdef inline bint factors_by_sum(
-    RowFactors *factors, const Group *group, const RowFactors *common
+cdef RowFactors factors_by_sum(
+    const Group *group, const Problem *problem, const CommonFactors *common, bint rounded
 ) noexcept nogil:
-    """Fill in the factors of rows that weigh alike; False if their sums are too far from 1."""
-    cdef DoubleDouble total = double_double_add(
-        group.whole.other_coefficients, group.whole.own_coefficient)
+    """factors_of() rows that have class probabilities and no weights: by the sum of these alone.
+
+    Row by row, so that none depends on its neighbours: where a sum is far from 1, as ever.
+    """
     cdef vector zero = vector_set(0.0)
+    cdef vector one = vector_set(1.0)
+    cdef DoubleDouble sums = double_double_add(
+        group.whole.other_coefficients, group.whole.own_coefficient)
     cdef vector size = vector_select(
-        vector_equal(total.high, zero), vector_set(1.0), vector_absolute(total.high))
-    cdef unsigned int large = vector_mask_bits(
-        vector_greater(size, vector_set(<real>two_to(-MODERATE))))
-    cdef unsigned int small = vector_mask_bits(
-        vector_greater(vector_set(<real>two_to(MODERATE)), size))
-    factors[0] = common[0]
-    factors.whole = double_double_product(total, common.whole)
+        vector_equal(sums.high, zero), one, vector_absolute(sums.high))
+    cdef mask moderate = vector_equal(one, vector_select(
+        vector_greater(size, vector_set(<real>two_to(-MODERATE))),
+        vector_select(vector_greater(vector_set(<real>two_to(MODERATE)), size), one, zero),
+        zero))
+    cdef RowFactors factors = common.alike
+    cdef RowFactors others
+    factors.whole = double_double_product(sums, factors.whole)
+    if vector_mask_bits(moderate) != (<unsigned int>1 << LANES) - 1:
+        others = factors_of(group, problem, common.of_all, rounded)
+        factors.whole = double_double_select(moderate, factors.whole, others.whole)
+        factors.rest = vector_select(moderate, factors.rest, others.rest)
+        factors.coefficient = vector_select(moderate, factors.coefficient, others.coefficient)
+        factors.lift = vector_select(moderate, factors.lift, others.lift)
+        factors.power = vector_select(moderate, factors.power, others.power)
     factors.target = factors.whole
-    return large & small == (<unsigned int>1 << LANES) - 1
+    return factors
 
 
 cdef RowFactors factors_of(
     const Group *group, const Problem *problem, Scaled scale, bint rounded
 ) noexcept nogil:
-    """Those of rows with weights; `rounded`: what multiplies them is a single number."""
+    """Those of any rows; `rounded`: what multiplies them is a single number."""
     cdef RowLanes lanes
     cdef double[16] weight
     cdef double[16] sums
@@ -625,18 +650,17 @@ cdef inline void finish_gradient(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Recipe *recipe = &group.recipe
-    cdef const RowFactors *factors = &scratch.factors[0].unweighted
+    cdef const RowFactors *factors = &scratch.factors[0].alike
     cdef RowFactors weighted
     cdef DoubleDouble total = exact_total(group, problem, scratch)
     cdef vector others
-    if not weighs_alike(problem) or (
-        has(problem, SECOND) and not factors_by_sum(&weighted, group, factors)
-    ):
-        # Where both parts of an entry of a dense target are equal, nothing is to be left.
-        weighted = factors_of(
-            group, problem, scratch.factors[0].of_all, is_dense(problem.operation))
+    # Where both parts of an entry of a dense target are equal, nothing is to be left.
+    cdef bint rounded = is_dense(problem.operation)
+    if not weighs_alike(problem):
+        weighted = factors_of(group, problem, scratch.factors[0].of_all, rounded)
         factors = &weighted
     elif has(problem, SECOND):
+        weighted = factors_by_sum(group, problem, &scratch.factors[0], rounded)
         factors = &weighted
     total = double_double_scaled(total, factors.lift)
     recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
@@ -682,9 +706,9 @@ cdef void finish_dense_gradient(
     Group *group, const Problem *problem, const RowFactors *factors, DoubleDouble total,
     const Scratch *scratch,
 ) noexcept nogil:
-    """The entries that are computed on their own.
+    """The label's coefficient, and the one entry that is computed on its own.
 
-    At the maximum, the only entry whose probability can exceed 1/2, p * K - k is
+    At the maximum, the only class whose probability can exceed 1/2, p * K - k is
     (the sum of the other k) - K * (1 - p); neither part loses digits.
     """
     cdef Recipe *recipe = &group.recipe
@@ -743,7 +767,7 @@ cdef inline void lanes_scale(double *numbers, int power) noexcept nogil:
 
 
 cdef inline DoubleDouble double_double_of_sum(Sum sum_) noexcept nogil:
-    """The same for all rows."""
+    """A sum in what is computed in, in every lane."""
     cdef DoubleDouble result
     result.high = vector_set(<real>sum_.total)
     result.low = vector_set(<real>((sum_.total - <real>sum_.total) + sum_.rest))
@@ -753,7 +777,10 @@ cdef inline DoubleDouble double_double_of_sum(Sum sum_) noexcept nogil:
 cdef inline DoubleDouble other_coefficients_alike(
     const Group *group, const Problem *problem
 ) noexcept nogil:
-    """The same without weights: with the label's own part, unless the label is the maximum."""
+    """other_coefficients_of_labels() without weights: what smoothing gives to all but the maximum,
+
+    and what it leaves to the label, unless that is the maximum.
+    """
     cdef real[16] apart
     cdef Py_ssize_t others = problem.layout.classes - 1
     cdef Py_ssize_t k

@@ -18,14 +18,13 @@ cdef void finish_hessian(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Curvature *curvature = &group.recipe.curvature
-    cdef RowFactors factors = scratch.factors[1].unweighted
+    cdef RowFactors factors = scratch.factors[1].alike
     cdef DoubleDouble total = exact_total(group, problem, scratch)
     cdef DoubleDouble own, others, product
-    if not weighs_alike(problem) or (
-        has(problem, SECOND) and not factors_by_sum(
-            &factors, group, &scratch.factors[1].unweighted)
-    ):
+    if not weighs_alike(problem):
         factors = factors_of(group, problem, scratch.factors[1].of_all, False)
+    elif has(problem, SECOND):
+        factors = factors_by_sum(group, problem, &scratch.factors[1], False)
     finish_top(group, problem, &total, &own, &others, scratch)
     curvature.factor = double_double_quotient(
         factors.whole, double_double_scaled(total, factors.lift))
@@ -122,7 +121,7 @@ cdef void tile_others(
 cdef inline DoubleDouble lanes_replaced(
     DoubleDouble numbers, unsigned int lanes, DoubleDouble by
 ) noexcept nogil:
-    """Others in some lanes, bits."""
+    """The numbers, but `by` in those lanes, bits."""
     cdef real[16] chosen
     cdef Py_ssize_t k
     for k in range(LANES):

@@ -187,10 +187,10 @@ cdef void tile_select(
         own = vector_load(tile + c * LANES)
         if not any_lane(vector_greater(own, vector_load(best + (count - 1) * LANES))):
             continue
-        # From where it is put in on, each takes the place of the next one.
+        # From where it is put in on, each takes the place of the next one, as far as there are.
         value = own
         place = vector_set(<real>(first + c))
-        for j in range(count):
+        for j in range(min(count, first + c + 1)):
             other = vector_load(best + j * LANES)
             above = vector_greater(own, other)
             vector_store(best + j * LANES, vector_select(above, value, other))
@@ -351,7 +351,10 @@ cdef inline void tile_exchange(
     const Group *group, const TileTerms *tile, Py_ssize_t n, const RowState *state,
     const Scale *scale,
 ) noexcept nogil:
-    """Put the label into the terms of a tile that leave it out, and leave out the maximum."""
+    """Put the label into the terms of a tile that leave it out, and leave out the maximum.
+
+    All terms are there, so there is but one chunk.
+    """
     cdef vector zero = vector_set(0.0)
     cdef vector label = classes_in_chunk(group.labels, 0)
     cdef vector own = exponential(group.own_logit, state.reference, scale)
@@ -465,9 +468,7 @@ cdef void score_numbers(
     cdef Py_ssize_t k
     numbers_store(numbers.maximum, whole.maximum)
     numbers_store(numbers.own_logit, group.own_logit)
-    numbers_store(numbers.log_rest, ratio.value)
-    numbers_store(lowering, vector_select(
-        ratio.tiny, vector_set(TWO_TO_MINUS_HEADROOM), vector_set(1.0)))
+    log_ratio_store(numbers.log_rest, lowering, ratio)
     numbers_store(numbers.below, whole.below.high)
     numbers_store(low, whole.below.low)
     numbers.finite = vector_mask_bits(vector_equal(
@@ -559,8 +560,8 @@ cdef inline void finish_best(
     cdef char *log_probs = problem.scores.top_log_probs + group.first * count * array.size
     cdef bint plain = array.kind == REAL_KIND
     cdef double twice = 2 / problem.options.temperature
-    cdef double half, log_rest, log_prob
-    cdef Py_ssize_t i = 0, k, stop
+    cdef double half, log_rest
+    cdef Py_ssize_t i = 0, j, k, stop
     for k in range(group.rows):
         stop = i + count
         half = numbers.maximum[k] / 2
@@ -570,11 +571,14 @@ cdef inline void finish_best(
             best_clear(best + i, count)
         elif best[stop - 1].index == INT64_MAX:
             row_lowest(group, problem, k, best + i)
-        while i < stop:
-            indices[i] = -1 if best[i].index == INT64_MAX else best[i].index
-            log_prob = (best[i].value / 2 - half) * twice - log_rest
-            if plain:
-                (<real *>log_probs)[i] = <real>log_prob
-            else:
-                number_write(log_probs + i * array.size, log_prob, array.kind, False)
-            i += 1
+        for j in range(i, stop):
+            indices[j] = -1 if best[j].index == INT64_MAX else best[j].index
+        if plain:
+            for j in range(i, stop):
+                (<real *>log_probs)[j] = <real>((best[j].value / 2 - half) * twice - log_rest)
+        else:
+            for j in range(i, stop):
+                number_write(
+                    log_probs + j * array.size, (best[j].value / 2 - half) * twice - log_rest,
+                    array.kind, False)
+        i = stop

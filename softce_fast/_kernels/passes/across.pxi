@@ -941,7 +941,10 @@ cdef inline DoubleDouble tile_sums(const real *terms, Py_ssize_t n, bint few_dig
 
 
 cdef inline vector tile_lane(const real *terms, Py_ssize_t n, Py_ssize_t width) noexcept nogil:
-    """Every fourth of the n terms that are left, without adding zeros."""
+    """Every fourth term, (0 + 8) + (4 + 12), of n that are left, without adding zeros.
+
+    Of `width` terms more than a half are there in all.
+    """
     cdef vector total = vector_set(0.0)
     cdef vector second
     if width > 4 or n > 0:
@@ -961,7 +964,7 @@ cdef inline DoubleDouble tile_sums_few(
 ) noexcept nogil:
     """At most LANES classes: each is a lane of its own, added up as vector_reduce_few does.
 
-    `width`, a power of two and a constant here, is at least n; half of it is less.
+    `width`, a constant here, is 4, 8 or 16, the least that n is not above.
     """
     cdef vector[4] lane
     cdef Py_ssize_t k

@@ -1054,6 +1054,7 @@ cdef void emit_kept(
     row.source = REAL_KIND
     row.curved = False
     if row.dense:
+        # Constants, for the compiler.
         row.dense = True
         if row.coefficients.probabilities == NULL and row.coefficients.weight == NULL:
             row.coefficients.probabilities = row.coefficients.weight = NULL

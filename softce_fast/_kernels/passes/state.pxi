@@ -71,11 +71,12 @@ cdef struct Scaled:
 
 cdef struct CommonFactors:
     Scaled of_all            # what is multiplied in every row,
-    RowFactors unweighted    # and the factors of one that has a label and no weights
+    RowFactors alike         # and the factors of rows that weigh alike, of which the class
+    #                          probabilities, if there are such, sum to 1
 
 
 cdef struct GroupWeights:
-    bint given               # else all are 1, and not set here
+    bint given               # else none is set here: see weighs_alike()
     double[16] label         # class weight at the label, less what smoothing takes
     double[16] sample
     double[16] even          # what smoothing gives to each class, where that depends on the row
