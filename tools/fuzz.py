@@ -770,6 +770,8 @@ def check_numbers(case: Case, result: Any, expected: Expected) -> None:
     if case.name.startswith("cross_entropy") and "probs" not in case.name:
         check_digits(case, result)
     size, gradient_size = magnitudes(case, expected.divisor)
+    if case.options.get("denominator") == 0 and np.isnan(first_of(result)).all():
+        return  # a sum that is below the smallest normal number may be 0, and that over 0 is NaN
     if case.name == "target_scores":
         for name, found, right in zip(result._fields, result, expected.result, strict=True):
             if (found is None) != (right is None):
