@@ -456,6 +456,7 @@ SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
         *((kind, f"{kind}.json", TABLES[kind].page)
           for kind in ("options", "waiting", "adapters", "accuracy", "targets")),
         ("ways", "ways.json", Table(ways_page_rows).page),
+        ("ways-avx2", "ways-avx2.json", Table(ways_page_rows).page),
     ),
     "docs/design.md": (("ablation", "ablation.json", TABLES["ablation"].page),),
 }  # fmt: skip
