@@ -48,45 +48,58 @@ def options_for(names: tuple[str, ...], target: Array, classes: int) -> dict[str
 
 
 class Sharded:
-    """All functions on shards of the last axis, put together again."""
+    """All functions on shards of the classes, put together again."""
 
     def __init__(
-        self, logits: Array, target: Array, cuts: Sequence[int], module: Any = sharded,
-        **options: Any,
+        self, logits: Array, target: Array | None, cuts: Sequence[int], module: Any = sharded,
+        axis: int = -1, **options: Any,
     ) -> None:  # fmt: skip
-        ends = [0, *cuts, logits.shape[-1]]
-        of_loss = {k: v for k, v in options.items() if k not in ("weight", *OF_LOGITS)}
+        self.module, self.target, self.axis = module, target, axis
+        self.of_loss = {k: v for k, v in options.items() if k not in ("weight", *OF_LOGITS)}
         of_logits = {k: options[k] for k in ("temperature", "softcap") if k in options}
-        parts = []
-        for start, stop in itertools.pairwise(ends):
-            cut = {
-                name: options[name][..., start:stop]
-                for name in ("weight", "where") if name in options
-            }  # fmt: skip
-            parts.append((logits[..., start:stop], {"class_offset": start, **cut, **of_logits}))
-        self.each = [module.row_states(part, target, **more) for part, more in parts]
+        self.parts: list[tuple[Array, dict[str, Any]]] = []
+        for start, stop in itertools.pairwise([0, *cuts, logits.shape[axis]]):
+            shard = (*[slice(None)] * (axis % logits.ndim), slice(start, stop))
+            more: dict[str, Any] = {"class_offset": start, **of_logits}
+            if "weight" in options:
+                more["weight"] = options["weight"][start:stop]
+            if "where" in options:
+                more["where"] = options["where"][shard]
+            self.parts.append((logits[shard], more))
+        self.each = [module.row_states(part, target, axis, **more) for part, more in self.parts]
         self.states = module.merge(*self.each)
-        self.logsumexp = module.logsumexp(self.states)
-        self.loss = module.cross_entropy(self.states, **of_loss)
 
-        def joined(function: Any) -> Array:
-            return np.concatenate(
-                [
-                    function(part, self.states, **{k: v for k, v in more.items() if k in OF_LOGITS})
-                    for part, more in parts
-                ],
-                axis=-1,
-            )
+    def _joined(self, function: Any) -> Array:
+        results = [
+            function(part, self.states, self.axis, **{k: more[k] for k in OF_LOGITS if k in more})
+            for part, more in self.parts
+        ]
+        return np.concatenate(results, axis=self.axis)
 
-        self.softmax = joined(module.softmax)
-        self.log_softmax = joined(module.log_softmax)
-        self.gradient = np.concatenate(
-            [
-                module.cross_entropy_grad(part, target, self.states, **more, **of_loss)
-                for part, more in parts
-            ],
-            axis=-1,
-        )
+    @property
+    def logsumexp(self) -> Any:
+        return self.module.logsumexp(self.states)
+
+    @property
+    def softmax(self) -> Array:
+        return self._joined(self.module.softmax)
+
+    @property
+    def log_softmax(self) -> Array:
+        return self._joined(self.module.log_softmax)
+
+    @property
+    def loss(self) -> Any:
+        return self.module.cross_entropy(self.states, **self.of_loss)
+
+    @property
+    def gradient(self) -> Array:
+        function = self.module.cross_entropy_grad
+        results = [
+            function(part, self.target, self.states, self.axis, **more, **self.of_loss)
+            for part, more in self.parts
+        ]
+        return np.concatenate(results, axis=self.axis)
 
 
 def case(classes: int, dtype: np.dtype, offset: float = 0.0) -> tuple[Array, Array]:
