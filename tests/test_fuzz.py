@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -13,15 +15,18 @@ import pytest
 from softce_fast import reference
 from subprocesses import PACKAGE
 
-FUZZ = Path(__file__).resolve().parent.parent / "tools" / "fuzz.py"
+HERE = Path(__file__).resolve().parent
+FUZZ = HERE.parent / "tools" / "fuzz.py"
 
 pytestmark = pytest.mark.skipif(not FUZZ.exists(), reason="tools/fuzz.py is not here")
+pytest.importorskip("hypothesis")
+pytest.importorskip("ml_dtypes")
 
 
-def run_fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_fuzz(*arguments: str, path: Path = HERE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(FUZZ), *arguments],
-        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(PACKAGE.parent)])},
         capture_output=True,
         text=True,
         timeout=600,
@@ -44,14 +49,16 @@ def test_every_function_is_called():
 
 
 SABOTAGE = """
-import runpy
 import sys
+import types
 import numpy as np
 import softce_fast as sf
+sys.path.insert(0, sys.argv[1])
+import fuzz
 {fault}
-fuzz, note = sys.argv[1:]
-sys.argv = [fuzz, "--seed", "0", "--seconds", "200", "--note", note]
-runpy.run_path(fuzz, run_name="__main__")
+setattr(sf, right.__name__, wrong)
+fuzz.SECONDS_OF_SHRINKING, fuzz.MOST_FAILURES = 5, 3
+fuzz.work(0, 200, range(3000), types.SimpleNamespace())
 """
 
 FAULTS = {
@@ -82,17 +89,30 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_fuzzer_finds(fault, tmp_path):
-    note = tmp_path / "note"
-    note.write_bytes(b" " * 20)
-    code = SABOTAGE.format(fault=FAULTS[fault] + "setattr(sf, right.__name__, wrong)\n")
+def test_the_fuzzer_finds(fault: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code, str(FUZZ), str(note)],
+        [sys.executable, "-c", SABOTAGE.format(fault=FAULTS[fault]), str(FUZZ.parent)],
         env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "20 failures" in done.stdout, done.stdout + done.stderr
+    assert "3 failures" in done.stdout, done.stdout + done.stderr
+    calls = re.findall(r"argument 0: ndarray \S+ \((.*?)\)", done.stdout)
+    assert len(calls) == done.stdout.count("--seed 0 --case ") == 3
+    # Made as small as it can be in the time, but for chance.
+    assert min(math.prod(map(int, re.findall(r"\d+", shape))) for shape in calls) <= 8
+
+
+def test_a_crash_is_reported_with_its_case(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nimport softce_fast as sf\nsf.softmax = lambda *a, **k: os.abort()\n"
+    )
+    done = run_fuzz("--seed", "0", path=tmp_path)
+    found = re.search(r"exit status \S+ in (--seed 0 --case \d+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert done.returncode == 1
+    again = run_fuzz(*found[1].split(), path=tmp_path)
+    assert "softce_fast.softmax," in again.stdout
+    assert found[0] in again.stdout

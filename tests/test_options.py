@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import softce_fast as sf
@@ -17,7 +17,12 @@ HERE = Path(__file__).resolve().parent
 TOOLS = HERE.parent / "tools"
 if not TOOLS.exists():
     pytest.skip("tools/fuzz.py is not here", allow_module_level=True)
+pytest.importorskip("hypothesis")
+pytest.importorskip("ml_dtypes")
 sys.path.insert(0, str(TOOLS))
+
+from hypothesis import Phase, find, settings
+from hypothesis.errors import NoSuchExample
 
 import fuzz
 
@@ -57,10 +62,15 @@ def test_the_reference_of_shards_knows_every_option(name: str) -> None:
 @pytest.mark.parametrize("name", fuzz.FUNCTIONS)
 def test_the_fuzzer_gives_every_option(name: str) -> None:
     missing = options_of(name)
-    for seed in range(500):
-        if not missing:
-            break
-        missing -= set(fuzz.draw(np.random.default_rng(seed), name).options)
+
+    def are_all_given(options: set[str]) -> bool:
+        missing.difference_update(options)
+        return not missing
+
+    calls = fuzz.calls((name,), spoiled=0).map(lambda case: set(case.options))
+    once = settings(max_examples=1000, phases=[Phase.generate], database=None)
+    with contextlib.suppress(NoSuchExample):
+        find(calls, are_all_given, settings=once)
     assert not missing
 
 

@@ -1,13 +1,16 @@
-"""Throw random arguments at every public function for a given time.
+"""Throw random calls at every public function for a given time.
 
     python tools/fuzz.py [--seconds 60] [--calls N] [--seed N] [--case N]
 
 Each call must end in the right answer (that of softce_fast.reference in long double, within a
 tolerance that is generous; losses to the digits promised, too, by tests/truth.py, which is
-compared with mpmath), or in one of the documented errors, in a
-case where the reference raises one, too, with every buffer unchanged. A crash, a hang, a warning,
-an undocumented error, a write beside an output or to an input is a failure. The seed and the case
-are printed; with --seed and --case one case runs alone and shows its arguments.
+compared with mpmath), or in one of the documented errors, in a case where the reference raises
+one, too, with every buffer unchanged. A crash, a hang, a warning, an undocumented error, a write
+beside an output or to an input is a failure.
+
+Hypothesis draws the calls, each from random bytes of its own. It makes a call that fails smaller
+for some seconds; the smallest is printed, and the seed and the case. With --seed and --case one
+case runs alone and shows its arguments.
 """
 
 from __future__ import annotations
@@ -18,205 +21,123 @@ import faulthandler
 import inspect
 import itertools
 import math
-import mmap
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+import hypothesis.strategies as st
 import numpy as np
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase
+from ml_dtypes import bfloat16, finfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import softce_fast as sf
 import truth
 from softce_fast import _checks, _dispatch, reference
+from test_sharded import Sharded
 from tolerances import ulp_limit
 
-try:
-    from ml_dtypes import bfloat16, finfo
-except ImportError:
-    bfloat16, finfo = None, np.finfo
-
 Array = np.ndarray[Any, Any]
-Random = np.random.Generator
+Shape = tuple[int, ...]
 
 DOCUMENTED = (TypeError, ValueError, IndexError)
-SECONDS_OF_A_CASE = 60
+MOST_FAILURES = 20
+SECONDS_OF_A_CALL = 60
+SECONDS_OF_SHRINKING = 20
+BYTES_OF_A_CASE = 4096  # more than any takes
+SOME_FAILED = 10  # an exit status that no crash has
 # The largest class weight over the smallest up to which both count: see docs/promises.md.
 WEIGHTS_APART = np.longdouble("1e540")
-FILL = 0x5A
+FILL, GUARD = 0x5A, 128
 
-FLOATS: list[Any] = [np.float16, np.float32, np.float64, np.float32, np.float64]
-if bfloat16 is not None:
-    FLOATS.append(bfloat16)
+# The first is the simplest of each: what Hypothesis tries to make do with.
+FLOATS: list[Any] = [np.float64, np.float32, np.float16, np.float64, np.float32, bfloat16]
 OTHERS: list[Any] = [np.longdouble, np.int64, np.int8, np.uint8, np.bool_, np.uint64]
 LABELS: list[Any] = [np.int64, np.int64, np.int32, np.int8, np.uint8, np.uint64, np.int16]
+ANY_DTYPE = FLOATS * 15 + OTHERS * 2  # about a hundred: numbers below 100 choose
+NUMBERS = [st.integers(0, 100**count - 1) for count in range(5)]
+SEED = st.integers(0, 2**32 - 1)
+CLASSES = st.sampled_from([1, 2, 10, 63, 64, 65, 1000, 65536, 70_000, 140_000])
+DIMENSIONS = [st.sampled_from([1, 2, 2, 2, 3, 3, 4, 5, *range(least, 1)]) for least in (0, 1)]
+LENGTHS = [st.integers(1, longest) for longest in (1, 200, 70, 20, 8, 5)]  # of 0 to 5 axes
+SHORT = st.sampled_from([1, 1, 0])
+ORDERS = [st.sampled_from(list(itertools.permutations(range(ndim)))) for ndim in range(6)]
+STEP = st.sampled_from([1, 1, 1, 1, 2, 3, -1, -1, -2, -3])
+ISA = st.sampled_from(_dispatch.available())
+SCALES = [0.1, 1.0, 3.0, 10.0, 100.0]
+SHARES = [0.01, 0.2, 1.0]
+WILD = [math.nan, math.inf, -math.inf, -math.inf, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30, -1e-9]
+WILD_POSITIVE = [0.0, 1.0, 1e-30, 0.0]
 
 
 class Failure(Exception):
     """What a case did wrong."""
 
 
-def pick(random: Random, chance: float) -> bool:
-    return bool(random.random() < chance)
-
-
-def one_of(random: Random, pool: Sequence[Any]) -> Any:
-    """Return one of some values, as it is; NumPy's `choice` makes them its own."""
-    return pool[int(random.integers(len(pool)))]
-
-
-def any_dtype(random: Random) -> Any:
-    return one_of(random, OTHERS if pick(random, 0.1) else FLOATS)
-
-
-# Arrays
-
-
-@dataclass
-class Memory:
-    """An array, all the memory around it, and what that held before the call."""
+class Memory(NamedTuple):
+    """An array, and all the memory around it."""
 
     array: Array
     base: Array  # bytes
-    before: bytes = b""
 
-    def remember(self) -> None:
-        self.before = self.base.tobytes()
-
-    def changed(self) -> bool:
-        return self.base.tobytes() != self.before
-
-    def changed_beside(self) -> bool:
-        """Tell whether a byte that is not the array's was written."""
-        address = self.array.__array_interface__["data"][0] - self.base.ctypes.data
-        after = self.base.copy()
-        inside, was = (
-            np.ndarray(self.array.shape, f"V{self.array.itemsize}", x, address, self.array.strides)
-            for x in (after, np.frombuffer(self.before, np.uint8))
-        )
-        inside[...] = was
-        return after.tobytes() != self.before
+    def inside(self, base: Array) -> Array:
+        """Return the array's bytes in a copy of the memory."""
+        start = self.array.__array_interface__["data"][0] - self.base.ctypes.data
+        bytes_of_one = f"V{self.array.itemsize}"
+        return np.ndarray(self.array.shape, bytes_of_one, base, start, self.array.strides)
 
 
-def place(random: Random, shape: tuple[int, ...], dtype: Any) -> Memory:
-    """Make an array of any strides, in the midst of other memory."""
-    dtype = np.dtype(dtype)
-    if dtype.itemsize > 1 and dtype.kind in "fiu" and random.random() < 0.05:
-        dtype = dtype.newbyteorder(">")
-    order = list(range(len(shape)))
-    kind = random.random()
-    if kind > 0.6:
-        random.shuffle(order)
-    steps = [1] * len(shape)
-    if kind > 0.8:
-        steps = [int(random.integers(1, 4)) for _ in shape]
-    strides = [0] * len(shape)
-    extent = dtype.itemsize
-    for axis in reversed(order):
-        strides[axis] = extent * steps[axis]
-        extent *= max(1, shape[axis]) * steps[axis]
-    start = int(random.integers(0, 3)) * 64
-    if random.random() < 0.05:
-        start += int(random.integers(1, 8))  # unaligned
-    if random.random() < 0.3:
-        start += dtype.itemsize * int(random.integers(0, 16))
-    base = np.full(start + extent + 256, FILL, np.uint8)
-    array: Array = np.ndarray(shape, dtype, base, start, strides)
-    if shape and kind > 0.7:
-        flips = tuple(slice(None, None, -1 if random.random() < 0.3 else 1) for _ in shape)
-        array = array[flips]
-    return Memory(array, base)
-
-
-def random_shape(random: Random) -> tuple[int, ...]:
-    kind = random.random()
-    if kind < 0.02:
-        classes = int(random.choice([1, 2, 10, 63, 64, 65, 1000, 65536, 70_000, 140_000]))
-        rows = max(1, 150_000 // classes)
-        return (rows, classes) if random.random() < 0.7 else (classes, rows)
-    if kind < 0.05:
-        return (int(random.integers(1, 40)), int(random.integers(1, 3000)))
-    ndim = int(random.choice([0, 1, 2, 2, 2, 3, 3, 4, 5]))
-    largest = [1, 200, 70, 20, 8, 5][ndim]
-    lengths = [int(random.integers(1, largest + 1)) for _ in range(ndim)]
-    for axis in range(ndim):
-        if random.random() < 0.1:
-            lengths[axis] = int(random.choice([0, 1, 1]))
-    return tuple(lengths)
-
-
-def fill(random: Random, array: Array, positive: bool = False, special: float = 0.2) -> None:
-    """Put numbers of all sizes in; now and then some that are not finite."""
-    if array.dtype.kind == "b":
-        array[...] = random.random(array.shape) < 0.5
-        return
-    if array.dtype.kind in "iu":
-        array[...] = random.integers(0, 50, array.shape)
-        return
-    scale = float(random.choice([0.1, 1, 3, 10, 100]))
-    values: Array = np.asarray(random.normal(0, scale, array.shape))
-    if positive:
-        values = np.asarray(random.uniform(0, 1, array.shape))
-    if random.random() < special and values.size:
-        wild = [math.nan, math.inf, -math.inf, -math.inf, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30, -1e-9]
-        if positive:
-            wild = [0.0, 1.0, 1e-30, 0.0]
-        where = random.random(values.shape) < random.choice([0.01, 0.2, 1.0])
-        values = np.where(where, random.choice(wild, values.shape), values)
-    with np.errstate(all="ignore"):
-        array[...] = values
-
-
-def new_input(
-    random: Random, shape: tuple[int, ...], dtype: Any, positive: bool = False, special: float = 0.2
-) -> Memory:
-    memory = place(random, shape, dtype)
-    fill(random, memory.array, positive, special)
-    if random.random() < 0.1:
-        memory.array.flags.writeable = False
-    return memory
-
-
-# Cases
-
-
-@dataclass
+@dataclass(repr=False)
 class Case:
     """One call: its arguments, the memory they are in, and what is known about the result."""
 
+    draw: st.DrawFn
+    random: np.random.Generator  # of what arrays hold
     name: str
-    shape: tuple[int, ...] = ()  # of the batch
+    shape: Shape = ()  # of the batch
     arguments: list[Any] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     memories: list[Memory] = field(default_factory=list)
     outputs: dict[str, Memory] = field(default_factory=dict)  # by the option that names it
-    cuts: tuple[float, ...] = ()  # where to part the classes, as shares of them
+    cuts: Sequence[float] = ()  # where to part the classes, as shares of them
     threads: int = 1
     isa: str = ""
 
-    def add(self, memory: Memory) -> Array:
-        self.memories.append(memory)
-        return memory.array
+    def __repr__(self) -> str:
+        lines = [f"softce_fast.{self.name}, {self.threads} threads, {self.isa}"]
+        lines += [f"  argument {i}: {described(item)}" for i, item in enumerate(self.arguments)]
+        lines += [f"  {name}={described(value)}" for name, value in self.options.items()]
+        return "\n".join(lines)
 
-    def new(self, random: Random, shape: tuple[int, ...], dtype: Any, **kinds: Any) -> Array:
-        return self.add(new_input(random, shape, dtype, **kinds))
+    def numbers(self, count: int) -> list[int]:
+        """Return numbers below 100, in one draw, as each draw takes long."""
+        number = self.draw(NUMBERS[count])
+        return [number // 100**place % 100 for place in range(count)]
+
+    def chance(self, percent: int) -> bool:
+        return self.draw(NUMBERS[1]) >= 100 - percent
+
+    def copy(self) -> Case:
+        """Return the case with copies of all that its call may overwrite."""
+        options = {name: copied(value) for name, value in self.options.items()}
+        return replace(self, arguments=[copied(item) for item in self.arguments], options=options)
 
     @property
     def class_axis(self) -> int:
         return int(self.options.get("axis", -1)) % len(self.shape)
 
     @property
-    def rows(self) -> tuple[int, ...]:
+    def rows(self) -> Shape:
         return self.shape[: self.class_axis] + self.shape[self.class_axis + 1 :]
 
     @property
@@ -227,68 +148,163 @@ class Case:
     def is_loss(self) -> bool:
         return "entropy" in self.name or self.name == "nll_loss"
 
-
-def draw_axis(random: Random, case: Case) -> Any:
-    ndim = len(case.shape)
-    if "softmax" in case.name or case.name == "logsumexp":
-        if "backward" not in case.name and pick(random, 0.2):
-            count = int(random.integers(0, ndim + 1))
-            return tuple(int(item) for item in random.permutation(ndim)[:count])
-        if "backward" not in case.name and pick(random, 0.1):
-            return None
-    return int(random.integers(-ndim, ndim)) if ndim else -1
+    def has_labels(self) -> bool:
+        return not self.is_binary and np.asarray(self.arguments[1]).dtype.kind in "iu"
 
 
-def draw_batch(random: Random, case: Case) -> Array:
+def described(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        text = f"{type(value).__name__} {value.dtype} {value.shape} strides {value.strides}"
+        return text + (f" {value.tolist()}" if value.size <= 40 else "")
+    return repr(value) if len(repr(value)) < 300 else repr(value)[:300] + "..."
+
+
+def copied(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    copy = value.copy()
+    copy.flags.writeable = value.flags.writeable
+    return copy
+
+
+# Arrays
+
+
+def place(
+    case: Case, shape: Shape, dtypes: list[Any], choice: int, oddity: int, rarity: int
+) -> Memory:
+    """Make an array of one of the dtypes and of any strides, in the midst of other memory.
+
+    Numbers below 100 choose the dtype, the strides, and where it begins or its byte order.
+    """
+    ndim, order, steps, start = len(shape), tuple(range(len(shape))), [1] * len(shape), GUARD
+    if oddity >= 60:
+        order = case.draw(ORDERS[ndim])
+    if oddity >= 70:
+        steps = [case.draw(STEP) for _ in shape]
+    dtype = np.dtype(dtypes[choice * len(dtypes) // 100])
+    if rarity >= 60:
+        start += dtype.itemsize * case.draw(st.integers(0, 15))
+    if rarity >= 95:
+        start += case.draw(st.integers(1, 7))
+    elif rarity >= 90 and dtype.itemsize > 1 and dtype.kind in "fiu":
+        dtype = dtype.newbyteorder(">")
+    lengths = [shape[axis] * abs(steps[axis]) for axis in order]
+    size = dtype.itemsize * math.prod(max(1, length) for length in lengths)
+    base = np.full(start + size + 2 * GUARD, FILL, np.uint8)
+    array: Array = np.ndarray(lengths, dtype, base, start)
+    array = array.transpose([order.index(axis) for axis in range(ndim)])
+    every: Any = (..., *(slice(None, None, step) for step in steps))
+    case.memories.append(Memory(array[every], base))
+    return case.memories[-1]
+
+
+def new(
+    case: Case,
+    shape: Shape,
+    dtypes: list[Any],
+    positive: bool = False,
+    wild: int = 20,
+    whole: int = 10,
+) -> Array:
+    """Make an array of numbers of all sizes, in some percent of the cases wild, or whole ones."""
+    kind, *layout = case.numbers(4)
+    array, random = place(case, shape, dtypes, *layout).array, case.random
+    values: Any = random.uniform(0, 1, shape)
+    if array.dtype.kind == "b":
+        values = values < 0.5
+    elif array.dtype.kind in "iu":
+        values = random.integers(0, 50, shape)
+    elif not positive:
+        values = random.normal(0, random.choice(SCALES), shape)
+    if kind < whole:
+        values = np.ceil(values)
+    elif kind >= 100 - wild and array.dtype.kind not in "biu":
+        odd = random.choice(WILD_POSITIVE if positive else WILD, shape)
+        values = np.where(random.random(shape) < random.choice(SHARES), odd, values)
+    with np.errstate(all="ignore"):
+        array[...] = values
+    return array
+
+
+def draw_shape(case: Case, least: int) -> Shape:
+    """Draw the shape of the batch, of so many axes at least."""
+    (kind,) = case.numbers(1)
+    if kind >= 98:
+        classes = case.draw(CLASSES)
+        shape = max(1, 150_000 // classes), classes
+        return shape[::-1] if case.chance(30) else shape
+    if kind >= 95:
+        return case.draw(st.integers(1, 39)), case.draw(st.integers(1, 2999))
+    ndim = case.draw(DIMENSIONS[least])
+    lengths = [case.draw(LENGTHS[ndim]) for _ in range(ndim)]
+    if kind >= 75 and ndim:
+        lengths[case.draw(st.integers(0, ndim - 1))] = case.draw(SHORT)
+    return tuple(lengths)
+
+
+# Arguments
+
+
+def draw_axis(case: Case) -> Any:
+    draw, ndim = case.draw, len(case.shape)
+    takes_many = case.name in ("softmax", "log_softmax", "logsumexp")
+    if takes_many and case.chance(20):
+        return tuple(draw(st.permutations(range(ndim)))[: draw(st.integers(0, ndim))])
+    if takes_many and case.chance(10):
+        return None
+    return draw(st.integers(-ndim, ndim - 1)) if ndim else -1
+
+
+def draw_batch(case: Case) -> Array:
     """Draw the first argument."""
-    special = 0.02 if "backward" in case.name else 0.05 if case.is_binary else 0.2
+    wild = 2 if "backward" in case.name else 5 if case.is_binary else 20
+    whole = 30 if case.name == "target_scores" else 10  # many are equal
     positive = case.name in ("cross_entropy_from_probs", "binary_cross_entropy")
-    batch = case.new(random, case.shape, any_dtype(random), positive=positive, special=special)
-    is_rounded = case.name == "target_scores" and pick(random, 0.3)
-    if is_rounded and batch.dtype.kind == "f" and batch.flags.writeable:
-        batch[...] = np.round(batch)  # many are equal
-    return batch
+    return new(case, case.shape, ANY_DTYPE, positive, wild, whole)
 
 
-def draw_output_of_forward(random: Random, case: Case) -> Array:
-    dtype = any_dtype(random)
-    if pick(random, 0.7):
-        dtype = case.memories[0].array.dtype.newbyteorder("=")
-    positive = case.name == "softmax_backward"
-    return case.new(random, case.shape, dtype, positive=positive, special=0.02)
+def draw_output_of_forward(case: Case) -> Array:
+    own = case.memories[0].array.dtype.newbyteorder("=")
+    dtypes = ANY_DTYPE if case.chance(30) else [own]
+    return new(case, case.shape, dtypes, positive=case.name == "softmax_backward", wild=2)
 
 
-def draw_target(random: Random, case: Case) -> Array:
+def draw_target(case: Case) -> Array:
     if case.is_binary:
-        dtype = np.bool_ if pick(random, 0.2) else one_of(random, FLOATS)
-        return case.new(random, case.shape, dtype, positive=True, special=0.05)
-    if case.name != "target_scores" and pick(random, 0.3):
-        return case.new(random, case.shape, one_of(random, FLOATS), positive=True)
-    labels = case.add(place(random, case.rows, one_of(random, LABELS)))
+        dtypes = [np.bool_] if case.chance(20) else FLOATS
+        return new(case, case.shape, dtypes, positive=True, wild=5)
+    if case.name != "target_scores" and case.chance(30):
+        return new(case, case.shape, FLOATS, positive=True)
+    labels = place(case, case.rows, LABELS, *case.numbers(3)).array
     limits, classes = np.iinfo(labels.dtype), case.shape[case.class_axis]
-    labels[...] = random.integers(0, max(1, min(classes, int(limits.max))), case.rows)
+    labels[...] = case.random.integers(0, max(1, min(classes, int(limits.max))), case.rows)
     ignored = case.options.get("ignore_index", -100)
-    if limits.min <= ignored <= limits.max and (pick(random, 0.5) or not classes):
-        labels[random.random(case.rows) < random.choice([0.1, 1.0])] = ignored
+    if limits.min <= ignored <= limits.max and (case.chance(50) or not classes):
+        labels[case.random.random(case.rows) < case.random.choice([0.1, 1.0])] = ignored
     return labels
 
 
-def draw_weight(random: Random, case: Case) -> Array:
+def draw_last_axes(case: Case) -> Shape:
+    return case.shape[case.draw(st.integers(0, len(case.shape))) :]
+
+
+def draw_weight(case: Case) -> Array:
     """Draw weights of elements, or of classes."""
-    shape = case.shape[int(random.integers(0, len(case.shape) + 1)) :]
     if case.is_binary:
-        return case.new(random, shape, one_of(random, FLOATS), positive=True, special=0)
-    return draw_factors(random, case, (case.shape[case.class_axis],))
+        return new(case, draw_last_axes(case), FLOATS, positive=True, wild=0)
+    return draw_factors(case, (case.shape[case.class_axis],))
 
 
-def draw_factors(random: Random, case: Case, shape: tuple[int, ...]) -> Array:
+def draw_factors(case: Case, shape: Shape) -> Array:
     """Draw weights; now and then of sizes far apart, or all very small or very large, and zeros."""
-    weights = case.new(random, shape, one_of(random, FLOATS), positive=True, special=0.05)
-    if not weights.flags.writeable or pick(random, 0.7):
+    weights = new(case, shape, FLOATS, positive=True, wild=5)
+    if not case.chance(30):
         return weights
+    random = case.random
     power = int(random.choice([30, 45] if weights.itemsize < 8 else [30, 250, 300]))
-    powers: Array = np.asarray(random.integers(-power, power, shape))
-    if pick(random, 0.3):
+    powers: Any = random.integers(-power, power, shape)
+    if random.random() < 0.3:
         powers = np.full(shape, random.choice([-power, power]))
     with np.errstate(all="ignore"):
         weights[...] = weights * 10.0**powers
@@ -296,142 +312,116 @@ def draw_factors(random: Random, case: Case, shape: tuple[int, ...]) -> Array:
     return weights
 
 
-def draw_sample_weight(random: Random, case: Case) -> Array:
-    weights, target = draw_factors(random, case, case.rows), case.memories[1].array
-    if weights.flags.writeable and target.dtype.kind in "iu":
+def draw_sample_weight(case: Case) -> Array:
+    weights, target = draw_factors(case, case.rows), case.memories[1].array
+    if target.dtype.kind in "iu":
         # What stands beside an ignored label must not matter.
-        odd = random.choice([math.nan, math.inf, 0.0, 1e30, 1e250], case.rows)
+        is_ignored = target == case.options.get("ignore_index", -100)
+        odd = case.random.choice([math.nan, math.inf, 0.0, 1e30, 1e250], case.rows)
         with np.errstate(all="ignore"):
-            np.copyto(weights, odd, where=target == case.options.get("ignore_index", -100),
-                      casting="unsafe")  # fmt: skip
+            np.copyto(weights, odd, where=is_ignored, casting="unsafe")
     return weights
 
 
-def draw_mask(random: Random, case: Case) -> Array:
-    shape = tuple(1 if pick(random, 0.3) else n for n in case.shape)[int(pick(random, 0.2)) :]
-    mask = case.add(place(random, shape, np.bool_))
-    mask[...] = random.random(shape) < random.choice([0.1, 0.7, 1.0])
-    if case.is_loss and mask.shape == case.shape and pick(random, 0.7):
-        allow_target(case, mask)
+def draw_mask(case: Case) -> Array:
+    shape = tuple(1 if case.chance(30) else n for n in case.shape)[int(case.chance(20)) :]
+    mask = place(case, shape, [np.bool_], *case.numbers(3)).array
+    mask[...] = case.random.random(shape) < case.random.choice([0.1, 0.7, 1.0])
+    if case.is_loss and mask.shape == case.shape and case.chance(70):
+        # Nothing of the target is left to excluded classes, where the loss would be infinite.
+        target, axis = case.memories[1].array, case.class_axis
+        if target.dtype.kind in "iu":
+            mask |= np.moveaxis(target[..., None] == np.arange(case.shape[axis]), -1, axis)
+        else:
+            target[~mask] = 0
     return mask
 
 
-def draw_top_k(random: Random, case: Case) -> int:
-    return int(min(case.shape[case.class_axis], random.choice([0, 1, 5, 17, 40, 1000])))
+def draw_top_k(case: Case) -> int:
+    return min(case.shape[case.class_axis], case.draw(st.sampled_from([0, 1, 5, 17, 40, 1000])))
 
 
-def allow_target(case: Case, mask: Array) -> None:
-    """Leave nothing of the target to excluded classes, where the loss would be infinite."""
-    target, axis = case.memories[1].array, case.class_axis
-    if target.dtype.kind not in "iu":
-        if target.flags.writeable:
-            target[~mask] = 0
-        return
-    classes = np.arange(case.shape[axis])
-    mask |= np.moveaxis(target[..., None] == classes, -1, axis)
-
-
-def draw_output(random: Random, case: Case, name: str) -> Array | None:
+def draw_output(case: Case, name: str) -> Array | None:
     """Draw an output: a new array, the input itself, or one that overlaps an input."""
     source, shape = case.memories[0], case.shape
     dtypes = [memory.array.dtype for memory in case.memories[: 1 + ("backward" in case.name)]]
     results = [_checks.result_dtype(dtype, case.options.get("dtype")) for dtype in dtypes]
-    dtype = np.dtype(_checks.promote(*results) if len(results) > 1 else results[0])
+    dtype = np.dtype(_checks.promote(results[0], results[-1]))
     if case.name == "logsumexp":
         axes = _checks.normalize_axes(case.options.get("axis", -1), len(shape))
         kept = (1,) if case.options.get("keepdims") else ()
         shape = tuple(n for i, m in enumerate(shape) for n in (kept if i in axes else (m,)))
-    kind = random.random()
-    if (
-        kind < 0.25
-        and source.array.dtype == dtype
-        and source.array.shape == shape
-        and (source.array.flags.writeable)
-    ):
-        memory = source
-    elif kind < 0.4:
-        # Somewhere in the memory of one of the inputs.
-        host = case.memories[int(random.integers(len(case.memories)))]
-        room = host.base.size - math.prod(shape) * dtype.itemsize
+    kind, *layout = case.numbers(4)
+    fits = source.array.dtype == dtype and source.array.shape == shape
+    if kind >= 75 and fits:
+        case.outputs[name] = source
+    elif kind >= 60:
+        base = case.draw(st.sampled_from(case.memories)).base
+        room = base.size - math.prod(shape) * dtype.itemsize
         if room < 64:
             return None
-        offset = int(random.integers(0, room + 1))
-        if pick(random, 0.8):
+        offset = case.draw(st.integers(0, room))
+        if not case.chance(20):
             offset -= offset % dtype.itemsize
-        memory = Memory(np.ndarray(shape, dtype, host.base, offset), host.base)
-        case.memories.append(memory)
+        case.outputs[name] = Memory(np.ndarray(shape, dtype, base, offset), base)
+        case.memories.append(case.outputs[name])
     else:
-        memory = place(random, shape, dtype)
-        case.memories.append(memory)
-    case.outputs[name] = memory
-    return memory.array
+        case.outputs[name] = place(case, shape, [dtype], *layout)
+    return case.outputs[name].array
 
 
-Drawn = Callable[[Random, Case], Any]
+Drawn = Callable[[Case], Any]
 
 
 def among(*values: Any) -> Drawn:
-    return lambda random, case: one_of(random, values)
+    strategy = st.sampled_from(values)
+    return lambda case: case.draw(strategy)
 
 
-# Every argument of every function: how often it is given, and what; in the order of drawing, as
-# some depend on others.
-DRAWN: dict[str, tuple[float, Drawn]] = {
-    "axis": (0.5, draw_axis),
-    "ignore_index": (0.3, among(-100, -1, 0, 3, 255)),
-    **dict.fromkeys(("x", "logits", "log_probs", "probs", "grad_output"), (1, draw_batch)),
-    "output": (1, draw_output_of_forward),
-    "target": (1, draw_target),
-    "weight": (0.2, draw_weight),
-    "pos_weight": (0.2, draw_weight),
-    "sample_weight": (0.2, draw_sample_weight),
-    "where": (0.15, draw_mask),
-    "b": (0.1, lambda random, case: case.new(
-        random, case.shape[int(random.integers(0, len(case.shape) + 1)) :], np.float64,
-        positive=True)),
-    "dtype": (0.15, among(*FLOATS)),
-    "temperature": (0.2, among(0.1, 0.7, 1.0, 2.0, 30.0, 1e-30, 1e30)),
-    "softcap": (0.2, among(None, 0.5, 5.0, 30.0, 1e4, 1e-18, 1e18, 1e-150, 1e150)),
-    "label_smoothing": (0.2, among(0.0, 0.1, 1.0)),
-    "z_loss": (0.2, among(0.0, 1e-3, 0.5, 1e30)),
-    "reduction": (0.6, among("mean", "sum", "none")),
-    "denominator": (0.1, among(1.0, 0.5, 1e3, -2.0, 0.0, 1e-35, 1e35, 1e-300)),
-    "empty": (0.2, among("nan", "zero")),
-    "top_k": (0.5, draw_top_k),
-    "entropy": (0.5, among(True, False)),
-    "ties": (0.6, among(*_checks.TIES)),
-    "keepdims": (0.3, among(True)),
-    "return_sign": (0.1, among(True)),
-    "hessian_scale": (0.3, among(2.0, 0.3, 1e-9, 1e9)),
-    "hessian_floor": (0.3, among(None, 0.0, 1e-16, 0.3)),
-    "out": (0.4, partial(draw_output, name="out")),
-    "grad_out": (0.5, partial(draw_output, name="grad_out")),
-    "hessian_out": (0.5, partial(draw_output, name="hessian_out")),
-}  # fmt: skip
+# Every argument of every function: in how many percent of the calls it is given, and what; in the
+# order of drawing, as some depend on others.
+DRAWN: dict[str, tuple[int, Drawn]] = {
+    "axis": (50, draw_axis),
+    "ignore_index": (30, among(-100, -1, 0, 3, 255)),
+    **dict.fromkeys(("x", "logits", "log_probs", "probs", "grad_output"), (100, draw_batch)),
+    "output": (100, draw_output_of_forward),
+    "target": (100, draw_target),
+    "weight": (20, draw_weight),
+    "pos_weight": (20, draw_weight),
+    "sample_weight": (20, draw_sample_weight),
+    "where": (15, draw_mask),
+    "b": (10, lambda case: new(case, draw_last_axes(case), [np.float64], positive=True)),
+    "dtype": (15, among(*FLOATS)),
+    "temperature": (20, among(1.0, 0.1, 0.7, 2.0, 30.0, 1e-30, 1e30)),
+    "softcap": (20, among(None, 0.5, 5.0, 30.0, 1e4, 1e-18, 1e18, 1e-150, 1e150)),
+    "label_smoothing": (20, among(0.0, 0.1, 1.0)),
+    "z_loss": (20, among(0.0, 1e-3, 0.5, 1e30)),
+    "reduction": (60, among("mean", "sum", "none")),
+    "denominator": (10, among(1.0, 0.5, 1e3, -2.0, 0.0, 1e-35, 1e35, 1e-300)),
+    "empty": (20, among("nan", "zero")),
+    "top_k": (50, draw_top_k),
+    "entropy": (50, among(True, False)),
+    "ties": (60, among(*_checks.TIES)),
+    "keepdims": (30, among(True)),
+    "return_sign": (10, among(True)),
+    "hessian_scale": (30, among(2.0, 0.3, 1e-9, 1e9)),
+    "hessian_floor": (30, among(None, 0.0, 1e-16, 0.3)),
+    "out": (40, partial(draw_output, name="out")),
+    "grad_out": (50, partial(draw_output, name="grad_out")),
+    "hessian_out": (50, partial(draw_output, name="hessian_out")),
+}
 OUTPUTS = ("out", "grad_out", "hessian_out")
+SHARDED = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_with_grad")
+FACTORS = ("weight", "pos_weight", "sample_weight", "b")
+NOT_NUMBERS = ("axis", "dtype", "empty", *OUTPUTS, "hessian_scale", "hessian_floor")
 FUNCTIONS = {
     name: signature
     for name in reference.__all__
     if (signature := inspect.signature(getattr(reference, name)).parameters).keys() <= DRAWN.keys()
 }
 
-
-def draw(random: Random, name: str) -> Case:
-    """Draw the arguments of a call of that function."""
-    shape = random_shape(random)
-    while not shape and "axis" in FUNCTIONS[name] and "target" in FUNCTIONS[name]:
-        shape = random_shape(random)
-    case = Case(name, shape)
-    for argument, (chance, drawn) in DRAWN.items():
-        if argument not in FUNCTIONS[name] or not pick(random, chance):
-            continue
-        value = drawn(random, case)
-        if FUNCTIONS[name][argument].default is inspect.Parameter.empty:
-            case.arguments.append(value)
-        elif argument not in OUTPUTS or value is not None:
-            case.options[argument] = value
-    return case
-
+# A byte for each argument says whether it is given: one draw takes less long than many.
+LUCK = {name: st.binary(min_size=len(x), max_size=len(x)) for name, x in FUNCTIONS.items()}
 
 BAD_OPTIONS: dict[str, list[Any]] = {
     "axis": [7, -9, (0, 0), 1.5, "0", [0], 2**70],
@@ -465,119 +455,113 @@ ODD_ARRAYS: list[Callable[[Array], Any]] = [
 ]  # fmt: skip
 
 
-def spoil(random: Random, case: Case) -> None:
+def spoil(case: Case) -> None:
     """Make one argument a wrong one, or at least an odd one."""
-    kind = random.random()
+    draw, (kind,) = case.draw, case.numbers(1)
     options = [name for name in FUNCTIONS[case.name] if name in BAD_OPTIONS]
     first, *others = case.arguments
-    if kind < 0.55 and options:
-        name = one_of(random, options)
-        case.options[name] = one_of(random, BAD_OPTIONS[name])
+    if kind < 55 and options:
+        name = draw(st.sampled_from(options))
+        case.options[name] = draw(st.sampled_from(BAD_OPTIONS[name]))
         case.outputs.pop(name, None)
-    elif kind < 0.65:
-        position = int(random.integers(len(case.arguments)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            case.arguments[position] = one_of(random, ODD_ARRAYS)(case.arguments[position])
-    elif kind < 0.8 and others and others[0].dtype.kind in "iu":
+    elif kind < 65:
+        position = draw(st.integers(0, len(others)))
+        case.arguments[position] = draw(st.sampled_from(ODD_ARRAYS))(case.arguments[position])
+    elif kind < 80 and others and others[0].dtype.kind in "iu":
         labels, limits = others[0], np.iinfo(others[0].dtype)
-        value = one_of(random, [limits.min, limits.max, -1, -101, first.size + 200])
-        if labels.size and labels.flags.writeable and limits.min <= value <= limits.max:
-            labels[tuple(int(random.integers(n)) for n in labels.shape)] = value
-    elif kind < 0.9 and case.outputs:
-        one_of(random, list(case.outputs.values())).array.flags.writeable = False
+        value = draw(st.sampled_from([-1, -101, first.size + 200, limits.min, limits.max]))
+        if labels.size and limits.min <= value <= limits.max:
+            labels[tuple(draw(st.integers(0, n - 1)) for n in labels.shape)] = value
     elif first.size < 1000:
-        case.arguments = [
-            item.tolist() if item.dtype != bfloat16 else item for item in case.arguments
-        ]
+        case.arguments = [x.tolist() if x.dtype != bfloat16 else x for x in case.arguments]
 
 
-def make_case(seed: int, index: int) -> Case:
-    random = np.random.default_rng([seed, index])
-    case = draw(random, one_of(random, list(FUNCTIONS)))
-    if pick(random, 0.2):
-        spoil(random, case)
-    case.threads = one_of(random, [1, 2, 3])
-    case.isa = one_of(random, _dispatch.available())
-    case.cuts = tuple(sorted(random.random(int(random.integers(0, 4)))))
+@st.composite
+def calls(
+    draw: st.DrawFn, functions: tuple[str, ...] = tuple(FUNCTIONS), spoiled: int = 20
+) -> Case:
+    """Draw a call of one of these functions; some percent are spoiled."""
+    case = Case(draw, np.random.default_rng(draw(SEED)), draw(st.sampled_from(functions)))
+    parameters = FUNCTIONS[case.name]
+    case.shape = draw_shape(case, int({"axis", "target"} <= parameters.keys()))
+    luck = dict(zip(parameters, draw(LUCK[case.name]), strict=True))
+    for argument, (percent, drawn) in DRAWN.items():
+        if luck.get(argument, -1) >= 256 * (1 - percent / 100):
+            value = drawn(case)
+            if parameters[argument].default is inspect.Parameter.empty:
+                case.arguments.append(value)
+            elif argument not in OUTPUTS or value is not None:
+                case.options[argument] = value
+    kind, threads = case.numbers(2)
+    if kind >= 100 - spoiled:
+        spoil(case)
+    elif kind >= 60:
+        draw(st.sampled_from(case.memories)).array.flags.writeable = False
+    case.threads = 1 + threads // 34
+    if case.name in SHARDED:
+        count, *cuts = case.numbers(4)
+        case.cuts = sorted(cut / 100 for cut in cuts[: count // 25])
+    case.isa = draw(ISA)  # last, as machines differ in it
     return case
 
 
 # The reference
 
 
-def copied(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    copy = value.copy()
-    copy.flags.writeable = value.flags.writeable
-    return copy
-
-
 def wide(value: Any, dtype: Any = None) -> Any:
     """Return floating numbers in long double, rounded to `dtype` before."""
-    if value is None:
-        return None
-    array = np.asarray(value)
-    if dtype is not None:
-        array = array.astype(dtype)
-    if array.dtype.kind in "iub":
-        return array
-    return array.astype(np.longdouble)
-
-
-@dataclass
-class Expected:
-    """The error that the reference raises, or its result in long double."""
-
-    error: Exception | None = None
-    result: Any = None
-    divisor: float = 1.0  # of a mean
-
-
-def expected_result(case: Case) -> Expected:
-    function = getattr(reference, case.name)
-    options = {name: copied(value) for name, value in case.options.items()}
-    arguments = [copied(item) for item in case.arguments]
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        try:
-            plain = function(*arguments, **options)
-        except DOCUMENTED as error:
-            return Expected(error)
-        for name in (*OUTPUTS, "dtype"):
-            options.pop(name, None)
-        # A result of fewer digits than the input is rounded at the end.
-        dtype = _checks.compute_dtype(np.asarray(first_of(plain)).dtype)
-        own = np.asarray(arguments[0]).dtype
-        if own.newbyteorder("=") == np.float64:
-            dtype = np.promote_types(dtype, np.float64)
-        floats = [wide(arguments[0], dtype)]
-        for item in arguments[1:]:
-            is_labels = np.asarray(item).dtype.kind in "iu" and not case.is_binary
-            is_empty_list = isinstance(item, list) and not np.asarray(item).size
-            floats.append(item if is_labels or is_empty_list else wide(item, dtype))
-        for name in ("weight", "pos_weight", "sample_weight", "b"):
-            if name in options:
-                options[name] = wide(options[name], dtype if name == "b" else None)
-        result = function(*floats, **options)
-        if case.name == "target_scores":
-            # Logits are compared as they are given, not as the result is rounded.
-            return Expected(None, result._replace(**{
-                name: getattr(plain, name) for name in ("rank", "argmax", "top_indices")
-            }))  # fmt: skip
-        if options.get("reduction", "mean") != "mean" or not case.is_loss:
-            return Expected(None, result)
-        if options.get("denominator"):
-            return Expected(None, result, abs(float(options["denominator"])))
-        options.pop("denominator", None)
-        total = function(*floats, **{**options, "reduction": "sum"})
-        quotient = np.abs(np.divide(first_of(total), first_of(result)))
-        return Expected(None, result, float(quotient) if quotient > 0 else 1.0)
+    array = np.asarray(value) if dtype is None else np.asarray(value).astype(dtype)
+    return array if array.dtype.kind in "iub" else array.astype(np.longdouble)
 
 
 def first_of(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
+
+
+def ended(function: Callable[..., Any], case: Case) -> tuple[Any, Exception | None]:
+    """Return the result of the call, or the documented error."""
+    try:
+        return function(*case.arguments, **case.options), None
+    except DOCUMENTED as error:
+        return None, error
+
+
+@np.errstate(all="ignore")
+def right_result(case: Case, plain: Any) -> tuple[Any, float]:
+    """Return the result in long double, and what a mean was divided by.
+
+    `plain` is the result in the dtype of the call.
+    """
+    function, options = getattr(reference, case.name), case.options
+    first, *others = case.arguments
+    # A result of fewer digits than the input is rounded at the end.
+    dtype = _checks.compute_dtype(np.asarray(first_of(plain)).dtype)
+    if np.asarray(first).dtype.newbyteorder("=") == np.float64:
+        dtype = np.promote_types(dtype, np.float64)
+    floats = [wide(first, dtype)]
+    for item in others:
+        is_empty_list = isinstance(item, list) and not np.size(item)
+        floats.append(item if case.has_labels() or is_empty_list else wide(item, dtype))
+    exact = {
+        name: wide(value, dtype if name == "b" else None) if name in FACTORS else value
+        for name, value in options.items()
+        if name not in (*OUTPUTS, "dtype")
+    }
+    result = function(*floats, **exact)
+    if case.name == "target_scores":
+        # Logits are compared as they are given, not as the result is rounded.
+        ranks = {name: getattr(plain, name) for name in ("rank", "argmax", "top_indices")}
+        return result._replace(**ranks), 1.0
+    if options.get("reduction", "mean") != "mean" or not case.is_loss:
+        return result, 1.0
+    if options.get("denominator"):
+        return result, abs(float(options["denominator"]))
+    of_losses = getattr(reference, case.name.partition("_with_grad")[0])
+    without = ("denominator", "hessian_scale", "hessian_floor")
+    exact = {name: value for name, value in exact.items() if name not in without}
+    total = of_losses(*floats, **exact | {"reduction": "sum"})
+    quotient = float(np.abs(np.divide(total, first_of(result))))
+    return result, quotient if quotient > 0 else 1.0
 
 
 def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
@@ -586,7 +570,7 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
         x = np.asarray(case.arguments[0]).astype(np.float64)
     options = case.options
     finite = np.abs(x[np.isfinite(x)])
-    largest = float(finite.max()) if finite.size else 0.0
+    largest = float(finite.max(initial=0))
     if case.name in ("cross_entropy_from_probs", "binary_cross_entropy"):
         smallest = float(finite[finite > 0].min()) if (finite > 0).any() else 1.0
         largest = max(largest, abs(math.log(smallest)))
@@ -607,7 +591,7 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
             # Not a NaN: next to one an infinite weight would go unseen.
             sizes = np.abs(np.asarray(value).astype(np.float64))
             weight *= max(1.0, float(np.fmax.reduce(sizes, axis=None)))
-    if not case.is_binary and np.asarray(case.arguments[1]).dtype.kind not in "iu":
+    if not case.is_binary and not case.has_labels():
         weight *= max(1, x.shape[options.get("axis", -1)])  # the target's sum over the classes
     if options.get("reduction", "mean") != "none":
         result *= max(1, x.size)
@@ -641,8 +625,7 @@ def compare(case: Case, result: Any, expected: Any, label: str, size: float) -> 
         scale = np.abs(want) if is_array_of_probabilities else np.abs(want) + size
         if "backward" in case.name:
             gradient = np.abs(np.asarray(case.arguments[0]).astype(np.longdouble))
-            row_sum = gradient.sum() if gradient.size else 0
-            scale = (np.abs(want) + 1 + gradient) * (1 + row_sum)
+            scale = (np.abs(want) + 1 + gradient) * (1 + gradient.sum())
             scale = scale / min(1.0, float(case.options.get("temperature", 1.0)))
         elif is_array_of_probabilities and case.options.get("temperature", 1.0) != 1.0:
             scale = scale * size
@@ -652,9 +635,8 @@ def compare(case: Case, result: Any, expected: Any, label: str, size: float) -> 
         close |= np.isinf(values) & (np.sign(values) * want + tolerance >= float(limits.max))
     same = close | (values == want) | (np.isnan(values) & np.isnan(want))
     if not same.all():
-        worst = tuple(int(item) for item in np.argwhere(~np.atleast_1d(same))[0])
-        where = worst if got.ndim else ()
-        raise Failure(f"{label}{list(where)} is {values[where]}, should be {want[where]}")
+        worst = tuple(map(int, np.argwhere(~same)[0]))
+        raise Failure(f"{label}{list(worst)} is {values[worst]}, should be {want[worst]}")
     return True
 
 
@@ -663,142 +645,108 @@ def compare(case: Case, result: Any, expected: Any, label: str, size: float) -> 
 
 def run_case(case: Case) -> bool:
     """Run a case; raise Failure if it went wrong; return whether it ended in a result."""
-    expected = expected_result(case)
-    # The call may overwrite an input: what is looked at afterwards are copies.
-    original = replace(
-        case,
-        arguments=[copied(item) for item in case.arguments],
-        options={name: copied(value) for name, value in case.options.items()},
-    )
-    for memory in case.memories:
-        memory.remember()
-    function = getattr(sf, case.name)
-    raised: Exception | None = None
-    result: Any = None
+    faulthandler.dump_traceback_later(SECONDS_OF_A_CALL, exit=True)
+    original = case.copy()
+    plain, expected = ended(getattr(reference, case.name), case.copy())
+    before = [memory.base.copy() for memory in case.memories]
     # Neither warnings nor NumPy's own errors, also for those who ask NumPy for them.
     with warnings.catch_warnings(), np.errstate(all="raise"), \
             sf.num_threads(case.threads), _dispatch.using(case.isa):  # fmt: skip
         warnings.simplefilter("error")
         try:
-            result = function(*case.arguments, **case.options)
-        except DOCUMENTED as problem:
-            raised = problem
+            result, raised = ended(getattr(sf, case.name), case)
         except Exception as problem:
             raise Failure(f"raised {type(problem).__name__}: {problem}") from problem
-    outputs = list(case.outputs.values())
-    for memory in case.memories:
-        if raised is None and any(np.shares_memory(memory.base, item.base) for item in outputs):
-            continue
-        if memory.changed():
-            what = "an output" if any(memory is item for item in outputs) else "an input"
-            raise Failure(f"{what} was changed; raised: {raised!r}")
+    check_memory(case, before, {} if raised else case.outputs)
     if raised is not None:
-        if expected.error is None and not re.search("overlap|must not share memory", str(raised)):
+        if expected is None and not re.search("overlap|must not share memory", str(raised)):
             raise Failure(f"raised {raised!r}, the reference has a result")
         if not str(raised):
             raise Failure(f"raised {raised!r} without a word")
         return False
-    if expected.error is not None:
-        raise Failure(f"has a result, the reference raised {expected.error!r}")
+    if expected is not None:
+        raise Failure(f"has a result, the reference raised {expected!r}")
     for name, output in case.outputs.items():
-        hosts = sum(np.shares_memory(output.base, other.base) for other in outputs)
-        if hosts == 1 and output.changed_beside():
-            raise Failure(f"memory beside {name} was written")
-        place = {"grad_out": 1, "hessian_out": 2}.get(name, 0)
-        if (result[place] if isinstance(result, tuple) else result) is not output.array:
+        position = {"grad_out": 1, "hessian_out": 2}.get(name, 0)
+        if (result[position] if isinstance(result, tuple) else result) is not output.array:
             raise Failure(f"the result is not {name}")
-    check_numbers(original, result, expected)
+    right = right_result(original, plain)
+    check_numbers(original, result, *right)
     if has_shards(original):
         with contextlib.suppress(NotImplementedError):
-            check_numbers(original, in_shards(original), expected)
+            check_numbers(original, in_shards(original), *right)
     return True
+
+
+def check_memory(case: Case, before: list[Array], outputs: dict[str, Memory]) -> None:
+    """Fail unless all memory is as it was, but for what is inside the outputs."""
+    for memory, was in zip(case.memories, before, strict=True):
+        now, names = memory.base.copy(), []
+        for name, output in outputs.items():
+            if output.base is memory.base:
+                output.inside(now)[...] = output.inside(was)
+                names.append(name)
+        if not np.array_equal(now, was):
+            what = "beside " + " and ".join(names) if names else "of an argument"
+            raise Failure(f"memory {what} was written{'' if outputs else ' before the error'}")
 
 
 def has_shards(case: Case) -> bool:
     """Tell whether softce_fast.sharded has this call."""
-    x, *others = (np.asarray(item) for item in case.arguments)
-    options = case.options.keys() & {"dtype", "b", "return_sign", "keepdims"}
-    if case.name in ("softmax", "log_softmax"):
-        options |= case.options.keys() & {"empty"}
-    elif case.name not in ("logsumexp", "cross_entropy", "cross_entropy_with_grad"):
+    without = {"dtype", "b", "return_sign", "keepdims"}
+    without |= {"empty"} if case.name in ("softmax", "log_softmax") else set()
+    if case.name not in SHARDED:
         return False
-    is_single = bool(x.ndim) and isinstance(case.options.get("axis", -1), int)
-    return is_single and not options and all(item.dtype.kind in "iu" for item in others)
+    is_single = np.ndim(case.arguments[0]) and isinstance(case.options.get("axis", -1), int)
+    has_state = len(case.arguments) == 1 or case.has_labels()
+    return bool(is_single) and has_state and not without & case.options.keys()
 
 
 def in_shards(case: Case) -> Any:
     """Return the result of the call, its classes shared out."""
-    options = {name: item for name, item in case.options.items() if name not in OUTPUTS}
-    x, axis = np.asarray(case.arguments[0]), options.pop("axis", -1)
-    where, weight = options.pop("where", None), options.pop("weight", None)
-    of_logits: dict[str, Any] = {
-        name: options.pop(name) for name in ("temperature", "softcap") if name in options
-    }
-    ends = [0, *(int(cut * x.shape[axis]) for cut in case.cuts), x.shape[axis]]
-    module: Any = sf.sharded
-    shards: list[Any] = []
-    for start, stop in itertools.pairwise(ends):
-        classes = (*(slice(None),) * (axis % x.ndim), slice(start, stop))
-        more = dict(of_logits)
-        if where is not None:
-            more["where"] = np.broadcast_to(where, x.shape)[classes]
-        of_class = {} if weight is None else {"weight": np.asarray(weight)[start:stop]}
-        shards.append((x[classes], more, {"class_offset": start, **of_class}))
-    target = case.arguments[1:]  # if there is one
-    states = module.merge(
-        *(module.row_states(part, *target, axis=axis, **a, **b) for part, a, b in shards)
-    )
-    if case.name == "logsumexp":
-        return module.logsumexp(states)
-    if not target:
-        function = getattr(sf.sharded, case.name)
-        results = [function(part, states, axis, **more) for part, more, _ in shards]
-        return np.concatenate(results, axis=axis)
-    loss = module.cross_entropy(states, **options)
-    if case.name == "cross_entropy":
-        return loss
-    gradients = [
-        module.cross_entropy_grad(part, target[0], states, axis, **a, **b, **options)
-        for part, a, b in shards
-    ]
-    return loss, np.concatenate(gradients, axis=axis)
+    x, *targets = (np.asarray(item) for item in case.arguments)
+    options = {name: value for name, value in case.options.items() if name not in OUTPUTS}
+    if "where" in options:
+        options["where"] = np.broadcast_to(options["where"], x.shape)
+    cuts = [int(cut * x.shape[options.get("axis", -1)]) for cut in case.cuts]
+    shards = Sharded(x, targets[0] if targets else None, cuts, **options)
+    if not targets:
+        return getattr(shards, case.name)
+    return (shards.loss, shards.gradient) if "grad" in case.name else shards.loss
 
 
-def check_numbers(case: Case, result: Any, expected: Expected) -> None:
-    if "b" in case.options and not (np.asarray(case.options["b"]) >= 0).all():
+def check_numbers(case: Case, result: Any, right: Any, divisor: float) -> None:
+    options = case.options
+    if "b" in options and not (np.asarray(options["b"]) >= 0).all():
         return
     if case.name.startswith("cross_entropy") and "probs" not in case.name:
         check_digits(case, result)
-    size, gradient_size = magnitudes(case, expected.divisor)
-    if case.options.get("denominator") == 0 and np.isnan(first_of(result)).all():
+    size, gradient_size = magnitudes(case, divisor)
+    is_over_0 = options.get("denominator") == 0
+    if is_over_0 and np.isnan(first_of(result)).all():
         return  # a sum that is below the smallest normal number may be 0, and that over 0 is NaN
     if case.name == "target_scores":
-        for name, found, right in zip(result._fields, result, expected.result, strict=True):
-            if (found is None) != (right is None):
-                raise Failure(f"{name} is {found}, should be {right}")
-            if found is not None and _checks.is_floating(found.dtype):
-                compare(case, found, right, name, size)
-            elif found is not None and not np.array_equal(found, right):
-                raise Failure(f"{name} is {found}, should be {right}")
+        for name, found, want in zip(result._fields, result, right, strict=True):
+            if found is not None and want is not None and _checks.is_floating(found.dtype):
+                compare(case, found, want, name, size)
+            elif not np.array_equal(found, want):
+                raise Failure(f"{name} is {found}, should be {want}")
         return
-    compared = compare(case, first_of(result), first_of(expected.result), "result", size)
-    if not (compared and isinstance(result, tuple)) or case.options.get("denominator") == 0:
+    compared = compare(case, first_of(result), first_of(right), "result", size)
+    if not (compared and isinstance(result, tuple)) or is_over_0:
         return
-    is_mean = case.options.get("reduction", "mean") == "mean"
+    is_mean = options.get("reduction", "mean") == "mean"
     # Of labels alone the mean is over their classes' weights.
-    no_weight = not np.any(case.options.get("weight", 1.0)) and (
-        not case.is_binary and np.asarray(case.arguments[1]).dtype.kind in "iu"
-    )
-    if is_mean and (no_weight or np.isinf(first_of(expected.result)).all()):
+    no_weight = not np.any(options.get("weight", 1.0)) and case.has_labels()
+    if is_mean and (no_weight or np.isinf(first_of(right)).all()):
         return  # perhaps over a sum of weights of 0: of an entry that is too small, this is NaN
-    if "grad" in case.name:
-        compare(case, result[1], expected.result[1], "gradient", gradient_size)
-        if "hessian" in case.name:
-            scale = float(case.options.get("hessian_scale", 1.0))
-            scale /= float(case.options.get("temperature", 1.0))
-            compare(case, result[2], expected.result[2], "hessian", gradient_size * scale)
-    else:
-        compare(case, result[1], expected.result[1], "sign", 1.0)
+    if "grad" not in case.name:
+        compare(case, result[1], right[1], "sign", 1.0)
+        return
+    compare(case, result[1], right[1], "gradient", gradient_size)
+    if "hessian" in case.name:
+        scale = float(options.get("hessian_scale", 1.0)) / float(options.get("temperature", 1.0))
+        compare(case, result[2], right[2], "hessian", gradient_size * scale)
 
 
 def check_digits(case: Case, result: Any) -> None:
@@ -810,98 +758,72 @@ def check_digits(case: Case, result: Any) -> None:
     """
     x, target = (np.asarray(item) for item in case.arguments)
     options = {name: value for name, value in case.options.items() if name not in NOT_NUMBERS}
-    dtype = np.asarray(first_of(result)).dtype
+    dtype, has_labels = np.asarray(first_of(result)).dtype, case.has_labels()
     own = dtype in (x.dtype.newbyteorder("="), np.dtype(np.float64)) and "dtype" not in case.options
-    is_labels = target.dtype.kind in "iu"
-    if not (own and dtype.itemsize <= 8 and x.size and (is_labels or target.dtype == x.dtype)):
+    if not (own and dtype.itemsize <= 8 and x.size and (has_labels or target.dtype == x.dtype)):
         return
     factors = [np.asarray(options[name]) for name in ("weight", "sample_weight") if name in options]
-    factors += [] if is_labels else [target]
+    factors += [] if has_labels else [target]
     with np.errstate(all="ignore"):
         usable = all(((item >= 0) & np.isfinite(item)).all() for item in factors)
     allowed = np.broadcast_to(options.get("where", True), x.shape)
     if not usable or not np.isfinite(x[allowed]).all() or options.get("denominator") == 0:
         return
-    if "softcap" in options or options.get("z_loss", 0) > 1:
+    if options.pop("softcap", None) is not None or options.get("z_loss", 0) > 1:
         return
     sizes = np.asarray(options.get("weight", 1.0)).astype(np.longdouble)
     if sizes.max(initial=0) > WEIGHTS_APART * sizes.min(initial=np.inf, where=sizes != 0):
         return
-    axis = case.options.get("axis", -1)
+    last = partial(np.moveaxis, source=case.options.get("axis", -1), destination=-1)
     if "where" in options:
-        options["where"] = np.moveaxis(allowed, axis, -1)
+        options["where"] = last(allowed)
     right = truth.cross_entropy_with_options(
-        np.moveaxis(x, axis, -1), target if is_labels else np.moveaxis(target, axis, -1), **options
+        last(x), target if has_labels else last(target), **options
     )
     # Over a sum of weights of 0 the mean is infinite, and what a gradient is nobody knows.
     is_mean = options.get("reduction", "mean") == "mean"
     if np.isnan(right.loss).any() or (is_mean and np.isinf(right.loss)):
         return
-    doubts = doubts_of(right, options, dtype)
-    if doubts is None:
-        return
-    lost = lost_below_normal(np.moveaxis(x, axis, -1), right, options, dtype)
+    # Two units in the last place of what a logsumexp near 0 is the difference of.
+    step = 2 * float(np.finfo(_checks.compute_dtype(dtype)).eps)
+    lost = lost_below_normal(last(x), right, options, dtype)
     # A sum of many losses has the roundings of its additions; the digits are promised of each.
     if options.get("reduction") == "none" or x.size < 100:
-        check_units("loss", np.asarray(first_of(result)), right.loss, lost.loss, doubts.loss)
+        doubt = step * right.z_loss_doubt
+        check_units("loss", np.asarray(first_of(result)), right.loss, lost.loss, doubt)
     if isinstance(result, tuple):
-        gradient = np.moveaxis(np.asarray(result[1]), axis, -1)
-        check_units("gradient", gradient, right.gradient, lost.gradient, doubts.gradient,
+        doubt = step * right.z_loss_gradient_doubt
+        check_units("gradient", last(result[1]), right.gradient, lost.gradient, doubt,
                     right.gradient_scale)  # fmt: skip
     if "hessian" in case.name and case.options.get("hessian_floor") is None:
         scale = np.longdouble(case.options.get("hessian_scale", 1.0))
-        hessian = np.moveaxis(np.asarray(result[2]), axis, -1)
-        right_hessian = scale * right.hessian
-        check_units("hessian", hessian, right_hessian, scale * lost.hessian, 0.0)
-
-
-class Parts(NamedTuple):
-    """Parts of a loss and of its derivatives that a result need not have."""
-
-    loss: Any
-    gradient: Any
-    hessian: Any = 0.0
-
-
-def doubts_of(right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts | None:
-    """Return what capped logits, and a logsumexp near 0, may make of a result.
-
-    None where capped logits are all that it tells.
-    """
-    step = float(np.finfo(_checks.compute_dtype(dtype)).eps)
-    if step * (options.get("softcap") or 0.0) / options.get("temperature", 1.0) > 0.01:
-        return None
-    # Two units in the last place of what a logsumexp near 0 is the difference of.
-    return Parts(
-        step * (right.loss_doubt + 2 * right.z_loss_doubt),
-        step * (right.gradient_doubt + 2 * right.z_loss_gradient_doubt),
-    )
+        check_units("hessian", last(result[2]), scale * right.hessian, scale * lost.hessian, 0.0)
 
 
 @np.errstate(all="ignore")
-def lost_below_normal(x: Array, right: truth.Loss, options: dict[str, Any], dtype: Any) -> Parts:
-    """Return the parts whose probability, or what it misses of 1, may be 0 or have few digits.
+def lost_below_normal(
+    x: Array, right: truth.Loss, options: dict[str, Any], dtype: Any
+) -> truth.Loss:
+    """Return the parts of a loss and of its derivatives that a result need not have.
 
-    That is where all of its digits are not above the smallest normal number over 2**HEADROOM
-    (numbers.pxd), also where a large weight makes of it what the result can hold.
+    They are those whose probability, or what it misses of 1, may be 0 or have few digits: where
+    not all of its digits are above the smallest normal number over 2**HEADROOM (numbers.pxd), also
+    where a large weight makes of it what the result can hold.
     """
     temperature = np.longdouble(options.get("temperature", 1.0))
-    of_row = {
-        name: options[name] for name in ("where", "temperature", "softcap") if name in options
-    }
-    logarithms = truth.log_softmax(x, **of_row)
-    _, slope = truth.softcapped(x, options.get("softcap"))
+    logarithms = truth.log_softmax(x, where=options.get("where", True), temperature=temperature)
     compute = np.finfo(_checks.compute_dtype(dtype))
     smallest = np.ldexp(np.longdouble(compute.tiny), -343 if compute.bits == 64 else -20)
+    is_tiny = np.exp(logarithms) < smallest
     # p (1 - p), times the weight of that in the gradient: the smaller of p and 1 - p is tiny.
     share = right.hessian * temperature
-    of_z_loss = np.divide(right.z_loss_gradient, slope, where=slope != 0, out=np.zeros_like(share))
     of_rest = np.where(-np.expm1(logarithms) < smallest, share, 0)
     loss = temperature * of_rest.sum(axis=-1)
-    return Parts(
-        loss if right.loss.shape else loss.sum(),
-        np.where(np.exp(logarithms) < smallest, share + of_z_loss, -of_rest) * slope,
-        np.where((np.exp(logarithms) < smallest) | (of_rest != 0), right.hessian, 0),
+    return replace(
+        right,
+        loss=loss if right.loss.shape else loss.sum(),
+        gradient=np.where(is_tiny, share + right.z_loss_gradient, -of_rest),
+        hessian=np.where(is_tiny | (of_rest != 0), right.hessian, 0),
     )
 
 
@@ -925,74 +847,99 @@ def check_units(
         raise Failure(f"{label}{list(place)} is {values[place]!r}, {units} from {right[place]!r}")
 
 
-NOT_NUMBERS = ("axis", "dtype", "empty", *OUTPUTS, "hessian_scale", "hessian_floor")
+# Campaigns
 
 
-def describe(case: Case) -> str:
-    """Say what the arguments of a case are."""
-
-    def of(value: Any) -> str:
-        if isinstance(value, np.ndarray):
-            text = f"{type(value).__name__} {value.dtype} {value.shape} strides {value.strides}"
-            return text + (f" {value.tolist()}" if value.size <= 40 else "")
-        return repr(value) if len(repr(value)) < 300 else repr(value)[:300] + "..."
-
-    lines = [f"softce_fast.{case.name}, {case.threads} threads, {case.isa}"]
-    lines += [f"  argument {i}: {of(item)}" for i, item in enumerate(case.arguments)]
-    lines += [f"  {name}={of(value)}" for name, value in case.options.items()]
-    return "\n".join(lines)
+class Enough(BaseException):
+    """There is no time to look for a smaller call."""
 
 
-def work(seed: int, seconds: float, calls: int, note: mmap.mmap) -> int:
-    """Run cases until the time is over, or the calls are made; return the number of failures."""
-    stop = time.monotonic() + seconds
-    index = results = failures = 0
-    while index < calls and time.monotonic() < stop and failures < 20:
-        note[:20] = str(index).rjust(20).encode()
-        faulthandler.dump_traceback_later(SECONDS_OF_A_CASE, exit=True)
-        case = make_case(seed, index)
+def as_test(check: Callable[[Case], None], database: ExampleDatabase | None = None) -> Any:
+    """Return a test of Hypothesis in which `check` takes a call."""
+    chosen = settings(
+        database=database, deadline=None, phases=(Phase.reuse, Phase.shrink),
+        report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+    )  # fmt: skip
+    return chosen(given(calls())(check))
+
+
+def smallest(choices: bytes, problem: Exception) -> str:
+    """Run a case that failed, and smaller ones; say what is wrong with the smallest that fails."""
+    found = f"{problem!r}, but not when it ran once more"
+    stop = time.monotonic() + SECONDS_OF_SHRINKING
+
+    def check(case: Case) -> None:
+        nonlocal found
+        if time.monotonic() > stop:
+            raise Enough
+        text = repr(case)  # now, as the call may write to its arguments
         try:
-            results += run_case(case)
-        except Exception as problem:
-            failures += 1
-            if not isinstance(problem, Failure):
-                problem = Failure(f"the fuzzer itself: {type(problem).__name__}: {problem}")
-            print(f"--seed {seed} --case {index}: {problem}\n{describe(case)}\n", flush=True)
-        index += 1
+            run_case(case)
+        except Exception as smaller:
+            found = f"{smaller!r}\n{text}"
+            raise
+
+    test = as_test(check, InMemoryExampleDatabase())
+    for run in (partial(test.hypothesis.fuzz_one_input, choices), test):  # remembers it; shrinks it
+        with contextlib.suppress(Exception, Enough):
+            run()
+    return found
+
+
+def work(seed: int, seconds: float, cases: range, current: Any, shows: bool = False) -> NoReturn:
+    """Run cases until the time is over, and leave the process."""
+    faulthandler.enable()
+    warnings.simplefilter("ignore")  # of NumPy in the reference
+    stop = time.monotonic() + seconds
+    results: list[bool] = []
+    failures = 0
+
+    def check(case: Case) -> None:
+        if shows:
+            print(case, flush=True)
+        results.append(run_case(case))
+
+    run = as_test(check).hypothesis.fuzz_one_input
+    with contextlib.suppress(KeyboardInterrupt):
+        for current.value in cases:
+            choices = np.random.default_rng([seed, current.value]).bytes(BYTES_OF_A_CASE)
+            try:
+                run(choices)
+            except Exception as problem:
+                failures += 1
+                found = smallest(choices, problem)
+                print(f"--seed {seed} --case {current.value}: {found}\n", flush=True)
+            if failures == MOST_FAILURES or time.monotonic() > stop:
+                break
     faulthandler.cancel_dump_traceback_later()
-    print(f"{index} calls, {results} results, {index - results - failures} errors as documented, "
-          f"{failures} failures", flush=True)  # fmt: skip
-    return failures
+    ends = f"{sum(results)} results, {results.count(False)} errors as documented"
+    print(f"{len(results) + failures} calls, {ends}, {failures} failures", flush=True)
+    sys.exit(SOME_FAILED if failures else 0)
 
 
 def main() -> int:
-    """Run one case, or a process that runs many; return 1 if something went wrong."""
+    """Run cases in a process of their own, which may crash; return 1 if something went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--calls", type=int, default=sys.maxsize, help="at most so many")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--case", type=int)
-    parser.add_argument("--note", help=argparse.SUPPRESS)  # of the process that runs the cases
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
+    parser.add_argument("--case", type=int, help="this one alone")
     options = parser.parse_args()
-    faulthandler.enable()
-    seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
-    if options.case is not None:
-        case = make_case(seed, options.case)
-        print(describe(case), flush=True)
-        print("a result" if run_case(case) else "an error as documented")
-        return 0
-    if options.note is not None:
-        with open(options.note, "r+b") as file, mmap.mmap(file.fileno(), 0) as note:
-            return int(work(seed, options.seconds, options.calls, note) > 0)
-    print(f"seed {seed}, {options.seconds:g} s", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "case")
-        path.write_bytes(b" " * 20)
-        arguments = [*sys.argv[1:], "--seed", str(seed), "--note", str(path)]
-        status = subprocess.run([sys.executable, __file__, *arguments], check=False).returncode
-        if status not in (0, 1):
-            print(f"exit status {status} in --seed {seed} --case {path.read_text().strip()}")
-    return 0 if status == 0 else 1
+    shows = options.case is not None
+    cases = range(options.case, options.case + 1) if shows else range(options.calls)
+    print(f"seed {options.seed}, {options.seconds:g} s", flush=True)
+    context = multiprocessing.get_context("spawn")
+    current = context.Value("q", lock=False)
+    arguments = options.seed, options.seconds, cases, current, shows
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    while process.is_alive():
+        with contextlib.suppress(KeyboardInterrupt):  # the process has it, too, and ends
+            process.join()
+    if process.exitcode not in (0, SOME_FAILED):
+        print(f"exit status {process.exitcode} in --seed {options.seed} --case {current.value}")
+    return int(process.exitcode != 0)
 
 
 if __name__ == "__main__":
