@@ -104,10 +104,14 @@ cdef void fill_scaled(Problem *problem, int real_kind, char *memory) noexcept no
 
 cdef void fill_chunk_sums(const Problem *problem, Sum *sums) noexcept nogil:
     cdef Py_ssize_t length = chunk_classes(problem.operation)
-    cdef Py_ssize_t chunk, c
+    cdef Py_ssize_t chunk, c, stop
     for chunk in range(problem.plan.chunks):
+        stop = min((chunk + 1) * length, problem.layout.classes)
         sums[chunk].total = sums[chunk].rest = 0
-        for c in range(chunk * length, min((chunk + 1) * length, problem.layout.classes)):
+        if problem.options.class_weight == NULL:
+            sums[chunk].total = stop - chunk * length
+            continue
+        for c in range(chunk * length, stop):
             sum_add(sums + chunk, coefficient(problem, c))
 
 

@@ -78,7 +78,14 @@ cdef inline DoubleDouble double_double_merge(DoubleDouble a, DoubleDouble b) noe
 
 
 cdef inline DoubleDouble double_double_add(DoubleDouble a, vector b) noexcept nogil:
-    return double_double_merge(a, double_double_from(b))
+    """a + b in the same way."""
+    cdef DoubleDouble result
+    cdef vector kept
+    result.high = vector_add(a.high, b)
+    kept = vector_subtract(result.high, a.high)
+    result.low = vector_add(a.low, vector_add(
+        vector_subtract(a.high, vector_subtract(result.high, kept)), vector_subtract(b, kept)))
+    return result
 
 
 cdef inline DoubleDouble sum_merge(
@@ -91,7 +98,9 @@ cdef inline DoubleDouble sum_merge(
 
 
 cdef inline DoubleDouble sum_add(DoubleDouble a, vector b, bint few_digits) noexcept nogil:
-    return sum_merge(a, double_double_from(b), few_digits)
+    if few_digits:
+        return double_double_from(vector_add(a.high, b))
+    return double_double_add(a, b)
 
 
 cdef inline vector double_double_rounded(DoubleDouble a) noexcept nogil:

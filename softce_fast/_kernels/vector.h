@@ -272,6 +272,13 @@ INLINE vector vector_set(real x) {
 #undef E
 }
 
+/* v, of which all lanes are alike: where the compiler cannot see that, each part has a register. */
+INLINE vector vector_alike(vector v) {
+#define E(i) v.p[0]
+    return (vector)EACH_PART(E);
+#undef E
+}
+
 INLINE vector vector_add(vector a, vector b) {
 #define E(i) a.p[i] + b.p[i]
     return (vector)EACH_PART(E);
@@ -325,6 +332,12 @@ INLINE mask vector_greater(vector a, vector b) {
 
 INLINE mask vector_equal(vector a, vector b) {
 #define E(i) part_equal(a.p[i], b.p[i])
+    return (mask)EACH_PART(E);
+#undef E
+}
+
+INLINE mask mask_either(mask a, mask b) {
+#define E(i) (part_mask)(a.p[i] | b.p[i])
     return (mask)EACH_PART(E);
 #undef E
 }

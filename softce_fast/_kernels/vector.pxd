@@ -26,6 +26,7 @@ cdef extern from "vector.h" nogil:
     const real POWER_ROUNDER
 
     vector vector_set(real x)
+    vector vector_alike(vector v)
     vector vector_add(vector a, vector b)
     vector vector_subtract(vector a, vector b)
     vector vector_multiply(vector a, vector b)
@@ -36,6 +37,7 @@ cdef extern from "vector.h" nogil:
     vector vector_absolute(vector a)
     mask vector_greater(vector a, vector b)
     mask vector_equal(vector a, vector b)
+    mask mask_either(mask a, mask b)
     unsigned int vector_mask_bits(mask m)
     vector vector_select(mask m, vector a, vector b)      # m ? a : b
     vector vector_power_of_two(vector n)                  # 2**((n - POWER_ROUNDER) / STEPS)

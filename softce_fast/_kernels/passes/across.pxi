@@ -1029,18 +1029,9 @@ cdef inline Coefficients tile_coefficients_of(
     const Problem *problem, Py_ssize_t chunk, const real *tile
 ) noexcept nogil:
     """Describe the coefficients of a chunk of a tile: `probabilities` is a tile, too."""
-    cdef Coefficients coefficients
-    coefficients.weight = NULL
-    coefficients.probabilities = NULL
-    coefficients.even = vector_set(<real>problem.even.total)
-    coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
-    if problem.options.coefficients != NULL:
-        coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
+    cdef Coefficients coefficients = coefficients_of_call(problem, chunk)
     if coefficients_by_row(problem):
         coefficients.probabilities = tile + chunk_length(problem, chunk) * LANES
-    if shares_by_row(problem):
-        coefficients.share = vector_set(1.0)
-        coefficients.even = vector_set(0.0)
     return coefficients
 
 
@@ -1049,8 +1040,9 @@ cdef inline vector tile_coefficient(
 ) noexcept nogil:
     cdef vector v = coefficients.even
     if coefficients.probabilities != NULL:
-        v = vector_fma(
-            coefficients.share, vector_load(coefficients.probabilities + c * LANES), v)
+        v = vector_load(coefficients.probabilities + c * LANES)
+        if coefficients.smoothed:
+            v = vector_fma(coefficients.share, v, coefficients.even)
     if coefficients.weight != NULL:
         v = product_or_zero(vector_set(coefficients.weight[c]), v)
     return v

@@ -75,27 +75,27 @@ cdef inline void row_store(real *to, vector v, Py_ssize_t count) noexcept nogil:
         vector_store(to, v)
 
 
-cdef inline unsigned int places_of(
-    const char *x, Py_ssize_t i, Py_ssize_t n, vector wanted, int kind
-) noexcept nogil:
-    """Which of the classes from i on are `wanted`: bits."""
-    return vector_mask_bits(vector_equal(element_vector(x, i, n, kind), wanted))
+cdef inline mask equals_in_two(const char *x, vector wanted, int kind) noexcept nogil:
+    """Where one of two vectors is `wanted`."""
+    return mask_either(
+        vector_equal(kind_vector(x, kind), wanted),
+        vector_equal(kind_vector(x + LANES * kind_size(kind), kind), wanted))
 
 
 cdef inline Py_ssize_t element_find(
     const char *x, Py_ssize_t n, real value, int kind
 ) noexcept nogil:
     cdef vector wanted = vector_set(value)
+    cdef Py_ssize_t size = kind_size(kind)
     cdef Py_ssize_t i = 0, k
     cdef unsigned int found
-    while i + 4 * LANES <= n and not (
-        places_of(x, i, n, wanted, kind) | places_of(x, i + LANES, n, wanted, kind)
-        | places_of(x, i + 2 * LANES, n, wanted, kind)
-        | places_of(x, i + 3 * LANES, n, wanted, kind)
+    while i + 4 * LANES <= n and not any_lane(mask_either(
+        equals_in_two(x + i * size, wanted, kind),
+        equals_in_two(x + (i + 2 * LANES) * size, wanted, kind))
     ):
         i += 4 * LANES
     while i < n:
-        found = places_of(x, i, n, wanted, kind)
+        found = vector_mask_bits(vector_equal(element_vector(x, i, n, kind), wanted))
         if found != 0:
             for k in range(min(<Py_ssize_t>LANES, n - i)):
                 if found >> k & 1:
@@ -113,6 +113,15 @@ cdef Py_ssize_t row_find(const char *x, Py_ssize_t n, real value, int kind) noex
 
 cdef inline vector run_sum(const vector *e) noexcept nogil:
     return vector_add(vector_add(e[0], e[1]), vector_add(e[2], e[3]))
+
+
+cdef inline Py_ssize_t next_place(
+    Py_ssize_t i, Py_ssize_t n, Py_ssize_t first, Py_ssize_t second
+) noexcept nogil:
+    """The nearest of two places in a row of n classes, from class i on; n for neither."""
+    if first >= i:
+        n = min(n, first)
+    return min(n, second) if second >= i else n
 
 
 cdef inline void run_drop(vector *e, Py_ssize_t place, vector counting) noexcept nogil:
@@ -230,11 +239,31 @@ cdef inline vector run_without(const vector *e, Py_ssize_t place) noexcept nogil
     return run_sum(others)
 
 
+cdef inline void pairs_take(vector *pairs, Py_ssize_t k, vector v) noexcept nogil:
+    """Take vector k of a run, which run_sum() would add up, as soon as it is there."""
+    if k % 2 == 0:
+        pairs[k // 2] = v
+    else:
+        pairs[k // 2] = vector_add(pairs[k // 2], v)
+
+
+cdef inline void runs_put_whole(
+    RunSums *sums, const vector *exponentials, const vector *gaps, int wanted
+) noexcept nogil:
+    """Set a run of which nothing is left out: the sums of its pairs."""
+    cdef int j
+    for j in range(3):
+        if wanted >> j & 1:
+            sums.run[j] = vector_add(exponentials[0], exponentials[1])
+    if wanted & SUM_GAPS:
+        sums.run[3] = vector_add(gaps[0], gaps[1])
+
+
 cdef inline void runs_put(
     RunSums *sums, const vector *e, const vector *x, const Stretch *stretch, Py_ssize_t i,
-    Py_ssize_t left, int wanted,
+    int wanted,
 ) noexcept nogil:
-    """Set the run of `left` classes from class i on: its exponentials, and logits."""
+    """Set the run from class i on, as much of it as there is: its exponentials, and logits."""
     cdef vector[RUN] gap
     cdef Py_ssize_t k
     sums.run[0] = run_without(e, stretch.pivot - i)
@@ -245,7 +274,7 @@ cdef inline void runs_put(
     if wanted & SUM_GAPS:
         for k in range(RUN):
             gap[k] = zero_past_end(
-                vector_subtract(stretch.origin, x[k]), k * LANES, left)
+                vector_subtract(stretch.origin, x[k]), i + k * LANES, stretch.n)
         sums.run[3] = run_sum(gap)
 
 
@@ -263,35 +292,47 @@ cdef inline void runs_hand_over(
 
 cdef inline DoubleDouble row_exponentials(
     const Stretch *stretch_, Reference reference, const Scale *scale_, bint keep, bint weigh,
-    int kind, Arithmetic arithmetic, int wanted=SUM_REST,
+    int kind, Arithmetic arithmetic, int wanted,
 ) noexcept nogil:
     """Return the sum of the exponentials, lane by lane; the last five are constants if possible."""
     # Copies, which no store in the loop can change: they stay in registers.
     cdef Scale local = scale_with(scale_, arithmetic)
     cdef Scale *scale = &local
     cdef Stretch stretch = stretch_[0]
-    cdef Py_ssize_t i = 0, k, n = stretch.n
+    cdef Py_ssize_t i = 0, k, n = stretch.n, stop
     cdef RunSums sums
     cdef vector[RUN] x
     cdef vector[RUN] e
+    cdef vector[2] exponentials
+    cdef vector[2] gaps
+    reference.shift = vector_alike(reference.shift)
+    reference.exponent = vector_alike(reference.exponent)
     for k in range(4):
         sums.run[k] = vector_set(0.0)
-    while i + RUN * LANES <= n:
-        for k in range(RUN):
-            fetch(&stretch.ahead, i + k * LANES)
-            if not keep:
-                prefetch_near(stretch.near.start + (i + k * LANES) * stretch.near.step)
-            if weigh:
-                fetch(&stretch.factors_ahead, i + k * LANES)
-            x[k] = kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind)
-            e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
-            if keep:
-                vector_store(stretch.kept + i + k * LANES, e[k])
-        # One run late: the additions need not wait for the exponentials above.
+    while i < n:
+        stop = 1 - RUN * LANES + next_place(
+            i, n, stretch.pivot, stretch.label if wanted & SUM_UNLABELLED else -1)
+        while i < stop:
+            # One run late: the additions need not wait for the exponentials.
+            runs_next(&sums, i, wanted, scale.few_digits)
+            for k in range(RUN):
+                fetch(&stretch.ahead, i + k * LANES)
+                if not keep:
+                    prefetch_near(stretch.near.start + (i + k * LANES) * stretch.near.step)
+                if weigh:
+                    fetch(&stretch.factors_ahead, i + k * LANES)
+                x[0] = kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind)
+                e[0] = row_exponential(x[0], &stretch, i + k * LANES, reference, scale, weigh)
+                if keep:
+                    vector_store(stretch.kept + i + k * LANES, e[0])
+                pairs_take(exponentials, k, e[0])
+                if wanted & SUM_GAPS:
+                    pairs_take(gaps, k, vector_subtract(stretch.origin, x[0]))
+            runs_put_whole(&sums, exponentials, gaps, wanted)
+            i += RUN * LANES
+        if i >= n:
+            break
         runs_next(&sums, i, wanted, scale.few_digits)
-        runs_put(&sums, e, x, &stretch, i, RUN * LANES, wanted)
-        i += RUN * LANES
-    if i < n:
         for k in range(RUN):
             x[k] = element_vector(stretch.x, i + k * LANES, n, kind)
             e[k] = vector_set(0.0)
@@ -299,8 +340,7 @@ cdef inline DoubleDouble row_exponentials(
                 e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
                 if keep:
                     row_store(stretch.kept + i + k * LANES, e[k], n - i - k * LANES)
-        runs_next(&sums, i, wanted, scale.few_digits)
-        runs_put(&sums, e, x, &stretch, i, n - i, wanted)
+        runs_put(&sums, e, x, &stretch, i, wanted)
         i += RUN * LANES
     runs_next(&sums, i, wanted, scale.few_digits)
     runs_hand_over(&sums, &stretch, wanted)
@@ -314,39 +354,48 @@ cdef DoubleDouble exponentials_plain(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, False, REAL_KIND, PLAIN)
-    return row_exponentials(stretch, reference, scale, True, False, REAL_KIND, PLAIN)
+        return row_exponentials(
+            stretch, reference, scale, False, False, REAL_KIND, PLAIN, SUM_REST)
+    return row_exponentials(
+            stretch, reference, scale, True, False, REAL_KIND, PLAIN, SUM_REST)
 
 
 cdef DoubleDouble exponentials_bfloat16(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, False, KIND_BFLOAT16, FEW_DIGITS)
-    return row_exponentials(stretch, reference, scale, True, False, KIND_BFLOAT16, FEW_DIGITS)
+        return row_exponentials(
+            stretch, reference, scale, False, False, KIND_BFLOAT16, FEW_DIGITS, SUM_REST)
+    return row_exponentials(
+            stretch, reference, scale, True, False, KIND_BFLOAT16, FEW_DIGITS, SUM_REST)
 
 
 cdef DoubleDouble exponentials_float16(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     if stretch.kept == NULL:
-        return row_exponentials(stretch, reference, scale, False, False, KIND_FLOAT16, FEW_DIGITS)
-    return row_exponentials(stretch, reference, scale, True, False, KIND_FLOAT16, FEW_DIGITS)
+        return row_exponentials(
+            stretch, reference, scale, False, False, KIND_FLOAT16, FEW_DIGITS, SUM_REST)
+    return row_exponentials(
+            stretch, reference, scale, True, False, KIND_FLOAT16, FEW_DIGITS, SUM_REST)
 
 
 cdef DoubleDouble exponentials_general(
     const Stretch *stretch, Reference reference, const Scale *scale
 ) noexcept nogil:
     return row_exponentials(
-        stretch, reference, scale, stretch.kept != NULL, False, stretch.kind, GENERAL)
+        stretch, reference, scale, stretch.kept != NULL, False, stretch.kind, GENERAL,
+        SUM_REST)
 
 
 cdef DoubleDouble exponentials_weighted(
     const Stretch *stretch, Reference reference, const Scale *scale, bint shifted
 ) noexcept nogil:
     if not shifted and not scale.few_digits:
-        return row_exponentials(stretch, reference, scale, False, True, REAL_KIND, PLAIN)
-    return row_exponentials(stretch, reference, scale, False, True, REAL_KIND, GENERAL)
+        return row_exponentials(
+            stretch, reference, scale, False, True, REAL_KIND, PLAIN, SUM_REST)
+    return row_exponentials(
+            stretch, reference, scale, False, True, REAL_KIND, GENERAL, SUM_REST)
 
 
 cdef DoubleDouble exponentials_further(
@@ -483,9 +532,24 @@ cdef struct Coefficients:
     # Of the classes in a dense target: weight * (share * probability + even).
     const real *weight               # NULL: all 1
     const real *probabilities        # NULL: all 0
+    bint smoothed                    # else probabilities are not multiplied, nor added to
     vector share
     vector even
     Ahead ahead                      # what is fetched while probabilities are added up
+
+
+cdef inline Coefficients coefficients_of_call(
+    const Problem *problem, Py_ssize_t chunk
+) noexcept nogil:
+    """What all rows have in common, for a chunk."""
+    cdef Coefficients coefficients
+    coefficients.weight = coefficients.probabilities = NULL
+    coefficients.even = vector_set(<real>problem.even.total)
+    coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
+    coefficients.smoothed = problem.options.label_smoothing != 0 and not shares_by_row(problem)
+    if problem.options.coefficients != NULL:
+        coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
+    return coefficients
 
 
 cdef inline vector zero_past_end(vector v, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -502,7 +566,9 @@ cdef inline vector coefficient_vector(
     """The coefficients from class i on; 0 past the end."""
     cdef vector v = coefficients.even
     if coefficients.probabilities != NULL:
-        v = vector_fma(coefficients.share, row_vector(coefficients.probabilities, i, n), v)
+        v = row_vector(coefficients.probabilities, i, n)
+        if coefficients.smoothed:
+            v = vector_fma(coefficients.share, v, coefficients.even)
     if coefficients.weight != NULL:
         v = product_or_zero(zero_past_end(row_vector(coefficients.weight, i, n), i, n), v)
     return zero_past_end(v, i, n)
@@ -531,43 +597,65 @@ cdef inline vector spread_term(vector coefficient, vector origin, vector x) noex
     return product_or_zero(coefficient, vector_subtract(origin, x))
 
 
+cdef inline bint are_even(const Coefficients *coefficients) noexcept nogil:
+    return coefficients.probabilities == NULL and coefficients.weight == NULL
+
+
 cdef inline void run_spread(
     const real *x, Py_ssize_t i, Py_ssize_t n, vector origin, const Coefficients *coefficients,
     Py_ssize_t top, DoubleDouble *total, DoubleDouble *spread,
 ) noexcept nogil:
-    """Add what row_spread() sums of a run that begins at class i and ends at n at the latest."""
+    """Add what row_spread() sums of the run from class i on, as much of it as there is."""
     cdef vector[RUN] a
     cdef vector[RUN] term
     cdef Py_ssize_t k
     for k in range(RUN):
         a[k] = coefficient_vector(coefficients, i + k * LANES, n)
         term[k] = spread_term(a[k], origin, row_vector(x, i + k * LANES, n))
-    if coefficients.probabilities != NULL:
-        if i <= top < i + RUN * LANES:
-            run_drop(a, top - i, vector_counting())
-        total[0] = double_double_add(total[0], run_sum(a))
+    total[0] = double_double_add(total[0], run_without(a, top - i))
     spread[0] = double_double_add(spread[0], run_sum(term))
 
 
 cdef inline void row_spread(
-    const real *x, Py_ssize_t n, vector origin, const Coefficients *coefficients, Py_ssize_t top,
+    const real *x, Py_ssize_t n, vector origin, const Coefficients *given, Py_ssize_t top,
     DoubleDouble *total_, DoubleDouble *spread_,
 ) noexcept nogil:
     """Sum, lane by lane, the spread_term() of a row and, of probabilities, the coefficients.
 
     That of class `top` is left out of the latter.
     """
-    cdef Py_ssize_t i = 0, k
+    cdef Py_ssize_t i = 0, k, c, stop
     cdef DoubleDouble total = double_double_from(vector_set(0.0))    # in registers
     cdef DoubleDouble spread = total
-    while i + RUN * LANES <= n:
-        if coefficients.probabilities != NULL:
+    cdef Coefficients coefficients = given[0]
+    cdef vector[2] sums
+    cdef vector[2] terms
+    cdef vector a, gap
+    coefficients.share = vector_alike(coefficients.share)
+    coefficients.even = vector_alike(coefficients.even)
+    origin = vector_alike(origin)
+    while i < n:
+        stop = 1 - RUN * LANES + next_place(
+            i, n, -1 if coefficients.probabilities == NULL else top, -1)
+        while i < stop:
             for k in range(RUN):
-                fetch(&coefficients.ahead, i + k * LANES)
-        run_spread(x, i, i + RUN * LANES, origin, coefficients, top, &total, &spread)
-        i += RUN * LANES
-    if i < n:
-        run_spread(x, i, n, origin, coefficients, top, &total, &spread)
+                c = i + k * LANES
+                if coefficients.probabilities != NULL:
+                    fetch(&coefficients.ahead, c)
+                a = coefficient_vector(&coefficients, c, c + LANES)
+                gap = vector_subtract(origin, vector_load(x + c))
+                # What is even is not 0: see row_spread_of().
+                pairs_take(terms, k, vector_multiply(a, gap) if are_even(&coefficients)
+                           else product_or_zero(a, gap))
+                if coefficients.probabilities != NULL:
+                    pairs_take(sums, k, a)
+            spread = double_double_add(spread, vector_add(terms[0], terms[1]))
+            if coefficients.probabilities != NULL:
+                total = double_double_add(total, vector_add(sums[0], sums[1]))
+            i += RUN * LANES
+        if i < n:
+            run_spread(x, i, n, origin, &coefficients, top, &total, &spread)
+            i += RUN * LANES
     total_[0] = total
     spread_[0] = spread
 
@@ -580,12 +668,18 @@ cdef void row_spread_of(
     cdef Coefficients coefficients = given[0]
     if coefficients.probabilities != NULL and coefficients.weight != NULL:
         row_spread(x, n, origin, &coefficients, top, total, spread)
+    elif coefficients.probabilities != NULL and coefficients.smoothed:
+        coefficients.weight = NULL
+        row_spread(x, n, origin, &coefficients, top, total, spread)
     elif coefficients.probabilities != NULL:
         coefficients.weight = NULL
+        coefficients.smoothed = False
         row_spread(x, n, origin, &coefficients, top, total, spread)
     elif coefficients.weight != NULL:
         coefficients.probabilities = NULL
         row_spread(x, n, origin, &coefficients, top, total, spread)
+    elif any_lane(vector_equal(coefficients.even, vector_set(0.0))):
+        total[0] = spread[0] = double_double_from(vector_set(0.0))
     else:
         coefficients.probabilities = NULL
         coefficients.weight = NULL
@@ -607,20 +701,12 @@ cdef inline Coefficients coefficients_of(
     const Scratch *scratch,
 ) noexcept nogil:
     """Describe the coefficients of a chunk of a row."""
-    cdef Coefficients coefficients
-    coefficients.weight = NULL
-    coefficients.probabilities = NULL
-    coefficients.even = vector_set(<real>problem.even.total)
-    coefficients.share = vector_set(<real>(1 - problem.options.label_smoothing))
-    if problem.options.coefficients != NULL:
-        coefficients.weight = <const real *>problem.options.coefficients + chunk * CHUNK
+    cdef Coefficients coefficients = coefficients_of_call(problem, chunk)
     if wants_entropy(problem):
         coefficients.probabilities = scratch.packed
     elif shares_by_row(problem):
         row_shares(group, problem, k, chunk, coefficients.share, scratch)
         coefficients.probabilities = scratch.target
-        coefficients.share = vector_set(1.0)
-        coefficients.even = vector_set(0.0)
     elif has(problem, SECOND):
         coefficients.probabilities = second_read(group, problem, k, chunk, scratch)
     return coefficients
@@ -1002,6 +1088,52 @@ cdef inline vector row_output_at(
         &row.label, i, counting, row_output(row, v, kind, coefficient, scale))
 
 
+cdef inline void row_vector_put(char *to, vector v, int kind, bint stream) noexcept nogil:
+    if stream:
+        kind_vector_stream(to, v, kind)
+    else:
+        kind_vector_store(to, v, kind)
+
+
+cdef inline Py_ssize_t row_emit_whole(
+    const RowOutput *row, OutputKind kind, Py_ssize_t i, Py_ssize_t n, const Scale *scale,
+    char *to, bint stream,
+) noexcept nogil:
+    """Write the whole vectors from class i on; return where they end."""
+    cdef Py_ssize_t size = kind_size(row.stored)
+    cdef Py_ssize_t stop
+    cdef vector counting = vector_counting()
+    cdef vector coefficient = vector_set(0.0)
+    while i + LANES <= n:
+        stop = 1 - LANES + next_place(i, n, row.label.place, row.top.place if row.dense else -1)
+        while i < stop:
+            if stream and kind != FROM_KEPT:
+                fetch(&row.ahead, i)
+            if row.dense:
+                coefficient = coefficient_vector(&row.coefficients, i, i + LANES)
+            row_vector_put(to + i * size, row_output(
+                row, element_vector(row.x, i, i + LANES, row.source), kind, coefficient, scale),
+                row.stored, stream)
+            i += LANES
+        if i + LANES <= n:
+            row_vector_put(
+                to + i * size, row_output_at(row, kind, i, n, counting, scale), row.stored, stream)
+            i += LANES
+    return i
+
+
+cdef inline void lanes_are_alike(RowOutput *row) noexcept nogil:
+    """Say so to the compiler, which then needs fewer registers."""
+    row.reference.shift = vector_alike(row.reference.shift)
+    row.reference.exponent = vector_alike(row.reference.exponent)
+    row.factor.high = vector_alike(row.factor.high)
+    row.factor.low = vector_alike(row.factor.low)
+    row.unscale = vector_alike(row.unscale)
+    row.coefficient_factor = vector_alike(row.coefficient_factor)
+    row.coefficients.share = vector_alike(row.coefficients.share)
+    row.coefficients.even = vector_alike(row.coefficients.even)
+
+
 cdef inline void row_emit(
     const RowOutput *row_, OutputKind kind, Py_ssize_t n, const Scale *scale_,
     Arithmetic arithmetic, char *to, Joints *joints,
@@ -1016,23 +1148,16 @@ cdef inline void row_emit(
     cdef vector counting = vector_counting()
     cdef Py_ssize_t size = kind_size(row.stored)
     cdef Py_ssize_t i = 0, head = -1
+    lanes_are_alike(&row)
     if joints != NULL:
         head = joint_head(joints, to)
         if head > 0:
             i = min(head, n)
             joint_first(joints, to, row_output_at(&row, kind, 0, n, counting, &scale), i)
     if head >= 0:
-        while i + LANES <= n:
-            if kind != FROM_KEPT:
-                fetch(&row.ahead, i)
-            kind_vector_stream(
-                to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
-            i += LANES
+        i = row_emit_whole(&row, kind, i, n, &scale, to, True)
     else:
-        while i + LANES <= n:
-            kind_vector_store(
-                to + i * size, row_output_at(&row, kind, i, n, counting, &scale), row.stored)
-            i += LANES
+        i = row_emit_whole(&row, kind, i, n, &scale, to, False)
     if i < n:
         if head >= 0:
             joint_last(
@@ -1047,6 +1172,28 @@ cdef inline void row_emit(
 # need no arithmetic but the digits of the product.
 
 
+cdef void emit_kept_dense(
+    const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
+) noexcept nogil:
+    cdef RowOutput row = row_[0]
+    row.source = REAL_KIND
+    row.curved = False
+    row.dense = True
+    if row.stored != REAL_KIND or row.coefficients.weight != NULL or (
+        row.coefficients.probabilities != NULL and row.coefficients.smoothed
+    ):
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+        return
+    row.stored = REAL_KIND
+    row.coefficients.weight = NULL
+    row.coefficients.smoothed = False
+    if row.coefficients.probabilities == NULL:
+        row.coefficients.probabilities = NULL
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+    else:
+        row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+
+
 cdef void emit_kept(
     const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
 ) noexcept nogil:
@@ -1054,13 +1201,7 @@ cdef void emit_kept(
     row.source = REAL_KIND
     row.curved = False
     if row.dense:
-        # Constants, for the compiler.
-        row.dense = True
-        if row.coefficients.probabilities == NULL and row.coefficients.weight == NULL:
-            row.coefficients.probabilities = row.coefficients.weight = NULL
-            row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
-        else:
-            row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
+        emit_kept_dense(&row, n, scale, to, joints)
         return
     row.dense = False
     if not scale.few_digits and row.stored == REAL_KIND:
@@ -1106,13 +1247,18 @@ cdef void emit_again(
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
     if (
-        row.dense or row.curved or scale.tempered or shifted or scale.few_digits
+        row.curved or scale.tempered or shifted or scale.few_digits
         or row.source != REAL_KIND or row.stored != REAL_KIND
     ):
         row_emit(&row, FROM_LOGITS, n, scale, GENERAL, to, joints)
+        return
+    row.curved = False
+    row.source = row.stored = REAL_KIND
+    if row.dense:
+        row.dense = True
+        row_emit(&row, FROM_LOGITS, n, scale, PLAIN, to, joints)
     else:
-        row.dense = row.curved = False
-        row.source = row.stored = REAL_KIND
+        row.dense = False
         row_emit(&row, FROM_LOGITS, n, scale, PLAIN, to, joints)
 
 
