@@ -189,6 +189,8 @@ cdef void scratch_open(const Problem *problem, Scratch *scratch) noexcept nogil:
         scratch.softcap = softcap_for(problem.options.softcap)
     if is_weighted(problem):
         scratch.scale.headroom = 0    # their factors may need all of the range
+    if is_dense(problem.operation):
+        scratch.even = even_target(problem)
     if is_cross_entropy(problem.operation) and has(problem, OUTPUT):
         scratch.factors[0] = common_factors(
             problem, scale_of_gradients(problem), is_dense(problem.operation))

@@ -25,18 +25,17 @@ cdef inline void finish_loss(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Py_ssize_t k
-    if (
+    if not (
         group.weights.given or is_dense(problem.operation) or problem.options.z_loss != 0
         or fabs(problem.options.divisor) < 1    # what is too small becomes larger
     ):
-        if weighs_alike(problem):
-            finish_alike_loss(group, problem, scratch)
-        else:
-            finish_weighted_loss(group, problem, scratch)
-    else:
         numbers_store(group.result, logarithm_of_share(
             group.whole.others, group.own, group.own_logit, group.whole.reference,
             &scratch.scale))
+    elif weighs_alike(problem):
+        finish_alike_loss(group, problem, scratch)
+    else:
+        finish_weighted_loss(group, problem, scratch)
     if group.ignored != 0:
         for k in range(LANES):
             group.result[k] = 0 if group.ignored >> k & 1 else group.result[k]
@@ -90,8 +89,9 @@ cdef struct RowNumbers:
     double[16] gap           # (maximum - x) / T at the label
 
 
-cdef void row_numbers(
-    RowNumbers *numbers, const Group *group, const Problem *problem, const Scratch *scratch
+cdef inline void row_numbers(
+    RowNumbers *numbers, const Group *group, const Problem *problem, const Scratch *scratch,
+    bint alike,
 ) noexcept nogil:
     cdef const RowState *whole = &group.whole
     cdef double inverse = 1 / problem.options.temperature
@@ -104,7 +104,7 @@ cdef void row_numbers(
         whole.others, group.own, group.own_logit, whole.reference, &scratch.scale)
     log_ratio_store(numbers.log_share, numbers.lowering, ratio)
     numbers_store(own_logit, group.own_logit)
-    if problem.options.z_loss != 0:
+    if not alike and problem.options.z_loss != 0:
         # Near 0 the logsumexp has the digits of what the others add to the largest.
         log_totals(
             numbers.logsumexp, group.total, whole.reference, &scratch.scale,
@@ -118,7 +118,11 @@ cdef void row_numbers(
             logsumexps_near_zero(numbers, group, problem, scratch)
     if not is_dense(problem.operation):
         return
-    coefficient_sums(group, numbers.coefficients, lost)
+    if alike and has(problem, LABELS):
+        for k in range(LANES):
+            numbers.coefficients[k] = scratch.even.of_all
+    else:
+        coefficient_sums(group, numbers.coefficients, lost)
     numbers_store(numbers.spread, group.whole.spread)
     for k in range(LANES):
         numbers.spread[k] *= inverse
@@ -191,70 +195,52 @@ cdef inline void coefficient_sums(
         lost[k] = number_or_nothing(low[k] - (sums[k] - high[k]))
 
 
-cdef void finish_alike_loss(
-    Group *group, const Problem *problem, const Scratch *scratch
+cdef inline void finish_loss_of_parts(
+    Group *group, const Problem *problem, const Scratch *scratch, bint alike
 ) noexcept nogil:
-    """finish_weighted_loss() of rows that weigh alike: nothing is multiplied by a row's weight."""
-    cdef double inverse = 1 / problem.options.temperature
-    cdef double label = 1 - problem.options.label_smoothing
-    cdef Sum sum_ = even_sum(problem, problem.layout.classes, label)
-    cdef double[16] share
-    cdef double[16] rest
-    cdef double[16] log_share
-    cdef double[16] lowering
-    cdef double[16] own_logit
-    cdef double[16] logit
-    cdef double[16] lost
-    cdef Py_ssize_t k
-    cdef LogRatio ratio = log_ratio(
-        group.whole.others, group.own, group.own_logit, group.whole.reference, &scratch.scale)
-    for k in range(LANES):
-        share[k] = sum_.total
-        rest[k] = 0
-    if is_dense(problem.operation):
-        numbers_store(rest, group.whole.spread)
-        for k in range(LANES):
-            rest[k] *= inverse
-    if has(problem, SECOND):
-        coefficient_sums(group, share, lost)
-        rows_of_nothing(group, share, rest)
-    elif is_dense(problem.operation):
-        numbers_store(own_logit, group.own_logit)
-        numbers_store(logit, label_logits(group, problem, &scratch.softcap))
-        for k in range(LANES):
-            rest[k] += number_or_zero(label, (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse))
-    log_ratio_store(log_share, lowering, ratio)
-    for k in range(LANES):
-        group.result[k] = lifted_product(1, share[k], log_share[k], lowering[k]) + rest[k]
-
-
-cdef void finish_weighted_loss(
-    Group *group, const Problem *problem, const Scratch *scratch
-) noexcept nogil:
+    """The loss of the sums of its parts; `alike`, a constant here: no row has a weight of its own."""
     cdef double z_loss = problem.options.z_loss
     # The sum of the coefficients, which log_share is multiplied by, and all that is added.
     cdef double[16] share
     cdef double[16] rest
     cdef double[16] weight
+    cdef double of_row
     cdef Py_ssize_t k
     cdef RowNumbers numbers
-    row_numbers(&numbers, group, problem, scratch)
+    row_numbers(&numbers, group, problem, scratch, alike)
     for k in range(LANES):
-        share[k] = weight[k] = 1
+        share[k] = 1 - problem.options.label_smoothing
+        weight[k] = 1
         rest[k] = 0
-    if group.weights.given:
+    if not alike and group.weights.given:
         memcpy(share, group.weights.label, sizeof(share))
         memcpy(weight, group.weights.sample, sizeof(weight))
     if is_dense(problem.operation):
         dense_numbers_add(group, problem, &numbers, share, rest)
-    if z_loss != 0:
+    if not alike and z_loss != 0:
         for k in range(LANES):
             group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
             rest[k] += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
     for k in range(LANES):
+        of_row = 1 if alike else weight[k]
         group.result[k] = lifted_product(
-            weight[k], share[k], numbers.log_share[k], numbers.lowering[k]
-        ) + number_or_zero(weight[k], rest[k])
+            of_row, share[k], numbers.log_share[k], numbers.lowering[k]
+        ) + number_or_zero(of_row, rest[k])
+
+
+# A function each, in which the constant is folded.
+
+
+cdef void finish_alike_loss(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    finish_loss_of_parts(group, problem, scratch, True)
+
+
+cdef void finish_weighted_loss(
+    Group *group, const Problem *problem, const Scratch *scratch
+) noexcept nogil:
+    finish_loss_of_parts(group, problem, scratch, False)
 
 
 cdef inline void dense_numbers_add(
@@ -465,6 +451,17 @@ cdef CommonFactors common_factors(
     factors.of_all = scale
     factors.alike = factors_from(&lanes)
     return factors
+
+
+cdef EvenTarget even_target(const Problem *problem) noexcept nogil:
+    cdef double label = 1 - problem.options.label_smoothing
+    cdef Py_ssize_t classes = problem.layout.classes
+    cdef EvenTarget target
+    target.of_all = even_sum(problem, classes, 0).total
+    target.others = double_double_of_sum(even_sum(problem, classes - 1, 0))
+    target.others_and_label = double_double_of_sum(even_sum(problem, classes - 1, label))
+    target.at_label = vector_set(<real>(problem.even.total + label))
+    return target
 
 
 cdef inline Sum even_sum(
@@ -715,10 +712,14 @@ cdef void finish_dense_gradient(
     cdef unsigned int confident = vector_mask_bits(vector_greater(
         group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
     cdef DoubleDouble others = group.whole.other_coefficients
+    cdef const EvenTarget *even = &scratch.even
     cdef Py_ssize_t k
     for k in range(LANES):
         recipe.top[k] = recipe.top[k] if confident >> k & 1 else -1
-    if has(problem, LABELS):
+    if has(problem, LABELS) and weighs_alike(problem):
+        others = double_double_select(label_is_top(group), even.others, even.others_and_label)
+        recipe.at_label = even.at_label
+    elif has(problem, LABELS):
         others = other_coefficients_of_labels(group, problem)
         recipe.at_label = label_coefficients(group, problem)
     recipe.at_top = vector_multiply(
@@ -732,8 +733,6 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
     cdef double even = problem.even.total
     cdef double[16] coefficient
     cdef Py_ssize_t k
-    if weighs_alike(problem):
-        return vector_set(<real>(even + (1 - problem.options.label_smoothing)))
     for k in range(LANES):
         coefficient[k] = even
     if shares_by_row(problem):
@@ -774,22 +773,13 @@ cdef inline DoubleDouble double_double_of_sum(Sum sum_) noexcept nogil:
     return result
 
 
-cdef inline DoubleDouble other_coefficients_alike(
-    const Group *group, const Problem *problem
-) noexcept nogil:
-    """other_coefficients_of_labels() without weights: what smoothing gives to all but the maximum,
-
-    and what it leaves to the label, unless that is the maximum.
-    """
+cdef inline mask label_is_top(const Group *group) noexcept nogil:
+    """Where the label has the maximum."""
     cdef real[16] apart
-    cdef Py_ssize_t others = problem.layout.classes - 1
     cdef Py_ssize_t k
     for k in range(LANES):
         apart[k] = group.labels[k] != group.recipe.top[k]
-    return double_double_select(
-        vector_equal(vector_load(apart), vector_set(0.0)),
-        double_double_of_sum(even_sum(problem, others, 0)),
-        double_double_of_sum(even_sum(problem, others, 1 - problem.options.label_smoothing)))
+    return vector_equal(vector_load(apart), vector_set(0.0))
 
 
 cdef inline DoubleDouble other_coefficients_of_labels(
@@ -803,8 +793,6 @@ cdef inline DoubleDouble other_coefficients_of_labels(
     cdef Sum sum_
     cdef double total
     cdef Py_ssize_t k
-    if weighs_alike(problem):
-        return other_coefficients_alike(group, problem)
     sum_ = even_sum(problem, problem.layout.classes - 1, 0)
     memcpy(label, group.weights.label, sizeof(label))
     coefficients_scale(label, problem)

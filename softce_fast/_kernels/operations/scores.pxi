@@ -275,15 +275,15 @@ cdef vector tile_below(
     cdef vector total = vector_set(0.0)
     cdef vector number = total
     cdef vector split, above
+    cdef int64_t[16] splits
     cdef real[16] lane
     cdef Py_ssize_t c, k
     vector_store(lane, own)
     for k in range(LANES):
         lane[k] = next_above(lane[k])
+        splits[k] = ties_split(problem, group.labels[k])
     above = vector_load(lane)
-    split = vector_set(<real>0 if problem.scores.ties == TIES_MIN else <real>CHUNK)
-    if problem.scores.ties == TIES_FIRST:
-        split = classes_in_chunk(group.labels, chunk)
+    split = classes_in_chunk(splits, chunk)
     for c in range(chunk_length(problem, chunk)):
         total = vector_add(total, is_below(
             vector_select(vector_greater(split, number), own, above),

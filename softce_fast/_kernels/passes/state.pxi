@@ -75,6 +75,14 @@ cdef struct CommonFactors:
     #                          probabilities, if there are such, sum to 1
 
 
+cdef struct EvenTarget:
+    # Coefficients under label smoothing, where rows weigh alike:
+    double of_all                    # the sum of what smoothing gives to all classes,
+    DoubleDouble others              # to all but the maximum,
+    DoubleDouble others_and_label    # and with what it leaves to the label;
+    vector at_label                  # the label's own
+
+
 cdef struct GroupWeights:
     bint given               # else none is set here: see weighs_alike()
     double[16] label         # class weight at the label, less what smoothing takes
@@ -246,8 +254,8 @@ cdef inline void group_labels(Group *group, const Problem *problem) noexcept nog
             label = 0 if ignored >> k & 1 else group.labels[k]
             # They were checked, but another Python thread may have changed them since.
             group.labels[k] = max(<int64_t>0, min(label, last))
-    if problem.options.label_smoothing != 0 and not weighs_alike(problem) or (
-        problem.options.class_weight != NULL
+    if not weighs_alike(problem) and (
+        problem.options.class_weight != NULL or problem.options.label_smoothing != 0
     ):
         group_label_weights(group, problem)
 
@@ -592,6 +600,7 @@ cdef struct Scratch:
     Scale scale
     Softcap softcap            # if there is any
     CommonFactors[2] factors   # for gradient and Hessian
+    EvenTarget even            # if there is label smoothing
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
