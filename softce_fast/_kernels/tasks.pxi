@@ -190,12 +190,12 @@ cdef void scratch_open(const Problem *problem, Scratch *scratch) noexcept nogil:
     if is_weighted(problem):
         scratch.scale.headroom = 0    # their factors may need all of the range
     if is_dense(problem.operation):
-        scratch.even = even_target(problem)
+        scratch.common.even = even_target(problem)
     if is_cross_entropy(problem.operation) and has(problem, OUTPUT):
-        scratch.factors[0] = common_factors(
+        scratch.common.factors[0] = common_factors(
             problem, scale_of_gradients(problem), is_dense(problem.operation))
         if has(problem, HESSIAN):
-            scratch.factors[1] = common_factors(problem, scale_of_hessian(problem), False)
+            scratch.common.factors[1] = common_factors(problem, scale_of_hessian(problem), False)
     writer_open(
         &scratch.writers.output, &problem.arrays[<int>OUTPUT], problem.plan.stream,
         scratch.writers.output.lines.buffer)

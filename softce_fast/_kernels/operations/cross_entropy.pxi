@@ -120,7 +120,7 @@ cdef inline void row_numbers(
         return
     if alike and has(problem, LABELS):
         for k in range(LANES):
-            numbers.coefficients[k] = scratch.even.of_all
+            numbers.coefficients[k] = scratch.common.even.of_all
     else:
         coefficient_sums(group, numbers.coefficients, lost)
     numbers_store(numbers.spread, group.whole.spread)
@@ -198,7 +198,7 @@ cdef inline void coefficient_sums(
 cdef inline void finish_loss_of_parts(
     Group *group, const Problem *problem, const Scratch *scratch, bint alike
 ) noexcept nogil:
-    """The loss of the sums of its parts; `alike`, a constant here: no row has a weight of its own."""
+    """The loss, of the sums of its parts; `alike`, a constant here: rows have no weights."""
     cdef double z_loss = problem.options.z_loss
     # The sum of the coefficients, which log_share is multiplied by, and all that is added.
     cdef double[16] share
@@ -647,17 +647,17 @@ cdef inline void finish_gradient(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Recipe *recipe = &group.recipe
-    cdef const RowFactors *factors = &scratch.factors[0].alike
+    cdef const RowFactors *factors = &scratch.common.factors[0].alike
     cdef RowFactors weighted
     cdef DoubleDouble total = exact_total(group, problem, scratch)
     cdef vector others
     # Where both parts of an entry of a dense target are equal, nothing is to be left.
     cdef bint rounded = is_dense(problem.operation)
     if not weighs_alike(problem):
-        weighted = factors_of(group, problem, scratch.factors[0].of_all, rounded)
+        weighted = factors_of(group, problem, scratch.common.factors[0].of_all, rounded)
         factors = &weighted
     elif has(problem, SECOND):
-        weighted = factors_by_sum(group, problem, &scratch.factors[0], rounded)
+        weighted = factors_by_sum(group, problem, &scratch.common.factors[0], rounded)
         factors = &weighted
     total = double_double_scaled(total, factors.lift)
     recipe.factor = sum_quotient(factors.whole, total, scratch.scale.few_digits)
@@ -712,7 +712,7 @@ cdef void finish_dense_gradient(
     cdef unsigned int confident = vector_mask_bits(vector_greater(
         group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
     cdef DoubleDouble others = group.whole.other_coefficients
-    cdef const EvenTarget *even = &scratch.even
+    cdef const EvenTarget *even = &scratch.common.even
     cdef Py_ssize_t k
     for k in range(LANES):
         recipe.top[k] = recipe.top[k] if confident >> k & 1 else -1

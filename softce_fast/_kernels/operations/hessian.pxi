@@ -18,13 +18,13 @@ cdef void finish_hessian(
     Group *group, const Problem *problem, const Scratch *scratch
 ) noexcept nogil:
     cdef Curvature *curvature = &group.recipe.curvature
-    cdef RowFactors factors = scratch.factors[1].alike
+    cdef RowFactors factors = scratch.common.factors[1].alike
     cdef DoubleDouble total = exact_total(group, problem, scratch)
     cdef DoubleDouble own, others, product
     if not weighs_alike(problem):
-        factors = factors_of(group, problem, scratch.factors[1].of_all, False)
+        factors = factors_of(group, problem, scratch.common.factors[1].of_all, False)
     elif has(problem, SECOND):
-        factors = factors_by_sum(group, problem, &scratch.factors[1], False)
+        factors = factors_by_sum(group, problem, &scratch.common.factors[1], False)
     finish_top(group, problem, &total, &own, &others, scratch)
     curvature.factor = double_double_quotient(
         factors.whole, double_double_scaled(total, factors.lift))

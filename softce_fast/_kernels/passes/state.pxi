@@ -83,6 +83,12 @@ cdef struct EvenTarget:
     vector at_label                  # the label's own
 
 
+cdef struct Common:
+    # What rows that weigh alike have in common.
+    CommonFactors[2] factors    # for gradient and Hessian
+    EvenTarget even             # of dense targets
+
+
 cdef struct GroupWeights:
     bint given               # else none is set here: see weighs_alike()
     double[16] label         # class weight at the label, less what smoothing takes
@@ -599,8 +605,7 @@ cdef struct Scratch:
     # The first part of that memory: the stack may be small.
     Scale scale
     Softcap softcap            # if there is any
-    CommonFactors[2] factors   # for gradient and Hessian
-    EvenTarget even            # if there is label smoothing
+    Common common
     RowState *states           # of all chunks of the groups at work
     real *kept                 # exponentials, or tiles,
     Py_ssize_t kept_stride     # and numbers from one row, or tile, to the next
