@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import softce_fast as sf
+from shards import OF_LOGITS, Sharded
 from softce_fast import sharded
-from test_sharded import OF_LOGITS, OPTIONS, Sharded, case, options_for
+from test_sharded import OPTIONS, case, options_for
 from tolerances import OPTIONS_EPSILONS, epsilon
 
 pytestmark = pytest.mark.filterwarnings("error")

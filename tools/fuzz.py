@@ -43,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import softce_fast as sf
 import truth
+from shards import Sharded
 from softce_fast import _checks, _dispatch, reference
-from test_sharded import Sharded
 from tolerances import ulp_limit
 
 Array = np.ndarray[Any, Any]
