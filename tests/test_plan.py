@@ -666,6 +666,43 @@ def test_any_plan_gives_the_same_bits(
         assert_same_bits(got, wanted)
 
 
+BORDERS = [k + near for k in (0, 8, 16, 32, 64, 128) for near in (-1, 0, 1) if k + near >= 0]
+
+
+@pytest.mark.parametrize("forced", [FORCED[0], FORCED[2], FORCED[4]], ids=str)
+@pytest.mark.parametrize("classes", [130, 133, 128])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.usefixtures("isa")
+def test_classes_that_are_left_out_may_be_anywhere(
+    dtype: str, classes: int, forced: dict[str, Any]
+) -> None:
+    """The label and the maximum, at and beside the borders of vectors and of runs of them."""
+    rng = np.random.default_rng(2)
+    labels, tops = (item.ravel() for item in np.meshgrid(BORDERS, BORDERS))
+    labels, tops = labels % classes, tops % classes
+    x = rng.normal(size=(len(labels), classes)).astype(dtype)
+    x[np.arange(len(x)), tops] = 9
+    probabilities = rng.dirichlet(np.ones(classes), len(x)).astype(dtype)
+    calls: list[dict[str, Any]] = [
+        {"target": labels}, {"target": labels, "label_smoothing": 0.1},
+        {"target": labels, "label_smoothing": 1e-300}, {"target": probabilities},
+        {"target": probabilities, "label_smoothing": 0.1},
+    ]  # fmt: skip
+
+    def results(**plan: Any) -> list[Array]:
+        found: list[Any] = []
+        with execute.forcing(**plan), sf.num_threads(1):
+            for call in calls:
+                found += sf.cross_entropy_with_grad_and_hessian(x, **call)
+                found += sf.cross_entropy_with_grad(x, **call)
+            if "stream" not in forced:  # they have no output of that size
+                found += sf.target_scores(x, labels, entropy=True)[:5]
+        return [np.asarray(item) for item in found]
+
+    for wanted, got in zip(results(passes="across"), results(**forced), strict=True):
+        assert_same_bits(got, wanted)
+
+
 @pytest.mark.parametrize("classes", [3, 40])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", BFLOAT16], ids=str)
 @pytest.mark.usefixtures("isa")
