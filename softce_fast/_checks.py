@@ -10,6 +10,7 @@ import inspect
 import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, NoReturn
 
@@ -247,7 +248,8 @@ def check_label_smoothing(label_smoothing: float) -> float:
     value = _number(label_smoothing, "label_smoothing", "a number in [0, 1]")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}")
-    return value
+    # Kernels take subnormal numbers for 0, and are to see none where others do not.
+    return value if value >= sys.float_info.min else 0.0
 
 
 def check_temperature(temperature: float) -> float:

@@ -446,8 +446,9 @@ def cross_entropy(
     return _losses.reduced(total, task.divisor, empty, dtype)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _sum_in_lanes(losses: Array) -> float:
-    """Return the sum in the order of the kernels."""
+    """Return the sum in the order of the kernels, and as silently."""
     lanes = np.zeros(8)
     whole = len(losses) // 8 * 8
     for lane in range(8):

@@ -53,6 +53,19 @@ def test_one_hot_is_as_its_label(dtype: np.dtype, place: int, classes: int, gap:
     assert_ulp(of_label, right, "gradient", dtype)
 
 
+@pytest.mark.parametrize("options", [{"z_loss": 0.1}, {"where": np.arange(40) > 3}, {}], ids=str)
+@pytest.mark.usefixtures("isa")
+def test_smoothing_that_kernels_take_for_none(options: dict[str, Any]) -> None:
+    """What was not set because there is none was read because there is."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(33, 40)), rng.integers(4, 40, 33)
+    expected = sf.cross_entropy_with_grad(logits, labels, **options)
+    for smoothing in (5e-324, 1e-310):
+        found = sf.cross_entropy_with_grad(logits, labels, label_smoothing=smoothing, **options)
+        for wanted, got in zip(expected, found, strict=True):
+            assert_same_bits(np.asarray(got), np.asarray(wanted))
+
+
 @pytest.mark.parametrize("label", [0, 1, 2])
 @pytest.mark.parametrize("smoothing", [1e-9, 0.1, 1.0])
 @pytest.mark.parametrize("weight", [[1, 0, 0], [0, 1, 0], [1, 1e-9, 0], [1e-20, 1, 1e3]], ids=str)

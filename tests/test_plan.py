@@ -285,24 +285,31 @@ def test_neighbouring_rows_go_across_whatever_their_length() -> None:
 
 
 def test_rows_are_picked_out_of_few_neighbours() -> None:
-    """Where registers can do that: as many as half a vector of bytes has elements, or fewer."""
-    picks = _dispatch.isa == "avx512"
+    """As many as half a vector of bytes has elements, or fewer; long rows where registers do it."""
+    permutes = _dispatch.isa == "avx512"
     for dtype, lanes in ("float32", 16), ("float16", 16), ("float64", 8):
         for inner in 2, lanes - 1:
             plan = softmax_plan(zeros(4, 100, inner, dtype=dtype), (1,))
-            assert plan["pick"] == picks
+            assert plan["pick"] == (permutes or inner < Threshold.SHORT_RUN)
             assert plan["gather"]
-            assert not picks or plan["passes"] == "across"
+            assert plan["passes"] == "across"
         for inner in 1, lanes:
             assert not softmax_plan(zeros(4, 100, inner, dtype=dtype), (1,))["pick"]
     x = zeros(4, 100, 3)
     for few in zeros(4, 100, 5)[..., :3], zeros(4, 200, 3)[:, ::2], zeros(4, 100, 3, 3)[..., 0]:
-        assert softmax_plan(few, (1,))["pick"] == picks
+        assert softmax_plan(few, (1,))["pick"]
     for none in x.astype(x.dtype.newbyteorder()), x[:, ::-1]:
         assert not softmax_plan(none, (1,))["pick"]
     assert not softmax_plan(x, (1,), where=np.ones(x.shape, bool))["pick"]
+    for inner, classes, picked in (
+        (Threshold.SHORT_RUN - 1, Threshold.ACROSS_CLASSES, True),
+        (Threshold.SHORT_RUN - 1, Threshold.ACROSS_CLASSES + 1, permutes),
+        (Threshold.SHORT_RUN, Threshold.ACROSS_CLASSES, permutes),
+        (Threshold.SHORT_RUN, Threshold.ACROSS_CLASSES + 1, True),
+    ):  # fmt: skip
+        assert softmax_plan(zeros(4, classes, inner), (1,))["pick"] == picked
     # Of long rows those of a block are read together, but for what would not be in a cache.
-    assert softmax_plan(zeros(4, CHUNK + 1, 3), (1,))["rows_at_once"] == (3 if picks else 1)
+    assert softmax_plan(zeros(4, CHUNK + 1, 3), (1,))["rows_at_once"] == (3 if permutes else 1)
     most = Threshold.PANEL_BYTES // 4 // 3
     assert softmax_plan(zeros(1, most + 1, 3), (1,))["rows_at_once"] == 1
 
@@ -731,7 +738,6 @@ def test_fetching_elements_ahead_changes_no_loss(dtype: Any, classes: int) -> No
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("classes", [2, 10, 100, 512, CHUNK + 7])
-@pytest.mark.parametrize("isa", ["avx512"], indirect=True)
 @pytest.mark.usefixtures("isa")
 def test_picked_rows_have_the_same_bits(classes: int, dtype: str) -> None:
     """Those of two axes, whose blocks are even, and of three; the last group is not full."""

@@ -488,3 +488,9 @@ def test_example_of_several_processes(launcher: str) -> None:
     assert "gradients have the same bits: True" in done.stdout
     in_each, in_one = done.stdout.split()[1], done.stdout.split()[5]
     assert in_each == in_one
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_a_sum_of_losses_that_overflows_is_infinite(rows: int) -> None:
+    states = sharded.row_states(np.tile([0, -1.5e308], (rows, 1)), np.ones(rows, int))
+    assert sharded.cross_entropy(states, reduction="sum") == np.inf

@@ -89,8 +89,6 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
 
 cdef inline double coefficient(const Problem *problem, Py_ssize_t c) noexcept nogil:
     """A class weight without the power of two that is taken out of all."""
-    if problem.options.class_weight == NULL:
-        return 1
     return power_apply(problem.options.class_weight[c], -problem.options.coefficient_power)
 
 

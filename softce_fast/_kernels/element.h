@@ -242,12 +242,13 @@ INLINE void kind_vector_stream(char *to, vector v, int kind) {
 }
 
 /* ---- rows whose elements are a few apart ---------------------------------------------------------
- * As where a class axis in the middle has few elements behind it: registers pick them out of what lies
- * side by side, and put them back. Which lanes go where is the same for all rows of n elements that
- * are `step` elements apart; it is found once. */
+ * As where a class axis in the middle has few elements behind it: they are picked out of what lies side
+ * by side, and put back. With registers that permute any lanes, which go where is the same for all
+ * rows of n elements that are `step` elements apart; it is found once. */
+
+enum { MOST_APART = LANES - 1, PERMUTES = PART_BYTES == 64 };
 
 #if PART_BYTES == 64
-enum { MOST_APART = LANES - 1 };
 
 typedef struct {
     ptrdiff_t n, step, size;   /* what it is for; 0: for nothing yet */
@@ -385,20 +386,51 @@ typedef __mmask8 mask_64;
 ELEMENTS_APART(16, _mm512_set1_epi16)
 ELEMENTS_APART(32, _mm512_set1_epi32)
 ELEMENTS_APART(64, _mm512_set1_epi64)
-#define BY_SIZE(function, size, ...) \
-    if (size == 2) function##_16(__VA_ARGS__); \
-    else if (size == 4) function##_32(__VA_ARGS__); \
-    else function##_64(__VA_ARGS__);
 #else
-enum { MOST_APART = 0 };
+enum { AT_ONCE = 64 };
 typedef struct {
     ptrdiff_t n, step, size;
 } Picking;
 typedef Picking Weaving;
-#define BY_SIZE(function, size, ...)
+/* One by one, but so many of each row at a time: rows share cache lines, which are still there when
+ * the next row comes. */
+#define EACH_APART(bits, way, rows, copy) \
+    for (ptrdiff_t i = 0; i < way->n; i += AT_ONCE) \
+        for (ptrdiff_t k = 0; k < rows; k++) \
+            for (ptrdiff_t j = i; j < way->n && j < i + AT_ONCE; j++) copy;
+#define ELEMENTS_APART(bits) \
+    static void picking_open_##bits(Picking *picking) { (void)picking; } \
+    static void weaving_open_##bits(Weaving *weaving) { (void)weaving; } \
+    static void elements_pick_##bits(const Picking *picking, char *restrict to, ptrdiff_t to_step, \
+                                     const char *restrict from, const ptrdiff_t *offsets, \
+                                     ptrdiff_t rows) { \
+        const ptrdiff_t step = picking->step * (bits / 8); \
+        EACH_APART(bits, picking, rows, \
+                   memcpy(to + k * to_step + j * (bits / 8), from + offsets[k] + j * step, bits / 8)) \
+    } \
+    static void elements_place_##bits(const Weaving *weaving, char *restrict to, \
+                                      const char *restrict from, ptrdiff_t from_step, \
+                                      ptrdiff_t rows) { \
+        const ptrdiff_t step = weaving->step * (bits / 8); \
+        EACH_APART(bits, weaving, rows, \
+                   memcpy(to + k * (bits / 8) + j * step, from + k * from_step + j * (bits / 8), \
+                          bits / 8)) \
+    } \
+    static void elements_weave_##bits(const Weaving *weaving, char *to, ptrdiff_t to_step, \
+                                      const char *from, ptrdiff_t from_step, ptrdiff_t blocks) { \
+        for (ptrdiff_t k = 0; k < blocks; k++, to += to_step, from += weaving->step * from_step) \
+            elements_place_##bits(weaving, to, from, from_step, weaving->step); \
+    }
+ELEMENTS_APART(16)
+ELEMENTS_APART(32)
+ELEMENTS_APART(64)
 #endif
+#define BY_SIZE(function, size, ...) \
+    if (size == 2) function##_16(__VA_ARGS__); \
+    else if (size == 4) function##_32(__VA_ARGS__); \
+    else function##_64(__VA_ARGS__);
 
-/* Whether there is such a way for elements of `size` bytes that many bytes apart. */
+/* Whether elements of `size` bytes that many bytes apart are so few apart. */
 INLINE int are_few_apart(ptrdiff_t step, ptrdiff_t size) {
     return size > 1 && step >= 2 * size && step <= MOST_APART * size && step % size == 0;
 }
@@ -478,12 +510,12 @@ static __attribute__((noinline, unused)) void elements_copy(char *restrict to, p
         case 4: COPY_BY(4, 4, 8)
         case 8: COPY_BY(8, 8, 16)
         }
-    if (n >= LANES && size == to_step && are_few_apart(from_step, size)) {
+    if (PERMUTES && n >= LANES && size == to_step && are_few_apart(from_step, size)) {
         Picking picking = {0};
         elements_pick(&picking, to, 0, from, &start, 1, from_step, n, size);
         return;
     }
-    if (n >= LANES && size == from_step && are_few_apart(to_step, size)) {
+    if (PERMUTES && n >= LANES && size == from_step && are_few_apart(to_step, size)) {
         Weaving weaving = {0};
         elements_place(&weaving, to, from, 0, 1, to_step, n, size);
         return;

@@ -52,7 +52,7 @@ cdef extern from "labels.h" nogil:
 cdef Kernels kernels
 kernels.lanes = LANES
 kernels.real_kind = REAL_KIND
-kernels.most_apart = MOST_APART
+kernels.permutes = PERMUTES
 kernels.scratch_size = scratch_size
 kernels.states_size = states_size
 kernels.rows = rows_task

@@ -101,13 +101,23 @@ cdef inline bint reads_in_place(
         and (problem.layout.inner % lanes == 0 or problem.layout.inner >= WHOLE_RUN * lanes))
 
 
-cdef inline bint can_pick(const Problem *problem, int most_apart) noexcept nogil:
-    """Whether the rows of INPUT can be picked out of what lies beside them, by registers."""
+cdef inline bint can_pick(const Problem *problem, int lanes) noexcept nogil:
+    """Whether the rows of INPUT can be picked out of what lies beside them."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
     return (
         problem.layout.class_axes == 1 and not array.swapped and not has(problem, MASK)
-        and 2 * array.size <= array.class_stride <= most_apart * array.size
+        and 2 * array.size <= array.class_stride < lanes * array.size
         and array.class_stride % array.size == 0 and array.size > 1)
+
+
+cdef inline bint picks(const Problem *problem, const Kernels *kernels) noexcept nogil:
+    """Whether that pays: where registers do it; else of few neighbours if they are short, of many
+
+    if they are long, as short ones stay in the first-level cache from one to the next.
+    """
+    cdef bint short_rows = problem.layout.classes <= ACROSS_CLASSES
+    return can_pick(problem, kernels.lanes) and (
+        kernels.permutes or short_rows == (problem.layout.inner < SHORT_RUN))
 
 
 cdef inline Py_ssize_t rows_of_block(const Problem *problem) noexcept nogil:
@@ -326,7 +336,7 @@ cdef int plan_tasks(Problem *problem, const Kernels *kernels) except -1:
     cdef int lanes = kernels.lanes, real_kind = kernels.real_kind
     settle(plan)
     plan.by_chunks = by_chunks_for(problem)
-    plan.pick = can_pick(problem, kernels.most_apart)
+    plan.pick = picks(problem, kernels)
     settle(plan)
     plan.passes = passes_for(problem, lanes)
     settle(plan)
@@ -442,7 +452,7 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),
             ("rest_along", plan.rest_along and not can_leave_rest_along(problem)),
-            ("pick", plan.pick and not can_pick(problem, kernels.most_apart)),
+            ("pick", plan.pick and not can_pick(problem, kernels.lanes)),
             ("gather", not plan.gather and not reads_in_place(problem, kernels.lanes, kind)),
             ("stream", plan.stream and not can_stream(problem)),
             ("keep", plan.keep and not (

@@ -251,7 +251,7 @@ cdef struct Kernels:
     # What a kernel module offers. `scratch` has scratch_size() bytes for each thread.
     int lanes
     int real_kind
-    int most_apart         # how many elements apart those of a row may be to be picked; 0 if none
+    bint permutes          # rows that lie side by side are taken apart by registers, not one by one
     size_t (*scratch_size)(const Problem *) noexcept nogil
     size_t (*states_size)(const Problem *) noexcept nogil
     Task rows              # all steps for the rows of a task

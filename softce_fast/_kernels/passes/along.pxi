@@ -248,15 +248,15 @@ cdef inline void pairs_take(vector *pairs, Py_ssize_t k, vector v) noexcept nogi
 
 
 cdef inline void runs_put_whole(
-    RunSums *sums, const vector *exponentials, const vector *gaps, int wanted
+    RunSums *sums, const vector *pairs, const vector *gap_pairs, int wanted
 ) noexcept nogil:
-    """Set a run of which nothing is left out: the sums of its pairs."""
+    """Set a run of which nothing is left out, so that all sums of exponentials are the same."""
     cdef int j
     for j in range(3):
         if wanted >> j & 1:
-            sums.run[j] = vector_add(exponentials[0], exponentials[1])
+            sums.run[j] = vector_add(pairs[0], pairs[1])
     if wanted & SUM_GAPS:
-        sums.run[3] = vector_add(gaps[0], gaps[1])
+        sums.run[3] = vector_add(gap_pairs[0], gap_pairs[1])
 
 
 cdef inline void runs_put(
@@ -290,6 +290,17 @@ cdef inline void runs_hand_over(
         sums_put(&stretch.further.spread, stretch.row, sums.total[3])
 
 
+cdef inline void stretch_ahead(
+    const Stretch *stretch, Py_ssize_t c, bint keep, bint weigh
+) noexcept nogil:
+    """Fetch what is wanted later than the vector from class c on."""
+    fetch(&stretch.ahead, c)
+    if not keep:
+        prefetch_near(stretch.near.start + c * stretch.near.step)
+    if weigh:
+        fetch(&stretch.factors_ahead, c)
+
+
 cdef inline DoubleDouble row_exponentials(
     const Stretch *stretch_, Reference reference, const Scale *scale_, bint keep, bint weigh,
     int kind, Arithmetic arithmetic, int wanted,
@@ -303,8 +314,9 @@ cdef inline DoubleDouble row_exponentials(
     cdef RunSums sums
     cdef vector[RUN] x
     cdef vector[RUN] e
-    cdef vector[2] exponentials
-    cdef vector[2] gaps
+    cdef vector[2] pairs
+    cdef vector[2] gap_pairs
+    cdef vector one
     reference.shift = vector_alike(reference.shift)
     reference.exponent = vector_alike(reference.exponent)
     for k in range(4):
@@ -316,19 +328,15 @@ cdef inline DoubleDouble row_exponentials(
             # One run late: the additions need not wait for the exponentials.
             runs_next(&sums, i, wanted, scale.few_digits)
             for k in range(RUN):
-                fetch(&stretch.ahead, i + k * LANES)
-                if not keep:
-                    prefetch_near(stretch.near.start + (i + k * LANES) * stretch.near.step)
-                if weigh:
-                    fetch(&stretch.factors_ahead, i + k * LANES)
-                x[0] = kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind)
-                e[0] = row_exponential(x[0], &stretch, i + k * LANES, reference, scale, weigh)
-                if keep:
-                    vector_store(stretch.kept + i + k * LANES, e[0])
-                pairs_take(exponentials, k, e[0])
+                stretch_ahead(&stretch, i + k * LANES, keep, weigh)
+                one = kind_vector(stretch.x + (i + k * LANES) * kind_size(kind), kind)
                 if wanted & SUM_GAPS:
-                    pairs_take(gaps, k, vector_subtract(stretch.origin, x[0]))
-            runs_put_whole(&sums, exponentials, gaps, wanted)
+                    pairs_take(gap_pairs, k, vector_subtract(stretch.origin, one))
+                one = row_exponential(one, &stretch, i + k * LANES, reference, scale, weigh)
+                if keep:
+                    vector_store(stretch.kept + i + k * LANES, one)
+                pairs_take(pairs, k, one)
+            runs_put_whole(&sums, pairs, gap_pairs, wanted)
             i += RUN * LANES
         if i >= n:
             break
@@ -337,6 +345,7 @@ cdef inline DoubleDouble row_exponentials(
             x[k] = element_vector(stretch.x, i + k * LANES, n, kind)
             e[k] = vector_set(0.0)
             if i + k * LANES < n:
+                stretch_ahead(&stretch, i + k * LANES, keep, weigh)
                 e[k] = row_exponential(x[k], &stretch, i + k * LANES, reference, scale, weigh)
                 if keep:
                     row_store(stretch.kept + i + k * LANES, e[k], n - i - k * LANES)
@@ -357,7 +366,7 @@ cdef DoubleDouble exponentials_plain(
         return row_exponentials(
             stretch, reference, scale, False, False, REAL_KIND, PLAIN, SUM_REST)
     return row_exponentials(
-            stretch, reference, scale, True, False, REAL_KIND, PLAIN, SUM_REST)
+        stretch, reference, scale, True, False, REAL_KIND, PLAIN, SUM_REST)
 
 
 cdef DoubleDouble exponentials_bfloat16(
@@ -367,7 +376,7 @@ cdef DoubleDouble exponentials_bfloat16(
         return row_exponentials(
             stretch, reference, scale, False, False, KIND_BFLOAT16, FEW_DIGITS, SUM_REST)
     return row_exponentials(
-            stretch, reference, scale, True, False, KIND_BFLOAT16, FEW_DIGITS, SUM_REST)
+        stretch, reference, scale, True, False, KIND_BFLOAT16, FEW_DIGITS, SUM_REST)
 
 
 cdef DoubleDouble exponentials_float16(
@@ -377,7 +386,7 @@ cdef DoubleDouble exponentials_float16(
         return row_exponentials(
             stretch, reference, scale, False, False, KIND_FLOAT16, FEW_DIGITS, SUM_REST)
     return row_exponentials(
-            stretch, reference, scale, True, False, KIND_FLOAT16, FEW_DIGITS, SUM_REST)
+        stretch, reference, scale, True, False, KIND_FLOAT16, FEW_DIGITS, SUM_REST)
 
 
 cdef DoubleDouble exponentials_general(
@@ -395,7 +404,7 @@ cdef DoubleDouble exponentials_weighted(
         return row_exponentials(
             stretch, reference, scale, False, True, REAL_KIND, PLAIN, SUM_REST)
     return row_exponentials(
-            stretch, reference, scale, False, True, REAL_KIND, GENERAL, SUM_REST)
+        stretch, reference, scale, False, True, REAL_KIND, GENERAL, SUM_REST)
 
 
 cdef DoubleDouble exponentials_further(
@@ -529,10 +538,11 @@ cdef DoubleDouble rows_reduce(
 
 
 cdef struct Coefficients:
-    # Of the classes in a dense target: weight * (share * probability + even).
+    # Of the classes in a dense target: weight * (share * probability + even), without
+    # probabilities weight * even, and where these are not smoothed weight * probability.
     const real *weight               # NULL: all 1
-    const real *probabilities        # NULL: all 0
-    bint smoothed                    # else probabilities are not multiplied, nor added to
+    const real *probabilities        # NULL for none
+    bint smoothed
     vector share
     vector even
     Ahead ahead                      # what is fetched while probabilities are added up
@@ -597,10 +607,6 @@ cdef inline vector spread_term(vector coefficient, vector origin, vector x) noex
     return product_or_zero(coefficient, vector_subtract(origin, x))
 
 
-cdef inline bint are_even(const Coefficients *coefficients) noexcept nogil:
-    return coefficients.probabilities == NULL and coefficients.weight == NULL
-
-
 cdef inline void run_spread(
     const real *x, Py_ssize_t i, Py_ssize_t n, vector origin, const Coefficients *coefficients,
     Py_ssize_t top, DoubleDouble *total, DoubleDouble *spread,
@@ -610,9 +616,12 @@ cdef inline void run_spread(
     cdef vector[RUN] term
     cdef Py_ssize_t k
     for k in range(RUN):
+        if coefficients.probabilities != NULL:
+            fetch(&coefficients.ahead, i + k * LANES)
         a[k] = coefficient_vector(coefficients, i + k * LANES, n)
         term[k] = spread_term(a[k], origin, row_vector(x, i + k * LANES, n))
-    total[0] = double_double_add(total[0], run_without(a, top - i))
+    if coefficients.probabilities != NULL:
+        total[0] = double_double_add(total[0], run_without(a, top - i))
     spread[0] = double_double_add(spread[0], run_sum(term))
 
 
@@ -631,6 +640,8 @@ cdef inline void row_spread(
     cdef vector[2] sums
     cdef vector[2] terms
     cdef vector a, gap
+    # Alike in all classes, and not 0: row_spread_of() has seen to that.
+    cdef bint alike = coefficients.probabilities == NULL and coefficients.weight == NULL
     coefficients.share = vector_alike(coefficients.share)
     coefficients.even = vector_alike(coefficients.even)
     origin = vector_alike(origin)
@@ -644,9 +655,8 @@ cdef inline void row_spread(
                     fetch(&coefficients.ahead, c)
                 a = coefficient_vector(&coefficients, c, c + LANES)
                 gap = vector_subtract(origin, vector_load(x + c))
-                # What is even is not 0: see row_spread_of().
-                pairs_take(terms, k, vector_multiply(a, gap) if are_even(&coefficients)
-                           else product_or_zero(a, gap))
+                pairs_take(
+                    terms, k, vector_multiply(a, gap) if alike else product_or_zero(a, gap))
                 if coefficients.probabilities != NULL:
                     pairs_take(sums, k, a)
             spread = double_double_add(spread, vector_add(terms[0], terms[1]))
@@ -1175,6 +1185,7 @@ cdef inline void row_emit(
 cdef void emit_kept_dense(
     const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
 ) noexcept nogil:
+    # Constants, for the compiler.
     cdef RowOutput row = row_[0]
     row.source = REAL_KIND
     row.curved = False
@@ -1186,11 +1197,11 @@ cdef void emit_kept_dense(
         return
     row.stored = REAL_KIND
     row.coefficients.weight = NULL
-    row.coefficients.smoothed = False
     if row.coefficients.probabilities == NULL:
         row.coefficients.probabilities = NULL
         row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
     else:
+        row.coefficients.smoothed = False
         row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
 
 

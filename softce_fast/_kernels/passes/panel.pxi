@@ -17,7 +17,7 @@ cdef extern from "element.h" nogil:
         char *to, const Py_ssize_t *offsets, const char *start, Py_ssize_t n, Py_ssize_t size)
     void elements_swap(char *p, Py_ssize_t n, Py_ssize_t size)
     # Rows whose elements are a few apart:
-    int MOST_APART
+    bint PERMUTES
     bint are_few_apart(Py_ssize_t step, Py_ssize_t size)
     ctypedef struct Picking:
         Py_ssize_t n

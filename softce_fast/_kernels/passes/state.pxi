@@ -84,9 +84,9 @@ cdef struct EvenTarget:
 
 
 cdef struct Common:
-    # What rows that weigh alike have in common.
-    CommonFactors[2] factors    # for gradient and Hessian
-    EvenTarget even             # of dense targets
+    # What rows that weigh alike have in common:
+    CommonFactors[2] factors    # for gradient and Hessian,
+    EvenTarget even             # and for dense targets
 
 
 cdef struct GroupWeights:
