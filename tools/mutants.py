@@ -80,6 +80,8 @@ PLANTED = {
          "after_in_child=_store.blocks.copy", "fresh_outputs -k forked"),
     ),
     f"{PACKAGE}/_checks.py": (
+        ("smoothing is subnormal", "value if value >= sys.float_info.min else 0.0", "value",
+         "cases -k take_for_none"),
         ("an axis may be named twice", "if len(set(axes)) != len(axes):", "if False:",
          "checks softmax"),
         ("any number of threads", "return min(value, MOST_THREADS)", "return value",
@@ -174,6 +176,12 @@ PLANTED = {
         ("the label stays in the sum where it is the last class of a chunk",
          "label < chunk_length(problem, chunk) else -1",
          "label < chunk_length(problem, chunk) - 1 else -1", "edges -k ends_of_chunks"),
+        ("of two classes of their own the second is not looked for",
+         "return min(n, second) if second >= i else n", "return n", "plan -k left_out"),
+        ("whole runs are taken one class too far",
+         "stop = 1 - RUN * LANES + next_place(\n            i, n, stretch.pivot",
+         "stop = 2 - RUN * LANES + next_place(\n            i, n, stretch.pivot",
+         "plan -k left_out"),
     ),
     f"{KERNELS}/passes/across.pxi": (
         ("the last row of a group that is not full is not written",
