@@ -27,6 +27,11 @@ CHUNK = 4096
 assert _dispatch.isa  # importing it makes its kernels serve
 
 
+def classes_across(dtype: str) -> int:
+    """Longest rows without neighbours that go across."""
+    return Threshold.ACROSS_CLASSES * LANES[dtype] // LANES["float32"]
+
+
 def one_thread(_: int) -> int:
     return 1
 
@@ -240,7 +245,7 @@ def test_few_digits_have_a_range(sign: int) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_packed_rows_go_across_up_to_a_length(dtype: str) -> None:
     lanes = LANES[dtype]
-    longest = Threshold.ACROSS_CLASSES
+    longest = classes_across(dtype)
     for rows, classes, passes in (
         (lanes, longest, "across"),
         (lanes, longest + 1, "along"),
@@ -252,13 +257,15 @@ def test_packed_rows_go_across_up_to_a_length(dtype: str) -> None:
         assert softmax_plan(zeros(rows, classes, dtype=dtype))["passes"] == passes
 
 
-def test_rows_taken_element_by_element_go_across_up_to_a_length() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_taken_element_by_element_go_across_up_to_a_length(dtype: str) -> None:
+    longest = classes_across(dtype)
     for rows, classes, passes in (
-        (Threshold.ACROSS_ROWS, Threshold.STRIDED_CLASSES, "across"),
-        (Threshold.ACROSS_ROWS - 1, Threshold.STRIDED_CLASSES, "along"),
-        (Threshold.ACROSS_ROWS, Threshold.STRIDED_CLASSES + 1, "along"),
+        (Threshold.ACROSS_ROWS, longest, "across"),
+        (Threshold.ACROSS_ROWS - 1, longest, "along"),
+        (Threshold.ACROSS_ROWS, longest + 1, "along"),
     ):
-        plan = softmax_plan(zeros(rows, 2 * classes)[:, ::2])
+        plan = softmax_plan(zeros(rows, 2 * classes, dtype=dtype)[:, ::2])
         assert plan["passes"] == passes
         assert plan["gather"]
 
@@ -301,13 +308,15 @@ def test_rows_are_picked_out_of_few_neighbours() -> None:
     for none in x.astype(x.dtype.newbyteorder()), x[:, ::-1]:
         assert not softmax_plan(none, (1,))["pick"]
     assert not softmax_plan(x, (1,), where=np.ones(x.shape, bool))["pick"]
-    for inner, classes, picked in (
-        (Threshold.SHORT_RUN - 1, Threshold.ACROSS_CLASSES, True),
-        (Threshold.SHORT_RUN - 1, Threshold.ACROSS_CLASSES + 1, permutes),
-        (Threshold.SHORT_RUN, Threshold.ACROSS_CLASSES, permutes),
-        (Threshold.SHORT_RUN, Threshold.ACROSS_CLASSES + 1, True),
-    ):  # fmt: skip
-        assert softmax_plan(zeros(4, classes, inner), (1,))["pick"] == picked
+    for inner, more, picked in (
+        (Threshold.SHORT_RUN - 1, 0, True),
+        (Threshold.SHORT_RUN - 1, 1, permutes),
+        (Threshold.SHORT_RUN, 0, permutes),
+        (Threshold.SHORT_RUN, 1, True),
+    ):
+        for dtype in LANES:
+            x = zeros(4, classes_across(dtype) + more, inner, dtype=dtype)
+            assert softmax_plan(x, (1,))["pick"] == picked
     # Of long rows those of a block are read together, but for what would not be in a cache.
     assert softmax_plan(zeros(4, CHUNK + 1, 3), (1,))["rows_at_once"] == (3 if permutes else 1)
     most = Threshold.PANEL_BYTES // 4 // 3
@@ -337,7 +346,8 @@ def test_batches_of_packed_rows() -> None:
         (2, Threshold.BATCH),
         (Threshold.BATCH_CLASSES // Threshold.BATCH, Threshold.BATCH),
         (Threshold.BATCH_CLASSES // Threshold.BATCH + 1, Threshold.BATCH - 1),
-        (Threshold.BATCH_CLASSES, 1),
+        (Threshold.BATCH_CLASSES // 2, 2),
+        (Threshold.BATCH_CLASSES // 2 + 1, 1),
         (Threshold.ACROSS_CLASSES, 1),
     ):
         assert softmax_plan(zeros(64, classes))["batch"] == batch

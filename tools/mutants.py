@@ -227,8 +227,8 @@ PLANTED = {
     ),
     f"{KERNELS}/operations/scores.pxi": (
         ("the label is left out of the sum without the maximum",
-         "vector_equal(number, label), own, vector_load(",
-         "vector_equal(number, label), zero, vector_load(", "scores -k test_digits"),
+         "tile_put(terms, n, label, exponential(",
+         "tile_put(terms, n, vector_set(-1.0), exponential(", "scores -k test_digits"),
     ),
     f"{KERNELS}/operations/shards.pxi": (
         ("the label stays in the sums of its shard",

@@ -78,7 +78,7 @@ cdef inline DoubleDouble double_double_merge(DoubleDouble a, DoubleDouble b) noe
 
 
 cdef inline DoubleDouble double_double_add(DoubleDouble a, vector b) noexcept nogil:
-    """a + b in the same way."""
+    """The same of a b without a low part: a compiler would not leave out adding its 0."""
     cdef DoubleDouble result
     cdef vector kept
     result.high = vector_add(a.high, b)

@@ -7,14 +7,14 @@
 cpdef enum Threshold:
     # ACROSS
     ACROSS_ROWS = 4            # fewest rows that go across,
-    ACROSS_CLASSES = 280       # and most classes of packed ones.
-    PAIR_CLASSES = 56          # The same where it takes little more than to read and write two
-    #                            arrays; in float64 half of it.
-    STRIDED_CLASSES = 400      # The same where numbers are taken one by one.
+    ACROSS_CLASSES = 224       # and most classes of rows without neighbours,
+    PAIR_CLASSES = 56          # and where it takes little more than to read and write two arrays;
+    #                            in float64 half of either.
     FEWEST_NEIGHBOURS = 4      # Rows that are neighbours, if fewer at a time, or if fewer than fill
     #                            a vector and to be converted, are taken one by one.
-    SHORT_RUN = 6              # If fewer than these, and they cannot be picked, they go across
-    SHORT_RUN_CLASSES = 48     # up to so many classes.
+    SHORT_RUN = 6              # If fewer than these, and they are not picked, they go across
+    SHORT_RUN_CLASSES = 48     # up to so many classes. Without permutations, those of more than
+    #                            ACROSS_CLASSES are picked if not fewer, others if fewer.
     TOP_ACROSS = 32            # Most classes that are selected, and
     CLASSES_ACROSS = 16777216  # longest row where they are: float32 numbers its classes.
     BATCH = 4                  # Groups worked on together: of packed rows,
@@ -101,6 +101,11 @@ cdef inline bint reads_in_place(
         and (problem.layout.inner % lanes == 0 or problem.layout.inner >= WHOLE_RUN * lanes))
 
 
+cdef inline Py_ssize_t classes_across(Py_ssize_t most, int lanes) noexcept nogil:
+    """A number of classes of the table, for vectors of float32, in `lanes` lanes."""
+    return most * lanes // 16
+
+
 cdef inline bint can_pick(const Problem *problem, int lanes) noexcept nogil:
     """Whether the rows of INPUT can be picked out of what lies beside them."""
     cdef const Array *array = &problem.arrays[<int>INPUT]
@@ -115,7 +120,7 @@ cdef inline bint picks(const Problem *problem, const Kernels *kernels) noexcept 
 
     if they are long, as short ones stay in the first-level cache from one to the next.
     """
-    cdef bint short_rows = problem.layout.classes <= ACROSS_CLASSES
+    cdef bint short_rows = problem.layout.classes <= classes_across(ACROSS_CLASSES, kernels.lanes)
     return can_pick(problem, kernels.lanes) and (
         kernels.permutes or short_rows == (problem.layout.inner < SHORT_RUN))
 
@@ -190,7 +195,7 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     cdef const Array *input = &problem.arrays[<int>INPUT]
     cdef const Array *output = &problem.arrays[<int>OUTPUT]
     cdef bint neighbours = has_neighbour_classes(problem, INPUT)
-    cdef Py_ssize_t most = ACROSS_CLASSES
+    cdef Py_ssize_t most = classes_across(ACROSS_CLASSES, lanes)
     if (
         problem.plan.by_chunks or problem.shard.given
         or not can_go_across(problem.operation) or selects_along(problem)
@@ -207,13 +212,11 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
                 most = PY_SSIZE_T_MAX
             elif layout.inner >= SHORT_RUN or problem.plan.pick:
                 most = CHUNK
-        else:
-            most = STRIDED_CLASSES
         if layout.rows >= ACROSS_ROWS and layout.classes <= most:
             return ACROSS
         return ALONG
     if is_pair(problem.operation):
-        most = PAIR_CLASSES * lanes // 16
+        most = classes_across(PAIR_CLASSES, lanes)
     if layout.classes <= most and layout.rows >= (
         ACROSS_ROWS if layout.classes <= lanes else lanes
     ):

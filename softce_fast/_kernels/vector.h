@@ -370,6 +370,14 @@ INLINE vector vector_absolute(vector a) {
 #undef E
 }
 
+/* The next number above: of normal ones, and of -inf. */
+INLINE vector vector_next(vector a) {
+    enum { SIGN = 8 * sizeof(real) - 1 };
+#define E(i) (part)((part_words)a.p[i] + (part_words)((part_bits)a.p[i] >> SIGN | 1))
+    return (vector)EACH_PART(E);
+#undef E
+}
+
 /* ---- vectors: exponent fields -------------------------------------------------------------- */
 
 /* Exponentials are split at every STEPS-th part of a power of two. With 4 steps, looked up within 16
@@ -889,15 +897,19 @@ INLINE real vector_reduce_maximum(vector v) {
 }
 
 /* ---- eight doubles --------------------------------------------------------------------------
- * For sums and products that are to be made in double, whatever is computed in. */
+ * For sums and products that are to be made in double, whatever is computed in. By parts: a vector
+ * wider than registers would be compared one number after the other. */
 
-typedef double eight_doubles __attribute__((vector_size(64)));
-typedef int64_t eight_bits __attribute__((vector_size(64)));
-typedef real eight_reals __attribute__((vector_size(8 * sizeof(real))));
-typedef struct { eight_doubles d; } octet;
+typedef double part_doubles __attribute__((vector_size(PART_BYTES)));
+typedef int64_t part_doubles_bits __attribute__((vector_size(PART_BYTES)));
+typedef real part_reals __attribute__((vector_size(PART_BYTES / 8 * sizeof(real))));
+typedef struct { part_doubles d[PARTS]; } octet;
+#define BY_PARTS for (int i = 0; i < PARTS; i++)
 
 INLINE octet octet_set(double x) {
-    return (octet){x - (eight_doubles){0}};
+    octet v;
+    BY_PARTS v.d[i] = x - (part_doubles){0};
+    return v;
 }
 
 INLINE octet octet_load(const double *p) {
@@ -907,9 +919,13 @@ INLINE octet octet_load(const double *p) {
 }
 
 INLINE octet octet_from_reals(const real *p) {
-    eight_reals v;
-    memcpy(&v, p, sizeof v);
-    return (octet){__builtin_convertvector(v, eight_doubles)};
+    octet v;
+    BY_PARTS {
+        part_reals x;
+        memcpy(&x, (const char *)p + i * sizeof x, sizeof x);
+        v.d[i] = __builtin_convertvector(x, part_doubles);
+    }
+    return v;
 }
 
 INLINE void octet_store(double *p, octet v) {
@@ -918,35 +934,45 @@ INLINE void octet_store(double *p, octet v) {
 
 /* a*b*c, which is 0 only where one of them is: what is too small becomes the smallest number. */
 INLINE octet octet_coefficient(octet a, octet b, octet c) {
-    const eight_doubles product = a.d * (b.d * c.d), least = DBL_MIN - (eight_doubles){0};
-    const eight_bits lost = (product == 0) & (a.d != 0) & (b.d != 0) & (c.d != 0);
-    return (octet){(eight_doubles)((eight_bits)product | ((eight_bits)least & lost))};
+    octet v;
+    BY_PARTS {
+        const part_doubles product = a.d[i] * (b.d[i] * c.d[i]);
+        const part_doubles_bits least = (part_doubles_bits)(DBL_MIN - (part_doubles){0});
+        const part_doubles_bits lost =
+            (product == 0) & (a.d[i] != 0) & (b.d[i] != 0) & (c.d[i] != 0);
+        v.d[i] = (part_doubles)((part_doubles_bits)product | (least & lost));
+    }
+    return v;
 }
 
 /* a*b, but 0 where a is, whatever b is. */
 INLINE octet octet_product_or_zero(octet a, octet b) {
-    const eight_doubles product = a.d * b.d;
-    return (octet){(eight_doubles)((eight_bits)product & (a.d != 0))};
+    octet v;
+    BY_PARTS v.d[i] = (part_doubles)((part_doubles_bits)(a.d[i] * b.d[i]) & (a.d[i] != 0));
+    return v;
 }
 
 /* Add x to `sum`, and what that loses to `rest` (two-sum): nothing that matters to a float. */
 INLINE void octet_add(octet *sum, octet *rest, octet x) {
-    if (sizeof(real) == sizeof(float)) {
-        sum->d += x.d;
-        return;
+    BY_PARTS {
+        const part_doubles total = sum->d[i] + x.d[i], kept = total - sum->d[i];
+        if (sizeof(real) > sizeof(float))
+            rest->d[i] += (sum->d[i] - (total - kept)) + (x.d[i] - kept);
+        sum->d[i] = total;
     }
-    const eight_doubles total = sum->d + x.d, kept = total - sum->d;
-    rest->d += (sum->d - (total - kept)) + (x.d - kept);
-    sum->d = total;
 }
 
 /* The same of a number that has lost something, too. What an infinite sum lost is 0. */
 INLINE void octet_merge(octet *sum, octet *rest, octet x, octet x_rest) {
-    const eight_doubles total = sum->d + x.d, kept = total - sum->d;
-    const eight_doubles lost = (rest->d + x_rest.d) + ((sum->d - (total - kept)) + (x.d - kept));
-    rest->d = (eight_doubles)((eight_bits)lost & (lost == lost));
-    sum->d = total;
+    BY_PARTS {
+        const part_doubles total = sum->d[i] + x.d[i], kept = total - sum->d[i];
+        const part_doubles lost =
+            (rest->d[i] + x_rest.d[i]) + ((sum->d[i] - (total - kept)) + (x.d[i] - kept));
+        rest->d[i] = (part_doubles)((part_doubles_bits)lost & (lost == lost));
+        sum->d[i] = total;
+    }
 }
+#undef BY_PARTS
 
 /* The sum of the eight, each with what it lost, merged in the same way: halves onto each other. */
 INLINE double octet_reduce(octet sum, octet rest, double *lost) {

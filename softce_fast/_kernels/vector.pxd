@@ -35,6 +35,7 @@ cdef extern from "vector.h" nogil:
     vector vector_fnma(vector a, vector b, vector c)      # c - a*b
     vector vector_maximum(vector a, vector b)             # b where either is NaN
     vector vector_absolute(vector a)
+    vector vector_next(vector a)                          # above a, which is normal or -inf
     mask vector_greater(vector a, vector b)
     mask vector_equal(vector a, vector b)
     mask mask_either(mask a, mask b)

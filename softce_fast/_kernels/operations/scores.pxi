@@ -12,19 +12,14 @@
 # Uses along.pxi, across.pxi, cross_entropy.pxi.
 
 cdef extern from *:
-    """
-    /* The next number above x; subnormal ones count as 0. */
-    static inline real next_above(real x) {
-        real next;
-        bits word;
-        memcpy(&word, &x, sizeof(word));
-        word += x < 0 ? -1 : 1;
-        memcpy(&next, &word, sizeof(word));
-        return x > -SMALLEST_NORMAL && x < SMALLEST_NORMAL ? SMALLEST_NORMAL : next;
-    }
-    """
-    real next_above(real x) nogil
     int lowest_bit "__builtin_ctz"(unsigned int) nogil
+
+
+cdef inline vector next_above(vector x) noexcept nogil:
+    """The next number above x; subnormal ones count as 0."""
+    cdef vector smallest = vector_set(SMALLEST_NORMAL)
+    return vector_select(
+        vector_greater(smallest, vector_absolute(x)), smallest, vector_next(x))
 
 
 cdef inline int64_t ties_split(const Problem *problem, int64_t label) noexcept nogil:
@@ -131,7 +126,8 @@ cdef inline real least_of_best(const real *x, Py_ssize_t n, Py_ssize_t count) no
     least = -vector_reduce_maximum(vector_select(
         vector_greater(vector_set(<real>count), above), vector_subtract(vector_set(0.0), most),
         vector_set(NEGATIVE_INFINITY)))
-    return -next_above(-least) if least > NEGATIVE_INFINITY else least
+    vector_store(lane, next_above(vector_set(-least)))
+    return -lane[0] if least > NEGATIVE_INFINITY else least
 
 
 cdef void row_select(
@@ -256,6 +252,7 @@ cdef real row_compare(
     cdef Py_ssize_t count = chunk_best(problem)
     cdef const real *x = <const real *>stretch.x
     cdef real[16] own
+    cdef real[16] above
     if count > 0:
         if chunk == 0 or problem.plan.by_chunks:
             best_clear(best, count)
@@ -263,50 +260,51 @@ cdef real row_compare(
         if chunk == problem.plan.chunks - 1 and not problem.plan.by_chunks:
             best_sort(best, count)
     vector_store(own, group.own_logit)
+    vector_store(above, next_above(group.own_logit))
     return count_below(x, split, own[k]) + count_below(
-        x + split, stretch.n - split, next_above(own[k]))
+        x + split, stretch.n - split, above[k])
 
 
-cdef vector tile_below(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, const real *tile
+cdef inline void tile_rank(
+    const Group *group, const Problem *problem, Py_ssize_t n, vector label, const real *tile,
+    RowState *state,
 ) noexcept nogil:
-    """How many classes of a chunk are not above the label."""
+    """Find where the maximum of n classes is first, and how many are not above the label."""
     cdef vector own = group.own_logit
+    cdef vector above = next_above(own)
+    cdef vector maximum = state.maximum
+    cdef vector one = vector_set(1.0)
     cdef vector total = vector_set(0.0)
-    cdef vector number = total
-    cdef vector split, above
-    cdef int64_t[16] splits
-    cdef real[16] lane
-    cdef Py_ssize_t c, k
-    vector_store(lane, own)
-    for k in range(LANES):
-        lane[k] = next_above(lane[k])
-        splits[k] = ties_split(problem, group.labels[k])
-    above = vector_load(lane)
-    split = classes_in_chunk(splits, chunk)
-    for c in range(chunk_length(problem, chunk)):
+    cdef vector position = vector_set(-1.0)
+    cdef vector number = vector_set(<real>n)
+    cdef vector split = label
+    cdef vector x
+    cdef Py_ssize_t c
+    if problem.scores.ties != TIES_FIRST:
+        split = number if problem.scores.ties == TIES_MAX else total
+    for c in range(n - 1, -1, -1):
+        number = vector_subtract(number, one)
+        x = vector_load(tile + c * LANES)
+        position = vector_select(vector_equal(x, maximum), number, position)
         total = vector_add(total, is_below(
-            vector_select(vector_greater(split, number), own, above),
-            vector_load(tile + c * LANES)))
-        number = vector_add(number, vector_set(1.0))
-    return total
+            vector_select(vector_greater(split, number), own, above), x))
+    state.position = position
+    state.below = double_double_from(total)
 
 
 cdef inline mask set_rest(
-    const Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state,
-    const Scale *scale,
+    const Group *group, Py_ssize_t n, vector label, RowState *state, const Scale *scale
 ) noexcept nogil:
     """Set the sum without the maximum, from that without the label; return where this is too rough.
 
     It is where the maximum is more than all the rest, and another class than the label.
     """
     cdef vector zero = vector_set(0.0)
-    cdef vector label = classes_in_chunk(group.labels, chunk)
     cdef vector top = exponential(state.maximum, state.reference, scale)
     cdef DoubleDouble own = exponential_pair(group.own_logit, state.reference, scale)
     cdef mask is_label = vector_equal(label, state.position)
     own = double_double_select(
-        vector_greater(vector_set(<real>chunk_length(problem, chunk)), label), own,
+        vector_greater(vector_set(<real>n), label), own,
         double_double_from(zero))
     own = double_double_select(vector_greater(zero, label), double_double_from(zero), own)
     state.rest = double_double_select(is_label, state.others, double_double_add(
@@ -319,12 +317,14 @@ cdef void along_rest(
     const char **x, RowSums *sums, const Scratch *scratch,
 ) noexcept nogil:
     """Sum a chunk of the group, in `sums`, without the maximum of each row."""
-    cdef mask again = set_rest(group, problem, chunk, state, &scratch.scale)
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef mask again = set_rest(
+        group, n, classes_in_chunk(group.labels, chunk), state, &scratch.scale)
     cdef real[16] position
     cdef real[16] shift
     cdef real[16] exponent
     cdef Reference reference
-    cdef Stretch stretch = stretch_of(problem, chunk_length(problem, chunk))
+    cdef Stretch stretch = stretch_of(problem, n)
     cdef Py_ssize_t k
     cdef unsigned int rows = vector_mask_bits(again) & ((<unsigned int>1 << group.rows) - 1)
     if rows == 0:
@@ -347,24 +347,19 @@ cdef void along_rest(
         again, rows_reduce(sums, group.rows, stretch.n, scratch.scale.few_digits), state.rest)
 
 
-cdef inline void tile_exchange(
-    const Group *group, const TileTerms *tile, Py_ssize_t n, const RowState *state,
-    const Scale *scale,
+cdef inline void tile_put(
+    real *tile, Py_ssize_t n, vector classes, vector numbers
 ) noexcept nogil:
-    """Put the label into the terms of a tile that leave it out, and leave out the maximum.
-
-    All terms are there, so there is but one chunk.
-    """
-    cdef vector zero = vector_set(0.0)
-    cdef vector label = classes_in_chunk(group.labels, 0)
-    cdef vector own = exponential(group.own_logit, state.reference, scale)
-    cdef vector number
-    cdef Py_ssize_t c
-    for c in range(n):
-        number = vector_set(<real>c)
-        vector_store(tile.terms + c * LANES, vector_select(
-            vector_equal(number, state.position), zero, vector_select(
-                vector_equal(number, label), own, vector_load(tile.terms + c * LANES))))
+    """Put a number in the place of a class of each row, if it is one of n."""
+    cdef real[16] place
+    cdef real[16] number
+    cdef Py_ssize_t c, k
+    vector_store(place, classes)
+    vector_store(number, numbers)
+    for k in range(LANES):
+        c = <Py_ssize_t>place[k]
+        if 0 <= c < n:
+            tile[c * LANES + k] = number[k]
 
 
 cdef void tile_compare(
@@ -375,30 +370,21 @@ cdef void tile_compare(
     cdef Py_ssize_t count = problem.scores.top_k
     cdef real *tile = scratch.kept + t * scratch.kept_stride
     cdef RowState *state = chunk_state(group, problem, t, chunk, scratch)
+    cdef real *terms = tile_terms(problem, tile, n)
+    cdef vector label = classes_in_chunk(group.labels, chunk)
     cdef mask again
-    cdef TileTerms terms
-    cdef Tile logits = tile_at(tile)
     own_logit_find(group, problem, &scratch.softcap)
-    state.position = tile_find(&logits, n, state.maximum)
-    state.below = double_double_from(tile_below(group, problem, chunk, tile))
-    terms.exponentials = NULL
-    terms.copied = NULL
-    terms_open(&terms, problem, t, tile, n, scratch)
-    again = set_rest(group, problem, chunk, state, &scratch.scale)
-    if any_lane(again) and not sums_by_run(problem):
-        tile_exchange(group, &terms, n, state, &scratch.scale)
-    elif any_lane(again):
-        terms.reference = state.reference
-        terms.logits = logits
-        terms.pivot = state.position
-        terms.pivot_logit = state.maximum
-        terms.ahead = Ahead(<const char *>tile, 0)
-        tiles_absorb_others(&terms, 1, n, &scratch.scale, &scratch.writers.output.lines)
+    tile_rank(group, problem, n, label, tile, state)
+    again = set_rest(group, n, label, state, &scratch.scale)
     if any_lane(again):
+        # The label, which they leave out, into the terms, and the maximum out of them.
+        tile_put(terms, n, label, exponential(
+            group.own_logit, state.reference, &scratch.scale))
+        tile_put(terms, n, state.position, vector_set(0.0))
         state.rest = double_double_select(
-            again, tile_total(&terms, n, scratch.scale.few_digits), state.rest)
+            again, tile_sums(terms, n, scratch.scale.few_digits), state.rest)
     if wants_entropy(problem):
-        tile_spread(group, problem, chunk, state, tile, tile_terms(problem, tile, n))
+        tile_spread(group, problem, chunk, state, tile, terms)
     if count > 0:
         if chunk == 0:
             tile_best_open(tile_best(problem, t, scratch), count)

@@ -886,7 +886,8 @@ cdef void tiles_exponentials(
         if in_place:
             terms[t].copied = sums_of_tile(problem, t, scratch).terms
         terms[t].exponentials = tile if keeps else NULL
-        if wants_entropy(problem):
+        if is_scored(problem.operation):
+            # The coefficients of the entropy; else the terms, of which there may be another sum.
             terms[t].exponentials = tile + n * LANES
         terms_open(terms + t, problem, t, tile, n, scratch)
         terms[t].ahead = tile_ahead(groups + t, problem, INPUT)

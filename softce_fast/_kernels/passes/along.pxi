@@ -1179,13 +1179,13 @@ cdef inline void row_emit(
 
 
 # A function for each kind of output, which has its registers to itself. Exponentials that are kept
-# need no arithmetic but the digits of the product.
+# need no arithmetic but the digits of the product. A field that is set to what it was compared with
+# is a constant to the compiler.
 
 
 cdef void emit_kept_dense(
     const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
 ) noexcept nogil:
-    # Constants, for the compiler.
     cdef RowOutput row = row_[0]
     row.source = REAL_KIND
     row.curved = False
@@ -1209,12 +1209,11 @@ cdef void emit_kept(
     const RowOutput *row_, Py_ssize_t n, const Scale *scale, char *to, Joints *joints
 ) noexcept nogil:
     cdef RowOutput row = row_[0]
-    row.source = REAL_KIND
-    row.curved = False
     if row.dense:
         emit_kept_dense(&row, n, scale, to, joints)
         return
-    row.dense = False
+    row.source = REAL_KIND
+    row.dense = row.curved = False
     if not scale.few_digits and row.stored == REAL_KIND:
         row.stored = REAL_KIND
         row_emit(&row, FROM_KEPT, n, scale, PLAIN, to, joints)
