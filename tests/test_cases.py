@@ -285,6 +285,12 @@ SIZES += [
     )
     for more in ({}, {"reduction": "sum"}, {"reduction": "none"}, {"z_loss": 0.1})
 ]
+# Sums of coefficients whose lower halves are subnormal, where multiply-adds are not fused.
+SIZES += [
+    ("f8", [[-1.2, 2.75, -0.3]], [[0, tiny, left]], {"weight": [1e203, 1e-267, 1e-267]})
+    for tiny in (1e-28, 1e-30, 1e-36)
+    for left in (0, tiny)
+]
 # Nothing is left of the gradient but what z_loss adds, far less than the class weighs.
 SIZES += [
     (

@@ -6,9 +6,12 @@
 # exactly. Only where |maximum| is so large that subtracting it is exact for every element that
 # matters is it subtracted: the row's `shift`.
 #
-# The coefficients come from tools/coefficients.py. Uses vector.pxd.
+# The coefficients come from tools/coefficients.py. Uses vector.pxd,
+# problem.pxd (exponent_of()).
 from libc.math cimport fma
+from libc.stdint cimport int64_t
 
+from .problem cimport exponent_of, two_to
 from .vector cimport *
 
 cdef extern from *:
@@ -20,6 +23,9 @@ cdef extern from *:
     #define TWO_TO_HEADROOM ((real)(sizeof(real) == 4 ? 0x1p48 : 0x1p400))
     #define TWO_TO_MINUS_HEADROOM (1 / TWO_TO_HEADROOM)
     #define TWO_TO_64 ((real)0x1p64)
+    /* It splits a number into halves: of a smaller one than the other, these may be subnormal. */
+    #define SPLITTER ((real)(sizeof(real) == 4 ? 4097 : 134217729))
+    #define LEAST_SPLIT (SMALLEST_NORMAL * SPLITTER * SPLITTER)
     /* log1p of a smaller ratio is that ratio. */
     #define TINY_RATIO ((real)(sizeof(real) == 4 ? 0x1p-26 : 0x1p-55))
     """
@@ -28,6 +34,8 @@ cdef extern from *:
     const real TWO_TO_HEADROOM
     const real TWO_TO_MINUS_HEADROOM
     const real TWO_TO_64
+    const real SPLITTER
+    const real LEAST_SPLIT
     const real TINY_RATIO
 
 
@@ -111,20 +119,24 @@ cdef inline vector double_double_rounded(DoubleDouble a) noexcept nogil:
 
 
 cdef inline vector multiply_error(vector a, vector b, vector product) noexcept nogil:
-    """a*b - product, where product is a*b rounded."""
-    cdef vector a_high, a_low, b_high, b_low, factor
+    """a*b - product, where product is a*b rounded; 0 where a or b is tiny and this is not known."""
+    cdef vector a_high, a_low, b_high, b_low, factor, least, error
     if HAS_FMA:
         return vector_fma(a, b, vector_subtract(vector_set(0.0), product))
-    factor = vector_set(4097.0 if sizeof(real) == 4 else 134217729.0)
+    factor = vector_set(SPLITTER)
     a_high = vector_multiply(factor, a)
     a_high = vector_subtract(a_high, vector_subtract(a_high, a))
     a_low = vector_subtract(a, a_high)
     b_high = vector_multiply(factor, b)
     b_high = vector_subtract(b_high, vector_subtract(b_high, b))
     b_low = vector_subtract(b, b_high)
-    return vector_fma(a_low, b_low, vector_add(vector_add(
+    error = vector_fma(a_low, b_low, vector_add(vector_add(
         vector_subtract(vector_multiply(a_high, b_high), product),
         vector_multiply(a_high, b_low)), vector_multiply(a_low, b_high)))
+    least = vector_select(
+        vector_greater(vector_absolute(a), vector_set(LEAST_SPLIT)), vector_set(LEAST_SPLIT),
+        vector_set(-NEGATIVE_INFINITY))
+    return vector_select(vector_greater(vector_absolute(b), least), error, vector_set(0.0))
 
 
 cdef inline DoubleDouble double_double_multiply(DoubleDouble a, vector b) noexcept nogil:
@@ -134,13 +146,10 @@ cdef inline DoubleDouble double_double_multiply(DoubleDouble a, vector b) noexce
 
 
 cdef inline vector product_rounded(DoubleDouble a, vector b) noexcept nogil:
-    """a * b, rounded once: also where multiply-adds are not fused, unless b is tiny."""
-    cdef vector result = vector_fma(b, a.high, vector_multiply(b, a.low))
+    """a * b, rounded once: also where multiply-adds are not fused, unless a or b is tiny."""
     if HAS_FMA:
-        return result
-    return vector_select(
-        vector_greater(vector_absolute(b), vector_set(SMALLEST_NORMAL * TWO_TO_64)),
-        double_double_rounded(double_double_multiply(a, b)), result)
+        return vector_fma(b, a.high, vector_multiply(b, a.low))
+    return double_double_rounded(double_double_multiply(a, b))
 
 
 cdef inline DoubleDouble double_double_product(DoubleDouble a, DoubleDouble b) noexcept nogil:
@@ -247,11 +256,16 @@ cdef inline double product_error(double a, double b) noexcept nogil:
     """Return a*b minus its rounded value (Dekker, where multiply-adds are not fused)."""
     if HAS_FMA:
         return fma(a, b, -(a * b))
+    # Of the same size, so that the halves of either are in range.
+    cdef int64_t shift = (exponent_of(b) - exponent_of(a)) >> 1
+    cdef double product = a * b
+    a *= two_to(shift)
+    b *= two_to(-shift)
     cdef double a_high = leading_bits(a, 26)
     cdef double b_high = leading_bits(b, 26)
     cdef double a_low = a - a_high
     cdef double b_low = b - b_high
-    return ((a_high * b_high - a * b) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
 cdef struct Split:
