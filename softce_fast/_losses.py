@@ -491,6 +491,8 @@ def _checked_sums(
 ) -> tuple[float, float]:
     """Return what the kernels found, or raise the error for the label that is no class."""
     if found is not None:
+        if power == 0:
+            return found
         with np.errstate(all="ignore"):  # a sum beyond float64 is inf or 0
             return float(np.ldexp(found[0], power)), found[1]
     assert call.labels is not None

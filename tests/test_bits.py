@@ -566,3 +566,20 @@ def test_avx2_and_avx512_agree(classes: int, dtype_name: str) -> None:
             with _dispatch.using(build):
                 found[build] = operation(logits, labels, -1)
         assert_same_bits(found["avx2"], found["avx512"], name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("classes", [1, 3, 64, 1000])
+def test_numbers_of_any_kind_are_the_same_option(dtype: str, classes: int) -> None:
+    """Calls with Python's own go a shorter way, if they are ordinary otherwise."""
+    x, labels = batch(classes, np.dtype(dtype), 0)
+    for value in (1e-9, 0.1, 1.0, 1e9):
+        options = {"label_smoothing": min(value, 1.0), "z_loss": value, "temperature": value}
+        for names in (*options, tuple(options)):
+            given = {name: options[name] for name in np.atleast_1d(names)}
+            short = sf.cross_entropy_with_grad(x, labels, **given)
+            numbers = {name: np.float64(value) for name, value in given.items()}
+            for result, expected in zip(
+                short, sf.cross_entropy_with_grad(x, labels, **numbers), strict=True
+            ):
+                assert_same_bits(result, expected, given)

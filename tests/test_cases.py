@@ -654,6 +654,18 @@ def test_class_weight_0_takes_out_a_label(dtype: np.dtype, odd: float) -> None:
         assert_ulp(loss[1:], right.loss, "loss", dtype)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("gap", [65519, 65520, 131008])
+@pytest.mark.filterwarnings("error")
+def test_a_loss_beyond_float16_is_infinite(gap: int, reduction: str) -> None:
+    logits = np.array([[-65504, gap - 65504]], np.float16)
+    right = float(logits[0, 1]) - float(logits[0, 0])
+    loss = sf.cross_entropy(logits, np.array([0]), reduction=reduction)
+    assert loss.dtype == np.float16
+    with np.errstate(over="ignore"):
+        assert loss == np.float16(right)
+
+
 def test_losses_near_the_largest_number(full_dtype: np.dtype) -> None:
     # The first class is so far above the others that its loss is lifted for weights to act on.
     largest = float(np.finfo(full_dtype).max) / 1e8

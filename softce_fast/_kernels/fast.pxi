@@ -8,6 +8,8 @@
 cdef enum:
     # Elements from which on a call need not be hurried; _fresh_outputs.py would keep larger ones.
     FAST_SIZE = 1048576
+    # What is rounded to no number of float16.
+    FLOAT16_INFINITE = 65520
 
 
 cdef inline bint is_small(x) noexcept:
@@ -32,6 +34,10 @@ cdef inline bint is_last_axis(axis) noexcept:
 
 cdef inline bint is_float(value, double expected) noexcept:
     return type(value) is float and PyFloat_AS_DOUBLE(value) == expected
+
+
+cdef inline bint is_between(value, double least, double most) noexcept:
+    return type(value) is float and least <= PyFloat_AS_DOUBLE(value) <= most
 
 
 cdef inline bint is_word(value, str expected) noexcept:
@@ -145,11 +151,16 @@ def cross_entropy_fast(
     cdef Call call
     if not (
         is_input(logits) and is_mean(logits, target, axis, ignore_index, reduction, empty)
-        and is_float(label_smoothing, 0.0) and is_float(z_loss, 0.0) and is_float(temperature, 1.0)
+        and (is_float(label_smoothing, 0.0) or is_between(label_smoothing, 1e-9, 1.0))
+        and (is_float(z_loss, 0.0) or is_between(z_loss, 1e-9, 1e9))
+        and is_between(temperature, 1e-9, 1e9)
         and (grad_out is None or takes_result(grad_out, <ndarray>logits))
     ):
         return None
-    fast_open(&call, CROSS_ENTROPY, logits)
+    fast_open(&call, CROSS_ENTROPY if label_smoothing == 0 else DENSE_CROSS_ENTROPY, logits)
+    call.problem.options.label_smoothing = label_smoothing
+    call.problem.options.z_loss = z_loss
+    call.problem.options.temperature = temperature
     call_array(&call, LABELS, target, True)
     if with_grad:
         if grad_out is None:
@@ -205,4 +216,6 @@ cdef object mean_loss(Call *call, ndarray values, ignore_index, threads_for):
         return PyArray_Scalar(&narrow, PyArray_DESCR(values), NULL)
     if kind == KIND_FLOAT64:
         return PyArray_Scalar(&loss, PyArray_DESCR(values), NULL)
+    if kind == KIND_FLOAT16 and fabs(loss) >= FLOAT16_INFINITE:
+        loss *= INFINITY    # NumPy would warn
     return (<object>PyArray_DESCR(values)).type(loss)
