@@ -94,7 +94,8 @@ cdef inline void row_numbers(
     bint alike,
 ) noexcept nogil:
     cdef const RowState *whole = &group.whole
-    cdef double inverse = 1 / problem.options.temperature
+    cdef double temperature = problem.options.temperature
+    cdef double inverse = 1 / temperature
     cdef double[16] own_logit
     cdef double[16] logit
     cdef double[16] lost
@@ -107,13 +108,13 @@ cdef inline void row_numbers(
     if not alike and problem.options.z_loss != 0:
         # Near 0 the logsumexp has the digits of what the others add to the largest.
         log_totals(
-            numbers.logsumexp, group.total, whole.reference, &scratch.scale,
-            problem.options.temperature)
+            numbers.logsumexp, group.total, whole.reference, &scratch.scale, temperature)
         confident = vector_mask_bits(vector_greater(group.own.high, whole.others.high))
         for k in range(LANES):
             if confident >> k & 1:
+                # Divided: the square of it has each of its roundings twice.
                 numbers.logsumexp[k] = (
-                    own_logit[k] * inverse + numbers.log_share[k] * numbers.lowering[k])
+                    own_logit[k] / temperature + numbers.log_share[k] * numbers.lowering[k])
         if leaves_out_label(problem.operation):
             logsumexps_near_zero(numbers, group, problem, scratch)
     if not is_dense(problem.operation):
