@@ -225,10 +225,18 @@ PLANTED = {
          "apart[k] = group.labels[k] != group.recipe.top[k]", "apart[k] = 1",
          "digits -k test_losses"),
     ),
+    f"{KERNELS}/fast.pxi": (
+        ("the short way leaves label smoothing out",
+         "call.problem.options.label_smoothing = label_smoothing",
+         "call.problem.options.label_smoothing = 0", "bits -k numbers_of_any"),
+    ),
     f"{KERNELS}/operations/scores.pxi": (
         ("the label is left out of the sum without the maximum",
          "tile_put(terms, n, label, exponential(",
          "tile_put(terms, n, vector_set(-1.0), exponential(", "scores -k test_digits"),
+        ("an equal logit before the label is never above it",
+         "vector_greater(split, number), own, above", "vector_greater(split, number), above, above",
+         "scores"),
     ),
     f"{KERNELS}/operations/shards.pxi": (
         ("the label stays in the sums of its shard",
