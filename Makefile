@@ -100,7 +100,7 @@ lint: $(STAMPS)/built $(STAMPS)/group-dev ## style, types, stubs; workflows
 	$(PY) -m ruff format --check .
 	PATH="$(VENV)/bin:$$PATH" cython-lint softce_fast
 	$(PY) -m mypy
-	$(PY) -m pyright
+	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) -m mypy.stubtest softce_fast._kernels.probe softce_fast._kernels.execute
 	$(VENV)/bin/zizmor --quiet --offline --pedantic .github
 
