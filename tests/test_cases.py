@@ -369,14 +369,33 @@ def test_sizes(dtype: str, logits: Any, target: Any, options: dict[str, Any]) ->
     check(dtype, logits, target, **options)
 
 
-def test_z_loss_squares_no_rounding_that_could_be_spared() -> None:
-    """Of some millions of rows these had the largest errors when logits were not divided."""
-    rows = [[-1.5707967288715305, 1.1208282242885867], [4.483649106604018, 1.8100709080534971]]
-    rows += [
-        [0.27746210151488027, -0.34914365904547847],
-        [2.2393499120219174, -0.47279406302038673],
-    ]
-    check("f8", rows, [1, 0, 0, 0], temperature=0.1, z_loss=0.5, reduction="none")
+# Temperature, z_loss, label smoothing, logits, target.
+SQUARES: list[tuple[float, float, float, list[float], Any]] = [
+    (0.1, 0.5, 0, [-1.5707967288715305, 1.1208282242885867], 1),
+    (0.1, 0.5, 0, [4.483649106604018, 1.8100709080534971], 0),
+    (0.1, 0.5, 0, [0.27746210151488027, -0.34914365904547847], 0),
+    (0.2, 0.1, 0, [3.147672113803054, 3.501098510846858, 0.986073940909596], 1),
+    (0.3, 0.1, 0, [-0.23398499535279382, -0.5297826012219989, 5.340501430158394], 2),
+    (0.3, 0.1, 0.1, [0.6345295883163549, 5.114566110819132, 1.6410393185431613], 1),
+    (0.3, 0.1, 0.5, [4.858401003135501, 3.465001721732615], 0),
+    (0.1, 0.1, 0.1, [1.690430975568313, -3.6928031991730794, 0.8197528996097606], 0),
+    (0.3, 0.1, 0, [5.045502879290693, 4.37258620415013],
+     [0.023215393323645316, 0.9767846066763547]),
+    (0.2, 0.1, 0, [-0.13239747160117646, 0.8529949653008824],
+     [0.0287135276342886, 0.9712864723657115]),
+    # Its gradient.
+    (0.3, 2.0, 0, [-0.5416552723400807, -0.5345787914543426],
+     [0.8389999651276855, 0.1610000348723146]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("temperature", "z_loss", "smoothing", "logits", "target"), SQUARES)
+def test_z_loss_squares_no_rounding_of_the_logsumexp(
+    temperature: float, z_loss: float, smoothing: float, logits: list[float], target: Any
+) -> None:
+    """Of some tens of millions of rows these had the largest errors, up to 5, when it did."""
+    check("f8", [logits], [target], temperature=temperature, z_loss=z_loss,
+          label_smoothing=smoothing, reduction="none")  # fmt: skip
 
 
 @pytest.mark.parametrize(

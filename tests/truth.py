@@ -328,6 +328,9 @@ def cross_entropy_with_options(
     of_z_loss = _times(2 * np.longdouble(z_loss) * probabilities, parts.log_total)
     gradient = entries.values + of_z_loss
     scale = np.maximum(np.maximum(np.abs(gradient), entries.scale), np.abs(of_z_loss))
+    if z_loss != 0 and (label_smoothing != 0 or np.asarray(target).dtype.kind not in "iu"):
+        # The coefficients are taken off the sum of the two products.
+        scale = np.maximum(scale, np.abs(probabilities * total + of_z_loss))
     factor = np.asarray(factor)[..., None]
     hessian = _times(factor, total * probabilities * complements / np.longdouble(temperature) ** 2)
     loss_doubt: Any = 0.0

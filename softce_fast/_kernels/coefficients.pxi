@@ -10,12 +10,6 @@ cdef enum:
     FARTHEST = 900
 
 
-cdef inline void sum_add(Sum *sum_, double x) noexcept nogil:
-    cdef double total = sum_.total + x
-    sum_.rest += sum_error(sum_.total, x, total)
-    sum_.total = total
-
-
 cdef inline double sum_of(const Sum *sum_) noexcept nogil:
     return sum_.total + sum_.rest if isfinite(sum_.total) else sum_.total
 
@@ -110,7 +104,7 @@ cdef void fill_chunk_sums(const Problem *problem, Sum *sums) noexcept nogil:
             sums[chunk].total = stop - chunk * length
             continue
         for c in range(chunk * length, stop):
-            sum_add(sums + chunk, coefficient(problem, c))
+            sum_extend(sums + chunk, coefficient(problem, c))
 
 
 cdef void fill_other_sums(Problem *problem, Sum *others) noexcept nogil:
@@ -121,9 +115,9 @@ cdef void fill_other_sums(Problem *problem, Sum *others) noexcept nogil:
     total.total = total.rest = 0
     for c in range(problem.layout.classes):
         others[c] = total
-        sum_add(&total, coefficient(problem, c))
+        sum_extend(&total, coefficient(problem, c))
     total.total = total.rest = 0
     for c in range(problem.layout.classes - 1, -1, -1):
-        sum_add(others + c, total.total)
+        sum_extend(others + c, total.total)
         others[c].rest += total.rest
-        sum_add(&total, coefficient(problem, c))
+        sum_extend(&total, coefficient(problem, c))

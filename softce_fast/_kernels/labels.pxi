@@ -81,14 +81,14 @@ cdef inline void lanes_add(
         block[head + n + k] = 0
     for i in range(0, head + n, 8):
         for k in range(8):
-            sum_add(&sums.lane[k], block[i + k])
+            sum_extend(&sums.lane[k], block[i + k])
 
 
 cdef inline double lanes_sum(const LaneSums *sums) noexcept nogil:
     cdef Sum total = sums.lane[0]
     cdef Py_ssize_t k
     for k in range(1, 8):
-        sum_add(&total, sums.lane[k].total)
+        sum_extend(&total, sums.lane[k].total)
         total.rest += sums.lane[k].rest
     return sum_of(&total)
 
@@ -203,7 +203,7 @@ cdef double scan_rows(
     share_out_tasks(scan_task, tasks, scan, n_threads, NULL, 0, False)
     total.total = total.rest = 0
     for task in range(tasks):
-        sum_add(&total, scan.sums[task])
+        sum_extend(&total, scan.sums[task])
         bad[0] |= scan.bad[task]
     memory_give(scan.sums)
     return sum_of(&total)

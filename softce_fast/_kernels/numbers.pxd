@@ -11,7 +11,7 @@
 from libc.math cimport fma
 from libc.stdint cimport int64_t
 
-from .problem cimport exponent_of, two_to
+from .problem cimport Sum, exponent_of, sum_error, sum_extend, two_to
 from .vector cimport *
 
 cdef extern from *:
@@ -268,6 +268,29 @@ cdef inline double product_error(double a, double b) noexcept nogil:
     return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
+cdef inline double number_or_nothing(double x) noexcept nogil:
+    """What an infinite product or quotient misses is no number, or an infinite one."""
+    return x if x - x == 0 else 0
+
+
+cdef inline Sum sum_product(Sum a, Sum b) noexcept nogil:
+    cdef Sum product
+    product.total = a.total * b.total
+    product.rest = number_or_nothing(
+        product_error(a.total, b.total) + (a.total * b.rest + a.rest * b.total))
+    return product
+
+
+cdef inline Sum quotient_and_sum(double a, double divisor, double b) noexcept nogil:
+    """a / divisor + b; of float32 numbers, float64 has all digits that are of use."""
+    cdef double quotient = a / divisor
+    cdef Sum result = Sum(quotient + b, 0)
+    if sizeof(real) == 8:
+        result.rest = number_or_nothing(sum_error(quotient, b, result.total) + (1 / divisor) * (
+            (a - quotient * divisor) - product_error(quotient, divisor)))
+    return result
+
+
 cdef struct Split:
     # exp(x/T) = (1 + r*p) * power, relative to the reference
     vector power
@@ -454,9 +477,10 @@ cdef inline vector log_total(
 
 
 cdef inline void log_totals(
-    double *to, DoubleDouble total, Reference reference, const Scale *scale, double temperature
+    double *to, double *lost, DoubleDouble total, Reference reference, const Scale *scale,
+    double temperature,
 ) noexcept nogil:
-    """log_total() in float64, whatever is computed in: with more digits than float32 has."""
+    """log_total() with more digits than what is computed in."""
     cdef vector down = vector_set(TWO_TO_MINUS_HEADROOM)
     cdef LogParts parts = log_parts(
         vector_multiply(total.high, down), vector_multiply(total.low, down),
@@ -466,6 +490,8 @@ cdef inline void log_totals(
     cdef real[16] f
     cdef real[16] small
     cdef real[16] rounded
+    cdef Sum sum_
+    cdef bint is_finite
     cdef Py_ssize_t i
     vector_store(rounded, log_total(total, reference, scale))
     vector_store(shift, reference.shift)
@@ -473,10 +499,17 @@ cdef inline void log_totals(
     vector_store(f, parts.f)
     vector_store(small, parts.small)
     for i in range(LANES):
-        to[i] = shift[i] / temperature + (
-            k[i] * 0.693147180559945309417 + (<double>f[i] - <double>small[i]))
-        if sizeof(real) == 8 or to[i] - to[i] != 0:
-            to[i] = rounded[i]
+        sum_ = quotient_and_sum(shift[i], temperature, k[i] * 0.693147180559945286)
+        if sizeof(real) == 8:
+            sum_.rest += product_error(k[i], 0.693147180559945286) + (
+                k[i] * 2.31904681384629956e-17)
+            sum_extend(&sum_, f[i])
+            sum_extend(&sum_, -small[i])
+        else:
+            sum_.total += <double>f[i] - <double>small[i]
+        is_finite = sum_.total - sum_.total == 0
+        to[i] = sum_.total if is_finite else rounded[i]
+        lost[i] = sum_.rest if is_finite else 0
 
 
 cdef struct LogRatio:

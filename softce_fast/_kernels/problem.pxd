@@ -387,6 +387,12 @@ cdef inline double sum_error(double a, double b, double total) noexcept nogil:
     return (a - (total - kept)) + (b - kept)
 
 
+cdef inline void sum_extend(Sum *sum_, double x) noexcept nogil:
+    cdef double total = sum_.total + x
+    sum_.rest += sum_error(sum_.total, x, total)
+    sum_.total = total
+
+
 cdef inline double even_share(const Problem *problem, int64_t classes) noexcept nogil:
     """What label smoothing gives to each of so many classes, times its weight."""
     return problem.options.label_smoothing / <double>max(<int64_t>1, classes)

@@ -83,7 +83,8 @@ cdef struct RowNumbers:
     # Of each row of a group, in float64.
     double[16] log_share     # log(total / own), times 2**HEADROOM where it is tiny,
     double[16] lowering      # and what takes that back
-    double[16] logsumexp     # where it is asked for
+    double[16] logsumexp     # where it is asked for,
+    double[16] lost          # and what that misses
     double[16] coefficients  # the sum of them,
     double[16] spread        # and that of coefficient * (maximum - x) / T, both without the label's
     double[16] gap           # (maximum - x) / T at the label
@@ -95,11 +96,11 @@ cdef inline void row_numbers(
 ) noexcept nogil:
     cdef const RowState *whole = &group.whole
     cdef double temperature = problem.options.temperature
-    cdef double inverse = 1 / temperature
     cdef double[16] own_logit
     cdef double[16] logit
     cdef double[16] lost
     cdef unsigned int confident
+    cdef Sum sum_
     cdef Py_ssize_t k
     cdef LogRatio ratio = log_ratio(
         whole.others, group.own, group.own_logit, whole.reference, &scratch.scale)
@@ -108,13 +109,14 @@ cdef inline void row_numbers(
     if not alike and problem.options.z_loss != 0:
         # Near 0 the logsumexp has the digits of what the others add to the largest.
         log_totals(
-            numbers.logsumexp, group.total, whole.reference, &scratch.scale, temperature)
+            numbers.logsumexp, numbers.lost, group.total, whole.reference, &scratch.scale,
+            temperature)
         confident = vector_mask_bits(vector_greater(group.own.high, whole.others.high))
         for k in range(LANES):
-            if confident >> k & 1:
-                # Divided: the square of it has each of its roundings twice.
-                numbers.logsumexp[k] = (
-                    own_logit[k] / temperature + numbers.log_share[k] * numbers.lowering[k])
+            sum_ = quotient_and_sum(
+                own_logit[k], temperature, numbers.log_share[k] * numbers.lowering[k])
+            numbers.logsumexp[k] = sum_.total if confident >> k & 1 else numbers.logsumexp[k]
+            numbers.lost[k] = sum_.rest if confident >> k & 1 else numbers.lost[k]
         if leaves_out_label(problem.operation):
             logsumexps_near_zero(numbers, group, problem, scratch)
     if not is_dense(problem.operation):
@@ -126,11 +128,11 @@ cdef inline void row_numbers(
         coefficient_sums(group, numbers.coefficients, lost)
     numbers_store(numbers.spread, group.whole.spread)
     for k in range(LANES):
-        numbers.spread[k] *= inverse
+        numbers.spread[k] /= temperature
     if has(problem, LABELS):
         numbers_store(logit, label_logits(group, problem, &scratch.softcap))
         for k in range(LANES):
-            numbers.gap[k] = (own_logit[k] / 2 - logit[k] / 2) * (2 * inverse)
+            numbers.gap[k] = (own_logit[k] / 2 - logit[k] / 2) / temperature * 2
 
 
 cdef void logsumexps_near_zero(
@@ -153,12 +155,15 @@ cdef void logsumexps_near_zero(
     cdef LogRatio ratio
     cdef unsigned int tiny
     cdef int64_t position
+    cdef Sum sum_
     cdef Py_ssize_t k
     for k in range(LANES):
         high[k] = low[k] = 1
         position = -1
-        if k >= group.rows or fabs(numbers.logsumexp[k]) > 1 or fabs(problem.options.z_loss) < (
-            fabs(group.weights.label[k]) if group.weights.given else 1
+        if (
+            k >= group.rows or fabs(numbers.logsumexp[k]) > 1
+            or fabs(problem.options.z_loss) < (
+                fabs(group.weights.label[k]) if group.weights.given else 1)
         ):
             rows &= ~(<unsigned int>1 << k)
         elif rows >> k & 1 and not problem.shard.given:
@@ -175,8 +180,11 @@ cdef void logsumexps_near_zero(
     numbers_store(maximum, whole.maximum)
     for k in range(LANES):
         if rows >> k & 1:
-            numbers.logsumexp[k] = maximum[k] / problem.options.temperature + (
+            sum_ = quotient_and_sum(
+                maximum[k], problem.options.temperature,
                 rest[k] * TWO_TO_MINUS_HEADROOM if tiny >> k & 1 else rest[k])
+            numbers.logsumexp[k] = sum_.total
+            numbers.lost[k] = sum_.rest
 
 
 cdef inline void coefficient_sums(
@@ -206,6 +214,7 @@ cdef inline void finish_loss_of_parts(
     cdef double[16] rest
     cdef double[16] weight
     cdef double of_row
+    cdef Sum part, logsumexp
     cdef Py_ssize_t k
     cdef RowNumbers numbers
     row_numbers(&numbers, group, problem, scratch, alike)
@@ -220,8 +229,13 @@ cdef inline void finish_loss_of_parts(
         dense_numbers_add(group, problem, &numbers, share, rest)
     if not alike and z_loss != 0:
         for k in range(LANES):
-            group.from_z[k] = 2 * z_loss * numbers.logsumexp[k]
-            rest[k] += z_loss * numbers.logsumexp[k] * numbers.logsumexp[k]
+            # The square has each rounding of the logsumexp twice, so there is to be none.
+            logsumexp = Sum(numbers.logsumexp[k], numbers.lost[k])
+            part = sum_product(Sum(z_loss, 0), logsumexp)
+            group.from_z[k] = 2 * part.total
+            group.from_z_lost[k] = 2 * part.rest
+            part = sum_product(part, logsumexp)
+            rest[k] += part.total + part.rest
     for k in range(LANES):
         of_row = 1 if alike else weight[k]
         group.result[k] = lifted_product(
@@ -276,11 +290,6 @@ cdef inline void rows_of_nothing(
 # ---- the gradient --------------------------------------------------------------------------------
 
 
-cdef inline double number_or_nothing(double x) noexcept nogil:
-    """What an infinite product or quotient misses is no number, or an infinite one."""
-    return x if x - x == 0 else 0
-
-
 cdef inline Scaled scaled_product(Scaled a, double b) noexcept nogil:
     cdef int power
     cdef Scaled result
@@ -328,7 +337,8 @@ cdef struct RowLanes:
     # What RowFactors are made of, row by row.
     double[16] target
     double[16] lost      # what that misses
-    double[16] rest
+    double[16] from_z
+    double[16] from_z_lost
     double[16] number
     double[16] missing
     double[16] coefficient
@@ -375,7 +385,8 @@ cdef inline void lane_set(RowLanes *lanes, Py_ssize_t k, Factor factor) noexcept
 cdef inline void lane_shift(RowLanes *lanes, Py_ssize_t k, int shift) noexcept nogil:
     lanes.target[k] = power_apply(lanes.target[k], shift)
     lanes.lost[k] = power_apply(lanes.lost[k], shift)
-    lanes.rest[k] = power_apply(lanes.rest[k], shift)
+    lanes.from_z[k] = power_apply(lanes.from_z[k], shift)
+    lanes.from_z_lost[k] = power_apply(lanes.from_z_lost[k], shift)
     lanes.coefficient[k] = power_apply(lanes.coefficient[k], shift)
 
 
@@ -401,21 +412,25 @@ cdef RowFactors factors_from(const RowLanes *lanes) noexcept nogil:
     cdef double[16] target
     cdef double[16] target_rest
     cdef double[16] rest
+    cdef double[16] rest_lost
     cdef double total, lost
     cdef Py_ssize_t k
     for k in range(LANES):
-        total = lanes.target[k] + lanes.rest[k]
-        lost = sum_error(lanes.target[k], lanes.rest[k], total) + lanes.lost[k]
+        total = lanes.target[k] + lanes.from_z[k]
+        lost = sum_error(lanes.target[k], lanes.from_z[k], total) + (
+            lanes.lost[k] + lanes.from_z_lost[k])
         whole[k] = lanes.number[k] * total
         whole_rest[k] = product_error(lanes.number[k], total) + (
             lanes.missing[k] * total + lanes.number[k] * lost)
         target[k] = lanes.number[k] * lanes.target[k]
         target_rest[k] = product_error(lanes.number[k], lanes.target[k]) + (
             lanes.missing[k] * lanes.target[k] + lanes.number[k] * lanes.lost[k])
-        rest[k] = lanes.number[k] * lanes.rest[k]
+        rest[k] = lanes.number[k] * lanes.from_z[k]
+        rest_lost[k] = product_error(lanes.number[k], lanes.from_z[k]) + (
+            lanes.missing[k] * lanes.from_z[k] + lanes.number[k] * lanes.from_z_lost[k])
     factors.whole = double_double_of(whole, whole_rest)
     factors.target = double_double_of(target, target_rest)
-    factors.rest = vector_from(rest)
+    factors.rest = double_double_of(rest, rest_lost)
     factors.coefficient = vector_from(lanes.coefficient)
     factors.lift = vector_from(lanes.lift)
     factors.power = vector_from(lanes.power)
@@ -447,7 +462,7 @@ cdef CommonFactors common_factors(
     for k in range(LANES):
         lanes.target[k] = 1 if has(problem, SECOND) else total.total
         lanes.lost[k] = 0 if has(problem, SECOND) else total.rest
-        lanes.rest[k] = 0
+        lanes.from_z[k] = lanes.from_z_lost[k] = 0
         lane_set(&lanes, k, factor)
     factors.of_all = scale
     factors.alike = factors_from(&lanes)
@@ -500,7 +515,7 @@ cdef RowFactors factors_by_sum(
     if vector_mask_bits(moderate) != (<unsigned int>1 << LANES) - 1:
         others = factors_of(group, problem, common.of_all, rounded)
         factors.whole = double_double_select(moderate, factors.whole, others.whole)
-        factors.rest = vector_select(moderate, factors.rest, others.rest)
+        factors.rest = double_double_select(moderate, factors.rest, others.rest)
         factors.coefficient = vector_select(moderate, factors.coefficient, others.coefficient)
         factors.lift = vector_select(moderate, factors.lift, others.lift)
         factors.power = vector_select(moderate, factors.power, others.power)
@@ -521,14 +536,16 @@ cdef RowFactors factors_of(
     cdef Py_ssize_t k
     for k in range(LANES):
         weight[k] = lanes.target[k] = 1
-        lanes.lost[k] = lanes.rest[k] = 0
+        lanes.lost[k] = lanes.from_z[k] = lanes.from_z_lost[k] = 0
     if group.weights.given:
         memcpy(weight, group.weights.sample, sizeof(weight))
         memcpy(lanes.target, group.weights.label, sizeof(weight))
         coefficients_scale(lanes.target, problem)
     if problem.options.z_loss != 0:
-        memcpy(lanes.rest, group.from_z, sizeof(weight))
-        coefficients_scale(lanes.rest, problem)
+        memcpy(lanes.from_z, group.from_z, sizeof(weight))
+        memcpy(lanes.from_z_lost, group.from_z_lost, sizeof(weight))
+        coefficients_scale(lanes.from_z, problem)
+        coefficients_scale(lanes.from_z_lost, problem)
         alone = rows_of_one_class(group, problem)
     if dense:
         coefficient_sums(group, sums, lanes.lost)
@@ -575,7 +592,7 @@ cdef inline void lane_set_for(
     """Set what multiplies row k, whatever the size of its numbers."""
     cdef int left
     cdef int power = needed_power(
-        max(fabs(lanes.target[k]), max(fabs(lanes.rest[k]), <double>dense)), &left)
+        max(fabs(lanes.target[k]), max(fabs(lanes.from_z[k]), <double>dense)), &left)
     lane_set(lanes, k, factor_for(scale, power, left, dense))
     if power != 0:
         lane_shift(lanes, k, -power)
@@ -602,7 +619,7 @@ cdef inline bint are_moderate(
     cdef Py_ssize_t k
     for k in range(LANES):
         size = fabs(weight[k])
-        total = max(fabs(lanes.target[k]), fabs(lanes.rest[k]))
+        total = max(fabs(lanes.target[k]), fabs(lanes.from_z[k]))
         moderate &= (least < size) & (size < most) | (size == 0)
         moderate &= (least < total) & (total < most) | (total == 0)
     return moderate != 0
@@ -621,7 +638,7 @@ cdef inline void lanes_set(
         mantissa = weight[k] * two_to(-power)
         number = scale.number * mantissa
         rest = product_error(scale.number, mantissa) + scale.rest * mantissa
-        needed = min(<int64_t>0, exponent_of(max(fabs(lanes.target[k]), fabs(lanes.rest[k]))))
+        needed = min(<int64_t>0, exponent_of(max(fabs(lanes.target[k]), fabs(lanes.from_z[k]))))
         needed = 0 if dense else needed
         shift = two_to(-needed)
         lanes.number[k] = (number + rest if rounded else number) * headroom
@@ -631,7 +648,8 @@ cdef inline void lanes_set(
         lanes.power[k] = two_to(power + needed + scale.power - HEADROOM)
         lanes.target[k] *= shift
         lanes.lost[k] *= shift
-        lanes.rest[k] *= shift
+        lanes.from_z[k] *= shift
+        lanes.from_z_lost[k] *= shift
 
 
 cdef inline DoubleDouble exact_total(
@@ -668,7 +686,7 @@ cdef inline void finish_gradient(
         finish_dense_gradient(group, problem, factors, total, scratch)
         return
     if problem.options.z_loss != 0:
-        recipe.at_label = own_gradient(group, problem, factors, total)
+        recipe.at_label = double_double_rounded(own_gradient(group, problem, factors, total))
     else:
         # Minus the share of the others: subtracting that of one from 1 would lose the digits.
         others = vector_subtract(
@@ -679,25 +697,28 @@ cdef inline void finish_gradient(
     unscale_few_digits(recipe, &scratch.scale)
 
 
-cdef inline vector share_of(DoubleDouble a, DoubleDouble b, DoubleDouble total) noexcept nogil:
+cdef inline DoubleDouble share_of(
+    DoubleDouble a, DoubleDouble b, DoubleDouble total
+) noexcept nogil:
     """a * b / total. The larger is divided: the quotient of a tiny one may leave the range."""
     cdef mask m = vector_greater(vector_absolute(a.high), vector_absolute(b.high))
-    return double_double_rounded(double_double_product(
+    return double_double_product(
         double_double_quotient(double_double_select(m, a, b), total),
-        double_double_select(m, b, a)))
+        double_double_select(m, b, a))
 
 
-cdef inline vector own_gradient(
+cdef inline DoubleDouble own_gradient(
     const Group *group, const Problem *problem, const RowFactors *factors, DoubleDouble total
 ) noexcept nogil:
     """Of the class that the sum leaves out, what its own coefficient has no part in:
 
     p times what z_loss adds, less 1 - p, the share of the others, times the sum of coefficients.
     """
-    cdef vector result = vector_set(0.0)
-    if problem.options.z_loss != 0:
-        result = share_of(group.own, double_double_from(factors.rest), total)
-    return vector_subtract(result, share_of(group.whole.others, factors.target, total))
+    cdef DoubleDouble others = double_double_scaled(
+        share_of(group.whole.others, factors.target, total), vector_set(-1.0))
+    if problem.options.z_loss == 0:
+        return others
+    return double_double_merge(share_of(group.own, factors.rest, total), others)
 
 
 cdef void finish_dense_gradient(
@@ -713,6 +734,7 @@ cdef void finish_dense_gradient(
     cdef unsigned int confident = vector_mask_bits(vector_greater(
         group.own.high, vector_add(group.whole.others.high, group.whole.others.low)))
     cdef DoubleDouble others = group.whole.other_coefficients
+    cdef DoubleDouble own = own_gradient(group, problem, factors, total)
     cdef const EvenTarget *even = &scratch.common.even
     cdef Py_ssize_t k
     for k in range(LANES):
@@ -723,10 +745,9 @@ cdef void finish_dense_gradient(
     elif has(problem, LABELS):
         others = other_coefficients_of_labels(group, problem)
         recipe.at_label = label_coefficients(group, problem)
-    recipe.at_top = vector_multiply(
-        vector_fma(factors.coefficient, others.high, vector_fma(
-            factors.coefficient, others.low, own_gradient(group, problem, factors, total))),
-        factors.power)
+    own.high = vector_fma(factors.coefficient, others.high, own.high)
+    own.low = vector_fma(factors.coefficient, others.low, own.low)
+    recipe.at_top = vector_multiply(double_double_rounded(own), factors.power)
 
 
 cdef inline vector label_coefficients(const Group *group, const Problem *problem) noexcept nogil:

@@ -983,14 +983,6 @@ cdef inline void dense_reduce(
         state.other_coefficients = chunk_coefficients(problem, chunk)
 
 
-cdef inline Sum sum_product(Sum a, Sum b) noexcept nogil:
-    cdef Sum product
-    product.total = a.total * b.total
-    product.rest = number_or_nothing(
-        product_error(a.total, b.total) + (a.total * b.rest + a.rest * b.total))
-    return product
-
-
 cdef inline DoubleDouble chunk_coefficients(
     const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:

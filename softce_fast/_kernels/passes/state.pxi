@@ -56,7 +56,7 @@ cdef struct RowFactors:
     # divided by it: the row's weight times
     DoubleDouble whole   # the sum of its coefficients and what z_loss adds,
     DoubleDouble target  # the sum of its coefficients,
-    vector rest          # what z_loss adds,
+    DoubleDouble rest    # what z_loss adds,
     vector coefficient   # 1
     vector lift          # what totals are to be multiplied by: 1 but for the largest weights
     vector power         # a power of two, so that none of these leaves the range
@@ -124,7 +124,8 @@ cdef struct Group:
     vector own_logit           # what is left out of the sum,
     DoubleDouble own           # its exponential
     DoubleDouble total         # and the sum with it
-    double[16] from_z          # 2 * z_loss * logsumexp
+    double[16] from_z          # 2 * z_loss * logsumexp,
+    double[16] from_z_lost     # and what that misses
     double[16] result
     Recipe recipe
 
