@@ -457,17 +457,24 @@ def extreme_powers(
     rows = class_power, sample_power
     sums = class_power + of_class, sample_power + excess - of_class
     overflows = excess and weight is not None and sample_weight is not None
-    if not overflows and max(map(abs, sums)) < _EXTREME:
+    # The kernels take subnormal numbers for 0.
+    vanish = min(class_power - class_range, sample_power - sample_range) < _LEAST
+    if not overflows and not vanish and max(map(abs, sums)) < _EXTREME:
         return (0, 0), (0, 0)
     return rows, sums
 
 
-# Binary exponents of weights: from which on they count as extreme, and the most of what is left.
+# Binary exponents of weights: from which on they count as extreme, the most of what is left, and
+# those of the smallest and the largest numbers.
 _EXTREME, _FAR = 100, 900
+_LEAST, _MOST = np.finfo(np.float64).minexp + 1, np.finfo(np.float64).maxexp
 
 
 def _exponents(weight: Array | None) -> tuple[int, int]:
-    """Return the middle of the weights' binary exponents, and how far they are from it."""
+    """Return the middle of the weights' binary exponents, and how far they are from it.
+
+    Less that power the largest is in range: the middle is higher where not all can be.
+    """
     if weight is None or weight.size == 0:
         return 0, 0
     with np.errstate(invalid="ignore"):  # a NaN of any payload
@@ -482,7 +489,7 @@ def _exponents(weight: Array | None) -> tuple[int, int]:
     if least == np.inf:
         return 0, 0
     low, high = (math.frexp(x)[1] for x in (least, most))
-    middle = (low + high) // 2
+    middle = max((low + high) // 2, high - _MOST + 1)
     return middle, high - middle
 
 

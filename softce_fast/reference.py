@@ -596,14 +596,17 @@ def loss_gradient_and_hessian(
         probs = exponentials / total
         missing = np.where(probs > 0.5, (others + (top - 1)) / total, 1 - probs)
         _, _, factors = _coefficients(task)
+        counts = factors != 0
         factors = factors * (scale / call.temperature / call.temperature)
         if task.sample_weight is not None:
+            counts = counts & (task.sample_weight != 0)[..., None]
             factors = factors * task.sample_weight[..., None]
         if call.reduction == "mean":
             factors = factors / _divisor(task)
-        hessian = product(factors, probs * missing)
+        # However little a row counts for.
+        hessian = np.where(counts, factors * (probs * missing), 0)
         if floor is not None:
-            hessian = np.where(factors != 0, np.maximum(hessian, floor), hessian)
+            hessian = np.where(counts, np.maximum(hessian, floor), hessian)
         if task.allowed is not None:
             hessian = np.where(task.allowed, hessian, 0)
         hessian[task.taken_out()] = 0

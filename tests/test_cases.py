@@ -139,6 +139,15 @@ SIZES += [
     for target in ([1, 0], [3, 3], [3, 1])
     for more in ({}, {"label_smoothing": 0.1}, {"reduction": "sum"}, {"reduction": "none"})
 ]
+# Weights of both kinds that lie far apart: a row's product is in range, those between may not be.
+SIZES += [
+    ("f8", [[1, 2], [3, 0], [3, 1], [40, 0]], target,
+     {"weight": weight, "sample_weight": sample_weight, "reduction": "none"} | more)
+    for target in ([0, 1, 0, 0], [[1, 0.0], [0, 1], [0.5, 0.5], [1, 0]])
+    for weight in ([1e250, 1e-250], [1e300, 1e-200], [1e-300, 1.0])
+    for sample_weight in ([1, 1e300, 1e-300, 1e-250], [1e-5, 1, 1e-250, 1e300])
+    for more in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.1})
+]  # fmt: skip
 # A tiny logarithm beside a large weight.
 SIZES += [
     ("f8", [[gap, 0]] * 2, [0, 0], {name: [1e250, 1e-250], "reduction": "none"})
@@ -387,6 +396,33 @@ SQUARES: list[tuple[float, float, float, list[float], Any]] = [
     (0.3, 2.0, 0, [-0.5416552723400807, -0.5345787914543426],
      [0.8389999651276855, 0.1610000348723146]),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("option", ["sample_weight", "weight"])
+@pytest.mark.parametrize("smallest", [1e-319, -5e-324])
+def test_subnormal_weights_beside_huge_ones(smallest: float, option: str, reduction: str) -> None:
+    """However small it is, a row that counts has its infinite loss, and its Hessian a floor."""
+    options: dict[str, Any] = {option: np.array([1e298, smallest]), "reduction": reduction}
+    logits = np.array([[1.0, 2], [0, -INF]])
+    loss, _, hessian = sf.cross_entropy_with_grad_and_hessian(
+        logits, [0, 1], hessian_floor=0.25, **options
+    )
+    assert (loss if reduction != "none" else loss[1]) == np.copysign(INF, smallest)
+    assert (hessian[1] == 0.25).all()
+
+
+@pytest.mark.parametrize("sample_weight", [[1, 1e300, 1e-300], [1e-5, 1, 1e-250]])
+@pytest.mark.parametrize("weight", [[1e250, 1e-250], [1e300, 1e-200], [1e-300, 1.0]])
+def test_likelihoods_of_weights_far_apart(
+    isa: str, weight: list[float], sample_weight: list[float]
+) -> None:
+    log_probs = np.array([[-1.5, -2], [-3, -1e-10], [-0.25, -1]])
+    right = -np.array([-1.5, -1e-10, -0.25], np.longdouble) * np.array(sample_weight)
+    right *= np.array(weight, np.longdouble)[[0, 1, 0]]
+    options: dict[str, Any] = {"weight": weight, "sample_weight": sample_weight}
+    loss = sf.nll_loss(log_probs, [0, 1, 0], reduction="none", **options)
+    assert_ulp(loss, right, "loss", np.dtype("f8"))
 
 
 @pytest.mark.parametrize(("temperature", "z_loss", "smoothing", "logits", "target"), SQUARES)

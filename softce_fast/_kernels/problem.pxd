@@ -403,6 +403,11 @@ cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
     return problem.options.label_smoothing != 0 and problem.arrays[<int>MASK].data != NULL
 
 
+cdef inline int result_power(const Problem *problem) noexcept nogil:
+    """The power of two that each row's loss is multiplied by; a sum of them is in the end."""
+    return problem.options.power if has(problem, RESULT) else 0
+
+
 cdef inline bint weighs_alike(const Problem *problem) noexcept nogil:
     """Whether no row has a weight: what multiplies its gradient follows from its target alone."""
     return (

@@ -54,9 +54,6 @@ cdef inline void group_results(
             memcpy(results, group.result, group.rows * sizeof(double))
     if not has(problem, RESULT):
         return
-    if problem.options.power != 0:
-        for k in range(LANES):
-            group.result[k] = power_apply(group.result[k], problem.options.power)
     group_write(group, problem, RESULT, group.result)
 
 

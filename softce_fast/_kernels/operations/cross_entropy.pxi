@@ -79,6 +79,42 @@ cdef inline double lifted_product(
     ) * (1 if at_once else lowering)
 
 
+cdef inline bint parts_are_moderate(
+    const double *weight, const double *share, const double *rest
+) noexcept nogil:
+    """Whether no product of these leaves the range where the loss does not."""
+    cdef double most = two_to(300)
+    cdef double least = two_to(-300)
+    # Without branches, for the sake of vectors.
+    cdef int64_t moderate = 1
+    cdef double a, b
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        a = fabs(weight[k])
+        b = fabs(share[k])
+        moderate &= (least < a) & (a < most) | (a == 0)
+        moderate &= (least < b) & (b < most) | (b == 0)
+        moderate &= fabs(rest[k]) < most
+    return moderate != 0
+
+
+cdef double sum_of_parts(
+    double weight, double share, double log_share, double lowering, double rest, int power
+) noexcept nogil:
+    """A loss times 2**power, which leaves the range only where that does."""
+    cdef int of_weight, of_share, of_logarithm, of_lowering, of_rest
+    weight = power_split(weight, &of_weight)
+    share = power_split(share, &of_share)
+    log_share = power_split(log_share, &of_logarithm)
+    power_split(lowering, &of_lowering)
+    rest = power_split(rest, &of_rest)
+    power += of_weight
+    return power_apply(
+        number_or_zero(weight, number_or_zero(share, log_share)),
+        power + of_share + of_logarithm + of_lowering,
+    ) + power_apply(number_or_zero(weight, rest), power + of_rest)
+
+
 cdef struct RowNumbers:
     # Of each row of a group, in float64.
     double[16] log_share     # log(total / own), times 2**HEADROOM where it is tiny,
@@ -209,6 +245,7 @@ cdef inline void finish_loss_of_parts(
 ) noexcept nogil:
     """The loss, of the sums of its parts; `alike`, a constant here: rows have no weights."""
     cdef double z_loss = problem.options.z_loss
+    cdef int power = result_power(problem)
     # The sum of the coefficients, which log_share is multiplied by, and all that is added.
     cdef double[16] share
     cdef double[16] rest
@@ -236,6 +273,11 @@ cdef inline void finish_loss_of_parts(
             group.from_z_lost[k] = 2 * part.rest
             part = sum_product(part, logsumexp)
             rest[k] += part.total + part.rest
+    if not alike and (power != 0 or not parts_are_moderate(weight, share, rest)):
+        for k in range(LANES):
+            group.result[k] = sum_of_parts(
+                weight[k], share[k], numbers.log_share[k], numbers.lowering[k], rest[k], power)
+        return
     for k in range(LANES):
         of_row = 1 if alike else weight[k]
         group.result[k] = lifted_product(

@@ -6,8 +6,8 @@
 # A coefficient of 0 takes its term out, whatever the logarithm is. Weights have any size: products
 # are made and added up in double.
 #
-# Uses pairs.pxi, state.pxi, along.pxi (row_vector(), row_store()), tasks.pxi (group_results()),
-# numbers.pxd.
+# Uses pairs.pxi, state.pxi, cross_entropy.pxi (sum_of_parts()), along.pxi (row_vector(),
+# row_store()), tasks.pxi (group_results()), numbers.pxd.
 
 # ---- class probabilities -------------------------------------------------------------------------
 
@@ -209,9 +209,9 @@ cdef void label_losses_group(Group *group, const Problem *problem) noexcept nogi
         if group.ignored >> k & 1:
             group.result[k] = 0
         elif group.weights.given:
-            # One by one: the product of both may be 0 where neither is, and the loss infinite.
-            group.result[k] *= group.weights.label[k]
-            group.result[k] *= group.weights.sample[k]
+            group.result[k] = sum_of_parts(
+                group.weights.sample[k], group.weights.label[k], group.result[k], 1, 0,
+                result_power(problem))
 
 
 cdef void label_losses_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:

@@ -171,7 +171,7 @@ cdef inline void pair_results(
     cdef Py_ssize_t k
     if problem.operation == PROBABILITY_LOSS:
         for k in range(group.rows):
-            group.result[k] = likelihood_loss(group, k)
+            group.result[k] = power_apply(likelihood_loss(group, k), result_power(problem))
         group_results(group, problem, results)
 
 
