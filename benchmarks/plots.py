@@ -29,6 +29,7 @@ LINES: dict[str, dict[str, Any]] = {
     "matrix products": {"color": "k", "linestyle": ":"},
 }
 PLAIN_WAY = "plain"  # what other ways of ways.py are compared with
+BESIDE = "beside a busy process"  # a time of ways.py and waiting.py
 
 Document = dict[str, Any]
 Entry = dict[str, Any]
@@ -72,11 +73,11 @@ def name_rows(axis: Any, names: Iterable[str]) -> None:
     axis.set_ylim(len(names) - 0.4, -0.6)
 
 
-def horizontal_bars(axis: Any, title: str, bars: dict[str, tuple[float, str]]) -> None:
+def horizontal_bars(axis: Any, title: str, bars: dict[str, float]) -> None:
     """Bars from 0, ours in blue, each with its number."""
     colors = [OURS if name == "softce_fast" else OTHERS for name in bars]
-    values, texts = zip(*bars.values(), strict=True)
-    drawn = axis.barh(range(len(bars)), values, color=colors, height=0.72)
+    drawn = axis.barh(range(len(bars)), list(bars.values()), color=colors, height=0.72)
+    texts = [f"{value:.1f}" if value else "none" for value in bars.values()]
     axis.bar_label(drawn, texts, padding=3, fontsize=8)
     name_rows(axis, bars)
     axis.grid(visible=False, axis="y")
@@ -102,7 +103,7 @@ def speed(document: Document, path: Path) -> Path:
     for axis, (operation, shape, title) in zip(axes, SPEED_PANELS, strict=True):
         times = times_by_title(cases[operation, shape])
         milliseconds = {name: 1e3 * times[name] for name in sorted(times, key=times.__getitem__)}
-        horizontal_bars(axis, title, {n: (t, f"{t:.1f}") for n, t in milliseconds.items()})
+        horizontal_bars(axis, title, milliseconds)
         axis.set_xlim(0, 1.13 * max(milliseconds.values()))
         axis.set_xlabel("milliseconds (lower is better)")
     return save(figure, path)
@@ -112,17 +113,16 @@ def right_digits(ulp: float | None) -> float:
     """Decimal digits that are right, of a float32 that is so many units in the last place off."""
     if ulp is None:
         return 0.0
-    return min(max(FLOAT32_DIGITS - math.log10(max(2 * ulp, 1)), 0.0), FLOAT32_DIGITS)
+    return max(FLOAT32_DIGITS - math.log10(max(2 * ulp, 1)), 0.0)
 
 
 def accuracy(document: Document, path: Path) -> Path:
     """Right digits of the worst result by library, a panel for each function."""
-    bars: dict[str, dict[str, tuple[float, str]]] = {}
+    bars: dict[str, dict[str, float]] = {}
     for entry in document["results"]:
         if entry["dtype"] == "float32":
-            digits = right_digits(entry["ulp"])
-            text = f"{digits:.1f}" if digits else "none"
-            bars.setdefault(entry["function"], {})[TITLES[entry["implementation"]]] = digits, text
+            of_function = bars.setdefault(entry["function"], {})
+            of_function[TITLES[entry["implementation"]]] = right_digits(entry["ulp"])
     title = (
         f"Decimal digits that are right in the worst of all results, of the {FLOAT32_DIGITS:.1f} "
         "that a float32 has; inputs include rows whose label is almost certain"
@@ -166,16 +166,24 @@ def linear(document: Document, path: Path) -> Path:
     return save(figure, path)
 
 
-def way_ratio(cell: Entry) -> float:
-    """Times the plain call's time; where there is none, the peer's."""
-    seconds = cell["seconds"]
-    return float(seconds["way"] / seconds.get(PLAIN_WAY, seconds.get("peer", math.nan)))
+def way_ratios(document: Document) -> pd.DataFrame:
+    """The cells of ways.py with the way's time over the plain call's, or else over the peer's.
+
+    And the peer's time over the way's, and the way's beside a busy process over its own; NaN where
+    it was not measured.
+    """
+    cells = pd.DataFrame(document["cells"])
+    names = "way", PLAIN_WAY, "peer", BESIDE
+    way, plain, peer, beside = (
+        pd.Series([seconds.get(name, math.nan) for seconds in cells["seconds"]]) for name in names
+    )
+    cells = cells.assign(ratio=way / plain.fillna(peer), lead=peer / way, slowed=beside / way)
+    return cells.dropna(subset="ratio")
 
 
 def ways(document: Document, path: Path) -> Path:
     """A row a way, a mark a class count (the least favourable), the target as a line."""
-    frame = pd.DataFrame(document["cells"])
-    frame = frame.assign(ratio=frame.apply(way_ratio, axis=1)).dropna(subset="ratio")
+    frame = way_ratios(document)
     names, dtypes = list(frame["way"].unique()), list(frame["dtype"].unique())
     title = "Time over the plain call's, of the least favourable operation; target: line\n"
     size = 3 + 3 * len(dtypes), 0.3 * len(names) + 1.6

@@ -9,10 +9,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
-import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +24,7 @@ import machine
 import plots
 from machine import ratio_text, time_text
 from peers import TITLES
+from plots import BESIDE
 from shapes import COLUMNS, OPERATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +34,7 @@ PRODUCTS = "matrix products"  # of linear.py: those that no way can do without
 NO_OPTION = "no option"  # the call of options.py that others are compared with
 PLANNED = "as planned"  # the same of ablation.py
 LEAST_GAIN = 1.05  # times as fast from which on it counts as one
-BESIDE, MOST_BESIDE = "beside a busy process", 3  # times its time on a quiet machine
+MOST_BESIDE = 3  # times its time on a quiet machine
 
 Document = dict[str, Any]
 Entry = dict[str, Any]
@@ -50,7 +49,6 @@ T = TypeVar("T")
 def listed(function: Callable[[Document], Iterable[Row]]) -> Rows:
     """A table of the rows that a function gives; columns without anything are left out."""
 
-    @functools.wraps(function)
     def table(document: Document) -> pd.DataFrame:
         found = pd.DataFrame(function(document)).fillna("")
         return found.loc[:, (found != "").any()]
@@ -63,12 +61,13 @@ def crossed(*titles: str) -> Callable[[Callable[[Document], Iterable[tuple[str, 
 
     def table_of(function: Callable[[Document], Iterable[tuple[str, ...]]]) -> Rows:
         @listed
-        def table(document: Document) -> Iterator[Row]:
+        def table(document: Document) -> Iterable[Row]:
+            columns = [title.format_map(document) for title in titles]
             rows: dict[tuple[str, ...], Row] = {}
             for *names, column, text in function(document):
-                rows.setdefault(tuple(names), {}).setdefault(column, text)
-            named = [title.format_map(document) for title in titles]
-            return (dict(zip(named, key, strict=True)) | row for key, row in rows.items())
+                row = rows.setdefault(tuple(names), dict(zip(columns, names, strict=True)))
+                row.setdefault(column, text)
+            return rows.values()
 
         return table
 
@@ -105,11 +104,10 @@ def condense(raw: Document) -> Document:
         entry = cases.setdefault(benchmark["group"], {**info, "seconds": {}})
         entry["seconds"][name] = {title: stats[key] for title, key in kept.items()}
     for entry in cases.values():
-        seconds = {name: found["median"] for name, found in entry["seconds"].items()}
-        if ours := seconds.get("softce_fast"):
-            entry["gigabytes_per_second"] = entry["minimum_bytes"] / ours * 1e-9
-            if "textbook" in seconds:
-                entry["ratio"] = seconds["textbook"] / ours
+        if ours := entry["seconds"].get("softce_fast"):
+            entry["gigabytes_per_second"] = entry["minimum_bytes"] / ours["median"] * 1e-9
+            if textbook := entry["seconds"].get("textbook"):
+                entry["ratio"] = textbook["median"] / ours["median"]
     return {**machine.describe(), "cases": list(cases.values())}
 
 
@@ -181,27 +179,20 @@ def beside_peer(entry: Entry) -> str:
 @crossed("{dtype}: best peer's time over ours")
 def peers_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Operation by column, for one dtype: the least of the ratios, and who that is."""
-    operations, columns = list(OPERATIONS), list(COLUMNS)
-
-    def place(entry: Entry) -> tuple[int, int, float]:
-        operation, column = operations.index(entry["operation"]), columns.index(entry["column"])
-        return operation, column, entry["ratio"]
-
-    for entry in sorted(document["cases"], key=place):
-        yield title_of(entry), COLUMNS[entry["column"]], beside_peer(entry)
+    cases = sorted(document["cases"], key=lambda entry: entry["ratio"])
+    for operation, column in itertools.product(OPERATIONS, COLUMNS):
+        for entry in cases:
+            if (entry["operation"], entry["column"]) == (operation, column):
+                yield title_of(entry), COLUMNS[column], beside_peer(entry)
 
 
-@listed
-def halves_rows(document: Document) -> Iterator[Row]:
+@crossed("half types", "shape", "dtype")
+def halves_rows(document: Document) -> Iterator[tuple[str, ...]]:
     for entry in raced(document):
         if "ratio_to_float32" in entry:
-            yield {
-                "half types": title_of(entry),
-                "shape": entry["shape"],
-                "dtype": entry["dtype"],
-                "own float32's time over ours": ratio_text(entry["ratio_to_float32"]),
-                "best peer's time over ours": beside_peer(entry),
-            }
+            names = title_of(entry), entry["shape"], entry["dtype"]
+            yield *names, "own float32's time over ours", ratio_text(entry["ratio_to_float32"])
+            yield *names, "best peer's time over ours", beside_peer(entry)
 
 
 def peers_markdown(document: Document) -> str:
@@ -218,29 +209,25 @@ def peers_markdown(document: Document) -> str:
 
 @crossed("float32: time, and textbook NumPy's over it")
 def textbook_rows(document: Document) -> Iterator[tuple[str, ...]]:
-    """Shape by operation: our time and how many times as long textbook NumPy takes."""
     for entry in raced(document, "float32"):
         text = f"{seconds_text(entry, 'softce_fast')}, {ratio_text(entry['ratio'])}x"
         yield entry["shape"], title_of(entry), text
 
 
 # What the README's one table shows: rows and classes, and operations.
-README_SHAPES = {
-    "1x10": "1 x 10", "32x1000": "32 x 1,000", "1000000x10": "1,000,000 x 10",
-    "16384x1000": "16,384 x 1,000", "128x131072": "128 x 131,072",
-}  # fmt: skip
+README_SHAPES = ("1x10", "32x1000", "1000000x10", "16384x1000", "128x131072")
 README_OPERATIONS = ("softmax_fresh", "cross_entropy", "cross_entropy_with_grad_fresh")
 
 
 @crossed("float32, rows x classes")
 def readme_rows(document: Document) -> Iterator[tuple[str, ...]]:
-    """Some shapes by some operations: textbook NumPy's time, and ours."""
     found = {(e["shape"], e["operation"]): e for e in raced(document, "float32")}
     for shape, operation in itertools.product(README_SHAPES, README_OPERATIONS):
         if entry := found.get((shape, operation)):
             times = f"{seconds_text(entry, 'textbook')} → {seconds_text(entry, 'softce_fast')}"
-            text = f"{ratio_text(entry['ratio'])}x ({times})"
-            yield README_SHAPES[shape], operation.removesuffix("_fresh"), text
+            name = " x ".join(f"{int(length):,}" for length in shape.split("x"))
+            ratio = f"{ratio_text(entry['ratio'])}x ({times})"
+            yield name, operation.removesuffix("_fresh"), ratio
 
 
 # --------------------------------------------------------------------------------- the other tables
@@ -254,7 +241,6 @@ def ulp_text(ulp: float | None) -> str:
 
 @crossed("largest error in ULP", "dtype", "promised")
 def accuracy_rows(document: Document) -> Iterator[tuple[str, ...]]:
-    """Largest error by function and dtype, a column per implementation."""
     for entry in document["results"]:
         promised = f"{document['targets'][entry['function']]:g}"
         title, error = TITLES[entry["implementation"]], ulp_text(entry["ulp"])
@@ -263,7 +249,6 @@ def accuracy_rows(document: Document) -> Iterator[tuple[str, ...]]:
 
 @crossed("largest error in ULP", "target, options")
 def targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
-    """Largest error by result and kind of target, a column per dtype and build."""
     for entry in document["results"]:
         build = f"{entry['dtype']}, {entry['isa']}"
         yield entry["result"], entry["kind"], build, ulp_text(entry["ulp"])
@@ -271,19 +256,15 @@ def targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
 
 @crossed("float32: times as fast as on one thread", "shape")
 def threads_rows(document: Document) -> Iterator[tuple[str, ...]]:
-    """Shape by number of threads: how many times faster than on one."""
     for point in document["points"]:
         if (count := point["threads"]) > 1 and count & (count - 1) == 0:
-            title, shape = (
-                OPERATIONS[point["function"]].title,
-                f"{point['rows']}x{point['classes']}",
-            )
-            yield title, shape, f"{count} threads", ratio_text(point["speedup"])
+            shape = f"{point['rows']}x{point['classes']}"
+            speedup = ratio_text(point["speedup"])
+            yield OPERATIONS[point["function"]].title, shape, f"{count} threads", speedup
 
 
 @listed
 def digits_rows(document: Document) -> Iterator[Row]:
-    """Loss and accuracy of both trainings, and the time in loss and gradient."""
     for name, result in document["results"].items():
         yield {
             "on the digits": TITLES[name],
@@ -318,7 +299,6 @@ def options_rows(document: Document) -> Iterator[tuple[str, ...]]:
 
 @crossed("float32: softmax, out=, mean time", "")
 def waiting_rows(document: Document) -> Iterator[tuple[str, ...]]:
-    """Shape and situation by the threads that a call may use."""
     for cell in document["cells"]:
         for name, seconds in cell["seconds"].items():
             yield cell["shape"], cell["situation"], name, time_text(seconds)
@@ -326,7 +306,6 @@ def waiting_rows(document: Document) -> Iterator[tuple[str, ...]]:
 
 @crossed("{rows} rows, {classes} classes: time, products' over it", "way")
 def linear_rows(document: Document) -> Iterator[tuple[str, ...]]:
-    """Task and way by number of features."""
     seconds = {(e["task"], e["features"], e["way"]): e["seconds"] for e in document["times"]}
     for (task, features, way), taken in seconds.items():
         text = f"{time_text(taken)}, {seconds[task, features, PRODUCTS] / taken:.2f}"
@@ -354,7 +333,6 @@ def linear_markdown(document: Document) -> str:
 
 @listed
 def adapters_rows(document: Document) -> Iterator[Row]:
-    """What is done in a library: both times, and how many times as fast."""
     for cell in document["cells"]:
         ours, other = cell["seconds"]["softce_fast"], cell["seconds"]["other"]
         verdict = ", nothing gained" if other / ours < LEAST_GAIN else ""
@@ -367,41 +345,27 @@ def adapters_rows(document: Document) -> Iterator[Row]:
         }
 
 
-def over_way(cells: list[Entry], name: str) -> list[float]:
-    """Those times over the way's, where they were measured."""
-    found = [cell["seconds"] for cell in cells]
-    return [seconds[name] / seconds["way"] for seconds in found if name in seconds]
-
-
-def way_reached(cell: Entry) -> bool:
-    lead, slowed = min(over_way([cell], "peer"), default=math.inf), over_way([cell], BESIDE)
-    return (
-        plots.way_ratio(cell) <= cell["target"]
-        and lead >= cell["ahead"]
-        and max(slowed, default=0) <= MOST_BESIDE
-    )
-
-
 @listed
 def ways_rows(document: Document) -> Iterator[Row]:
     """Way and dtype by class count: the least favourable of operations and sizes."""
-    groups: dict[tuple[str, str], list[Entry]] = {}
-    for cell in document["cells"]:
-        if not math.isnan(plots.way_ratio(cell)):
-            groups.setdefault((cell["way"], cell["dtype"]), []).append(cell)
-    for (way, dtype), found in groups.items():
-        target = min(cell["target"] for cell in found)
-        row = {"time over that of the plain call": way, "dtype": dtype, "target": f"{target:g}"}
-        for classes in sorted({cell["classes"] for cell in document["cells"]}):
-            of_count = (cell for cell in found if cell["classes"] == classes)
-            worst = max(of_count, key=plots.way_ratio, default=None)
-            text = f"{ratio_text(plots.way_ratio(worst))} {worst['operation']}" if worst else ""
-            row[f"{classes} classes"] = text
-        leads, slowed = (over_way(found, name) for name in ("peer", BESIDE))
-        row["least of the peer's times over ours"] = ratio_text(min(leads)) if leads else ""
-        row[f"{BESIDE}, over its own time"] = ratio_text(max(slowed)) if slowed else ""
-        row["reached"] = f"{sum(map(way_reached, found))} of {len(found)}"
-        yield row
+    cells = plots.way_ratios(document)
+    for (way, dtype), found in cells.groupby(["way", "dtype"], sort=False):
+        target = f"{found['target'].min():g}"
+        row = {"time over that of the plain call": way, "dtype": dtype, "target": target}
+        for classes in sorted(cells["classes"].unique()):
+            worst = found[found["classes"] == classes].nlargest(1, "ratio")
+            texts = (f"{ratio_text(cell.ratio)} {cell.operation}" for cell in worst.itertuples())
+            row[f"{classes} classes"] = "".join(texts)
+        lead, slowed = found["lead"].dropna(), found["slowed"].dropna()
+        row["least of the peer's times over ours"] = ratio_text(lead.min()) if len(lead) else ""
+        row[f"{BESIDE}, over its own time"] = ratio_text(slowed.max()) if len(slowed) else ""
+        # What was not measured (NaN) counts as reached.
+        missed = (
+            (found["ratio"] > found["target"])
+            | (found["lead"] < found["ahead"])
+            | (found["slowed"] > MOST_BESIDE)
+        )
+        yield {**row, "reached": f"{sum(~missed)} of {len(found)}"}
 
 
 def ways_page_rows(document: Document) -> pd.DataFrame:
@@ -413,8 +377,6 @@ def ways_page_rows(document: Document) -> pd.DataFrame:
 
 
 class Table(NamedTuple):
-    """How a kind of document is shown."""
-
     rows: Rows
     left: int = 2  # columns that are set to the left
     note: str = ""  # for a page
@@ -474,9 +436,8 @@ def show(document: Document, directory: Path) -> None:
         print(f"saved {PICTURES[kind](document, directory / f'{kind}.png')}")
 
 
-def finish(kind: str, path: Path, document: Document) -> None:
+def finish(path: Path, document: Document) -> None:
     """Write results down, where a report is made from them later, and show them."""
-    document = {"kind": kind, **document}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"saved {path}")
@@ -500,7 +461,7 @@ def run(
         parser.add_argument(name, **settings)
     options = parser.parse_args()
     content = measure(options)
-    finish(kind, options.json, {**machine.describe(packages), **content})
+    finish(options.json, {"kind": kind, **machine.describe(packages), **content})
 
 
 # An option of some benchmarks, and what it says of the name of a case.
@@ -517,9 +478,9 @@ def chosen(options: argparse.Namespace, cases: Mapping[str, T]) -> list[T]:
 def between_markers(text: str, name: str, content: str) -> str:
     """The text with what stands between the markers of that name replaced."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found_begin, rest = text.partition(begin)
+    before, _, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
-    if not found_begin or not found_end:
+    if not found_end:
         raise ValueError(f"the file has no {begin} ... {end}")
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
@@ -555,7 +516,7 @@ def main() -> None:
     for file in options.files:
         document = json.loads(file.read_text())
         if options.command == "speed":
-            finish("speed", file.with_name("speed.json"), condense(document))
+            finish(file.with_name("speed.json"), {"kind": "speed", **condense(document)})
         else:
             show(document, file.parent)
 

@@ -75,10 +75,10 @@ def block(way: str, call: timing.Call, pause: float, seconds: float) -> timing.B
 
 
 def calls(rows: int, classes: int) -> tuple[timing.Call, timing.Call]:
-    """Return softmax of logits, and the matrix product that makes these with it."""
+    """Softmax of logits, and the matrix product that makes these with it."""
     generator = np.random.default_rng(0)
-    sizes = (rows, FEATURES), (classes, FEATURES)
-    hidden, matrix = (generator.standard_normal(size, dtype=np.float32) for size in sizes)
+    hidden = generator.standard_normal((rows, FEATURES), dtype=np.float32)
+    matrix = generator.standard_normal((classes, FEATURES), dtype=np.float32)
     logits = hidden @ matrix.T
     softmax = partial(softce_fast.softmax, logits, out=np.ones_like(logits))
 

@@ -28,8 +28,7 @@ import report
 import softce_fast
 import timing
 import waiting
-from plots import PLAIN_WAY
-from report import BESIDE
+from plots import BESIDE, PLAIN_WAY
 from shapes import HALF_DTYPES, ITEM_SIZES, Array
 from softce_fast import sharded
 from timing import Call
@@ -72,7 +71,7 @@ WITH_TARGET = ("cross_entropy", "cross_entropy_with_grad")
 MASKED = ("softmax", "log_softmax", "logsumexp", *WITH_TARGET)
 
 
-# --------------------------------------------------------------------------------- arguments
+Move = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -115,103 +114,81 @@ class Arguments:
         return cls(function, batch, target, options)
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        return OPERATIONS[self.function].inputs
-
-    @property
-    def output(self) -> str:
-        return OPERATIONS[self.function].output
+    def operation(self) -> Operation:
+        return OPERATIONS[self.function]
 
     @property
     def x(self) -> Array:
         """The first input."""
-        return self.batch[self.inputs[0]]
+        return self.batch[self.operation.inputs[0]]
 
-    def first(self, rows: int) -> Arguments:
-        """Those of so many rows."""
-        return replace(
-            self,
-            batch={name: array[:rows] for name, array in self.batch.items()},
-            rows={name: array[:rows] for name, array in self.rows.items()},
-        )
+    def each(self, change: Move, of_rows: Move) -> Arguments:
+        """With the arrays changed: those of the batch, and those of rows."""
+        batch = {name: change(array) for name, array in self.batch.items()}
+        rows = {name: of_rows(array) for name, array in self.rows.items()}
+        return replace(self, batch=batch, rows=rows)
 
     def having(self, **options: Any) -> Arguments:
         return replace(self, options=self.options | options)
 
-    def as_inputs(self, change: Callable[[Array], Array]) -> Arguments:
-        """With other inputs and the same output."""
-        changed = {name: change(self.batch[name]) for name in self.inputs}
-        return replace(self, batch=self.batch | changed)
-
     def call(self) -> Call:
         if self.shards > 1:
-            return partial(through_states, self, cut(self))
-        name = OPERATIONS[self.function].more if self.more else self.function
+            return through_states(self)
+        name = self.operation.more if self.more else self.function
         return partial(getattr(softce_fast, name), **self.batch, **self.rows, **self.options)
 
 
-Shard = tuple[int, dict[str, Any]]  # its first class, and its part of the batch
-
-
-def cut(arguments: Arguments) -> list[Shard]:
-    """Shares of the classes, each in arrays of its own."""
-    cuts = np.linspace(0, arguments.x.shape[1], arguments.shards + 1).astype(int)
-    return [
-        (start, {name: array[:, start:stop].copy() for name, array in arguments.batch.items()})
-        for start, stop in itertools.pairwise(cuts.tolist())
-    ]
-
-
-def through_states(arguments: Arguments, shards: list[Shard]) -> None:
-    """The call by softce_fast.sharded, one shard after the other."""
-    name = arguments.function
+def through_states(arguments: Arguments) -> Call:
+    """The call by softce_fast.sharded: shares of the classes, in arrays of their own, in turn."""
+    name, output = arguments.function, arguments.operation.output
     rows: dict[str, Any] = arguments.rows
-    states = sharded.merge(
-        *(
-            sharded.row_states(batch[arguments.inputs[0]], **rows, class_offset=start)
-            for start, batch in shards
-        )
-    )
     reduction = arguments.options.get("reduction", "mean")
-    if arguments.output == "out":
-        for _, batch in shards:
-            getattr(sharded, name)(batch["x"], states, out=batch["out"])
-    elif name == "logsumexp":
-        sharded.logsumexp(states)
-    else:
-        sharded.cross_entropy(states, reduction=reduction)
-    if arguments.output == "grad_out":
-        for start, batch in shards:
-            sharded.cross_entropy_grad(
-                **batch, **rows, states=states, class_offset=start, reduction=reduction
-            )
+    cuts = np.linspace(0, arguments.x.shape[1], arguments.shards + 1).astype(int).tolist()
+    shards: list[tuple[int, dict[str, Any]]] = [
+        (start, {name: array[:, start:stop].copy() for name, array in arguments.batch.items()})
+        for start, stop in itertools.pairwise(cuts)
+    ]
+    inputs = arguments.operation.inputs[0]
 
+    def call() -> None:
+        of_shards = (
+            sharded.row_states(batch[inputs], class_offset=start, **rows) for start, batch in shards
+        )
+        states = sharded.merge(*of_shards)
+        if output == "out":
+            for _, batch in shards:
+                getattr(sharded, name)(batch["x"], states, out=batch["out"])
+        elif name == "logsumexp":
+            sharded.logsumexp(states)
+        else:
+            sharded.cross_entropy(states, reduction=reduction)
+        if output == "grad_out":
+            for start, batch in shards:
+                sharded.cross_entropy_grad(
+                    **batch, **rows, states=states, class_offset=start, reduction=reduction
+                )
 
-# -------------------------------------------------------------------------------------- ways
+    return call
+
 
 Change = Callable[[Arguments], Arguments]
 
 
-def moved(plain: Arguments, axis: int, move: Callable[[Array], Array], *inner: int) -> Arguments:
+def moved(plain: Arguments, axis: int, move: Move, *inner: int) -> Arguments:
     """With the class axis elsewhere, and rows in groups of `inner`."""
-    batch = {name: np.ascontiguousarray(move(array)) for name, array in plain.batch.items()}
-    rows = {name: array.reshape(-1, *inner) for name, array in plain.rows.items()}
-    options = plain.options | ({"axis": axis} if "axis" in plain.options else {})
-    return replace(plain, batch=batch, rows=rows, options=options)
+    found = plain.each(
+        lambda array: np.ascontiguousarray(move(array)), lambda array: array.reshape(-1, *inner)
+    )
+    return found.having(axis=axis) if "axis" in plain.options else found
 
 
-def first(plain: Arguments) -> Arguments:
-    """Classes in front."""
-    return moved(plain, 0, lambda array: array.T)
-
-
-def middle(inner: int) -> Change:
+def middle(plain: Arguments, inner: int) -> Arguments:
     """Classes in the middle, `inner` rows beside one another behind them."""
 
     def move(array: Array) -> Array:
         return array.reshape(-1, inner, array.shape[-1]).transpose(0, 2, 1)
 
-    return lambda plain: moved(plain, 1, move, inner)
+    return moved(plain, 1, move, inner)
 
 
 def spaced(array: Array, part: slice, length: int) -> Array:
@@ -221,18 +198,9 @@ def spaced(array: Array, part: slice, length: int) -> Array:
     return memory[:, part]
 
 
-def gaps(plain: Arguments) -> Arguments:
-    classes = plain.x.shape[1]
-    length = classes + max(1, classes // 8)
-    return plain.as_inputs(lambda array: spaced(array, slice(classes), length))
-
-
-def reversed_classes(plain: Arguments) -> Arguments:
-    return plain.as_inputs(lambda array: array[:, ::-1].copy()[:, ::-1])
-
-
-def every_second(plain: Arguments) -> Arguments:
-    return plain.as_inputs(lambda array: spaced(array, slice(None, None, 2), 2 * array.shape[1]))
+def gaps(array: Array) -> Array:
+    classes = array.shape[1]
+    return spaced(array, slice(classes), classes + max(1, classes // 8))
 
 
 def class_mask(plain: Arguments) -> Array:
@@ -245,63 +213,56 @@ def of_all(plain: Arguments) -> Arguments:
     return plain.having(where=mask | class_mask(plain))
 
 
-def of_classes(plain: Arguments) -> Arguments:
-    return plain.having(where=class_mask(plain))
-
-
 def own_dtype(plain: Arguments) -> Arguments:
     return plain.having(dtype=plain.x.dtype)
 
 
 def wider(plain: Arguments) -> Arguments:
     dtype = np.dtype(np.float32 if plain.x.itemsize == 2 else np.float64)
-    outputs = {plain.output: np.ones_like(plain.x, dtype=dtype)} if plain.output else {}
+    output = plain.operation.output
+    outputs = {output: np.ones_like(plain.x, dtype=dtype)} if output else {}
     return replace(plain.having(dtype=dtype), batch=plain.batch | outputs)
 
 
-def integers(dtype: str) -> Change:
+def integers(plain: Arguments, dtype: str) -> Arguments:
     """Logits of integers, results of what was plain."""
-
-    def change(plain: Arguments) -> Arguments:
-        values = (plain.x.astype(np.float32) * 4 + 32).clip(0, 127).astype(dtype)
-        return replace(own_dtype(plain), batch=plain.batch | {plain.inputs[0]: values})
-
-    return change
+    values = (plain.x.astype(np.float32) * 4 + 32).clip(0, 127).astype(dtype)
+    return replace(own_dtype(plain), batch=plain.batch | {plain.operation.inputs[0]: values})
 
 
-def byte_order(plain: Arguments) -> Arguments:
-    return plain.as_inputs(lambda array: array.astype(array.dtype.newbyteorder()))
+def weights(plain: Arguments, each: bool) -> Arguments:
+    b: Array = np.ones_like(plain.x if each else plain.x[0])
+    b[..., ::2] = 0.5
+    return plain.having(b=b)
 
 
-def weights(each: bool) -> Change:
-    def change(plain: Arguments) -> Arguments:
-        b: Array = np.ones_like(plain.x if each else plain.x[0])
-        b[..., ::2] = 0.5
-        return plain.having(b=b)
-
-    return change
-
-
-def probabilities(other_dtype: bool) -> Change:
-    def change(plain: Arguments) -> Arguments:
-        name = plain.x.dtype.name
-        dtype = ("float32" if name != "float32" else "float64") if other_dtype else name
-        target = softce_fast.softmax(plain.x[::-1], dtype="float32").astype(dtype, copy=False)
-        return replace(plain, batch=plain.batch | {"target": target}, rows={})
-
-    return change
-
-
-def shared_out(plain: Arguments) -> Arguments:
-    return replace(plain, shards=4)
-
-
-def scores(**options: Any) -> Change:
-    return lambda plain: replace(plain.having(**options), more=True)
+def probabilities(plain: Arguments, other_dtype: bool = False) -> Arguments:
+    name = plain.x.dtype.name
+    dtype = ("float32" if name != "float32" else "float64") if other_dtype else name
+    target = softce_fast.softmax(plain.x[::-1], dtype="float32").astype(dtype, copy=False)
+    return replace(plain, batch=plain.batch | {"target": target}, rows={})
 
 
 def hessian(plain: Arguments) -> Arguments:
     return replace(plain, more=True, batch=plain.batch | {"hessian_out": np.ones_like(plain.x)})
+
+
+def inputs_as(change: Move) -> Change:
+    """Other inputs and the same output."""
+
+    def changed(plain: Arguments) -> Arguments:
+        inputs = {name: change(plain.batch[name]) for name in plain.operation.inputs}
+        return replace(plain, batch=plain.batch | inputs)
+
+    return changed
+
+
+def having(**options: Any) -> Change:
+    return lambda plain: plain.having(**options)
+
+
+def scores(**options: Any) -> Change:
+    return lambda plain: replace(plain.having(**options), more=True)
 
 
 def as_it_is(plain: Arguments) -> Arguments:
@@ -320,50 +281,54 @@ class Way(NamedTuple):
     inner: int = 1  # rows come in groups of so many
     plain: Change | None = as_it_is  # what it is compared with; None: PyTorch alone
 
-    def most(self, classes: int) -> float:
-        return self.long_target if classes > 1000 and self.long_target else self.target
-
 
 WAYS = {
-    "class axis first": Way(1.5, first, ahead=1.5, long_target=2),
+    "class axis first": Way(
+        1.5, lambda plain: moved(plain, 0, np.transpose), ahead=1.5, long_target=2
+    ),
     **{
         f"class axis in the middle, inner {inner}": Way(
-            2 if inner < 16 else 1.5, middle(inner), ahead=1.5, long_target=2, inner=inner
+            2 if inner < 16 else 1.5, partial(middle, inner=inner), ahead=1.5, long_target=2,
+            inner=inner,
         )
         for inner in (2, 7, 16, 64, 100, 1000, 1024)
     },
-    "rows with gaps": Way(1.5, gaps),
-    "classes reversed": Way(2, reversed_classes),
-    "every second class": Way(3, every_second),
+    "rows with gaps": Way(1.5, inputs_as(gaps)),
+    "classes reversed": Way(2, inputs_as(lambda x: x[:, ::-1].copy()[:, ::-1])),
+    "every second class": Way(
+        3, inputs_as(lambda x: spaced(x, slice(None, None, 2), 2 * x.shape[1]))
+    ),
     "where= of all elements": Way(1.6, of_all, MASKED, ahead=1),
-    "where= of classes": Way(1.6, of_classes, MASKED, ahead=1),
+    "where= of classes": Way(
+        1.6, lambda plain: plain.having(where=class_mask(plain)), MASKED, ahead=1
+    ),
     "dtype= the input's own": Way(1.6, own_dtype, FORWARD),
     "half type to float32": Way(1.6, wider, FORWARD, dtypes=HALF_DTYPES),
     "float32 to float64": Way(2.5, wider, FORWARD, dtypes=("float32",)),
-    "int32": Way(1.6, integers("int32"), FORWARD, dtypes=("float32", "float64")),
-    "uint8": Way(1.6, integers("uint8"), FORWARD, dtypes=("float32", "float64")),
-    "other byte order": Way(1.6, byte_order, dtypes=("float16", "float32", "float64")),
-    "b= of all elements": Way(2, weights(True), ("logsumexp",)),
-    "b= of classes": Way(2, weights(False), ("logsumexp",)),
-    "return_sign=": Way(2, lambda plain: plain.having(return_sign=True), ("logsumexp",)),
+    **{
+        dtype: Way(1.6, partial(integers, dtype=dtype), FORWARD, dtypes=("float32", "float64"))
+        for dtype in ("int32", "uint8")
+    },
+    "other byte order": Way(
+        1.6, inputs_as(lambda x: x.astype(x.dtype.newbyteorder())),
+        dtypes=("float16", "float32", "float64"),
+    ),
+    "b= of all elements": Way(2, partial(weights, each=True), ("logsumexp",)),
+    "b= of classes": Way(2, partial(weights, each=False), ("logsumexp",)),
+    "return_sign=": Way(2, having(return_sign=True), ("logsumexp",)),
     "probabilities of another dtype": Way(
-        2, probabilities(True), WITH_TARGET, plain=probabilities(False)
+        2, partial(probabilities, other_dtype=True), WITH_TARGET, plain=probabilities
     ),
-    "class probabilities": Way(1.5, probabilities(False), ("cross_entropy_with_grad",)),
-    "label smoothing": Way(
-        1.3, lambda plain: plain.having(label_smoothing=0.1), ("cross_entropy_with_grad",)
-    ),
+    "class probabilities": Way(1.5, probabilities, ("cross_entropy_with_grad",)),
+    "label smoothing": Way(1.3, having(label_smoothing=0.1), ("cross_entropy_with_grad",)),
     "target_scores": Way(1.3, scores(), ("cross_entropy",)),
     "target_scores, entropy=True": Way(1.6, scores(entropy=True), ("cross_entropy",)),
     "target_scores, top_k=5": Way(2, scores(top_k=5), ("cross_entropy",)),
     "the Hessian, too": Way(1.5, hessian, ("cross_entropy_with_grad",)),
-    "softcap=": Way(1.5, lambda plain: plain.having(softcap=30.0), WITH_TARGET),
-    "classes in four shards": Way(1.2, shared_out, MASKED),
+    "softcap=": Way(1.5, having(softcap=30.0), WITH_TARGET),
+    "classes in four shards": Way(1.2, lambda plain: replace(plain, shards=4), MASKED),
     "losses of labels, over PyTorch": Way(1, as_it_is, LABEL_LOSSES, plain=None),
-}
-
-
-# ----------------------------------------------------------------------------------- PyTorch
+}  # fmt: skip
 
 
 def torch_call(arguments: Arguments) -> Call | None:
@@ -388,17 +353,12 @@ def _torch_call(arguments: Arguments) -> Call:
     axis, mask = options.get("axis", -1), options.get("where")
     excluded = None if mask is None else torch.from_numpy(~mask)
     dtype = getattr(torch, np.dtype(options["dtype"]).name) if "dtype" in options else None
-    x, functional = given[arguments.inputs[0]], torch.nn.functional
+    x, functional = given[arguments.operation.inputs[0]], torch.nn.functional
     out = given.get("out")
 
     def converted(x: Any) -> Any:
         x = x if excluded is None else x.masked_fill(excluded, -math.inf)
         return x if dtype is None else x.to(dtype)
-
-    def label_loss() -> Any:
-        if function == "nll_loss":
-            return functional.nll_loss(x, given["target"])
-        return -x.gather(1, given["target"][:, None]).log().mean()
 
     def loss(x: Any) -> Any:
         reduction, target = options.get("reduction", "mean"), given["target"]
@@ -418,9 +378,6 @@ def _torch_call(arguments: Arguments) -> Call:
         value = loss(leaf)
         return value, torch.autograd.grad(value, leaf)[0]
 
-    def backward() -> Any:
-        return getattr(torch, f"_{function}_data")(x, given["output"], axis, x.dtype)
-
     def normalized() -> Any:
         masked = x if excluded is None else converted(x)
         return getattr(torch, function)(masked, axis, dtype=dtype, out=out)
@@ -429,18 +386,21 @@ def _torch_call(arguments: Arguments) -> Call:
         "softmax": normalized,
         "log_softmax": normalized,
         "logsumexp": lambda: torch.logsumexp(converted(x), axis),
-        **dict.fromkeys(BACKWARD, backward),
-        **dict.fromkeys(LABEL_LOSSES, label_loss),
+        "softmax_backward": lambda: torch._softmax_backward_data(x, given["output"], axis, x.dtype),
+        "log_softmax_backward": lambda: torch._log_softmax_backward_data(
+            x, given["output"], axis, x.dtype
+        ),
+        "nll_loss": lambda: functional.nll_loss(x, given["target"]),
+        "cross_entropy_from_probs": lambda: -x.gather(1, given["target"][:, None]).log().mean(),
     }
-    return calls.get(function) or (with_gradient if arguments.output else partial(loss, x))
-
-
-# ---------------------------------------------------------------------------------- measuring
+    other = with_gradient if arguments.operation.output else partial(loss, x)
+    return calls.get(function, other)
 
 
 def calls(way: Way, arguments: Arguments) -> dict[str, Call]:
     """The plain call, the way, and PyTorch's, those that there are."""
-    arguments = arguments.first(len(arguments.x) // way.inner * way.inner)
+    rows = slice(len(arguments.x) // way.inner * way.inner)
+    arguments = arguments.each(lambda array: array[rows], lambda array: array[rows])
     changed = way.change(arguments)
     found = {"way": changed.call(), "peer": torch_call(changed)}
     if way.plain is not None:
@@ -454,8 +414,7 @@ def seconds(way: Way, arguments: Arguments, rounds: int, busy: bool) -> dict[str
     found = timing.medians(alternate(chosen))
     if busy:
         with waiting.busy_process():
-            beside = alternate({BESIDE: chosen["way"]})
-        found |= timing.medians(beside)
+            found |= timing.medians(alternate({BESIDE: chosen["way"]}))
     return found
 
 
@@ -483,10 +442,11 @@ def cells(options: Any) -> Iterator[dict[str, Any]]:
     plain = functools.lru_cache(maxsize=1)(Arguments.plain)  # ways of the same follow each other
     for operation, dtype, size, name in tqdm(sorted(wanted, key=lambda entry: entry[:3])):
         way, (rows, classes, megabytes) = WAYS[name], size
+        target = way.long_target if classes > 1000 and way.long_target else way.target
         arguments = plain(operation, rows, classes, dtype)
         yield {
             "way": name, "operation": operation, "dtype": dtype, "classes": classes,
-            "megabytes": megabytes, "target": way.most(classes), "ahead": way.ahead,
+            "megabytes": megabytes, "target": target, "ahead": way.ahead,
             "seconds": seconds(way, arguments, options.rounds, options.busy),
         }  # fmt: skip
 
