@@ -6,24 +6,17 @@ are measured at the larger of an entry's two terms, as they are promised.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from tqdm import tqdm
 
+import accuracy
 import report
 import softce_fast as sf
+from accuracy import AccuracyInput, truth
 from shapes import Array
 from softce_fast import _dispatch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-import truth
-from truth import AccuracyInput
 
 # Which target, and options whose values weights() may have to make.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,7 +36,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def weights(random: np.random.Generator, length: int) -> Array:
-    """Return weights of 1e-3 to 1e6, and zeros."""
+    """Of 1e-3 to 1e6, and zeros."""
     found = 10.0 ** random.uniform(-3, 6, length)
     found[random.random(length) < 0.2] = 0
     found[-1] = 0.7
@@ -51,7 +44,7 @@ def weights(random: np.random.Generator, length: int) -> Array:
 
 
 def call_for(kind: str, given: AccuracyInput) -> tuple[Array, dict[str, Any]]:
-    """Return target and options of a kind."""
+    """Target and options of a kind."""
     target_kind, options = KINDS[kind]
     random = np.random.default_rng(given.classes)
     lengths = {"classes": given.classes, "rows": len(given.logits)}
@@ -68,44 +61,29 @@ def call_for(kind: str, given: AccuracyInput) -> tuple[Array, dict[str, Any]]:
     return (target / target.sum(axis=1, keepdims=True)).astype(given.logits.dtype), options
 
 
-def errors(class_counts: tuple[int, ...], elements: int) -> Iterator[dict[str, Any]]:
-    """The largest error of each result, kind, dtype and build on each input."""
-    for dtype in ("float32", "float64") if truth.HAS_EXTENDED else ("float32",):
-        inputs = truth.accuracy_inputs(dtype, class_counts=class_counts, elements=elements)
-        for given in tqdm(list(inputs), desc=dtype, unit="input"):
-            for kind in KINDS:
-                target, options = call_for(kind, given)
-                options["reduction"] = "none"
-                right = truth.cross_entropy_with_options(given.logits, target, **options)
-                # A capped logit is rounded to the type that is computed in.
-                step = float(np.finfo(dtype).eps)
-                for isa in _dispatch.available():
-                    with _dispatch.using(isa):
-                        found = sf.cross_entropy_with_grad(given.logits, target, **options)
-                    for name, value, exact, scale, doubt in zip(
-                        ("loss", "gradient"), found, (right.loss, right.gradient),
-                        (0.0, right.gradient_scale), (right.loss_doubt, right.gradient_doubt),
-                        strict=True,
-                    ):  # fmt: skip
-                        error = truth.ulp_error(
-                            value, exact, dtype, floor=scale, doubt=step * doubt
-                        ).max()
-                        yield {
-                            "result": name, "kind": kind, "dtype": dtype, "isa": isa,
-                            "ulp": float(error), "input": given.kind, "classes": given.classes,
-                        }  # fmt: skip
+def errors(given: AccuracyInput, dtype: str) -> Iterator[dict[str, Any]]:
+    """The largest error of each result, kind and build."""
+    for kind in KINDS:
+        target, options = call_for(kind, given)
+        options["reduction"] = "none"
+        right = truth.cross_entropy_with_options(given.logits, target, **options)
+        # A capped logit is rounded to the type that is computed in.
+        step = float(np.finfo(dtype).eps)
+        of_results = {
+            "loss": (right.loss, 0.0, step * right.loss_doubt),
+            "gradient": (right.gradient, right.gradient_scale, step * right.gradient_doubt),
+        }
+        for isa in _dispatch.available():
+            with _dispatch.using(isa):
+                found = sf.cross_entropy_with_grad(given.logits, target, **options)
+            for (name, (exact, floor, doubt)), value in zip(of_results.items(), found, strict=True):
+                error = truth.ulp_error(value, exact, dtype, floor=floor, doubt=doubt).max()
+                yield {"result": name, "kind": kind, "dtype": dtype, "isa": isa, "ulp": error}
 
 
 def measure(options: Any) -> dict[str, Any]:
     class_counts = (2, 10) if options.quick else (2, 3, 10, 17, 100, 1000, 8193)
-    elements = 2**10 if options.quick else 2**14
-    found = pd.DataFrame(errors(class_counts, elements))
-    of_each = found.groupby(["result", "kind", "dtype", "isa"], sort=False)
-    return {
-        "class_counts": list(class_counts),
-        "elements_per_input": elements,
-        "results": found.loc[of_each["ulp"].idxmax()].to_dict("records"),
-    }
+    return accuracy.worst(errors, class_counts, 2**10 if options.quick else 2**14)
 
 
 if __name__ == "__main__":
