@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,7 +25,6 @@ from softce_fast._kernels import execute
 from timing import Call
 
 Fields = dict[str, Any]
-Shape = tuple[int, ...]
 
 BUILDS = ("avx512", "avx2")
 DTYPES = ("float32", "float64", "float16")
@@ -35,36 +34,25 @@ CLASSES = (3, 10, 16, 64, 128, 256, 1000, 32_768, 131_072)  # of 64 MB each
 OTHER_SHAPES = ((1, 2**22), (100, 30_000), (32, 1000), (100, 100))
 
 
-class Mechanism(NamedTuple):
-    """What a plan has where it is in use, and how to do without: the first way that is possible."""
-
-    used: Fields
-    without: tuple[Fields, ...]
-
-
 IN_A_ROW = 5  # calls after which a plan is that of one of many
 NOT_KEPT: Fields = {"keep": False, "keep_in_output": False}
-MECHANISMS = {
-    "across": Mechanism({"passes": "across"}, ({"passes": "along"},)),
-    "batches of tiles": Mechanism({"passes": "across"}, ({"batch": 1},)),
-    "rest along": Mechanism({"rest_along": True}, ({"rest_along": False},)),
-    "several rows at once": Mechanism({"passes": "along"}, ({"rows_at_once": 1},)),
-    "long rows shared out by chunks": Mechanism({"by_chunks": True}, ({"by_chunks": False},)),
-    "read in place": Mechanism({"gather": False}, ({"gather": True},)),
-    "few digits": Mechanism({"few_digits": True}, ({"few_digits": False},)),
-    "stores past the caches": Mechanism({"stream": True}, ({"stream": False},)),
-    "exponentials kept": Mechanism({"keep": True}, (NOT_KEPT,)),
+# What a plan has where it is in use, and how to do without: the first way that is possible.
+MECHANISMS: dict[str, tuple[Fields, ...]] = {
+    "across": ({"passes": "across"}, {"passes": "along"}),
+    "batches of tiles": ({"passes": "across"}, {"batch": 1}),
+    "rest along": ({"rest_along": True}, {"rest_along": False}),
+    "several rows at once": ({"passes": "along"}, {"rows_at_once": 1}),
+    "long rows shared out by chunks": ({"by_chunks": True}, {"by_chunks": False}),
+    "read in place": ({"gather": False}, {"gather": True}),
+    "few digits": ({"few_digits": True}, {"few_digits": False}),
+    "stores past the caches": ({"stream": True}, {"stream": False}),
+    "exponentials kept": ({"keep": True}, NOT_KEPT),
     # Else in memory of the thread's own; chunks have none, and can be written past the caches.
-    "kept in the output": Mechanism(
-        {"keep_in_output": True}, ({"keep_in_output": False}, {**NOT_KEPT, "stream": True})
+    "kept in the output": (
+        {"keep_in_output": True}, {"keep_in_output": False}, {**NOT_KEPT, "stream": True}
     ),
-    "fetching ahead": Mechanism({}, ({"ahead": 0},)),
-}
-
-
-def shapes(dtype: str) -> tuple[Shape, ...]:
-    size = 64 * MEBIBYTE // ITEM_SIZES[dtype]
-    return (*((size // classes, classes) for classes in CLASSES), *OTHER_SHAPES)
+    "fetching ahead": ({}, {"ahead": 0}),
+}  # fmt: skip
 
 
 def planned(call: Call, fields: Fields) -> Fields | None:
@@ -92,9 +80,9 @@ def ways(call: Call) -> dict[str, Call]:
     # A call by itself has another number of threads than one of many: all are to use as many.
     threads = {"threads": plan["threads"]}
     found: dict[str, Call] = {PLANNED: partial(forced, call, threads)}
-    for name, mechanism in MECHANISMS.items():
-        if mechanism.used.items() <= plan.items():
-            for fields in mechanism.without:
+    for name, (used, *without) in MECHANISMS.items():
+        if used.items() <= plan.items():
+            for fields in without:
                 other = planned(call, fields | threads)
                 if other not in (None, plan):
                     found[name] = partial(forced, call, fields | threads)
@@ -125,13 +113,14 @@ def cells(build: str, dtype: str, cases: Iterable[Case], rounds: int) -> Iterato
 
 
 def measure(options: Any) -> dict[str, Any]:
-    every = [
-        Case(operation, shape, dtype)
-        for dtype in DTYPES
-        for shape in shapes(dtype)
-        for operation in OPERATIONS
-    ]
-    cases = report.chosen(options, {case.identifier: case for case in every})
+    every = {}
+    for dtype in DTYPES:
+        size = 64 * MEBIBYTE // ITEM_SIZES[dtype]
+        shapes = *((size // classes, classes) for classes in CLASSES), *OTHER_SHAPES
+        for shape, operation in itertools.product(shapes, OPERATIONS):
+            case = Case(operation, shape, dtype)
+            every[case.identifier] = case
+    cases = report.chosen(options, every)
     found: list[Fields] = []
     for build in BUILDS:
         if build in _dispatch.available():

@@ -26,20 +26,16 @@ Pair = dict[str, Call]  # OURS and OTHER
 Cases = Iterator[tuple[str, Callable[[], Pair]]]
 
 
-def data(rows: int, classes: int) -> tuple[Any, Any]:
-    """Points around a center for each class."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(rows) % classes
-    points = generator.standard_normal((classes, 20))[labels]
-    return points + generator.standard_normal(points.shape), labels
-
-
 def fits(model: Any, rows: int, classes: int) -> Pair:
     from sklearn.base import clone
 
     import softce_fast.sklearn
 
-    points, labels = data(rows, classes)
+    # Points around a center for each class.
+    generator = np.random.default_rng(0)
+    labels = np.arange(rows) % classes
+    points = generator.standard_normal((classes, 20))[labels]
+    points += generator.standard_normal(points.shape)
 
     def fit(context: Callable[[], Any]) -> None:
         with context():
@@ -80,8 +76,10 @@ def steps(rows: int, classes: int) -> Pair:
         logits.grad = None
         loss(logits, target).backward()
 
-    ours, theirs = softce_fast.torch.cross_entropy, torch.nn.functional.cross_entropy
-    return {OURS: partial(step, ours), OTHER: partial(step, theirs)}
+    return {
+        OURS: partial(step, softce_fast.torch.cross_entropy),
+        OTHER: partial(step, torch.nn.functional.cross_entropy),
+    }
 
 
 def torch(quick: bool) -> Cases:
@@ -120,15 +118,10 @@ LIBRARIES = {"scikit-learn": sklearn, "PyTorch": torch, "Dask": dask}
 
 
 def measured(pair: Pair, rounds: int) -> dict[str, float]:
-    """Seconds of each call."""
     if max(timing.timed(call, 1) for call in pair.values()) < LONG:
         return timing.medians(timing.alternate(pair, rounds, seconds=0, least=1))
-    blocks = {name: partial(once, call) for name, call in pair.items()}
+    blocks = {name: lambda call=call: [timing.timed(call, 1)] for name, call in pair.items()}
     return timing.medians(timing.interleaved(blocks, rounds))
-
-
-def once(call: Call) -> timing.Block:
-    return [timing.timed(call, 1)]
 
 
 def measure(options: Any) -> dict[str, Any]:
@@ -136,14 +129,12 @@ def measure(options: Any) -> dict[str, Any]:
     for library, of_library in LIBRARIES.items():
         if importlib.util.find_spec(of_library.__name__):
             for what, pair in of_library(options.quick):
-                cases[f"{library}: {what}"] = library, what, pair
+                cases[f"{library}: {what}"] = {"library": library, "what": what}, pair
         else:
             print(f"{library} is not installed")
-    cells = []
-    for library, what, pair in tqdm(report.chosen(options, cases)):
-        seconds = measured(pair(), 1 if options.quick else 5)
-        cells.append({"library": library, "what": what, "seconds": seconds})
-    return {"cells": cells}
+    found = tqdm(report.chosen(options, cases))
+    rounds = 1 if options.quick else 5
+    return {"cells": [{**case, "seconds": measured(pair(), rounds)} for case, pair in found]}
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ class Settings(NamedTuple):
 FULL = Settings(2048, 32_000, 5, (128, 256, 512, 1024, 2048), (1024, 4096, 16_384))
 QUICK = Settings(256, 2000, 1, (128, 256), (256, 1024))
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]  # rows, classes, features
 
 
@@ -61,9 +60,6 @@ class Arrays:
         self.target = generator.integers(0, classes, rows)
         self.hidden_grad = np.empty_like(self.hidden)
         self.matrix_grad = np.empty_like(self.matrix)
-
-
-# ---------------------------------------------------------------------------------------- the ways
 
 
 def products(task: str, arrays: Arrays) -> Call:
@@ -87,19 +83,18 @@ def ours(task: str, arrays: Arrays, every: int = 0) -> Call:
     given = arrays.hidden, arrays.matrix, target
     if task == LOSS:
         return partial(sf.linear_cross_entropy, *given)
-    outputs: dict[str, Any] = {
-        "hidden_grad_out": arrays.hidden_grad,
-        "weight_grad_out": arrays.matrix_grad,
-    }
-    return partial(sf.linear_cross_entropy_with_grad, *given, **outputs)
+    return partial(
+        sf.linear_cross_entropy_with_grad, *given, hidden_grad_out=arrays.hidden_grad,
+        weight_grad_out=arrays.matrix_grad,
+    )  # fmt: skip
 
 
 def torch_way(way: str, task: str, arrays: Arrays) -> Call:
     import torch
 
     functional, target = torch.nn.functional, torch.tensor(arrays.target)
-    inputs = arrays.hidden, arrays.matrix
-    hidden, matrix = (torch.tensor(x, requires_grad=task == GRADIENTS) for x in inputs)
+    hidden = torch.tensor(arrays.hidden, requires_grad=task == GRADIENTS)
+    matrix = torch.tensor(arrays.matrix, requires_grad=task == GRADIENTS)
 
     def whole(hidden: Any, matrix: Any) -> Any:
         return functional.cross_entropy(functional.linear(hidden, matrix), target)
@@ -143,26 +138,21 @@ WAYS: dict[str, Callable[[str, Arrays], Call]] = {
 }
 
 
-# --------------------------------------------------------------------------------- measurements
-
-
-class Measured:
-    """What a process measures, one call after the other."""
-
-    call: Call
+call: Call  # of the way and the shape that this process measures
 
 
 def prepare(way: str, task: str, shape: Shape) -> float:
-    """Return the loss."""
-    Measured.call = WAYS[way](task, Arrays(*shape))
-    result = Measured.call()
+    """The loss, by the call that is measured next."""
+    global call
+    call = WAYS[way](task, Arrays(*shape))
+    result = call()
     return float(result[0] if isinstance(result, tuple) else result)
 
 
 def block() -> timing.Block:
-    """Time a call, after another where that says more than it costs."""
-    seconds = timing.timed(Measured.call, 1)
-    return [seconds if seconds > LONG else timing.timed(Measured.call, 1)]
+    """The time of a call, after another where that says more than it costs."""
+    seconds = timing.timed(call, 1)
+    return [seconds if seconds > LONG else timing.timed(call, 1)]
 
 
 def growth(way: str, shape: Shape) -> int:
@@ -184,18 +174,19 @@ def times(task: str, settings: Settings) -> Iterator[dict[str, Any]]:
     processes = [PeerProcess(way) for way in WAYS]
     for features in tqdm(settings.features, desc=task):
         shape = settings.rows, settings.classes, features
-        blocks, losses = {}, {}
+        blocks, losses = {}, []
         for process in processes:
             time.sleep(SETTLE_SECONDS)
             process.missing = ""
-            losses[process.name] = process.ask(prepare, process.name, task, shape)
+            loss = process.ask(prepare, process.name, task, shape)
             if process.missing:
                 print(f"left out: {process.name}, {shape}: {process.missing}")
-            else:
-                blocks[process.name] = partial(process.ask, block)
-        whole = [losses[way] for way in (OURS, *PEERS) if losses[way] is not None]
-        np.testing.assert_allclose(whole, whole[0], rtol=1e-4)
-        rounds = min(settings.rounds, FEW_ROUNDS if math.prod(shape) >= MANY else settings.rounds)
+                continue
+            blocks[process.name] = partial(process.ask, block)
+            if process.name in (OURS, *PEERS):
+                losses.append(loss)
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+        rounds = min(settings.rounds, FEW_ROUNDS) if math.prod(shape) >= MANY else settings.rounds
         found = timing.medians(timing.interleaved(blocks, rounds, SETTLE_SECONDS))
         for way, seconds in found.items():
             yield {"task": task, "features": features, "way": way, "seconds": seconds}
@@ -212,23 +203,16 @@ def peaks(settings: Settings) -> Iterator[dict[str, Any]]:
             process.executor.shutdown()
 
 
-# -------------------------------------------------------------------------------------- the targets
-
-# By number of features.
-SHARE_OF_PRODUCTS = {128: 0.75, 256: 0.75, 512: 0.85, 1024: 0.85, 2048: 0.85}
-OVER_WHOLE = {128: 1.4, 256: 1.1, 512: 1.1, 1024: 1.0, 2048: 1.0}
-OVER_WHOLE_LOSS = {128: 1.8, 512: 1.3, 2048: 1.0}
-OVER_CHUNKED = dict.fromkeys(OVER_WHOLE, 1.3)
-OVER_ALL_ROWS = dict.fromkeys(OVER_WHOLE, 1.8)
 BEST_WHOLE = "the best that makes the logits whole"
-# Task, way, what it is compared with, the ways of that, and so many times as fast.
+# Task, way, what it is compared with, the ways of that; so many times as fast, by features.
 TARGETS = (
-    (GRADIENTS, OURS, "the products alone", (PRODUCTS,), SHARE_OF_PRODUCTS),
-    (GRADIENTS, OURS, BEST_WHOLE, WHOLE, OVER_WHOLE),
-    (GRADIENTS, OURS, CHUNKED, (CHUNKED,), OVER_CHUNKED),
-    (GRADIENTS, OURS_HALF, "all of the rows", (OURS,), OVER_ALL_ROWS),
-    (LOSS, OURS, BEST_WHOLE, WHOLE, OVER_WHOLE_LOSS),
-)
+    (GRADIENTS, OURS, "the products alone", (PRODUCTS,),
+     {128: 0.75, 256: 0.75, 512: 0.85, 1024: 0.85, 2048: 0.85}),
+    (GRADIENTS, OURS, BEST_WHOLE, WHOLE, {128: 1.4, 256: 1.1, 512: 1.1, 1024: 1.0, 2048: 1.0}),
+    (GRADIENTS, OURS, CHUNKED, (CHUNKED,), dict.fromkeys(FULL.features, 1.3)),
+    (GRADIENTS, OURS_HALF, "all of the rows", (OURS,), dict.fromkeys(FULL.features, 1.8)),
+    (LOSS, OURS, BEST_WHOLE, WHOLE, {128: 1.8, 512: 1.3, 2048: 1.0}),
+)  # fmt: skip
 
 
 def compared(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -236,13 +220,11 @@ def compared(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     by_key = {(e["task"], e["features"], e["way"]): e["seconds"] for e in found}
     for task, way, rival, names, targets in TARGETS:
         for features, target in targets.items():
-            keys = [(task, features, name) for name in names]
-            others = [by_key[key] for key in keys if key in by_key]
-            if others and (task, features, way) in by_key:
-                yield {
-                    "what": f"{task}: {way} over {rival}", "features": features, "target": target,
-                    "ratio": min(others) / by_key[task, features, way],
-                }  # fmt: skip
+            others = [by_key.get((task, features, name), math.inf) for name in names]
+            ratio = min(others) / by_key.get((task, features, way), math.inf)
+            if 0 < ratio < math.inf:  # else one of both was not measured
+                what = f"{task}: {way} over {rival}"
+                yield {"what": what, "features": features, "target": target, "ratio": ratio}
 
 
 def measure(options: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -18,9 +17,9 @@ FUNCTIONS = ("softmax_out", "cross_entropy", "cross_entropy_with_grad_out")
 SHAPES = ((1_000_000, 10), (65_536, 1000), (256, 131_072), (1, 2**26))
 
 
-def points(quick: bool) -> Iterator[dict[str, Any]]:
-    """The times of the three functions, by shape and threads."""
-    for shape in tqdm(SHAPES[::3] if quick else SHAPES, unit="shape"):
+def measure(options: Any) -> dict[str, Any]:
+    points = []
+    for shape in tqdm(SHAPES[::3] if options.quick else SHAPES, unit="shape"):
         calls = {
             function: peers.call(softce_fast, Problem.of(Case(function, shape, "float32")))
             for function in FUNCTIONS
@@ -28,18 +27,17 @@ def points(quick: bool) -> Iterator[dict[str, Any]]:
         base: dict[str, timing.Timing] = {}
         for threads in range(1, min(machine.available_cores(), 16) + 1):
             with softce_fast.num_threads(threads):
-                times = timing.alternate(calls, 5, 0.006 if quick else 0.05, least=1)
+                times = timing.alternate(calls, 5, 0.006 if options.quick else 0.05, least=1)
             base = base or times
-            for function, found in times.items():
-                yield {
+            points += [
+                {
                     "study": "threads", "function": function, "dtype": "float32",
                     "rows": shape[0], "classes": shape[1], "seconds": found._asdict(),
                     "threads": threads, "speedup": base[function].median / found.median,
-                }  # fmt: skip
-
-
-def measure(options: Any) -> dict[str, Any]:
-    return {"points": list(points(options.quick))}
+                }
+                for function, found in times.items()
+            ]  # fmt: skip
+    return {"points": points}
 
 
 if __name__ == "__main__":
