@@ -14,9 +14,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,16 +38,13 @@ TOLERANCES = {"float16": 1e-2, "bfloat16": 6e-2, "float32": 1e-4, "float64": 1e-
 SAMPLES = 20_011  # entries of each result that are compared; a prime, so strides meet all columns
 Sample = dict[str, Array]
 
-
 # How long each case is measured; of calls the least.
 FULL = {"rounds": 7, "block_seconds": 0.1, "calls_per_block": 3}
 QUICK = {"rounds": 3, "block_seconds": 0.03, "calls_per_block": 2}
 
 
-# ------------------------------------------------------------------------------ the peer's process
-
-
-ways: Ways = {}  # of the case that is measured
+# What a peer's process knows of the case that is measured.
+ways: Ways = {}
 number = 1  # of calls that are timed at once
 
 
@@ -87,14 +83,8 @@ def block(seconds: float, least: int) -> timing.Block:
 
 def sample(parts: Sample) -> Sample:
     """Some entries of a result, enough to see a wrong one."""
-    flat = {name: np.asarray(values).reshape(-1) for name, values in parts.items()}
-    return {
-        name: values[:: max(values.size // SAMPLES, 1)].astype(np.float64)
-        for name, values in flat.items()
-    }
-
-
-# -------------------------------------------------------------------------------------- the parent
+    steps = {name: max(np.size(values) // SAMPLES, 1) for name, values in parts.items()}
+    return {name: np.ravel(parts[name])[::step].astype(np.float64) for name, step in steps.items()}
 
 
 class PeerProcess:
@@ -111,23 +101,23 @@ class PeerProcess:
         os.environ.setdefault("KMP_BLOCKTIME", "10")
         self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
-    def start(self, function: Callable[..., Any], *arguments: Any) -> Future[Any] | None:
-        """Have the process call a function, unless it has failed before."""
-        return None if self.missing else self.executor.submit(outcome, function, *arguments)
+    def start(self, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+        """Have the process call a function; what waits for its result, None where there is none."""
+        future = self.executor.submit(outcome, function, *arguments)
 
-    def finish(self, future: Future[Any] | None) -> Any:
-        """The function's result; None where there is none."""
-        if future is None:
-            return None
-        try:
-            result, self.missing = future.result()
-        except BrokenExecutor:
-            self.begin()
-            result, self.missing = None, "died: its process ended"
-        return result
+        def finish() -> Any:
+            try:
+                result, self.missing = future.result()
+            except BrokenExecutor:
+                self.begin()
+                result, self.missing = None, "died: its process ended"
+            return result
+
+        return finish
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self.finish(self.start(function, *arguments))
+        """The function's result, unless the process has failed before."""
+        return None if self.missing else self.start(function, *arguments)()
 
 
 def expected(case: Case) -> Sample:
@@ -169,10 +159,10 @@ def measure(
     for process in racing:
         process.missing = ""
     # All at once: compilers take their time, and nothing is measured yet.
-    starts = [(process, process.start(prepare, process.name, case)) for process in racing]
+    prepared = [process.start(prepare, process.name, case) for process in racing]
     right = expected(case)
-    for process, future in starts:
-        process.finish(future)
+    for finish in prepared:
+        finish()
     chosen = {}
     for process in racing:
         time.sleep(SETTLE_SECONDS)
@@ -214,7 +204,6 @@ def summarise(
 def run(
     cases: Iterable[Case], names: Iterable[str], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Measure the cases."""
     processes = [PeerProcess(name) for name in names]
     entries = []
     for case in (progress := tqdm(cases, unit="case", dynamic_ncols=True)):
@@ -225,15 +214,6 @@ def run(
     return entries
 
 
-def earlier_cases(path: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cases of a file; ValueError unless they are of the machine and versions described."""
-    earlier = json.loads(path.read_text())
-    for key in ("machine", "versions"):
-        if earlier[key] != description[key]:
-            raise ValueError(f"the results are not of the same {key}: measure all of them again")
-    return list(earlier["cases"])
-
-
 def measure_all(options: Any) -> dict[str, Any]:
     every = shapes.QUICK_CASES if options.quick else CASES
     cases = report.chosen(options, {case.identifier: case for case in every})
@@ -242,7 +222,15 @@ def measure_all(options: Any) -> dict[str, Any]:
     names = [name for name, missing in skipped.items() if not missing]
 
     description = machine.describe(PACKAGES)  # now: what is missing shows before the long run
-    found = earlier_cases(options.json, description) if options.update else []
+    found = []
+    if options.update:
+        earlier = json.loads(options.json.read_text())
+        for key in ("machine", "versions"):
+            if earlier[key] != description[key]:
+                raise ValueError(
+                    f"the results are not of the same {key}: measure all of them again"
+                )
+        found = earlier["cases"]
     found += [{**e, "date": description["date"]} for e in run(cases, names, settings)]
     return {
         **description,

@@ -54,14 +54,10 @@ def describe(packages: Iterable[str] = ("numpy", "softce_fast")) -> dict[str, An
 
 
 def one_line(document: dict[str, Any]) -> str:
-    """The machine, the kernels' build and the date in one line, for tables and plots."""
-    machine = document["machine"]
-    cores = machine["cores"]
-    return (
-        f"{machine['cpu']}, {cores} core{'s' if cores != 1 else ''}, "
-        f"{document['softce_fast']['isa']['in use']} build, {machine['system']}, "
-        f"{document['date']}"
-    )
+    """The machine, the kernels' build and the date, for tables and plots."""
+    machine, build = document["machine"], document["softce_fast"]["isa"]["in use"]
+    cores = f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
+    return f"{machine['cpu']}, {cores}, {build} build, {machine['system']}, {document['date']}"
 
 
 def time_text(seconds: float) -> str:

@@ -39,9 +39,6 @@ class UnsupportedError(Exception):
     """The peer has no way to compute this case; the message says why."""
 
 
-# ------------------------------------------------------------------------------------------- ours
-
-
 def call(module: ModuleType, problem: Problem) -> Call:
     """The problem's call of softce_fast, or of a module with the same functions."""
     case = problem.case
@@ -64,15 +61,11 @@ def ours_float32(problem: Problem) -> Ways:
     return ours(replace(wide, reduction=problem.reduction))
 
 
-# ----------------------------------------------------------------------------------------- memory
-
-
 COMPILERS = ("cc", "gcc", "clang")
 
 
 @functools.cache
 def memory_library() -> ctypes.CDLL:
-    """The copy and the read, compiled."""
     compiler = next(filter(shutil.which, COMPILERS))
     with tempfile.TemporaryDirectory() as folder:
         path, source = f"{folder}/memory_limit.so", str(Path(__file__).with_name("memory_limit.c"))
@@ -96,8 +89,6 @@ def memory_limit(problem: Problem) -> Ways:
     output = np.ones_like(source)
     return {f"copy {suffix}": lambda: library.parallel_copy(output.ctypes.data, *work)}
 
-
-# ------------------------------------------------------------------------------------ NumPy, SciPy
 
 BLOCK_BYTES = 256 * 1024
 pool = functools.cache(ThreadPoolExecutor)
@@ -196,17 +187,18 @@ def sklearn(problem: Problem) -> Ways:
     from sklearn._loss.loss import HalfMultinomialLoss
     from sklearn.utils.extmath import softmax
 
-    logits, case, bound = problem.logits, problem.case, problem.output()
+    logits, case = problem.logits, problem.case
+    bound: Any = problem.output()
     if logits.ndim != 2:
         raise UnsupportedError("only two dimensions")
     loss = HalfMultinomialLoss(n_classes=case.classes)
     loss_out = np.zeros(case.rows, logits.dtype)
-    labels, cores = problem.labels.astype(logits.dtype), available_cores()
     arguments = {
-        "y_true": labels, "raw_prediction": logits, "loss_out": loss_out, "n_threads": cores
+        "y_true": problem.labels.astype(logits.dtype), "raw_prediction": logits,
+        "loss_out": loss_out, "n_threads": available_cores(),
     }  # fmt: skip
 
-    def map_in_place(bound: Array) -> Any:
+    def softmax_in_place() -> Any:
         np.copyto(bound, logits)
         return softmax(bound, copy=False)
 
@@ -218,15 +210,16 @@ def sklearn(problem: Problem) -> Ways:
         _, gradient = loss.loss_gradient(**arguments, gradient_out=bound)
         return loss_out.mean(), gradient, case.rows
 
-    if case.function == "softmax":
-        if bound is None:
-            return {"copy=True": partial(softmax, logits)}
-        return {"copy=False": partial(map_in_place, bound)}
-    if case.function == "cross_entropy":
-        return {"loss": cross_entropy}
-    if case.function == "cross_entropy_with_grad":
-        return {"loss_gradient": cross_entropy_with_grad}
-    raise UnsupportedError(f"no {case.function}")
+    ways: dict[str, Ways] = {
+        "softmax_out": {"copy=False": softmax_in_place},
+        "softmax_fresh": {"copy=True": partial(softmax, logits)},
+        "cross_entropy": {"loss": cross_entropy},
+        "cross_entropy_with_grad_out": {"loss_gradient": cross_entropy_with_grad},
+        "cross_entropy_with_grad_fresh": {"loss_gradient": cross_entropy_with_grad},
+    }
+    if case.operation not in ways:
+        raise UnsupportedError(f"no {case.function}")
+    return ways[case.operation]
 
 
 def sklearn_results(result: Any) -> Any:
@@ -234,11 +227,7 @@ def sklearn_results(result: Any) -> Any:
     return (result[0], result[1] / result[2]) if isinstance(result, tuple) else result
 
 
-# ---------------------------------------------------------------------------------------- PyTorch
-
-
 def to_tensor(array: Array) -> Any:
-    """A tensor on the array's memory."""
     import torch
 
     if array.dtype.name == "bfloat16":
@@ -313,9 +302,6 @@ def torch(problem: Problem, compiles: bool = False) -> Ways:
     return ways
 
 
-# -------------------------------------------------------------------------------------------- JAX
-
-
 def jax(problem: Problem) -> Ways:
     """jax.jit; outputs are bound by donating the buffer of the call before."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -324,29 +310,25 @@ def jax(problem: Problem) -> Ways:
     jax.config.update("jax_enable_x64", True)
     case, axis, mean = problem.case, problem.case.axis, problem.reduction == "mean"
 
-    def losses(values: Any, labels: Any) -> Any:
-        at_label = jax.numpy.take_along_axis(values, jax.numpy.expand_dims(labels, axis), axis)
-        return jax.nn.logsumexp(values, axis=axis) - at_label.squeeze(axis)
-
     def reduced(values: Any, labels: Any) -> tuple[Any, Any]:
-        rows = losses(values, labels)
+        at_label = jax.numpy.take_along_axis(values, jax.numpy.expand_dims(labels, axis), axis)
+        rows = jax.nn.logsumexp(values, axis=axis) - at_label.squeeze(axis)
         return (rows.mean(), rows.mean()) if mean else (rows.sum(), rows)
+
+    def cross_entropy(values: Any, labels: Any) -> Any:
+        return reduced(values, labels)[1]
 
     def cross_entropy_with_grad(values: Any, labels: Any) -> tuple[Any, Any]:
         (_, loss), gradient = jax.value_and_grad(reduced, has_aux=True)(values, labels)
         return loss, gradient
 
-    functions: dict[str, Callable[..., Any]] = {
-        "softmax": partial(jax.nn.softmax, axis=axis),
-        "log_softmax": partial(jax.nn.log_softmax, axis=axis),
-        "logsumexp": partial(jax.nn.logsumexp, axis=axis),
-        "cross_entropy": lambda values, labels: reduced(values, labels)[1],
-        "cross_entropy_with_grad": cross_entropy_with_grad,
-    }
-    function = functions[case.function]
+    function: Callable[..., Any]
     arguments = [jax.numpy.asarray(problem.logits)]
     if case.takes_labels:
+        function = cross_entropy_with_grad if "grad" in case.function else cross_entropy
         arguments.append(jax.numpy.asarray(problem.labels.astype(np.int32)))
+    else:
+        function = partial(getattr(jax.nn, case.function), axis=axis)
     compiled = jax.jit(function)
     ways = {"fresh": lambda: jax.block_until_ready(compiled(*arguments))}
     if case.operation.endswith("_out"):
@@ -363,8 +345,6 @@ def jax(problem: Problem) -> Ways:
         ways["donated buffer"] = donated
     return ways
 
-
-# ----------------------------------------------------------------------------------- ONNX Runtime
 
 GRAPHS = {
     "softmax": {"": "array = Softmax <axis={axis}> (logits)"},
@@ -394,7 +374,6 @@ GRAPHS = {
 
 
 def onnx_session(problem: Problem, nodes: str, outputs: dict[str, tuple[int, ...]]) -> Any:
-    """A session on a graph of those nodes."""
     import onnx
     import onnxruntime
 
@@ -418,11 +397,8 @@ def onnx_session(problem: Problem, nodes: str, outputs: dict[str, tuple[int, ...
         "share": np.array(share),
         "minus_share": np.full(problem.index.shape, -share),
     }
-    model.graph.initializer.extend(
-        onnx.numpy_helper.from_array(array, name)
-        for name, array in constants.items()
-        if name in nodes
-    )
+    used = {name: array for name, array in constants.items() if name in nodes}
+    model.graph.initializer.extend(map(onnx.numpy_helper.from_array, used.values(), used))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.inter_op_num_threads = 1
@@ -480,9 +456,6 @@ def onnx_results(result: Any) -> Any:
     return arrays if len(arrays) > 1 else arrays[0]
 
 
-# ------------------------------------------------------------------------------------------ Numba
-
-
 def numba(problem: Problem, own_exponential: bool = False) -> Ways:
     """Fused prange loops with fastmath, in every layout that fits the case."""
     import numba
@@ -531,9 +504,6 @@ def numba(problem: Problem, own_exponential: bool = False) -> Ways:
     return {layout: way(layout, view) for layout, view in views.items()}
 
 
-# ------------------------------------------------------------------------------------------ table
-
-
 @dataclass(frozen=True)
 class Peer:
     """A library, or what stands beside libraries."""
@@ -548,7 +518,6 @@ class Peer:
     as_numpy: Callable[[Any], Any] = np.asarray
 
     def missing(self) -> str | None:
-        """What would have to be installed."""
         for package in self.packages:
             try:
                 importlib.metadata.version(package)
