@@ -19,15 +19,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
+from tabulate import tabulate
 
 import softce_fast as sf
 import subprocesses
@@ -40,17 +42,16 @@ import waiting
 from softce_fast import _dispatch
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+PRELOADED: dict[str, str] = {}  # with the library in which threads and memory run out
 
 
 class Trial(NamedTuple):
     """What a process is to do, and in what surroundings."""
 
     function: Callable[..., object]
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[object, ...] = ()
     environment: Mapping[str, str] = {}
 
-
-Kind = Callable[[random.Random], Trial]
 
 # ---- what a trial does, where no test does it ---------------------------------------------------
 
@@ -111,29 +112,6 @@ def beside_busy_processes(count: str) -> None:
 
 # ---- kinds of trials ----------------------------------------------------------------------------
 
-PRELOADED: dict[str, str] = {}  # with the library in which threads and memory run out
-
-
-def address_space(rng: random.Random) -> Trial:
-    megabytes, threads = int(2 ** rng.uniform(0, 10)), int(2 ** rng.uniform(1, 7))
-    stack = {"OMP_STACKSIZE": rng.choice(["64k", "1M", "64M", "1G"])} if rng.random() < 0.5 else {}
-    return Trial(test_limits.address_space, (str(megabytes), str(threads)), stack)
-
-
-def processes(rng: random.Random) -> Trial:
-    return Trial(test_limits.number_of_processes, (str(rng.randint(1, 12)),))
-
-
-def threads_run_out(rng: random.Random) -> Trial:
-    callers = str(rng.randint(1, 6))
-    return Trial(test_limits.threads_run_out, (callers,), PRELOADED | PASSIVE)
-
-
-def allocations(rng: random.Random) -> Trial:
-    environment = {"PYTHONMALLOC": rng.choice(["pymalloc", "malloc"])}
-    return Trial(test_limits.allocations_fail, (), PRELOADED | PASSIVE | environment)
-
-
 VALUES: dict[str, tuple[str, ...]] = {
     "OMP_NUM_THREADS": ("1", "2", "3", "64", "2,2", "0", "-1", "many", "99999999999"),
     "OMP_THREAD_LIMIT": ("1", "2", "3", "1000", "0"),
@@ -165,19 +143,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "SOFTCE_FAST_ISA": (*_dispatch.available(), ""),
 }
 
-
-def environment(rng: random.Random) -> Trial:
-    names = rng.sample(sorted(VALUES), rng.randint(1, 6))
-    return Trial(every_call, ("2",), {name: rng.choice(VALUES[name]) for name in names})
-
-
-def stacks(rng: random.Random) -> Trial:
-    size = {"OMP_STACKSIZE": f"{rng.randint(16, 100)}k"}
-    return Trial(test_stacks.calls_on_small_stacks, (), PASSIVE | size)
-
-
-FORKS: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
-    (test_fork.during_call, ("40",)),
+FORKS: tuple[tuple[Callable[..., object], tuple[object, ...]], ...] = (
+    (test_fork.during_call, (40,)),
     (test_fork.while_others_call_for_the_first_time, ()),
     (test_fork.during_a_long_call, ()),
     (test_fork.from_another_thread, ()),
@@ -187,29 +154,44 @@ FORKS: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
 )
 
 
-def forks(rng: random.Random) -> Trial:
-    return Trial(*rng.choice(FORKS))
-
-
-def forks_while_threads_start(_: random.Random) -> Trial:
-    return Trial(test_limits.fork_while_threads_start, (), PRELOADED)
+def address_space(rng: random.Random) -> Trial:
+    megabytes, threads = int(2 ** rng.uniform(0, 10)), int(2 ** rng.uniform(1, 7))
+    stack = {"OMP_STACKSIZE": rng.choice(["64k", "1M", "64M", "1G"])} if rng.random() < 0.5 else {}
+    return Trial(test_limits.address_space, (megabytes, threads), stack)
 
 
 def threads(rng: random.Random) -> Trial:
     policy = {"OMP_WAIT_POLICY": rng.choice(["active", "passive"])}
     if rng.random() < 0.2:
-        return Trial(test_threads.many_callers, ("1",), policy)
-    return Trial(many_threads, (str(rng.choice([8, 32, 64])),), policy)
+        return Trial(test_threads.many_callers, (1,), policy)
+    return Trial(many_threads, (rng.choice([8, 32, 64]),), policy)
 
 
-def neighbours(rng: random.Random) -> Trial:
-    return Trial(beside_busy_processes, (rng.choice(["1", "2"]),))
-
-
-KINDS: tuple[Kind, ...] = (
-    address_space, processes, threads_run_out, allocations, environment, stacks, forks,
-    forks_while_threads_start, threads, neighbours,
-)  # fmt: skip
+KINDS: dict[str, Callable[[random.Random], Trial]] = {
+    "address_space": address_space,
+    "processes": lambda rng: Trial(test_limits.number_of_processes, (rng.randint(1, 12),)),
+    "threads_run_out": lambda rng: Trial(
+        test_limits.threads_run_out, (rng.randint(1, 6),), PRELOADED | PASSIVE
+    ),
+    "allocations": lambda rng: Trial(
+        test_limits.allocations_fail, (),
+        PRELOADED | PASSIVE | {"PYTHONMALLOC": rng.choice(["pymalloc", "malloc"])},
+    ),
+    "environment": lambda rng: Trial(
+        every_call, (2,),
+        {name: rng.choice(VALUES[name]) for name in rng.sample(sorted(VALUES), rng.randint(1, 6))},
+    ),
+    "stacks": lambda rng: Trial(
+        test_stacks.calls_on_small_stacks, (),
+        PASSIVE | {"OMP_STACKSIZE": f"{rng.randint(16, 100)}k"},
+    ),
+    "forks": lambda rng: Trial(*rng.choice(FORKS)),
+    "forks_while_threads_start": lambda _: Trial(
+        test_limits.fork_while_threads_start, (), PRELOADED
+    ),
+    "threads": threads,
+    "neighbours": lambda rng: Trial(beside_busy_processes, (rng.choice([1, 2]),)),
+}  # fmt: skip
 
 
 # ---- the campaign -------------------------------------------------------------------------------
@@ -217,13 +199,10 @@ KINDS: tuple[Kind, ...] = (
 
 def finding(trial: Trial) -> str:
     """Run a trial; return what was found, nothing if all was well."""
-    module = trial.function.__module__.replace("__main__", "attack")
-    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
-    code += f"import {module}; {module}.{trial.function.__name__}(*sys.argv[1:])"
+    arguments = map(str, trial.arguments)
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), **trial.environment}
     try:
-        subprocesses.run_python(
-            code, *trial.arguments, timeout=180, environment=dict(trial.environment)
-        )
+        subprocesses.run_function(trial.function, *arguments, timeout=180, environment=environment)
     except AssertionError as error:
         lines = str(error).strip().splitlines()
         return f"{lines[0]}: {lines[-1]}"
@@ -232,37 +211,37 @@ def finding(trial: Trial) -> str:
 
 def main() -> int:
     """Run trials of all kinds, or of those asked for, in turn; return 1 if something was found."""
-    names = {kind.__name__: kind for kind in KINDS}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(names))
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--seconds", type=float, default=7200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
-    if unknown := set(arguments.kinds) - set(names):
+    kinds = arguments.kinds or list(KINDS)
+    if unknown := set(kinds) - set(KINDS):
         parser.error(f"no kind is called {sorted(unknown)}")
-    kinds = [names[name] for name in arguments.kinds or names]
     if os.name != "posix" or os.geteuid() != 0:
-        kinds = [kind for kind in kinds if kind is not processes]  # root alone can become nobody
+        kinds = [kind for kind in kinds if kind != "processes"]  # root alone can become nobody
     rng = random.Random(arguments.seed)
-    trials: dict[str, list[tuple[bool, float]]] = {kind.__name__: [] for kind in kinds}
+    counts: dict[str, Any] = defaultdict(lambda: np.zeros(3))
     print(f"seed {arguments.seed}", flush=True)
     end = time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory() as folder:
         PRELOADED["LD_PRELOAD"] = str(test_limits.build_limits(Path(folder)))
         while time.monotonic() < end:
             for kind in kinds:
-                trial, started = kind(rng), time.monotonic()
+                trial, started = KINDS[kind](rng), time.monotonic()
                 found = finding(trial)
-                trials[kind.__name__].append((bool(found), time.monotonic() - started))
+                counts[kind] += 1, bool(found), time.monotonic() - started
                 if found:
                     what = f"{trial.function.__name__}{trial.arguments} {dict(trial.environment)}"
-                    print(f"FOUND by {kind.__name__}: {what}: {found}", flush=True)
-    print("| kind of trial | trials | findings | seconds |\n| --- | ---: | ---: | ---: |")
-    for name, rows in trials.items():
-        findings, seconds = map(sum, zip(*rows, strict=True)) if rows else (0, 0)
-        print(f"| {name.replace('_', ' ')} | {len(rows)} | {findings} | {seconds:.0f} |")
-    return int(any(found for rows in trials.values() for found, _ in rows))
+                    print(f"FOUND by {kind}: {what}: {found}", flush=True)
+    rows = [[kind.replace("_", " "), *count] for kind, count in counts.items()]
+    headers = ["kind of trial", "trials", "findings", "seconds"]
+    print(tabulate(rows, headers, "pipe", floatfmt=".0f"))
+    return int(any(findings for _, findings, _ in counts.values()))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    import attack  # by this name the processes of the trials import it, too
+
+    raise SystemExit(attack.main())
