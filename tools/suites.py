@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from tabulate import tabulate
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 
@@ -175,14 +176,6 @@ def torch() -> Count:
     return run_cases(cases())
 
 
-def boosting(library: str) -> Count:
-    return run_pytest(str(TESTS / "test_boosting.py"), options=("-k", library))
-
-
-def dask() -> Count:
-    return run_pytest(str(TESTS / "test_dask.py"))
-
-
 class Suite(NamedTuple):
     """How it runs, the distributions it needs, of which the first one's version counts."""
 
@@ -200,46 +193,43 @@ def version(distribution: str) -> str:
 
 XGBOOST = next(filter(version, ("xgboost", "xgboost-cpu")), "xgboost")
 SAME_TREES = "trees equal to those of its own objective"
+OF_BOOSTING = partial(run_pytest, str(TESTS / "test_boosting.py"))
 SUITES = {
     "scipy": Suite(scipy, "scipy hypothesis", "special: logsumexp, softmax, log_softmax"),
     "sklearn": Suite(sklearn, "scikit-learn",
                      "losses, linear losses, logistic, calibration, gradient boosting"),
     "onnx": Suite(onnx, "onnx ml_dtypes", "node tests with the operators, expanded functions too"),
     "torch": Suite(torch, "torch ml_dtypes expecttest", "OpInfo samples of the losses, gradcheck"),
-    "xgboost": Suite(partial(boosting, "xgboost"), f"{XGBOOST} pandas", SAME_TREES),
-    "lightgbm": Suite(partial(boosting, "lightgbm"), "lightgbm pandas", SAME_TREES),
-    "dask": Suite(dask, "dask distributed",
+    "xgboost": Suite(partial(OF_BOOSTING, options=("-k", "xgboost")), f"{XGBOOST} pandas",
+                     SAME_TREES),
+    "lightgbm": Suite(partial(OF_BOOSTING, options=("-k", "lightgbm")), "lightgbm pandas",
+                      SAME_TREES),
+    "dask": Suite(partial(run_pytest, str(TESTS / "test_dask.py")), "dask distributed",
                   "assert_eq against whole arrays, clusters, peak memory"),
 }  # fmt: skip
-
-
-def in_new_process(suite: Suite) -> Count:
-    """Run a suite in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        try:
-            return executor.submit(suite.run).result()
-        except BrokenExecutor:
-            return Count(0, [f"{suite.needs}: the process ended"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", default=list(SUITES), help=", ".join(SUITES))
     failed: list[str] = []
-    lines = []
-    for name in parser.parse_args().suites:
-        suite = SUITES[name]
-        needs = suite.needs.split()
-        line = f"| {needs[0]} | {version(needs[0])} |"
-        if missing := ", ".join(name for name in needs if not version(name)):
-            lines.append(f"{line} not installed: {missing} | | | |")
-        else:
-            passed, failures, skipped = in_new_process(suite)
-            lines.append(f"{line} {suite.about} | {passed} | {len(failures)} | {skipped} |")
-            failed += failures
-    print("| project | version | tests | passed | failed | skipped |")
-    print("| --- | --- | --- | ---: | ---: | ---: |")
-    print(*lines, *(f"failed: {case}" for case in failed), sep="\n")
+    rows: list[list[Any]] = []
+    for suite in (SUITES[name] for name in parser.parse_args().suites):
+        project, *others = suite.needs.split()
+        rows.append([project, version(project)])
+        if missing := [name for name in (project, *others) if not version(name)]:
+            rows[-1].append(f"not installed: {', '.join(missing)}")
+            continue
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+            try:
+                count = executor.submit(suite.run).result()
+            except BrokenExecutor:
+                count = Count(0, [f"{suite.needs}: the process ended"])
+        rows[-1] += [suite.about, count.passed, len(count.failed), count.skipped]
+        failed += count.failed
+    headers = ["project", "version", "tests", "passed", "failed", "skipped"]
+    print(tabulate(rows, headers, "pipe", disable_numparse=[1]))  # a version is no number
+    print(*(f"failed: {case}" for case in failed), sep="\n")
     return bool(failed)
 
 
