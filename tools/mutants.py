@@ -16,10 +16,13 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from sanitize import ROOT, copy_project
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from subprocesses import run_python
 
 SCRATCH = ROOT / "build" / "mutants"
 COMPILED = (".pyx", ".pxi", ".pxd", ".h")
@@ -252,74 +255,49 @@ PLANTED = {
 MUTANTS = tuple(Mutant(path, *planted) for path in PLANTED for planted in PLANTED[path])
 
 
-def prepare() -> Path:
-    """Copy the project, with the modules that were built in place."""
-    shutil.rmtree(SCRATCH, ignore_errors=True)
-    SCRATCH.mkdir(parents=True)
-    copy_project(SCRATCH)
-    return SCRATCH
-
-
-def build(folder: Path) -> bool:
+def builds() -> bool:
     """Build the modules in place, for this CPU alone; tell whether that worked."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     environment = os.environ | {"SOFTCE_FAST_BUILD": "native"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=SCRATCH, env=environment, capture_output=True, check=False)
     return done.returncode == 0
 
 
-def passes(folder: Path, tests: str) -> bool:
+def passes(tests: str) -> bool:
     """Run tests in the copy; tell whether they pass, in time."""
+    code = "import os, sys, pytest; os.chdir(sys.argv[1]); sys.exit(pytest.main(sys.argv[2:]))"
     options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "xfail_strict=false"]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
     modules, dash, chosen = tests.partition(" -")
     files = [f"tests/test_{module}.py" for module in modules.split()]
-    command = [sys.executable, "-m", "pytest", *options, *files, *shlex.split(dash + chosen)]
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+    path = os.pathsep.join([str(SCRATCH), str(SCRATCH / "tests")])
+    done = run_python(
+        code, str(SCRATCH), *options, *files, *shlex.split(dash + chosen), timeout=SECONDS,
+        environment={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
     )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.communicate()
-        return False
-    if process.returncode > 1:  # below 0: a crash, which is a way to notice
-        raise SystemExit(f"mutants: {tests!r} chooses no tests that run:\n{output}")
-    return process.returncode == 0
+    if done.returncode > 1:  # below 0: a crash or a hang, which are ways to notice
+        raise SystemExit(f"mutants: {tests!r} chooses no tests that run:\n{done.stdout}")
+    return done.returncode == 0
 
 
-def plant(folder: Path, mutant: Mutant) -> bool:
+def is_noticed(mutant: Mutant) -> bool:
     """Plant a mistake, run its tests, take it out; tell whether it was noticed."""
-    path = folder / mutant.path
+    path = SCRATCH / mutant.path
     original = path.read_text()
     count = original.count(mutant.old)
     if count != 1:
         raise SystemExit(f"mutants: {mutant.name!r}: {mutant.path} has it {count} times, not once")
     path.write_text(original.replace(mutant.old, mutant.new))
     try:
-        if needs_build(mutant) and not build(folder):
-            return True
-        return not passes(folder, mutant.tests)
+        return (needs_build(mutant) and not builds()) or not passes(mutant.tests)
     finally:
         path.write_text(original)
         for module in (ROOT / KERNELS).glob("*.so"):
-            shutil.copy2(module, folder / KERNELS)
+            shutil.copy2(module, SCRATCH / KERNELS)
 
 
 def needs_build(mutant: Mutant) -> bool:
     """Tell whether a mistake is in compiled modules. A test compiles cpu.h itself."""
-    return Path(mutant.path).suffix in COMPILED and Path(mutant.path).name != "cpu.h"
-
-
-def chosen(names: list[str]) -> list[Mutant]:
-    """Return the mistakes asked for, those in compiled sources last."""
-    found = [m for m in MUTANTS if not names or any(n in m.name or n == m.path for n in names)]
-    return sorted(found, key=needs_build)
+    return mutant.path.endswith(COMPILED) and not mutant.path.endswith("/cpu.h")
 
 
 def main() -> int:
@@ -328,26 +306,27 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of a name, or a path")
     parser.add_argument("--list", action="store_true", help="what there is to plant")
     arguments = parser.parse_args()
-    mutants = chosen(arguments.names)
+    names = arguments.names or [""]
+    mutants = [m for m in MUTANTS if any(name in m.name or name == m.path for name in names)]
     if arguments.list or not mutants:
         for mutant in mutants:
             print(f"{mutant.path}: {mutant.name}")
         return not mutants
-    folder = prepare()
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+    SCRATCH.mkdir(parents=True)
+    copy_project(SCRATCH)  # with the modules that were built in place
     sound: set[str] = set()
-    unnoticed = []
-    for mutant in mutants:
+    unnoticed = 0
+    for mutant in sorted(mutants, key=needs_build):  # those in compiled sources last
         started = time.monotonic()
-        if mutant.tests not in sound and not passes(folder, mutant.tests):
+        if mutant.tests not in sound and not passes(mutant.tests):
             raise SystemExit(f"mutants: {mutant.tests!r} fails where nothing is planted")
         sound.add(mutant.tests)
-        noticed = plant(folder, mutant)
-        if not noticed:
-            unnoticed.append(mutant)
-        seconds = time.monotonic() - started
-        print(f"{'noticed' if noticed else 'UNNOTICED'}, {seconds:.0f} s: {mutant.path}: "
-              f"{mutant.name}", flush=True)  # fmt: skip
-    print(f"{len(mutants)} planted, {len(unnoticed)} unnoticed")
+        noticed = is_noticed(mutant)
+        unnoticed += not noticed
+        what = f"{'noticed' if noticed else 'UNNOTICED'}, {time.monotonic() - started:.0f} s"
+        print(f"{what}: {mutant.path}: {mutant.name}", flush=True)
+    print(f"{len(mutants)} planted, {unnoticed} unnoticed")
     return bool(unnoticed)
 
 
