@@ -75,11 +75,11 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import setup.py, with nothing chosen."""
+    """setup.py, with nothing chosen."""
     monkeypatch.chdir(ROOT)
     for name in ("SOFTCE_FAST_BUILD", "SOFTCE_FAST_JOBS", "CFLAGS", "LIB"):
         monkeypatch.delenv(name, raising=False)
-    return wheels.load_setup()
+    return wheels.setup
 
 
 def test_build_for_this_cpu_alone(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,11 @@ SYSTEM = FOLDER / "system"  # what qemu takes for /
 PACKAGES = FOLDER / "packages"  # NumPy, pytest and softce_fast
 TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "apt-get", "dpkg-deb")
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-DEBIAN = (
-    *(f"python{VERSION}-minimal", f"libpython{VERSION}-minimal", f"libpython{VERSION}-stdlib"),
-    *(f"libpython{VERSION}-dev", "libc6", "libgcc-s1", "libstdc++6", "libgomp1", "zlib1g"),
-    *("libexpat1", "libffi8", "libbz2-1.0", "liblzma5", "libcrypt1", "libuuid1"),
-)
-REQUIREMENTS = ("numpy", "hypothesis", "ml_dtypes", "mpmath", "pytest>=8", "threadpoolctl")
+DEBIAN = f"""
+    python{VERSION}-minimal libpython{VERSION}-minimal libpython{VERSION}-stdlib
+    libpython{VERSION}-dev libc6 libgcc-s1 libstdc++6 libgomp1 zlib1g libexpat1 libffi8 libbz2-1.0
+    liblzma5 libcrypt1 libuuid1
+""".split()
 # Not those that start another Python: the kernel of this machine could not run it.
 TESTS = ("accuracy", "checks", "edges", "softmax", "typing")
 
@@ -58,7 +57,8 @@ def fetch_packages() -> None:
     """Install the wheels that the tests need."""
     platforms = [f"--platform={name}_aarch64" for name in ("manylinux2014", "manylinux_2_28")]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *platforms]
-    run([*pip, f"--python-version={VERSION}", "--target", PACKAGES, *REQUIREMENTS])
+    needed = ["numpy", "--group", f"{ROOT}/pyproject.toml:wheel-test"]
+    run([*pip, f"--python-version={VERSION}", "--target", PACKAGES, *needed])
 
 
 def build() -> None:

@@ -20,14 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / "build" / "sanitize"
 COPIED = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "softce_fast", "tests", "tools")
-# What a sanitizer ends a process with.
-EXIT_STATUS = 66
+EXIT_STATUS = 66  # what a sanitizer ends a process with
 
 # These emulate a CPU, measure time or memory, limit it, or look at the machine code of the real
 # build. And GCC's address sanitizer by itself hangs in a child that is forked while another thread
@@ -47,8 +47,7 @@ NOT_SANITIZED = (
 )
 
 
-@dataclass(frozen=True)
-class Sanitizer:
+class Sanitizer(NamedTuple):
     """How to build with a sanitizer and to run with it, and what it has to find."""
 
     compile_flags: str
@@ -56,16 +55,14 @@ class Sanitizer:
     environment: dict[str, str]
     planted: dict[str, str]  # a statement, and what the report on it says; "" for none
     prefix: tuple[str, ...] = ()
-    build_environment: dict[str, str] = field(default_factory=dict)
+    build_environment: Mapping[str, str] = {}
 
 
 def library(name: str) -> str:
     """Return the path of a library that comes with GCC or with LLVM's OpenMP."""
-    compiler = (os.environ.get("CC") or "gcc").split()
-    command = [*compiler, f"-print-file-name={name}"]
+    command = [*(os.environ.get("CC") or "gcc").split(), f"-print-file-name={name}"]
     of_gcc = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    of_llvm = sorted(map(str, Path("/usr/lib").glob(f"llvm-*/lib/{name}")))
-    found = of_llvm or [of_gcc]
+    found = [of_gcc, *sorted(map(str, Path("/usr/lib").glob(f"llvm-*/lib/{name}")))]
     if not Path(found[-1]).is_absolute():
         raise SystemExit(
             f"sanitize: {name} is missing: GCC and its sanitizers are needed, and LLVM's OpenMP "
@@ -149,24 +146,29 @@ def build(name: str, sanitizer: Sanitizer) -> Path:
     return folder
 
 
-def environment_for(folder: Path, sanitizer: Sanitizer) -> dict[str, str]:
-    """Return the environment of a run: the scratch copy comes before an installed package."""
-    return os.environ | sanitizer.environment | {
+def start(
+    command: list[str], folder: Path, sanitizer: Sanitizer, log: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run Python sanitized; reports go to files whose names begin with `log`, if that is given."""
+    environment = os.environ | sanitizer.environment | {
         "LD_PRELOAD": ":".join(sanitizer.libraries),
+        # The scratch copy comes before an installed package.
         "PYTHONPATH": os.pathsep.join([str(folder), f"{folder}/tests", f"{folder}/tools"]),
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
+    for variable in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
+        if log and variable in environment:
+            environment[variable] += f":log_path={log}"
+    words = [*sanitizer.prefix, sys.executable, *command]
+    return subprocess.run(words, cwd=folder, env=environment, text=True, check=False, **options)
 
 
 def prove(folder: Path, sanitizer: Sanitizer) -> None:
     """Stop unless every planted fault is found, and nothing where there is none."""
     for code, report in sanitizer.planted.items():
-        python = [sys.executable, "-c", f"import numpy as np, planted_faults as p; {code}"]
-        done = subprocess.run(
-            [*sanitizer.prefix, *python], cwd=folder, env=environment_for(folder, sanitizer),
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        command = ["-c", f"import numpy as np, planted_faults as p; {code}"]
+        done = start(command, folder, sanitizer, capture_output=True, timeout=300)
         if done.returncode != (EXIT_STATUS if report else 0) or report not in done.stderr:
             print(done.stdout + done.stderr, file=sys.stderr)
             wanted = f"a report of {report!r}" if report else "no report"
@@ -186,25 +188,18 @@ def run(name: str, pytest_arguments: list[str]) -> bool:
     print(f"{name}: built in {time.monotonic() - started:.0f} s; planted faults:", flush=True)
     prove(folder, sanitizer)
     if name == "thread" and not pytest_arguments:
-        command = [sys.executable, "-c", "import test_threads; test_threads.many_callers('1')"]
+        command = ["-c", "import test_threads; test_threads.many_callers('1')"]
     else:
         left_out = [f"--{'deselect' if '::' in n else 'ignore'}={n}" for n in NOT_SANITIZED]
         processes = ["--numprocesses", str(os.cpu_count())]
         chosen = pytest_arguments or [*processes, "-m", "not slow", *left_out, "tests"]
         # Only so much is captured that the last words of a dying process are seen.
-        options = ["-q", "--capture=sys", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *options, *chosen]
+        command = ["-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *chosen]
     started = time.monotonic()
     # The processes that tests start have their output captured: reports go to a file as well.
     with tempfile.TemporaryDirectory() as reports:
-        environment = environment_for(folder, sanitizer)
-        for variable in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
-            if variable in environment:
-                environment[variable] += f":log_path={reports}/report"
-        done = subprocess.run(
-            [*sanitizer.prefix, *command], cwd=folder, env=environment, check=False
-        )
-        found = sorted(Path(reports).glob("report*"))
+        done = start(command, folder, sanitizer, f"{reports}/report")
+        found = sorted(Path(reports).iterdir())
         for path in found:
             print(path.read_text(errors="replace"), file=sys.stderr)
     seconds = f"{time.monotonic() - started:.0f} s"
@@ -222,7 +217,7 @@ def main() -> int:
     if unknown := set(names) - set(SANITIZERS):
         parser.error(f"no sanitizer is called {sorted(unknown)}")
     results = [run(name, arguments[at + 1 : -1]) for name in names]
-    return 0 if all(results) else 1
+    return int(not all(results))
 
 
 if __name__ == "__main__":

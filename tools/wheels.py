@@ -8,7 +8,6 @@ made by cibuildwheel in the same way, see ``[tool.cibuildwheel]`` in pyproject.t
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import shutil
@@ -19,9 +18,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import setup  # for its tables: it builds nothing unless it is run
+
+ROOT = Path(setup.__file__).resolve().parent
 LARGEST_WHEEL = 3_000_000  # bytes
 # What pytest is told: most of a wheel is the same for every Python, and tested once by all tests.
 QUICK = ("checks", "config", "dispatch", "docs", "edges", "fork", "threads", "typing")
@@ -39,16 +41,6 @@ def run(*command: str | Path, cwd: Path = ROOT, shown: bool = False) -> None:
     done = subprocess.run(words, cwd=cwd, check=False, text=True, stdout=out, stderr=errors)
     if done.returncode:
         raise SystemExit(f"{done.stdout or ''}failed: {' '.join(words)}")
-
-
-def load_setup() -> ModuleType:
-    """Import setup.py, for its tables; it builds nothing unless it is run."""
-    specification = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 # ---------------------------------------------------------------------------------------- contents
@@ -85,7 +77,6 @@ def sdist_problems(names: set[str]) -> list[str]:
 
 def module_names() -> set[str]:
     """List the extension modules that a build has on this machine."""
-    setup = load_setup()
     names = {f"{v.name}_{compute}" for v in setup.variants() for compute in setup.COMPUTE_TYPES}
     return {f"softce_fast/_kernels/{name}" for name in names | {"probe", "execute"}}
 
@@ -123,13 +114,11 @@ def find_pythons() -> list[Path]:
     if os.environ.get("PYTHONS"):
         return [Path(shutil.which(name) or name) for name in os.environ["PYTHONS"].split()]
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    latest: dict[tuple[int, str], tuple[int, Path]] = {}
-    for folder in root.glob("versions/3.*"):
-        version = re.fullmatch(r"3\.(\d+)\.(\d+)(t?)", folder.name)
-        if version and int(version[1]) >= 10:
-            key, patch = (int(version[1]), version[3]), int(version[2])
-            latest[key] = max(latest.get(key, (-1, folder)), (patch, folder / "bin" / "python"))
-    return [python for _, (_, python) in sorted(latest.items())] or [Path(sys.executable)]
+    names = (folder.name for folder in root.glob("versions/3.*"))
+    found = filter(None, (re.fullmatch(r"3\.(\d\d)\.(\d+)(t?)", name) for name in names))
+    latest = {v[1] + v[3]: v[0] for v in sorted(found, key=lambda v: (v[1], v[3], int(v[2])))}
+    pythons = [root / "versions" / name / "bin" / "python" for name in latest.values()]
+    return pythons or [Path(sys.executable)]
 
 
 def build_sdist(folder: Path) -> Path:
