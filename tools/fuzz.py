@@ -37,7 +37,7 @@ from typing import Any, NoReturn
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase
+from hypothesis.database import InMemoryExampleDatabase
 from ml_dtypes import bfloat16, finfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -322,8 +322,8 @@ def draw_output(case: Case) -> Array:
     dtype = np.dtype(_checks.promote(results[0], results[-1]))
     if case.name == "logsumexp":
         axes = _checks.normalize_axes(case.options.get("axis", -1), len(shape))
-        kept = (1,) if case.options.get("keepdims") else ()
-        shape = tuple(n for i, m in enumerate(shape) for n in (kept if i in axes else (m,)))
+        kept = case.options.get("keepdims", False)
+        shape = np.broadcast_to(False, shape).any(axes, keepdims=kept).shape
     (kind,) = case.numbers(1)
     if kind >= 75 and source.dtype == dtype and source.shape == shape:
         return source
@@ -713,16 +713,16 @@ def check_digits(case: Case, result: Any) -> None:
     own = dtype in (x.dtype.newbyteorder("="), np.dtype(np.float64)) and "dtype" not in case.options
     if not (own and dtype.itemsize <= 8 and x.size and (has_labels or target.dtype == x.dtype)):
         return
-    factors = [np.asarray(options[name]) for name in ("weight", "sample_weight") if name in options]
-    factors += [] if has_labels else [target]
-    with np.errstate(all="ignore"):
-        usable = all(((item >= 0) & np.isfinite(item)).all() for item in factors)
-    allowed = np.broadcast_to(options.get("where", True), x.shape)
-    if not usable or not np.isfinite(x[allowed]).all() or options.get("denominator") == 0:
-        return
     if options.pop("softcap", None) is not None or options.get("z_loss", 0) > 1:
         return
-    sizes = np.asarray(options.get("weight", 1.0)).astype(np.longdouble)
+    factors = [np.asarray(options.get(name, 1.0)) for name in ("weight", "sample_weight")]
+    factors += [] if has_labels else [target]
+    allowed = np.broadcast_to(options.get("where", True), x.shape)
+    with np.errstate(all="ignore"):
+        usable = all(((item >= 0) & np.isfinite(item)).all() for item in factors)
+    if not usable or not np.isfinite(x[allowed]).all() or options.get("denominator") == 0:
+        return
+    sizes = factors[0].astype(np.longdouble)
     if sizes.max(initial=0) > WEIGHTS_APART * sizes.min(initial=np.inf, where=sizes != 0):
         return
     last = partial(np.moveaxis, source=case.options.get("axis", -1), destination=-1)
@@ -803,10 +803,10 @@ class Enough(BaseException):
     """There is no time to look for a smaller call."""
 
 
-def as_test(check: Callable[[Case], None], database: ExampleDatabase | None = None) -> Any:
+def as_test(check: Callable[[Case], None]) -> Any:
     """Return a test of Hypothesis in which `check` takes a call."""
     chosen = settings(
-        database=database, deadline=None, phases=(Phase.reuse, Phase.shrink),
+        database=InMemoryExampleDatabase(), deadline=None, phases=(Phase.reuse, Phase.shrink),
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
     )  # fmt: skip
@@ -829,7 +829,7 @@ def smallest(choices: bytes, problem: Exception) -> str:
             found = f"{smaller!r}\n{text}"
             raise
 
-    test = as_test(check, InMemoryExampleDatabase())
+    test = as_test(check)
     for run in (partial(test.hypothesis.fuzz_one_input, choices), test):  # remembers it; shrinks it
         with contextlib.suppress(Exception, Enough):
             run()
