@@ -538,8 +538,7 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
     finite = np.abs(x[np.isfinite(x)])
     largest = float(finite.max(initial=0))
     if case.name in ("cross_entropy_from_probs", "binary_cross_entropy"):
-        smallest = float(finite[finite > 0].min()) if (finite > 0).any() else 1.0
-        largest = max(largest, abs(math.log(smallest)))
+        largest = max(largest, -math.log(finite.min(initial=1.0, where=finite > 0)))
     temperature, softcap = float(options.get("temperature", 1.0)), options.get("softcap")
     logit = 1 + (largest if softcap is None else min(largest, softcap)) / temperature
     if logit > 1e150 or divisor == 0:
@@ -552,11 +551,9 @@ def magnitudes(case: Case, divisor: float) -> tuple[float, float]:
         return result, gradient
     weight = 1.0
     for name in ("weight", "sample_weight", "pos_weight"):
-        value = options.get(name)
-        if value is not None and np.asarray(value).size:
-            # Not a NaN: next to one an infinite weight would go unseen.
-            sizes = np.abs(np.asarray(value).astype(np.float64))
-            weight *= max(1.0, float(np.fmax.reduce(sizes, axis=None)))
+        sizes = np.abs(np.asarray(options.get(name, 1.0)).astype(np.float64))
+        # Not a NaN: next to one an infinite weight would go unseen.
+        weight *= float(np.fmax.reduce(sizes, axis=None, initial=1.0))
     if not case.is_binary and not case.has_labels():
         weight *= max(1, x.shape[options.get("axis", -1)])  # the target's sum over the classes
     if options.get("reduction", "mean") != "none":
@@ -656,9 +653,9 @@ def in_shards(case: Case) -> Any:
     is_single = isinstance(case.options.get("axis", -1), int) and np.ndim(case.arguments[0])
     if case.name not in SHARDED or not is_single or without & case.options.keys():
         raise NotImplementedError
-    x, *targets = (np.asarray(item) for item in case.arguments)
-    if targets and not case.has_labels():
+    if len(case.arguments) > 1 and not case.has_labels():
         raise NotImplementedError
+    x, *targets = (np.asarray(item) for item in case.arguments)
     options = {name: value for name, value in case.options.items() if name not in OUTPUTS}
     if "where" in options:
         options["where"] = np.broadcast_to(options["where"], x.shape)
