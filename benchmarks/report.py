@@ -254,6 +254,23 @@ def targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
         yield entry["result"], entry["kind"], build, ulp_text(entry["ulp"])
 
 
+README_TARGETS = ("labels", "label smoothing 0.1", "class weights", "class probabilities")
+
+
+@crossed("largest error in ULP, of loss and gradient")
+def readme_targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Some kinds of targets, and the worst of all, a column per dtype and build."""
+    errors: dict[tuple[str, str], list[float]] = {}
+    for entry in document["results"]:
+        for kind in (entry["kind"], "any of these and the other options"):
+            build = f"{entry['dtype']}, {entry['isa']}"
+            errors.setdefault((kind, build), []).append(entry["ulp"])
+    for kind in (*README_TARGETS, "any of these and the other options"):
+        for (found, build), ulps in errors.items():
+            if found == kind:
+                yield kind, build, ulp_text(None if None in ulps else max(ulps))
+
+
 @crossed("float32: times as fast as on one thread", "shape")
 def threads_rows(document: Document) -> Iterator[tuple[str, ...]]:
     for point in document["points"]:
@@ -409,7 +426,10 @@ PICTURES = {"linear": plots.linear, "ways": plots.ways}
 LINEAR_PICTURE = "![Time and memory by number of features and of rows](images/linear.png)"
 # What stands in a page, in its order: the section, the file, the text.
 SECTIONS: dict[str, tuple[tuple[str, str, Callable[[Document], str]], ...]] = {
-    "README.md": (("speed", "speed.json", Table(readme_rows, 1).page),),
+    "README.md": (
+        ("speed", "speed.json", Table(readme_rows, 1).page),
+        ("digits", "targets.json", Table(readme_targets_rows, 1, TABLES["targets"].note).page),
+    ),
     "docs/benchmarks.md": (
         ("numpy", "speed.json", Table(textbook_rows, 1).page),
         ("peers", "compare.json", peers_markdown),
