@@ -603,7 +603,8 @@ def loss_gradient_and_hessian(
             factors = factors * task.sample_weight[..., None]
         if call.reduction == "mean":
             factors = factors / _divisor(task)
-        # However little a row counts for.
+        # However little a row counts for; a share of nothing is NaN.
+        counts = counts | (factors != 0)
         hessian = np.where(counts, factors * (probs * missing), 0)
         if floor is not None:
             hessian = np.where(counts, np.maximum(hessian, floor), hessian)

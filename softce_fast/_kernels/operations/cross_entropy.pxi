@@ -102,17 +102,21 @@ cdef double sum_of_parts(
     double weight, double share, double log_share, double lowering, double rest, int power
 ) noexcept nogil:
     """A loss times 2**power, which leaves the range only where that does."""
-    cdef int of_weight, of_share, of_logarithm, of_lowering, of_rest
+    cdef int of_weight, of_share, of_logarithm, of_lowering, of_rest, of_product, common
     weight = power_split(weight, &of_weight)
     share = power_split(share, &of_share)
     log_share = power_split(log_share, &of_logarithm)
     power_split(lowering, &of_lowering)
     rest = power_split(rest, &of_rest)
-    power += of_weight
+    of_product = of_share + of_logarithm + of_lowering
+    share = number_or_zero(share, log_share)
+    common = max(of_product, of_rest)
+    if share == 0 or rest == 0:
+        common = of_rest if share == 0 else of_product
     return power_apply(
-        number_or_zero(weight, number_or_zero(share, log_share)),
-        power + of_share + of_logarithm + of_lowering,
-    ) + power_apply(number_or_zero(weight, rest), power + of_rest)
+        number_or_zero(weight, power_apply(share, of_product - common))
+        + number_or_zero(weight, power_apply(rest, of_rest - common)),
+        power + of_weight + common)
 
 
 cdef struct RowNumbers:
