@@ -148,6 +148,16 @@ SIZES += [
     for sample_weight in ([1, 1e300, 1e-300, 1e-250], [1e-5, 1, 1e-250, 1e300])
     for more in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.1})
 ]  # fmt: skip
+SIZES += [
+    ("f8", [[1e300, 0], [0, 1e-10]], target,
+     {"weight": [1e80, 1e-80], "sample_weight": sample_weight, "reduction": "none"})
+    for target in ([1, 0], [0, 0], [[0, 1.0], [1, 0]])
+    for sample_weight in ([1e80, 1], [1e-80, 1e80])
+]  # fmt: skip
+SIZES += [
+    ("f8", [[0, 1e300]], [0],
+     {"weight": [1e80, 1e-80], "sample_weight": [1e-80], "reduction": "none"})
+]  # fmt: skip
 # A tiny logarithm beside a large weight.
 SIZES += [
     ("f8", [[gap, 0]] * 2, [0, 0], {name: [1e250, 1e-250], "reduction": "none"})

@@ -80,7 +80,7 @@ cdef inline double lifted_product(
 
 
 cdef inline bint parts_are_moderate(
-    const double *weight, const double *share, const double *rest
+    const double *weight, const double *share, const double *log_share, const double *rest
 ) noexcept nogil:
     """Whether no product of these leaves the range where the loss does not."""
     cdef double most = two_to(300)
@@ -94,7 +94,8 @@ cdef inline bint parts_are_moderate(
         b = fabs(share[k])
         moderate &= (least < a) & (a < most) | (a == 0)
         moderate &= (least < b) & (b < most) | (b == 0)
-        moderate &= fabs(rest[k]) < most
+        # Tiny ones are lifted.
+        moderate &= (log_share[k] < two_to(400)) & (fabs(rest[k]) < most)
     return moderate != 0
 
 
@@ -277,7 +278,9 @@ cdef inline void finish_loss_of_parts(
             group.from_z_lost[k] = 2 * part.rest
             part = sum_product(part, logsumexp)
             rest[k] += part.total + part.rest
-    if not alike and (power != 0 or not parts_are_moderate(weight, share, rest)):
+    if not alike and (
+        power != 0 or not parts_are_moderate(weight, share, numbers.log_share, rest)
+    ):
         for k in range(LANES):
             group.result[k] = sum_of_parts(
                 weight[k], share[k], numbers.log_share[k], numbers.lowering[k], rest[k], power)
