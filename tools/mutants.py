@@ -220,7 +220,18 @@ PLANTED = {
         ("stores past the caches are not finished", "        stores_finish()\n", "        pass\n",
          "machine_code -k finished"),
     ),
+    f"{PACKAGE}/_losses.py": (
+        ("subnormal weights are left to the kernels, which take them for 0",
+         "not overflows and not vanish and", "not overflows and",
+         "cases -k subnormal_weights_beside"),
+    ),
     f"{KERNELS}/operations/cross_entropy.pxi": (
+        ("a logsumexp is rounded before it is squared",
+         "Sum(numbers.logsumexp[k], numbers.lost[k])", "Sum(numbers.logsumexp[k], 0)",
+         "cases -k z_loss_squares"),
+        ("weights that lie far apart are multiplied as any others",
+         "power != 0 or not parts_are_moderate(weight, share, numbers.log_share, rest)",
+         "power != 0", "cases -k test_sizes"),
         ("sums of class probabilities are taken for 1",
          "factors.whole = double_double_product(sums, factors.whole)", "sums = sums",
          "losses digits"),
