@@ -199,19 +199,25 @@ cdef inline void label_elements_fetch(
 
 cdef void label_losses_group(Group *group, const Problem *problem) noexcept nogil:
     cdef vector v = label_logits(group, problem, NULL)
+    cdef int power = result_power(problem)
+    cdef bint moderate
     cdef Py_ssize_t k
     if not problem.options.logarithms:
         v = plain_logarithm(v, vector_set(0.0))
     numbers_store(group.result, vector_subtract(vector_set(0.0), v))
     if not group.weights.given and group.ignored == 0:
         return
+    moderate = group.weights.given and power == 0 and parts_are_moderate(
+        group.weights.sample, group.weights.label, group.result, group.result)
     for k in range(LANES):
         if group.ignored >> k & 1:
             group.result[k] = 0
+        elif moderate:
+            group.result[k] *= group.weights.label[k]
+            group.result[k] *= group.weights.sample[k]
         elif group.weights.given:
             group.result[k] = sum_of_parts(
-                group.weights.sample[k], group.weights.label[k], group.result[k], 1, 0,
-                result_power(problem))
+                group.weights.sample[k], group.weights.label[k], group.result[k], 1, 0, power)
 
 
 cdef void label_losses_task(const void *context, Py_ssize_t task, char *memory) noexcept nogil:
