@@ -155,9 +155,13 @@ SIZES += [
     for sample_weight in ([1e80, 1], [1e-80, 1e80])
 ]  # fmt: skip
 SIZES += [
-    ("f8", [[0, 1e300]], [0],
-     {"weight": [1e80, 1e-80], "sample_weight": [1e-80], "reduction": "none"})
-]  # fmt: skip
+    ("f8", logits, target, {"weight": weights, "sample_weight": factors, "reduction": "none"})
+    for logits, target, weights, factors in [
+        ([[0, 1e300]], [0], [1e80, 1e-80], [1e-80]),
+        ([[0, 1e300], [1, 2]], [0, 1], [1e80, 1e-80], [1e-80, 1e80]),
+        ([[0, 40], [1, 2]], [1, 0], [1e300, 1e-300], [1e300, 1e-300]),
+    ]
+]
 # A tiny logarithm beside a large weight.
 SIZES += [
     ("f8", [[gap, 0]] * 2, [0, 0], {name: [1e250, 1e-250], "reduction": "none"})
