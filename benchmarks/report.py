@@ -254,6 +254,7 @@ def targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
         yield entry["result"], entry["kind"], build, ulp_text(entry["ulp"])
 
 
+ANY_TARGET = "any of these and the other options"
 README_TARGETS = ("labels", "label smoothing 0.1", "class weights", "class probabilities")
 
 
@@ -262,10 +263,10 @@ def readme_targets_rows(document: Document) -> Iterator[tuple[str, ...]]:
     """Some kinds of targets, and the worst of all, a column per dtype and build."""
     errors: dict[tuple[str, str], list[float]] = {}
     for entry in document["results"]:
-        for kind in (entry["kind"], "any of these and the other options"):
+        for kind in (entry["kind"], ANY_TARGET):
             build = f"{entry['dtype']}, {entry['isa']}"
             errors.setdefault((kind, build), []).append(entry["ulp"])
-    for kind in (*README_TARGETS, "any of these and the other options"):
+    for kind in (*README_TARGETS, ANY_TARGET):
         for (found, build), ulps in errors.items():
             if found == kind:
                 yield kind, build, ulp_text(None if None in ulps else max(ulps))
