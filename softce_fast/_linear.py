@@ -530,6 +530,7 @@ class _Batch:
         self.count = 0  # of rows that count
         self.divisor = 1.0  # of the mean
 
+    @np.errstate(all="ignore")
     def scan(self) -> None:
         """Check the labels, count the rows that count, and find what their mean divides by."""
         weight, divisor = self.options["weight"], 0.0
@@ -549,7 +550,7 @@ class _Batch:
                     )
                 if weight is not None:
                     taken = np.asarray(weight.take(labels, mode="clip"), np.float64)
-                    weights = taken if weights is None else weights * taken
+                    weights = taken if weights is None else reference.product(taken, weights)
             divisor += count if weights is None else float(weights.sum(where=counts))
         if self.options["reduction"] == "mean":
             given = self.options["denominator"]
@@ -747,7 +748,8 @@ class _Run:
             self._put_hidden_grad(logits, rows)
         self._finish()
         if losses is None:
-            return _losses.reduced(total, batch.divisor, options["empty"], batch.dtype)
+            reduced = _losses.Reduced(total, batch.divisor)
+            return reduced.scalar(options["empty"], batch.dtype)
         return _arrays.deliver(losses.reshape(batch.row_shape), batch.dtype)
 
     def logits_of(self, rows: Rows) -> Array:
@@ -781,8 +783,10 @@ class _Run:
         else:
             options["denominator"] = batch.divisor
         call = _checks.check_loss("logits", logits, batch.target[rows], -1, dtype=None, **options)
-        total, _ = _losses.run(call, losses, logits if with_grad else None)
-        return total if losses is None else losses
+        loss = _losses.run(call, losses, logits if with_grad else None)
+        if losses is not None:
+            return losses
+        return loss._replace(divisor=1.0).scalar("nan", np.dtype(np.float64))
 
     def _add_weight_grad(self, gradient: Array, hidden: Array, first: bool) -> None:
         out = self.weight_sum

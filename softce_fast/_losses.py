@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -275,8 +276,8 @@ def cross_entropy_with_grad_and_hessian(
     gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
     hessian = _fresh_outputs.empty(shape, call.dtype) if hessian_out is None else hessian_out
     losses = _losses_array(call)
-    total, divisor = run(call, losses, gradient, hessian, scale, floor)
-    return _reduced(call, losses, total, divisor), gradient, hessian
+    loss = run(call, losses, gradient, hessian, scale, floor)
+    return _result(call, losses, loss), gradient, hessian
 
 
 def _cross_entropy(
@@ -322,8 +323,31 @@ def _cross_entropy(
     if with_grad:
         shape = call.values.shape
         gradient = _arrays.output(grad_out, "grad_out", shape, call.dtype, *_inputs(call))
-    total, divisor = run(call, losses, gradient)
-    return _reduced(call, losses, total, divisor), gradient
+    loss = run(call, losses, gradient)
+    return _result(call, losses, loss), gradient
+
+
+class Reduced(NamedTuple):
+    """A reduced loss: total / divisor * 2**power."""
+
+    total: float
+    divisor: float = 1.0
+    power: int = 0
+
+    def scalar(self, empty: str, dtype: DType) -> Any:
+        """Return it; nothing over 0 is `empty`."""
+        total, divisor, power = self
+        with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
+            if divisor == 0 and total != 0:
+                loss = total * math.copysign(math.inf, divisor)
+            elif divisor == 0:
+                loss = 0.0 if empty == "zero" else math.nan
+            elif power == 0:
+                loss = total / divisor
+            else:
+                (total, over), (divisor, under) = math.frexp(total), math.frexp(divisor)
+                loss = np.ldexp(total / divisor, over - under + power)
+            return np.float64(loss).astype(dtype)
 
 
 def run(
@@ -333,48 +357,32 @@ def run(
     hessian: Array | None = None,
     hessian_scale: float = 1.0,
     hessian_floor: float | None = None,
-) -> tuple[float, float]:
-    """Write what is wanted; return the sum of the losses and what their mean divides by.
+) -> Reduced:
+    """Write what is wanted; return the sum of the losses or their mean.
 
     Gradient and Hessian are those of the reduced loss.
     """
-    rows, sums = _powers(call)
-    summed, power = _balanced(call, sums)
-    of_hessian = hessian_scale, -math.inf if hessian_floor is None else hessian_floor
-    if rows == sums or (gradient is None and hessian is None):
-        total, divisor = _executed(summed, power, losses, gradient, hessian, *of_hessian)
-    else:
-        # A row that counts for nothing in the sum has a derivative all the same.
-        total, divisor = _executed(summed, power, losses)
-        of_rows = _balanced(call, rows)[0]._replace(denominator=divisor)
-        power += sum(rows) - sum(sums)
-        _executed(of_rows, power, None, gradient, hessian, *of_hessian)
-    if call.reduction == "mean" and divisor == 0:
-        for derivative in (gradient, hessian):
-            if derivative is not None:
-                divide_by_zero(
-                    derivative, call.axis, total, divisor, call.empty, _taken_out(call), call.where
-                )
-    return total, divisor
+    scaled, powers = _balanced(call)
+    floor = -math.inf if hessian_floor is None else hessian_floor
 
+    def executed(
+        sum_power: int, losses: Array | None, gradient: Array | None, hessian: Array | None
+    ) -> tuple[float, float]:
+        found = execute.cross_entropy(
+            call.values, call.labels, call.probabilities, call.where, losses, gradient, hessian,
+            call.axis, scaled.weight, scaled.sample_weight, call.label_smoothing, scaled.z_loss,
+            call.temperature, call.softcap or 0.0, call.reduction == "mean", call.denominator,
+            call.ignore_index, powers.factors(call.labels is not None, sum_power), threads_for,
+            call.dtype, hessian_scale, floor,
+        )  # fmt: skip
+        return _checked(call, found)
 
-def _executed(
-    call: LossArguments,
-    power: int,
-    losses: Array | None,
-    gradient: Array | None = None,
-    hessian: Array | None = None,
-    hessian_scale: float = 1.0,
-    hessian_floor: float = -math.inf,
-) -> tuple[float, float]:
-    """Have the kernels write what is wanted, times 2**power; return the sum and its divisor."""
-    found = execute.cross_entropy(
-        call.values, call.labels, call.probabilities, call.where, losses, gradient, hessian,
-        call.axis, call.weight, call.sample_weight, call.label_smoothing, call.z_loss,
-        call.temperature, call.softcap or 0.0, call.reduction == "mean", call.denominator,
-        call.ignore_index, power, threads_for, call.dtype, hessian_scale, hessian_floor,
-    )  # fmt: skip
-    return _checked_sums(call, found, power)
+    found = executed(0, losses, gradient, hessian)
+    loss = _reduced(call, powers, found, lambda power: executed(power, None, None, None)[0])
+    for derivative in (gradient, hessian):
+        if derivative is not None and loss.divisor == 0:
+            divide_by_zero(derivative, call.axis, loss, call.empty, _taken_out(call), call.where)
+    return loss
 
 
 def _inputs(call: LossArguments) -> tuple[Array | None, ...]:
@@ -387,160 +395,171 @@ def _losses_array(call: LossArguments) -> Array | None:
     return np.empty(call.row_shape, call.dtype) if call.reduction == "none" else None
 
 
-Powers = tuple[int, int]  # of two, taken out of class weights and of sample weights
-
-
-def _balanced(call: LossArguments, powers: Powers) -> tuple[LossArguments, int]:
-    """Return a call without these powers of two, and the one to be put back.
-
-    A mean is divided by what has lost them, too.
-    """
-    class_power, sample_power = powers
-    if class_power == sample_power == 0:
-        return call, 0
-    with np.errstate(all="ignore"):
-        scaled = call._replace(
-            weight=None if call.weight is None else without_power(call.weight, class_power),
-            sample_weight=(
-                None
-                if call.sample_weight is None
-                else without_power(call.sample_weight, sample_power)
-            ),
-            z_loss=math.ldexp(call.z_loss, -class_power),
-        )
-    if call.reduction == "mean" and call.denominator is None:
-        # Of class probabilities, the divisor is a sum of sample weights alone.
-        return scaled, 0 if call.labels is not None else class_power
-    return scaled, class_power + sample_power
-
-
-def without_power(weights: Array, power: int) -> Array:
-    """Return weights less a power of two; none becomes 0: times an infinite loss, each counts."""
-    weights = weights.astype(np.float64, copy=False)
-    scaled = np.ldexp(weights, -power)
-    smallest = np.finfo(np.float64).tiny
-    vanishes = (np.abs(scaled) < smallest) & (weights != 0)
-    return np.where(vanishes, np.copysign(smallest, weights), scaled)
-
-
-def _powers(call: LossArguments) -> tuple[Powers, Powers]:
-    """Return extreme_powers() of a call."""
-    options = call.sample_weight, call.z_loss, call.reduction
-    rows, sums = extreme_powers(call.weight, *options)
-    if rows == sums or call.weight is None or call.labels is None or call.label_smoothing:
-        return rows, sums
-    # Weights of other classes than those of the labels have no part in the sum.
-    labels = np.unique(call.labels[call.labels != call.ignore_index])
-    labels = labels[(labels >= 0) & (labels < call.classes)]
-    return extreme_powers(call.weight[labels], *options)
-
-
-def extreme_powers(
-    weight: Array | None, sample_weight: Array | None, z_loss: float, reduction: str
-) -> tuple[Powers, Powers]:
-    """Return the powers to take out of weights for results of rows, and for a sum of them.
-
-    They are 0 unless the weights are extreme.
-    """
-    (class_power, class_range), (sample_power, sample_range) = map(
-        _exponents, (weight, sample_weight)
-    )
-    if weight is not None and z_loss:
-        # What it becomes leaves room for the square of a logsumexp, and no weight vanishes.
-        room = min(math.frexp(z_loss)[1], class_power - class_range + _FAR)
-        class_power = max(class_power, room)
-    excess = 0
-    if reduction != "none":
-        # The largest product is to be in range, and a sum of many: the smallest count for nothing.
-        excess = max(0, class_range + sample_range - _FAR)
-    of_class = 0 if weight is None else excess if sample_weight is None else excess // 2
-    rows = class_power, sample_power
-    sums = class_power + of_class, sample_power + excess - of_class
-    overflows = excess and weight is not None and sample_weight is not None
-    # The kernels take subnormal numbers for 0.
-    vanish = min(class_power - class_range, sample_power - sample_range) < _LEAST
-    if not overflows and not vanish and max(map(abs, sums)) < _EXTREME:
-        return (0, 0), (0, 0)
-    return rows, sums
-
-
-# Binary exponents of weights: from which on they count as extreme, the most of what is left, and
-# those of the smallest and the largest numbers.
-_EXTREME, _FAR = 100, 900
-_LEAST, _MOST = np.finfo(np.float64).minexp + 1, np.finfo(np.float64).maxexp
-
-
-def _exponents(weight: Array | None) -> tuple[int, int]:
-    """Return the middle of the weights' binary exponents, and how far they are from it.
-
-    Less that power the largest is in range: the middle is higher where not all can be.
-    """
-    if weight is None or weight.size == 0:
-        return 0, 0
-    with np.errstate(invalid="ignore"):  # a NaN of any payload
-        least, most = float(weight.min()), float(weight.max())
-        if not 0 < least <= most < np.inf:
-            size = np.abs(weight).astype(np.float64, copy=False)
-            counts = (size > 0) & (size < np.inf)
-            least, most = (
-                size.min(where=counts, initial=np.inf),
-                size.max(where=counts, initial=0),
-            )
-    if least == np.inf:
-        return 0, 0
-    low, high = (math.frexp(x)[1] for x in (least, most))
-    middle = max((low + high) // 2, high - _MOST + 1)
-    return middle, high - middle
-
-
-def _checked_sums(
-    call: LossArguments, found: tuple[float, float] | None, power: int
-) -> tuple[float, float]:
+def _checked(call: LossArguments, found: tuple[float, float] | None) -> tuple[float, float]:
     """Return what the kernels found, or raise the error for the label that is no class."""
     if found is not None:
-        if power == 0:
-            return found
-        with np.errstate(all="ignore"):  # a sum beyond float64 is inf or 0
-            return float(np.ldexp(found[0], power)), found[1]
+        return found
     assert call.labels is not None
     _checks.check_labels(call.labels, call.classes, call.ignore_index)
     raise IndexError("target was changed during the call, and held a label that is no class")
 
 
-def _reduced(call: LossArguments, losses: Array | None, total: float, divisor: float) -> Any:
+def _reduced(
+    call: LossArguments, powers: Powers, found: tuple[float, float], again: Callable[[int], float]
+) -> Reduced:
+    """Return the loss of a sum, and what a mean divides by; `again` as in Powers.reduced()."""
+    total, divisor = found
+    if call.reduction == "none":
+        return Reduced(total)
+    if call.reduction == "sum":
+        divisor = 1.0
+    elif call.denominator is not None:
+        divisor = call.denominator
+    return powers.reduced(total, divisor, again)
+
+
+def _result(call: LossArguments, losses: Array | None, loss: Reduced) -> Any:
     """Return the losses, or their sum or mean."""
     if losses is not None:
         return _arrays.unwrapped(losses)
-    return reduced(total, divisor if call.reduction == "mean" else 1.0, call.empty, call.dtype)
+    return loss.scalar(call.empty, call.dtype)
 
 
-def reduced(loss: float, divisor: float, empty: str, dtype: DType) -> Any:
-    """Return a sum of losses divided, as a scalar of `dtype`; no losses over 0 are `empty`."""
-    if divisor != 0:
-        loss /= divisor
-    elif loss != 0:
-        loss *= math.copysign(math.inf, divisor)
-    else:
-        loss = 0.0 if empty == "zero" else math.nan
-    with np.errstate(all="ignore"):  # a loss beyond the result's range is inf or 0
-        return np.float64(loss).astype(dtype)
+# ---- weights of any size -------------------------------------------------------------------------
+
+# The exponents between which weights are moderate; how far apart two of others may be; that of the
+# largest numbers; and one that counts for nothing.
+_MODERATE, _FAR = 100, 900
+_LARGEST = np.finfo(np.float64).maxexp
+_NOTHING = -10_000
+# A sum below this may miss losses. It is made again of others, so many powers of two away.
+_TINY = 2.0**-900
+_STEP, _FARTHEST = 1000, 3000
+
+
+class Powers(NamedTuple):
+    """Powers of two that are taken out of weights and of what follows from them."""
+
+    moderate: bool = True  # the weights are near 1: nothing is taken out
+    of_class: int = 0  # of class weights and z_loss,
+    of_sample: int = 0  # of sample weights,
+    divisor: int = 0  # and of what a mean is divided by: all that its largest weight has
+
+    def factors(self, labelled: bool, sum_power: int = 0) -> tuple[int, int, int]:
+        """Return the powers that multiply each row, each loss in a sum, each weight in a divisor.
+
+        The divisor of a row has lost its own.
+        """
+        taken = self.of_class + self.of_sample
+        weights = taken if labelled else self.of_sample
+        return taken - self.divisor, sum_power, weights - self.divisor
+
+    def reduced(self, total: float, divisor: float, again: Callable[[int], float]) -> Reduced:
+        """Return a sum of losses over a divisor.
+
+        Where weights are not moderate, the sum may be out of the range that the result is in.
+        `again` sums the losses times a power of two.
+        """
+        power = 0
+        while not self.moderate and abs(power) < _FARTHEST and (
+            abs(total) < _TINY or abs(total) == math.inf
+        ):  # fmt: skip
+            power += _STEP if abs(total) < _TINY else -_STEP
+            total = again(power)
+        return Reduced(total, divisor, self.of_class + self.of_sample - power - self.divisor)
+
+
+def balance(weight: Array | None, sample_weight: Array | None, z_loss: float) -> Powers:
+    """Return the powers that leave weights around 1."""
+    (least, most), (least_sample, most_sample) = map(_exponents, (weight, sample_weight))
+    if max(map(abs, (least, most, least_sample, most_sample))) < _MODERATE:
+        return Powers()
+    of_class = _middle(least, most)
+    if weight is not None and z_loss:
+        # There is room for the square of a logsumexp, unless a weight would vanish.
+        of_z = math.frexp(z_loss)[1]
+        of_class = max(of_class, min(of_z, least + _FAR), of_z - _FAR)
+    return Powers(False, of_class, _middle(least_sample, most_sample))
+
+
+def _middle(least: int, most: int) -> int:
+    """Return the middle of two exponents; less that, the larger is in range."""
+    return max((least + most) // 2, most - _LARGEST + 1)
+
+
+def _exponents(weights: Array | None) -> tuple[int, int]:
+    """Return the smallest and the largest exponent of weights that are neither 0 nor infinite."""
+    if weights is None or weights.size == 0:
+        return 0, 0
+    with np.errstate(invalid="ignore"):  # a NaN of any payload
+        least, most = float(weights.min()), float(weights.max())
+        if not 0 < least <= most < np.inf:
+            size = np.abs(weights).astype(np.float64, copy=False)
+            counts = (size > 0) & (size < np.inf)
+            least, most = (
+                size.min(where=counts, initial=np.inf),
+                size.max(where=counts, initial=0),
+            )
+    return (0, 0) if least == np.inf else (math.frexp(least)[1], math.frexp(most)[1])
+
+
+def largest(counts: Array | bool, *factors: Array | None) -> int:
+    """Return the exponent of the largest product of the factors of a row that counts."""
+    total: Array | int = 0
+    for weights in factors:
+        if weights is not None:
+            weights = weights.astype(np.float64, copy=False)
+            usable = np.isfinite(weights) & (weights != 0)
+            total = total + np.where(usable, np.frexp(weights)[1], _NOTHING)
+    found = int(np.where(counts, total, _NOTHING).max())
+    return found if found > _NOTHING // 2 else 0
+
+
+def _balanced(call: LossArguments) -> tuple[LossArguments, Powers]:
+    """Return a call without the powers of two that leave its weights around 1."""
+    weight, sample_weight = call.weight, call.sample_weight
+    powers = balance(weight, sample_weight, call.z_loss)
+    if powers.moderate:
+        return call, powers
+    if call.reduction == "mean" and call.denominator is None:
+        counts: Array | bool = True
+        of_label = None
+        if call.labels is not None:
+            counts = call.labels != call.ignore_index
+            of_label = None if weight is None else weight.take(call.labels, mode="clip")
+        powers = powers._replace(divisor=largest(counts, of_label, sample_weight))
+    if weight is not None:
+        weight = without_power(weight, powers.of_class)
+    if sample_weight is not None:
+        sample_weight = without_power(sample_weight, powers.of_sample)
+    z_loss = math.ldexp(call.z_loss, -powers.of_class)
+    return call._replace(weight=weight, sample_weight=sample_weight, z_loss=z_loss), powers
+
+
+def without_power(weights: Array, power: int) -> Array:
+    """Return weights less a power of two; none becomes 0: times an infinite loss, each counts."""
+    weights = weights.astype(np.float64, copy=False)
+    with np.errstate(all="ignore"):
+        scaled = np.ldexp(weights, -power)
+    smallest = np.finfo(np.float64).tiny
+    vanishes = (np.abs(scaled) < smallest) & (weights != 0)
+    return np.where(vanishes, np.copysign(smallest, weights), scaled)
 
 
 def divide_by_zero(
     gradient: Array,
     axis: int,
-    total: float,
-    divisor: float,
+    loss: Reduced,
     empty: str,
     taken_out: NDArray[np.bool_],
     where: NDArray[np.bool_] | None,
 ) -> None:
     """Divide a derivative of the sum as by any other number; the rows taken out stay 0."""
-    if empty == "zero" and total == 0:
+    if empty == "zero" and loss.total == 0:
         gradient[...] = 0
         return
     with np.errstate(all="ignore"):
-        gradient /= gradient.dtype.type(divisor)
+        gradient /= gradient.dtype.type(loss.divisor)
     np.moveaxis(gradient, axis, -1)[taken_out] = 0
     if where is not None:
         np.copyto(gradient, 0, where=~where)
@@ -693,11 +712,15 @@ def _negative_log(
     if _arrays.left_to_numpy(call.values, call.dtype):
         return reference.negative_log(call, is_log)
     losses = _losses_array(call)
-    _, powers = _powers(call)
-    call, power = _balanced(call, powers)
-    found = execute.negative_log(
-        call.values, call.labels, call.probabilities, losses, call.axis, call.weight,
-        call.sample_weight, call.ignore_index, is_log, power, threads_for, call.dtype,
-    )  # fmt: skip
-    total, divisor = _checked_sums(call, found, power)
-    return _reduced(call, losses, total, divisor if call.denominator is None else call.denominator)
+    scaled, powers = _balanced(call)
+
+    def executed(sum_power: int, losses: Array | None) -> tuple[float, float]:
+        found = execute.negative_log(
+            call.values, call.labels, call.probabilities, losses, call.axis, scaled.weight,
+            scaled.sample_weight, call.ignore_index, is_log,
+            powers.factors(call.labels is not None, sum_power), threads_for, call.dtype,
+        )  # fmt: skip
+        return _checked(call, found)
+
+    loss = _reduced(call, powers, executed(0, losses), lambda power: executed(power, None)[0])
+    return _result(call, losses, loss)

@@ -175,8 +175,8 @@ class Loss(NamedTuple):
         share = 1 - self.label_smoothing
         return np.asarray(share * self.label_weight if share else np.zeros_like(self.label_weight))
 
-    def divisor(self) -> float:
-        """Return what the sum of the losses is divided by."""
+    def divisor(self, power: int = 0) -> float:
+        """Return what the sum of the losses is divided by: of weights times 2**power."""
         if self.reduction != "mean":
             return 1.0
         if self.denominator is not None:
@@ -185,7 +185,11 @@ class Loss(NamedTuple):
         if self.sample_weight is not None:
             counts = (weights != 0) & (self.sample_weight != 0)
             sample_weight = self.sample_weight.astype(np.float64)
-            weights = np.where(counts, weights, 0) * np.where(counts, sample_weight, 0)
+            weights, of_rows = np.frexp(np.where(counts, weights, 0))
+            sample_weight, of_sample = np.frexp(np.where(counts, sample_weight, 0))
+            weights = np.ldexp(weights * sample_weight, of_rows + of_sample + power)
+        elif power:
+            weights = np.ldexp(weights, power)
         weights = weights[~self.ignored]
         return float(weights.size) if (weights == 1).all() else sum_of(weights)
 

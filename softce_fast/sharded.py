@@ -330,53 +330,47 @@ def logsumexp(states: Array) -> Any:
     return _arrays.unwrapped(result)
 
 
-def _without(loss: Loss, powers: _losses.Powers) -> Loss:
-    """Take powers of two out of the weights."""
-    class_power, sample_power = powers
-    if class_power == sample_power == 0:
-        return loss
-    loss = loss._replace(
-        label_weight=_losses.without_power(loss.label_weight, class_power),
-        z_loss=math.ldexp(loss.z_loss, -class_power),
-    )
-    if sample_power and loss.sample_weight is not None:
-        scaled = _losses.without_power(loss.sample_weight, sample_power)
-        loss = loss._replace(sample_weight=scaled)
-    return loss
+def _balanced(loss: Loss, class_weights: Array | None) -> tuple[Loss, _losses.Powers]:
+    """Return a loss without the powers of two that leave its weights around 1.
 
-
-def _task_of(states: Array, loss: Loss, of_rows: bool) -> _Task:
-    """Return how the kernels compute a loss, or what is to be right of each of its rows.
-
-    Powers of two are taken out of extreme weights.
+    `class_weights`: the sums of those of all classes, where these have a part in the loss.
     """
-    smoothing, sums = loss.label_smoothing, _name_of_sums(states)
-    chunks = states[sums]
-    weights = None
-    if loss.weighted:
-        weights = loss.label_weight
-        if smoothing:
-            weights = np.append(weights, chunks["weights"].sum(axis=-1) + chunks["own"])
-    rows, summed = _losses.extreme_powers(weights, loss.sample_weight, loss.z_loss, loss.reduction)
-    of_sums = _without(loss, summed)
-    divisor = of_sums.divisor()
-    taken = rows if of_rows else summed
-    power, class_power = sum(taken), taken[0]
+    weights, sample_weight = loss.label_weight, loss.sample_weight
+    both = weights if class_weights is None else np.append(weights, class_weights)
+    powers = _losses.balance(both if loss.weighted else None, sample_weight, loss.z_loss)
+    if powers.moderate:
+        return loss, powers
     if loss.reduction == "mean" and loss.denominator is None:
-        power -= sum(summed)  # the divisor has lost it, too
-    loss = of_sums if taken == summed else _without(loss, taken)
-    is_wide = False
+        powers = powers._replace(divisor=_losses.largest(~loss.ignored, weights, sample_weight))
+    if sample_weight is not None:
+        sample_weight = _losses.without_power(sample_weight, powers.of_sample)
+    weights = _losses.without_power(weights, powers.of_class)
+    z_loss = math.ldexp(loss.z_loss, -powers.of_class)
+    loss = loss._replace(label_weight=weights, sample_weight=sample_weight, z_loss=z_loss)
+    return loss, powers
+
+
+def _task_of(states: Array, loss: Loss) -> tuple[_Task, _losses.Powers]:
+    """Return how the kernels compute a loss, or what is to be right of each of its rows."""
+    smoothing, sums = loss.label_smoothing, _name_of_sums(states)
+    class_weights, is_wide = None, False
     if smoothing:
-        share = np.ldexp(loss.share(), -class_power)
-        sizes = np.abs(chunks["weights"].sum(axis=-1) + chunks["own"]) * share[..., None]
+        class_weights = states[sums]["weights"].sum(axis=-1) + states[sums]["own"]
+    loss, powers = _balanced(loss, None if class_weights is None else class_weights.sum(axis=-1))
+    of_row, _, in_divisor = powers.factors(labelled=True)
+    if class_weights is not None:
+        share = np.ldexp(loss.share(), -powers.of_class)
+        sizes = np.abs(class_weights) * share[..., None]
         is_wide = bool(((sizes != 0) & (np.abs(np.frexp(sizes)[1]) > _WIDEST)).any())
-    weighs_label = bool(smoothing) or weights is not None
+    weighs_label = bool(smoothing) or loss.weighted
     if not (weighs_label or loss.sample_weight is not None or loss.z_loss):
         sums = "chunks"  # of half types: few digits will do
-    return _Task(
+    task = _Task(
         "dense_cross_entropy" if smoothing else "cross_entropy", states, sums, loss.sample_weight,
-        smoothing, loss.z_loss, power, class_power, weighs_label, divisor, is_wide,
+        smoothing, loss.z_loss, of_row, powers.of_class, weighs_label, loss.divisor(in_divisor),
+        is_wide,
     )  # fmt: skip
+    return task, powers
 
 
 def _losses_of(task: _Task, loss: Loss, dtype: Any) -> Array:
@@ -438,12 +432,19 @@ def cross_entropy(
         states, None, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
         denominator, empty,
     )  # fmt: skip
-    task = _task_of(states, loss, of_rows=False)
+    task, powers = _task_of(states, loss)
     dtype = _row_states.rows_of(states).dtype
     if reduction == "none":
         return _arrays.unwrapped(_losses_of(task, loss, dtype))
-    total = _sum_in_lanes(_losses_of(task, loss, np.float64).reshape(-1))
-    return _losses.reduced(total, task.divisor, empty, dtype)
+
+    def summed(power: int) -> float:
+        return _sum_of_losses(task._replace(power=power), loss)
+
+    return powers.reduced(summed(0), task.divisor, summed).scalar(empty, dtype)
+
+
+def _sum_of_losses(task: _Task, loss: Loss) -> float:
+    return _sum_in_lanes(_losses_of(task, loss, np.float64).reshape(-1))
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -654,13 +655,11 @@ def cross_entropy_grad(
         grad_out, "grad_out", call.logits.shape, call.dtype, call.logits, call.target, call.where,
         call.weight, loss.sample_weight,
     )  # fmt: skip
-    task = _task_of(states, loss, of_rows=True)
+    task, _ = _task_of(states, loss)
     task.emit(call, np.where(loss.ignored, -1, call.labels()), result)
     if task.divisor == 0:
-        total = _sum_in_lanes(_losses_of(task, loss, np.float64).reshape(-1))
-        _losses.divide_by_zero(
-            result, call.axis, total, task.divisor, empty, loss.taken_out(), call.where
-        )
+        reduced = _losses.Reduced(_sum_of_losses(task, loss), task.divisor)
+        _losses.divide_by_zero(result, call.axis, reduced, empty, loss.taken_out(), call.where)
     if loss.excluded.any():
         np.moveaxis(result, call.axis, -1)[loss.excluded] = 0
     return result

@@ -11,6 +11,7 @@ import softce_fast as sf
 import truth
 from conftest import dtype_named
 from layouts import Array, assert_same_bits
+from shards import Sharded
 from softce_fast import reference, sharded
 from tolerances import assert_ulp
 
@@ -314,6 +315,33 @@ SIZES += [
     for tiny in (1e-28, 1e-30, 1e-36)
     for left in (0, tiny)
 ]
+# Weights that lie far apart, and rows whose two make a number near 1.
+FAR_APART = {"weight": [1e250, 1e-250], "sample_weight": [1e-250, 2e250]}
+SIZES += [
+    ("f8", [[1, 2], [2, 0.5]], target, FAR_APART | more)
+    for target in ([0, 1], [[1.0, 0], [0, 1]], [[1, 0], [1e-30, 1]])
+    for more in (
+        {},
+        {"reduction": "sum"},
+        {"reduction": "none"},
+        {"z_loss": 1e-250, "reduction": "none"},
+        {"denominator": 1e-300},
+        {"denominator": -1e250},
+        {"temperature": 1e-30},
+    )
+]
+# The same of large losses and of small ones.
+SIZES += [
+    ("f8", logits, [0, 1], options | {"reduction": "sum"})
+    for logits in ([[0, 1e300], [1e299, 0]], [[700, 0], [0, 650]])
+    for options in (FAR_APART, {"weight": [1e80, 1e-80], "sample_weight": [1e-80, 1e80]})
+]
+# Smoothing gives all that it gives to the only class: what z_loss adds is the gradient.
+SIZES += [
+    (dtype, [[-0.03], [0.13]], [0, 0], {"z_loss": 1e-51, "denominator": 1e-80} | more)
+    for dtype in ("bfloat16", "f4", "f8")
+    for more in ({"label_smoothing": 0.1}, {"label_smoothing": 1.0, "weight": [2e40]})
+]
 # Nothing is left of the gradient but what z_loss adds, far less than the class weighs.
 SIZES += [
     (
@@ -552,6 +580,11 @@ LIKELIHOODS: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("f8", [[0.25, 0.75]], [1], {"weight": [1, 1e-300], "sample_weight": [1e300]}),
     ("f8", [[0.25, 0.75]] * 2, [[0.5, 0.5]] * 2, {"sample_weight": WIDE}),
     ("f8", [[0.25, 0.75]] * 2, [0, 1], {"weight": WIDE}),
+]
+LIKELIHOODS += [
+    ("f8", [[0.25, 0.75]] * 2, target, FAR_APART | more)
+    for target in ([0, 1], [[1.0, 0], [0, 1]], [[1, 1e-300], [0, 1]])
+    for more in ({}, {"denominator": 1e-300})
 ]
 
 
@@ -905,3 +938,26 @@ def test_a_sample_weight_of_zero_takes_an_infinite_class_weight_out_of_the_mean(
         ]
         loss = module.cross_entropy(module.merge(*parts), sample_weight=sample_weight)
         assert loss == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("zero", ["weight", "sample_weight"])
+def test_a_weight_of_zero_takes_an_infinite_one_out_of_a_linear_loss(zero: str) -> None:
+    hidden, matrix = np.eye(3), np.arange(6.0).reshape(2, 3)
+    target, last = np.array([1, 1, 0]), np.array([0, 1])
+    options = {"weight": np.array([INF, 1.0]), "sample_weight": np.array([1.0, 2, INF])}
+    options[zero][last if zero == "weight" else 2] = [0.0, 1.0] if zero == "weight" else 0.0
+    loss = sf.linear_cross_entropy(hidden, matrix, target, **options)
+    expected = sf.cross_entropy((hidden @ matrix.T)[:2], [1, 1], sample_weight=[1.0, 2])
+    assert loss == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_far_apart_of_shards(reduction: str, smoothing: float) -> None:
+    logits, target = np.array([[1.0, 2], [2, 0.5]]), np.array([0, 1])
+    options: dict[str, Any] = FAR_APART | {"reduction": reduction, "label_smoothing": smoothing}
+    options = {name: np.asarray(v) if "weight" in name else v for name, v in options.items()}
+    right = truth.cross_entropy_with_options(logits, target, **options)
+    shards = Sharded(logits, target, [1], **options)
+    assert_ulp(shards.loss, right.loss, "loss", logits.dtype)
+    assert_ulp(shards.gradient, right.gradient, "gradient", logits.dtype, right.gradient_scale)

@@ -207,7 +207,7 @@ def loss_without_checks(
     """Return the sum of the losses, and what a mean divides by; None if a label is no class."""
     return execute.cross_entropy(
         x, labels, probabilities, None, None, None, None, 1, weight, sample_weight,
-        label_smoothing, 0.0, 1.0, 0.0, False, None, -100, 0, lambda size: 1,
+        label_smoothing, 0.0, 1.0, 0.0, False, None, -100, (0, 0, 0), lambda size: 1,
     )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def reads_before_kernels() -> dict[str, Read]:
         "labels of probabilities": (
             labels, 2,
             lambda: execute.negative_log(
-                x, labels, None, None, 1, None, None, -100, True, 0, lambda size: 1
+                x, labels, None, None, 1, None, None, -100, True, (0, 0, 0), lambda size: 1
             ),
         ),
         "sample weights": (sample_weight, 3.0, divisor),

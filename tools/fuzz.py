@@ -291,6 +291,15 @@ def draw_factors(case: Case, shape: Shape) -> Array:
 
 def draw_sample_weight(case: Case) -> Array:
     weights, target = draw_factors(case, case.rows), case.arguments[1]
+    if "weight" in case.options and case.chance(30):
+        # Both far from 1, but their products are not.
+        of_class = case.options["weight"].astype(np.float64)
+        row = case.random.integers(0, max(1, len(of_class)), case.rows)
+        if target.dtype.kind in "iu":
+            row = np.clip(target.astype(np.float64), 0, max(0, len(of_class) - 1)).astype(int)
+        with np.errstate(all="ignore"):
+            factors = of_class[row] if len(of_class) else 1.0
+            weights[...] = np.where(factors > 0, weights / factors, weights)
     if target.dtype.kind in "iu":
         # What stands beside an ignored label must not matter.
         is_ignored = target == case.options.get("ignore_index", -100)
@@ -639,11 +648,18 @@ def run_case(case: Case) -> bool:
         return False
     if expected is not None:
         raise Failure(f"has a result, the reference raised {expected!r}")
+    dtypes = [dtypes_of(given) for given in (result, plain)]
+    if dtypes[0] != dtypes[1]:
+        raise Failure(f"the result is of {dtypes[0]}, should be of {dtypes[1]}")
     right = right_result(original, plain)
     check_numbers(original, result, *right)
     with contextlib.suppress(NotImplementedError):
         check_numbers(original, in_shards(original), *right)
     return True
+
+
+def dtypes_of(result: Any) -> list[Any]:
+    return [np.asarray(item).dtype for item in (result if isinstance(result, tuple) else [result])]
 
 
 def in_shards(case: Case) -> Any:

@@ -64,7 +64,7 @@ def cross_entropy(
     mean: bool,
     denominator: float | None,
     ignore_index: int,
-    power: int,
+    powers: tuple[int, int, int],
     threads_for: _ThreadsFor,
     dtype: np.dtype[Any] | None = None,
     hessian_scale: float = 1.0,
@@ -152,7 +152,7 @@ def negative_log(
     sample_weight: _Array | None,
     ignore_index: int,
     values_are_logarithms: bool,
-    power: int,
+    powers: tuple[int, int, int],
     threads_for: _ThreadsFor,
     dtype: np.dtype[Any] | None = None,
 ) -> tuple[float, float] | None: ...

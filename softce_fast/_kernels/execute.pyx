@@ -301,17 +301,17 @@ def cross_entropy(
     ndarray logits not None, ndarray labels, ndarray probabilities, ndarray where, ndarray losses,
     ndarray gradient, ndarray hessian, int axis, ndarray class_weight, ndarray sample_weight,
     double label_smoothing, double z_loss, double temperature, double softcap, bint mean,
-    denominator, ignore_index, int power, threads_for, dtype=None, double hessian_scale=1,
-    double hessian_floor=-INFINITY,
+    denominator, ignore_index, tuple powers not None, threads_for, dtype=None,
+    double hessian_scale=1, double hessian_floor=-INFINITY,
 ):
     """Return the sum of the losses and what their mean divides by; None if a label is no class.
 
     Of `labels` and `probabilities` one is None. `losses`, `gradient` and, beside a gradient,
     `hessian` are written where they are given, but not if a label is no class. The gradient is
     that of the sum, or with `mean` that of the mean, which divides by `denominator` if that is not
-    None. Dividing by 0 is left to the caller. Losses and gradients, but not the sum, are multiplied
-    by 2**power: what was taken out of weights before. `dtype` is that of the results, if it is not
-    that of the logits.
+    None. Dividing by 0 is left to the caller. `powers`, of two, multiply what is written, the
+    losses that are summed, and the weights that the mean divides by: weights are told without those
+    that would leave the range. `dtype` is that of the results, if it is not that of the logits.
     """
     cdef Call call
     cdef Scan scan
@@ -333,9 +333,9 @@ def cross_entropy(
     problem.options.z_loss = z_loss
     problem.options.temperature = temperature
     problem.options.softcap = softcap
-    problem.options.power = power
     set_target(&call, &scan, labels, probabilities, ignore_index)
     set_rows(&call, losses, class_weight, sample_weight)
+    set_powers(&call, &scan, powers)
     return run_loss(
         &call, &scan, mean, denominator, result_kind_for(dtype, logits), threads_for)
 
@@ -476,7 +476,7 @@ cdef char *score_bytes(
 def negative_log(
     ndarray values not None, ndarray labels, ndarray probabilities, ndarray losses, int axis,
     ndarray class_weight, ndarray sample_weight, ignore_index, bint values_are_logarithms,
-    int power, threads_for, dtype=None,
+    tuple powers not None, threads_for, dtype=None,
 ):
     """Return the sum of the losses of given (log-)probabilities, as cross_entropy()."""
     cdef Call call
@@ -486,9 +486,9 @@ def negative_log(
         <unsigned long long>1 << axis)
     call_array(&call, INPUT, values)
     call.problem.options.logarithms = values_are_logarithms
-    call.problem.options.power = power
     set_target(&call, &scan, labels, probabilities, ignore_index)
     set_rows(&call, losses, class_weight, sample_weight)
+    set_powers(&call, &scan, powers)
     return run_loss(&call, &scan, False, None, result_kind_for(dtype, values), threads_for)
 
 
@@ -513,6 +513,11 @@ cdef int set_rows(
         call_result(call, RESULT, losses, True)
     call_close(call)
     return set_class_weight(&call.problem, class_weight)
+
+
+cdef int set_powers(Call *call, Scan *scan, tuple powers) except -1:
+    call.problem.options.power, call.problem.options.sum_power, scan.power = powers
+    return 0
 
 
 cdef object run_loss(

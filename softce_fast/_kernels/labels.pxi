@@ -13,6 +13,7 @@ cdef struct Scan:
     const Kernels *kernels
     bint nothing_ignored    # the ignored label is none of those that there can be,
     uint64_t large_ignored  # or it is this one, above what int64 holds; else 0
+    int power               # of two, that weights of rows are multiplied by
     double *sums            # of each task: the weight of the rows that count,
     int *bad                # and whether a label is no class
 
@@ -115,14 +116,15 @@ cdef double weights_sum(
                 problem.layout.classes, bad)
         if weighted:
             weights_of_rows(
-                problem, first, n, labels if labelled else NULL, weights + first % 8)
+                problem, first, n, labels if labelled else NULL, scan.power, weights + first % 8)
             lanes_add(&sums, first, n, weights)
         first += n
     return lanes_sum(&sums) if weighted else <double>count
 
 
 cdef inline void weights_of_rows(
-    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels, double *weights
+    const Problem *problem, Py_ssize_t first, Py_ssize_t n, const int64_t *labels, int power,
+    double *weights,
 ) noexcept nogil:
     """The weights of n rows, 0 of those that do not count; any where a label is no class."""
     cdef const double *class_weight = problem.options.class_weight
@@ -134,14 +136,19 @@ cdef inline void weights_of_rows(
     else:
         for k in range(n):
             weights[k] = 1
-    if labels == NULL:
-        return
     for k in range(n):
-        weight = 0 if labels[k] == problem.options.ignore_index else 1
-        if weight != 0 and class_weight != NULL:
+        weight = 1
+        if labels != NULL and labels[k] == problem.options.ignore_index:
+            weight = 0
+        elif labels != NULL and class_weight != NULL:
             weight = class_weight[max(<int64_t>0, min(labels[k], last))]
         # One of 0 takes the other out, whatever it is.
-        weights[k] = weight * weights[k] if weight != 0 and weights[k] != 0 else 0
+        if weight == 0 or weights[k] == 0:
+            weights[k] = 0
+        elif power == 0:
+            weights[k] *= weight
+        else:
+            weights[k] = product_apply(weights[k], weight, power)
 
 
 cdef inline Py_ssize_t labels_block(

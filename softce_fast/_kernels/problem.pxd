@@ -120,7 +120,8 @@ cdef struct Options:
     double divisor                 # of gradients: what the reduced loss is divided by
     const double *class_weight     # NULL for none
     int power                      # of two, by which results are multiplied in the end: taken out
-    #                                of weights beforehand
+    #                                of weights beforehand;
+    int sum_power                  # the same of losses that are added up
     int64_t ignore_index
     bint empty_is_zero             # rows without a finite logit give 0 instead of NaN
     bint logarithms                # INPUT holds log-probabilities
@@ -404,8 +405,16 @@ cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
 
 
 cdef inline int result_power(const Problem *problem) noexcept nogil:
-    """The power of two that each row's loss is multiplied by; a sum of them is in the end."""
-    return problem.options.power if has(problem, RESULT) else 0
+    """The power of two that each row's loss is multiplied by."""
+    return problem.options.power if has(problem, RESULT) else problem.options.sum_power
+
+
+cdef inline double product_apply(double a, double b, int power) noexcept nogil:
+    """a * b * 2**power, which leaves the range only where that does."""
+    cdef int of_a, of_b
+    a = power_split(a, &of_a)
+    b = power_split(b, &of_b)
+    return power_apply(a * b, of_a + of_b + power)
 
 
 cdef inline bint weighs_alike(const Problem *problem) noexcept nogil:

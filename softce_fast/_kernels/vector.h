@@ -933,13 +933,12 @@ INLINE void octet_store(double *p, octet v) {
 }
 
 /* a*b*c, which is 0 only where one of them is: what is too small becomes the smallest number. */
-INLINE octet octet_coefficient(octet a, octet b, octet c) {
+INLINE octet octet_coefficient(octet a, octet b) {
     octet v;
     BY_PARTS {
-        const part_doubles product = a.d[i] * (b.d[i] * c.d[i]);
+        const part_doubles product = a.d[i] * b.d[i];
         const part_doubles_bits least = (part_doubles_bits)(DBL_MIN - (part_doubles){0});
-        const part_doubles_bits lost =
-            (product == 0) & (a.d[i] != 0) & (b.d[i] != 0) & (c.d[i] != 0);
+        const part_doubles_bits lost = (product == 0) & (a.d[i] != 0) & (b.d[i] != 0);
         v.d[i] = (part_doubles)((part_doubles_bits)product | (least & lost));
     }
     return v;

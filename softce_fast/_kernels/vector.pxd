@@ -67,7 +67,7 @@ cdef extern from "vector.h" nogil:
     octet octet_load(const double *p)
     octet octet_from_reals(const real *p)
     void octet_store(double *p, octet v)
-    octet octet_coefficient(octet a, octet b, octet c)   # a*b*c, 0 only where one of them is
+    octet octet_coefficient(octet a, octet b)            # a*b, 0 only where one of them is
     octet octet_product_or_zero(octet a, octet b)        # 0 where a is, whatever b is
     void octet_add(octet *sum, octet *rest, octet x)     # and what that loses, to `rest`
     void octet_merge(octet *sum, octet *rest, octet x, octet x_rest)

@@ -79,21 +79,21 @@ cdef inline double lifted_product(
     ) * (1 if at_once else lowering)
 
 
+cdef inline int64_t is_within(double x, double least, double most) noexcept nogil:
+    """Whether its size is, or is 0; without branches, for the sake of vectors."""
+    return (least < fabs(x)) & (fabs(x) < most) | (x == 0)
+
+
 cdef inline bint parts_are_moderate(
     const double *weight, const double *share, const double *log_share, const double *rest
 ) noexcept nogil:
     """Whether no product of these leaves the range where the loss does not."""
     cdef double most = two_to(300)
     cdef double least = two_to(-300)
-    # Without branches, for the sake of vectors.
     cdef int64_t moderate = 1
-    cdef double a, b
     cdef Py_ssize_t k
     for k in range(LANES):
-        a = fabs(weight[k])
-        b = fabs(share[k])
-        moderate &= (least < a) & (a < most) | (a == 0)
-        moderate &= (least < b) & (b < most) | (b == 0)
+        moderate &= is_within(weight[k], least, most) & is_within(share[k], least, most)
         # Tiny ones are lifted.
         moderate &= (log_share[k] < two_to(400)) & (fabs(rest[k]) < most)
     return moderate != 0
@@ -628,7 +628,12 @@ cdef inline unsigned int rows_of_one_class(
     cdef Py_ssize_t k
     if rows == 0 or not is_dense(problem.operation):
         return rows
-    rows &= vector_mask_bits(vector_equal(group.whole.other_coefficients.high, zero))
+    if not has(problem, LABELS) or sums_shares(problem):
+        rows &= vector_mask_bits(vector_equal(group.whole.other_coefficients.high, zero))
+    else:
+        for k in range(group.rows):
+            if shares_of_others(problem, group.recipe.top[k]).total != 0:
+                rows &= ~(<unsigned int>1 << k)
     for k in range(LANES if has(problem, LABELS) else 0):
         if group.labels[k] != group.recipe.top[k] and group.weights.label[k] != 0:
             rows &= ~(<unsigned int>1 << k)
@@ -662,15 +667,11 @@ cdef inline bint are_moderate(
     """Whether each row's numbers are so near 1 that what follows from them stays in range."""
     cdef double most = two_to(MODERATE)
     cdef double least = two_to(-MODERATE)
-    # Without branches, for the sake of vectors.
     cdef int64_t moderate = abs(power - HEADROOM) < EXPONENT_BIAS - 2 * (MODERATE + 1)
-    cdef double size, total
     cdef Py_ssize_t k
     for k in range(LANES):
-        size = fabs(weight[k])
-        total = max(fabs(lanes.target[k]), fabs(lanes.from_z[k]))
-        moderate &= (least < size) & (size < most) | (size == 0)
-        moderate &= (least < total) & (total < most) | (total == 0)
+        moderate &= is_within(weight[k], least, most) & is_within(
+            max(fabs(lanes.target[k]), fabs(lanes.from_z[k])), least, most)
     return moderate != 0
 
 
@@ -844,6 +845,18 @@ cdef inline DoubleDouble double_double_of_sum(Sum sum_) noexcept nogil:
     return result
 
 
+cdef inline bint sums_shares(const Problem *problem) noexcept nogil:
+    """Whether what smoothing gives to a row's classes is added up as class probabilities are."""
+    return shares_by_row(problem) or problem.shard.given
+
+
+cdef inline Sum shares_of_others(const Problem *problem, int64_t top) noexcept nogil:
+    """Else, what it gives to all classes but one, if that is known."""
+    if problem.options.other_sums == NULL:
+        return even_sum(problem, problem.layout.classes - 1, 0)
+    return sum_product(problem.even, problem.options.other_sums[max(<int64_t>0, top)])
+
+
 cdef inline mask label_is_top(const Group *group) noexcept nogil:
     """Where the label has the maximum."""
     cdef real[16] apart
@@ -860,24 +873,19 @@ cdef inline DoubleDouble other_coefficients_of_labels(
     cdef double[16] others
     cdef double[16] lost
     cdef double[16] label
-    cdef int64_t[16] top
+    cdef int64_t top
     cdef Sum sum_
     cdef double total
     cdef Py_ssize_t k
-    sum_ = even_sum(problem, problem.layout.classes - 1, 0)
     memcpy(label, group.weights.label, sizeof(label))
     coefficients_scale(label, problem)
+    numbers_store(others, group.whole.other_coefficients.high)
+    numbers_store(lost, group.whole.other_coefficients.low)
     for k in range(LANES):
-        top[k] = max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
-        others[k] = sum_.total
-        lost[k] = sum_.rest
-        label[k] = label[k] if group.labels[k] != top[k] else 0
-    if shares_by_row(problem) or problem.shard.given:
-        numbers_store(others, group.whole.other_coefficients.high)
-        numbers_store(lost, group.whole.other_coefficients.low)
-    elif problem.options.other_sums != NULL:
-        for k in range(LANES):
-            sum_ = sum_product(problem.even, problem.options.other_sums[top[k]])
+        top = group.recipe.top[k] if k < group.rows else 0
+        label[k] = label[k] if group.labels[k] != max(<int64_t>0, top) else 0
+        if not sums_shares(problem):
+            sum_ = shares_of_others(problem, top)
             others[k] = sum_.total
             lost[k] = sum_.rest
     for k in range(LANES):

@@ -40,39 +40,36 @@ cdef inline octet doubles_from(const double *x, Py_ssize_t i, Py_ssize_t n) noex
 
 
 cdef inline octet likelihood_term(
-    octet target, octet class_weight, octet row_weight, octet logarithm, bint weighted
+    octet target, octet class_weight, octet logarithm, bint weighted
 ) noexcept nogil:
-    if not weighted:
-        return octet_product_or_zero(target, logarithm)
-    return octet_product_or_zero(octet_coefficient(target, class_weight, row_weight), logarithm)
+    if weighted:
+        target = octet_coefficient(target, class_weight)
+    return octet_product_or_zero(target, logarithm)
 
 
 cdef inline PairSum weighted_sum(
-    const PairChunk *chunk, const real *logarithms, const double *class_weight, double weight
+    const PairChunk *chunk, const real *logarithms, const double *class_weight
 ) noexcept nogil:
-    """The sum of target * class_weight * weight * logarithm. class_weight: a constant, if NULL."""
-    cdef octet of_row = octet_set(weight)
+    """The sum of target * class_weight * logarithm. class_weight: a constant, if NULL."""
     cdef octet of_class = octet_set(1)
     cdef octet total = octet_set(0)
     cdef octet rest = total
-    cdef bint weighted = class_weight != NULL or weight != 1
     cdef Py_ssize_t i = 0
     while i < chunk.n:
         if class_weight != NULL:
             of_class = doubles_from(class_weight, i, chunk.n)
         octet_add(&total, &rest, likelihood_term(
-            reals_from(chunk.second, i, chunk.n), of_class, of_row,
-            reals_from(logarithms, i, chunk.n), weighted))
+            reals_from(chunk.second, i, chunk.n), of_class,
+            reals_from(logarithms, i, chunk.n), class_weight != NULL))
         i += 8
     return octet_total(total, rest)
 
 
 cdef PairSum likelihood_sum(
-    const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk, real *memory
+    const Problem *problem, const PairChunk *chunk, real *memory
 ) noexcept nogil:
-    """The sum of the coefficients of row k times the logarithms; `memory` has room for these."""
+    """The sum of the coefficients of a row times the logarithms; `memory` has room for these."""
     cdef const real *logarithms = chunk.input
-    cdef double weight = group.weights.sample[k] if group.weights.given else 1
     cdef Py_ssize_t i = 0
     if not problem.options.logarithms:
         while i < chunk.n:
@@ -82,9 +79,8 @@ cdef PairSum likelihood_sum(
             i += LANES
         logarithms = memory
     if problem.options.class_weight == NULL:
-        return weighted_sum(chunk, logarithms, NULL, weight)
-    return weighted_sum(
-        chunk, logarithms, problem.options.class_weight + chunk.start, weight)
+        return weighted_sum(chunk, logarithms, NULL)
+    return weighted_sum(chunk, logarithms, problem.options.class_weight + chunk.start)
 
 
 cdef inline octet *likelihood_lanes(TileSums *lanes) noexcept nogil:
@@ -92,23 +88,16 @@ cdef inline octet *likelihood_lanes(TileSums *lanes) noexcept nogil:
     return <octet *>lanes.lane
 
 
-cdef void likelihood_tile_sum(
-    const Group *group, const Problem *problem, const PairTile *tile
-) noexcept nogil:
+cdef void likelihood_tile_sum(const Problem *problem, const PairTile *tile) noexcept nogil:
     """The same of all rows of a tile: class c in the sum that is its lane's along a row."""
     cdef octet *total = likelihood_lanes(tile.sums)
     cdef octet *rest = total + LANES
-    cdef octet[2] of_row
     cdef octet of_class = octet_set(1)
-    cdef bint weighted = group.weights.given or problem.options.class_weight != NULL
+    cdef bint weighted = problem.options.class_weight != NULL
     cdef real[16] logarithm
     cdef real[16] coefficient
     cdef vector v
     cdef Py_ssize_t c, k, half
-    for half in range(LANES // 8):
-        of_row[half] = octet_set(1)
-        if group.weights.given:
-            of_row[half] = octet_load(group.weights.sample + 8 * half)
     for k in range(LANES if tile.first == 0 else 0):
         total[k] = octet_set(0)
         rest[k] = octet_set(0)
@@ -119,12 +108,12 @@ cdef void likelihood_tile_sum(
         if not problem.options.logarithms:
             v = plain_logarithm(v, vector_set(0.0))
         vector_store(logarithm, v)
-        if problem.options.class_weight != NULL:
+        if weighted:
             of_class = octet_set(problem.options.class_weight[tile.start + c])
         for half in range(LANES // 8):
             k = 8 * half + c % 8
             octet_add(&total[k], &rest[k], likelihood_term(
-                octet_from_reals(coefficient + 8 * half), of_class, of_row[half],
+                octet_from_reals(coefficient + 8 * half), of_class,
                 octet_from_reals(logarithm + 8 * half), weighted))
 
 
@@ -148,10 +137,15 @@ cdef inline void octets_total(octet *total, octet *rest) noexcept nogil:
     octet_merge(&total[0], &rest[0], total[1], rest[1])
 
 
-cdef inline double likelihood_loss(const Group *group, Py_ssize_t k) noexcept nogil:
+cdef inline double likelihood_loss(
+    const Group *group, const Problem *problem, Py_ssize_t k
+) noexcept nogil:
+    cdef double loss = 0 - (group.sums.sum[k] + group.sums.rest[k])
     if group.ignored >> k & 1:
         return 0
-    return 0 - (group.sums.sum[k] + group.sums.rest[k])
+    if not group.weights.given:
+        return power_apply(loss, result_power(problem))
+    return product_apply(loss, group.weights.sample[k], result_power(problem))
 
 
 # ---- class indices -------------------------------------------------------------------------------

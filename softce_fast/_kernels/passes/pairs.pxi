@@ -109,15 +109,14 @@ cdef inline DoubleDouble double_doubles_set(const PairSums *sums) noexcept nogil
 
 
 cdef inline PairSum pair_sum(
-    const Group *group, const Problem *problem, Py_ssize_t k, const PairChunk *chunk,
-    const Scratch *scratch,
+    const Problem *problem, const PairChunk *chunk, const Scratch *scratch
 ) noexcept nogil:
-    """Sum a chunk of row k."""
+    """Sum a chunk of a row."""
     if problem.operation == SOFTMAX_BACKWARD:
         return softmax_backward_sum(chunk)
     if problem.operation == LOG_SOFTMAX_BACKWARD:
         return log_softmax_backward_sum(chunk)
-    return likelihood_sum(group, problem, k, chunk, scratch.packed)
+    return likelihood_sum(problem, chunk, scratch.packed)
 
 
 cdef inline void pair_emit(
@@ -131,16 +130,14 @@ cdef inline void pair_emit(
         log_softmax_backward_emit(group, problem, k, chunk, &scratch.scale, to)
 
 
-cdef inline void tile_pair_sum(
-    const Group *group, const Problem *problem, const PairTile *tile
-) noexcept nogil:
+cdef inline void tile_pair_sum(const Problem *problem, const PairTile *tile) noexcept nogil:
     """Sum some classes of all rows of a tile."""
     if problem.operation == SOFTMAX_BACKWARD:
         softmax_backward_tile_sum(tile)
     elif problem.operation == LOG_SOFTMAX_BACKWARD:
         log_softmax_backward_tile_sum(tile)
     else:
-        likelihood_tile_sum(group, problem, tile)
+        likelihood_tile_sum(problem, tile)
 
 
 cdef inline void tile_pair_total(
@@ -171,7 +168,7 @@ cdef inline void pair_results(
     cdef Py_ssize_t k
     if problem.operation == PROBABILITY_LOSS:
         for k in range(group.rows):
-            group.result[k] = power_apply(likelihood_loss(group, k), result_power(problem))
+            group.result[k] = likelihood_loss(group, problem, k)
         group_results(group, problem, results)
 
 
@@ -228,8 +225,7 @@ cdef void pairs_along(
         for k in range(group.rows):
             for chunk in range(problem.plan.chunks):
                 at = pair_read(group, problem, k, chunk, scratch)
-                pair_sum_add(
-                    &group.sums, k, chunk, pair_sum(group, problem, k, &at, scratch))
+                pair_sum_add(&group.sums, k, chunk, pair_sum(problem, &at, scratch))
             if not has(problem, OUTPUT):
                 continue
             for chunk in range(problem.plan.chunks):
@@ -335,7 +331,7 @@ cdef void pair_tiles_sum(
         for t in range(tiles):
             at = pair_tile(
                 problem, t, chunk, run * TILE_RUN, min((run + 1) * TILE_RUN, n), scratch)
-            tile_pair_sum(groups + t, problem, &at)
+            tile_pair_sum(problem, &at)
     for t in range(tiles):
         tile_pair_total(problem, sums_of_tile(problem, t, scratch), n, &sums)
         for k in range(LANES):
@@ -435,7 +431,7 @@ cdef void pair_sums_task(const void *context, Py_ssize_t task, char *memory) noe
     cdef environment before = pair_open(problem, scratch)
     group_open(scratch.groups, problem, task // problem.plan.chunks, 1)
     at = pair_read(scratch.groups, problem, 0, task % problem.plan.chunks, scratch)
-    parts[task] = pair_sum(scratch.groups, problem, 0, &at, scratch)
+    parts[task] = pair_sum(problem, &at, scratch)
     pair_close(problem, scratch, before)
 
 
