@@ -441,9 +441,10 @@ class Powers(NamedTuple):
     """Powers of two that are taken out of weights and of what follows from them."""
 
     moderate: bool = True  # the weights are near 1: nothing is taken out
+    close: bool = True  # what is left of them may be multiplied and added up
     of_class: int = 0  # of class weights and z_loss,
     of_sample: int = 0  # of sample weights,
-    divisor: int = 0  # and of what a mean is divided by: all that its largest weight has
+    divisor: int = 0  # and of what a mean is divided by
 
     def factors(self, labelled: bool, sum_power: int = 0) -> tuple[int, int, int]:
         """Return the powers that multiply each row, each loss in a sum, each weight in a divisor.
@@ -479,7 +480,9 @@ def balance(weight: Array | None, sample_weight: Array | None, z_loss: float) ->
         # There is room for the square of a logsumexp, unless a weight would vanish.
         of_z = math.frexp(z_loss)[1]
         of_class = max(of_class, min(of_z, least + _FAR), of_z - _FAR)
-    return Powers(False, of_class, _middle(least_sample, most_sample))
+    of_sample = _middle(least_sample, most_sample)
+    close = max(most - of_class, of_class - least) + most_sample - of_sample < _FAR
+    return Powers(False, close, of_class, of_sample)
 
 
 def _middle(least: int, most: int) -> int:
@@ -503,16 +506,23 @@ def _exponents(weights: Array | None) -> tuple[int, int]:
     return (0, 0) if least == np.inf else (math.frexp(least)[1], math.frexp(most)[1])
 
 
-def largest(counts: Array | bool, *factors: Array | None) -> int:
-    """Return the exponent of the largest product of the factors of a row that counts."""
+def divided(
+    powers: Powers, counts: Array | bool, label: Array | None, sample: Array | None
+) -> Powers:
+    """Return powers with that of a divisor, from the weights of the rows that count.
+
+    If need be, that of the largest of their products.
+    """
+    if powers.close:
+        return powers._replace(divisor=(0 if label is None else powers.of_class) + powers.of_sample)
     total: Array | int = 0
-    for weights in factors:
+    for weights in (label, sample):
         if weights is not None:
             weights = weights.astype(np.float64, copy=False)
             usable = np.isfinite(weights) & (weights != 0)
             total = total + np.where(usable, np.frexp(weights)[1], _NOTHING)
-    found = int(np.where(counts, total, _NOTHING).max())
-    return found if found > _NOTHING // 2 else 0
+    largest = int(np.where(counts, total, _NOTHING).max())
+    return powers._replace(divisor=largest if largest > _NOTHING // 2 else 0)
 
 
 def _balanced(call: LossArguments) -> tuple[LossArguments, Powers]:
@@ -527,7 +537,7 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, Powers]:
         if call.labels is not None:
             counts = call.labels != call.ignore_index
             of_label = None if weight is None else weight.take(call.labels, mode="clip")
-        powers = powers._replace(divisor=largest(counts, of_label, sample_weight))
+        powers = divided(powers, counts, of_label, sample_weight)
     if weight is not None:
         weight = without_power(weight, powers.of_class)
     if sample_weight is not None:
@@ -540,7 +550,7 @@ def without_power(weights: Array, power: int) -> Array:
     """Return weights less a power of two; none becomes 0: times an infinite loss, each counts."""
     weights = weights.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):
-        scaled = np.ldexp(weights, -power)
+        scaled: Array = weights * 2.0**-power if abs(power) < 1000 else np.ldexp(weights, -power)
     smallest = np.finfo(np.float64).tiny
     vanishes = (np.abs(scaled) < smallest) & (weights != 0)
     return np.where(vanishes, np.copysign(smallest, weights), scaled)

@@ -341,7 +341,7 @@ def _balanced(loss: Loss, class_weights: Array | None) -> tuple[Loss, _losses.Po
     if powers.moderate:
         return loss, powers
     if loss.reduction == "mean" and loss.denominator is None:
-        powers = powers._replace(divisor=_losses.largest(~loss.ignored, weights, sample_weight))
+        powers = _losses.divided(powers, ~loss.ignored, weights, sample_weight)
     if sample_weight is not None:
         sample_weight = _losses.without_power(sample_weight, powers.of_sample)
     weights = _losses.without_power(weights, powers.of_class)

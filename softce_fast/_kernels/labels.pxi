@@ -136,19 +136,17 @@ cdef inline void weights_of_rows(
     else:
         for k in range(n):
             weights[k] = 1
+    if labels == NULL:
+        for k in range(n if power != 0 else 0):
+            weights[k] = power_apply(weights[k], power)
+        return
     for k in range(n):
-        weight = 1
-        if labels != NULL and labels[k] == problem.options.ignore_index:
-            weight = 0
-        elif labels != NULL and class_weight != NULL:
+        weight = 0 if labels[k] == problem.options.ignore_index else 1
+        if weight != 0 and class_weight != NULL:
             weight = class_weight[max(<int64_t>0, min(labels[k], last))]
         # One of 0 takes the other out, whatever it is.
-        if weight == 0 or weights[k] == 0:
-            weights[k] = 0
-        elif power == 0:
-            weights[k] *= weight
-        else:
-            weights[k] = product_apply(weights[k], weight, power)
+        weights[k] = (
+            product_apply(weight, weights[k], power) if weight != 0 and weights[k] != 0 else 0)
 
 
 cdef inline Py_ssize_t labels_block(

@@ -412,6 +412,8 @@ cdef inline int result_power(const Problem *problem) noexcept nogil:
 cdef inline double product_apply(double a, double b, int power) noexcept nogil:
     """a * b * 2**power, which leaves the range only where that does."""
     cdef int of_a, of_b
+    if power == 0:
+        return a * b
     a = power_split(a, &of_a)
     b = power_split(b, &of_b)
     return power_apply(a * b, of_a + of_b + power)

@@ -625,17 +625,18 @@ cdef inline unsigned int rows_of_one_class(
     """
     cdef vector zero = vector_set(0.0)
     cdef unsigned int rows = vector_mask_bits(vector_equal(group.whole.others.high, zero))
+    cdef double[16] others
+    cdef double[16] lost
     cdef Py_ssize_t k
     if rows == 0 or not is_dense(problem.operation):
         return rows
-    if not has(problem, LABELS) or sums_shares(problem):
-        rows &= vector_mask_bits(vector_equal(group.whole.other_coefficients.high, zero))
-    else:
-        for k in range(group.rows):
-            if shares_of_others(problem, group.recipe.top[k]).total != 0:
-                rows &= ~(<unsigned int>1 << k)
-    for k in range(LANES if has(problem, LABELS) else 0):
-        if group.labels[k] != group.recipe.top[k] and group.weights.label[k] != 0:
+    if not has(problem, LABELS):
+        return rows & vector_mask_bits(vector_equal(group.whole.other_coefficients.high, zero))
+    shares_of_others(group, problem, others, lost)
+    for k in range(group.rows):
+        if others[k] != 0 or (
+            group.labels[k] != group.recipe.top[k] and group.weights.label[k] != 0
+        ):
             rows &= ~(<unsigned int>1 << k)
     return rows
 
@@ -845,18 +846,6 @@ cdef inline DoubleDouble double_double_of_sum(Sum sum_) noexcept nogil:
     return result
 
 
-cdef inline bint sums_shares(const Problem *problem) noexcept nogil:
-    """Whether what smoothing gives to a row's classes is added up as class probabilities are."""
-    return shares_by_row(problem) or problem.shard.given
-
-
-cdef inline Sum shares_of_others(const Problem *problem, int64_t top) noexcept nogil:
-    """Else, what it gives to all classes but one, if that is known."""
-    if problem.options.other_sums == NULL:
-        return even_sum(problem, problem.layout.classes - 1, 0)
-    return sum_product(problem.even, problem.options.other_sums[max(<int64_t>0, top)])
-
-
 cdef inline mask label_is_top(const Group *group) noexcept nogil:
     """Where the label has the maximum."""
     cdef real[16] apart
@@ -866,28 +855,44 @@ cdef inline mask label_is_top(const Group *group) noexcept nogil:
     return vector_equal(vector_load(apart), vector_set(0.0))
 
 
+cdef inline int64_t top_of_row(const Group *group, Py_ssize_t k) noexcept nogil:
+    """The class of the maximum; any where there is none."""
+    return max(<int64_t>0, group.recipe.top[k]) if k < group.rows else 0
+
+
+cdef inline void shares_of_others(
+    const Group *group, const Problem *problem, double *others, double *lost
+) noexcept nogil:
+    """What smoothing gives to all classes but that of the maximum, and what that misses."""
+    cdef Sum sum_ = even_sum(problem, problem.layout.classes - 1, 0)
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        others[k] = sum_.total
+        lost[k] = sum_.rest
+    if shares_by_row(problem) or problem.shard.given:
+        numbers_store(others, group.whole.other_coefficients.high)
+        numbers_store(lost, group.whole.other_coefficients.low)
+    elif problem.options.other_sums != NULL:
+        for k in range(LANES):
+            sum_ = sum_product(problem.even, problem.options.other_sums[top_of_row(group, k)])
+            others[k] = sum_.total
+            lost[k] = sum_.rest
+
+
 cdef inline DoubleDouble other_coefficients_of_labels(
     const Group *group, const Problem *problem
 ) noexcept nogil:
-    """The sum of the coefficients but that of the maximum, under smoothing."""
+    """The sum of all coefficients but that of the maximum, under smoothing."""
     cdef double[16] others
     cdef double[16] lost
     cdef double[16] label
-    cdef int64_t top
-    cdef Sum sum_
     cdef double total
     cdef Py_ssize_t k
+    shares_of_others(group, problem, others, lost)
     memcpy(label, group.weights.label, sizeof(label))
     coefficients_scale(label, problem)
-    numbers_store(others, group.whole.other_coefficients.high)
-    numbers_store(lost, group.whole.other_coefficients.low)
     for k in range(LANES):
-        top = group.recipe.top[k] if k < group.rows else 0
-        label[k] = label[k] if group.labels[k] != max(<int64_t>0, top) else 0
-        if not sums_shares(problem):
-            sum_ = shares_of_others(problem, top)
-            others[k] = sum_.total
-            lost[k] = sum_.rest
+        label[k] = label[k] if group.labels[k] != top_of_row(group, k) else 0
     for k in range(LANES):
         total = others[k] + label[k]
         lost[k] += sum_error(others[k], label[k], total)

@@ -140,12 +140,11 @@ cdef inline void octets_total(octet *total, octet *rest) noexcept nogil:
 cdef inline double likelihood_loss(
     const Group *group, const Problem *problem, Py_ssize_t k
 ) noexcept nogil:
-    cdef double loss = 0 - (group.sums.sum[k] + group.sums.rest[k])
     if group.ignored >> k & 1:
         return 0
-    if not group.weights.given:
-        return power_apply(loss, result_power(problem))
-    return product_apply(loss, group.weights.sample[k], result_power(problem))
+    return product_apply(
+        0 - (group.sums.sum[k] + group.sums.rest[k]),
+        group.weights.sample[k] if group.weights.given else 1, result_power(problem))
 
 
 # ---- class indices -------------------------------------------------------------------------------
