@@ -73,7 +73,7 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
             # What z_loss adds to coefficients loses the same power.
             most = max(most, ilogb(problem.options.z_loss) - FARTHEST)
         # Sums of other shards are not to grow beyond the range where the weights of one are small.
-        problem.options.coefficient_power = most if problem.shard.imported == NULL else 0
+        problem.options.powers.coefficient = most if problem.shard.imported == NULL else 0
         if has(problem, OUTPUT):
             fill_other_sums(problem, others)
             coefficients = <char *>(others + classes)
@@ -83,7 +83,7 @@ cdef void fill_coefficients(Problem *problem, int real_kind, char *memory) noexc
 
 cdef inline double coefficient(const Problem *problem, Py_ssize_t c) noexcept nogil:
     """A class weight without the power of two that is taken out of all."""
-    return power_apply(problem.options.class_weight[c], -problem.options.coefficient_power)
+    return power_apply(problem.options.class_weight[c], -problem.options.powers.coefficient)
 
 
 cdef void fill_scaled(Problem *problem, int real_kind, char *memory) noexcept nogil:

@@ -419,7 +419,7 @@ def shard(
     problem.options.temperature = temperature
     problem.options.softcap = softcap
     problem.options.divisor = divisor
-    problem.options.power = power
+    problem.options.powers.result = power
     problem.options.ignore_index = -1
     problem.shard.power = class_power
     problem.shard.weighs_label = weighs_label
@@ -516,7 +516,7 @@ cdef int set_rows(
 
 
 cdef int set_powers(Call *call, Scan *scan, tuple powers) except -1:
-    call.problem.options.power, call.problem.options.sum_power, scan.power = powers
+    call.problem.options.powers.result, call.problem.options.powers.sum, scan.power = powers
     return 0
 
 

@@ -112,6 +112,13 @@ cdef struct Sum:
     double rest
 
 
+cdef struct Powers:
+    # Of two, that multiply in the end: they are taken out of weights beforehand.
+    int result         # What is written,
+    int sum            # and losses that are added up.
+    int coefficient    # Of class weights in what dense targets sum.
+
+
 cdef struct Options:
     double temperature
     double softcap                 # of logits; 0 for none
@@ -119,16 +126,13 @@ cdef struct Options:
     double z_loss
     double divisor                 # of gradients: what the reduced loss is divided by
     const double *class_weight     # NULL for none
-    int power                      # of two, by which results are multiplied in the end: taken out
-    #                                of weights beforehand;
-    int sum_power                  # the same of losses that are added up
+    Powers powers
     int64_t ignore_index
     bint empty_is_zero             # rows without a finite logit give 0 instead of NaN
     bint logarithms                # INPUT holds log-probabilities
     bint from_logits               # binary losses: INPUT holds logits
     HessianOptions hessian
-    # Dense targets; class weights (all 1 without any) times 2**-coefficient_power:
-    int coefficient_power
+    # Dense targets; class weights (all 1 without any) less their power:
     const void *coefficients       # in what is computed in; NULL where all are 1
     const Sum *chunk_sums          # of each chunk's class weights
     const Sum *other_sums          # for each class of all others' class weights; NULL: classes - 1
@@ -406,7 +410,7 @@ cdef inline bint shares_by_row(const Problem *problem) noexcept nogil:
 
 cdef inline int result_power(const Problem *problem) noexcept nogil:
     """The power of two that each row's loss is multiplied by."""
-    return problem.options.power if has(problem, RESULT) else problem.options.sum_power
+    return problem.options.powers.result if has(problem, RESULT) else problem.options.powers.sum
 
 
 cdef inline double product_apply(double a, double b, int power) noexcept nogil:

@@ -5,7 +5,7 @@
 #     gradient_c = (p_c (K + 2 z) - a_c) / T, times the row's weight and share in the reduced loss.
 # A label is a coefficient of 1 (or its class weight); dense targets have one for every class.
 # Weights are float64 numbers whose powers of two are taken out, so that none leaves the range of
-# what is computed in; coefficients come times 2**-coefficient_power.
+# what is computed in; coefficients come times 2**-powers.coefficient.
 #
 # Uses state.pxi, softmax.pxi, numbers.pxd.
 
@@ -311,7 +311,7 @@ cdef inline void dense_numbers_add(
     Group *group, const Problem *problem, RowNumbers *numbers, double *share, double *rest
 ) noexcept nogil:
     """Add what a dense target has to the sums of the coefficients and of what is added."""
-    cdef int power = problem.options.coefficient_power
+    cdef int power = problem.options.powers.coefficient
     cdef Py_ssize_t k
     lanes_scale(numbers.coefficients, power)
     lanes_scale(numbers.spread, power)
@@ -365,7 +365,7 @@ cdef inline Scaled scale_of_gradients(const Problem *problem) noexcept nogil:
     cdef Scaled scale
     scale.number = 1
     scale.rest = 0
-    scale.power = problem.options.power + problem.options.coefficient_power
+    scale.power = problem.options.powers.result + problem.options.powers.coefficient
     return scaled_quotient(
         scaled_quotient(scale, problem.options.temperature), problem.options.divisor)
 
@@ -822,7 +822,7 @@ cdef inline vector label_coefficients(const Group *group, const Problem *problem
 
 cdef inline void coefficients_scale(double *coefficient, const Problem *problem) noexcept nogil:
     """Take the power of two out of them."""
-    lanes_scale(coefficient, -problem.options.coefficient_power)
+    lanes_scale(coefficient, -problem.options.powers.coefficient)
 
 
 cdef inline void lanes_scale(double *numbers, int power) noexcept nogil:

@@ -108,7 +108,7 @@ cdef inline void shard_weights(
             numbers[<int>SHARD_WEIGHTS][k] -= 1
             numbers[<int>SHARD_WEIGHTS + 2][k] = 1
         for i in range(<int>SHARD_WEIGHTS, <int>SHARD_LABELLED_NUMBERS):
-            numbers[i][k] = power_apply(numbers[i][k], problem.options.coefficient_power)
+            numbers[i][k] = power_apply(numbers[i][k], problem.options.powers.coefficient)
 
 
 cdef inline void shard_write_head(
@@ -216,7 +216,7 @@ cdef void shard_coefficients(
     RowState *state, const Group *group, const Problem *problem, Py_ssize_t chunk
 ) noexcept nogil:
     """Import what the class weights of a chunk sum up to, times what smoothing gives to each."""
-    cdef int power = -problem.options.coefficient_power - problem.shard.power
+    cdef int power = -problem.options.powers.coefficient - problem.shard.power
     cdef double[4][16] number
     cdef const char *numbers
     cdef double share
