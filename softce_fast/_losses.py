@@ -301,12 +301,12 @@ def _cross_entropy(
 ) -> tuple[Any, Any]:
     """Return the loss, and the gradient or None."""
     if (
-        weight is None and sample_weight is None and denominator is None and softcap is None
-        and where is None and (dtype is None or _checks.is_own_dtype(dtype, logits))
+        denominator is None and softcap is None and where is None
+        and (dtype is None or _checks.is_own_dtype(dtype, logits))
     ):  # fmt: skip
         results = execute.cross_entropy_fast(
-            logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction,
-            empty, with_grad, grad_out, threads_for,
+            logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
+            temperature, reduction, empty, with_grad, grad_out, threads_for,
         )  # fmt: skip
         if results is not None:
             return results
@@ -705,13 +705,11 @@ def _negative_log(
 ) -> Any:
     """Return the loss of probabilities (`name` is "probs") or of log-probabilities."""
     is_log = name == "log_probs"
-    if (
-        weight is None and sample_weight is None and denominator is None
-        and (dtype is None or _checks.is_own_dtype(dtype, values))
-    ):  # fmt: skip
+    if denominator is None and (dtype is None or _checks.is_own_dtype(dtype, values)):
         loss = execute.negative_log_fast(
-            values, target, axis, ignore_index, reduction, empty, is_log, threads_for
-        )
+            values, target, axis, weight, sample_weight, ignore_index, reduction, empty, is_log,
+            threads_for,
+        )  # fmt: skip
         if loss is not None:
             return loss
     call = _checks.check_loss(

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import softce_fast as sf
+from conftest import dtype_named
 from layouts import STRIDES, WRITABLE, Array, assert_same_bits
 from softce_fast import _dispatch
 from softce_fast._kernels import execute
+from softce_fast._threads import threads_for
 
 CLASS_COUNTS = (1, 2, 3, 5, 10, 15, 16, 17, 23, 24, 31, 33, 47, 48, 60, 61, 63, 64, 65, 100)
 CLASS_COUNTS += (120, 121, 127, 129, 255, 256, 257, 511, 512, 513, 1000)
@@ -583,3 +585,63 @@ def test_numbers_of_any_kind_are_the_same_option(dtype: str, classes: int) -> No
                 short, sf.cross_entropy_with_grad(x, labels, **numbers), strict=True
             ):
                 assert_same_bits(result, expected, given)
+
+
+WEIGHTED = (sf.cross_entropy_with_grad, sf.cross_entropy, sf.nll_loss, sf.cross_entropy_from_probs)
+
+
+@pytest.mark.parametrize("dtype_name", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("classes", [1, 3, 64])
+@pytest.mark.parametrize("smallest", [0.0, 1e-20, 1e-40, 1e-310, np.nan, np.inf, -1.0])
+def test_weights_of_any_kind_are_the_same_option(
+    dtype_name: str, classes: int, smallest: float
+) -> None:
+    """Those in arrays go a shorter way, if they are ordinary: lists never do."""
+    x, labels = batch(classes, dtype_named(dtype_name), 0, fewest_rows=40)
+    x = sf.softmax(x)
+    rng = np.random.default_rng(1)
+    of_class, of_row = rng.uniform(0.5, 2, classes), rng.uniform(0.5, 2, len(x))
+    of_class[0] = of_row[1] = smallest
+    for kind in ("float64", "float32"):
+        with np.errstate(under="ignore"):
+            arrays = {"weight": of_class.astype(kind), "sample_weight": of_row.astype(kind)}
+        for names in (("weight",), ("sample_weight",), ("weight", "sample_weight")):
+            short = {name: arrays[name] for name in names}
+            lists = {name: arrays[name].tolist() for name in names}
+            for function in WEIGHTED:
+                found, right = (function(x, labels, **given) for given in (short, lists))
+                is_pair = isinstance(found, tuple)
+                for result, expected in zip(
+                    found if is_pair else (found,), right if is_pair else (right,), strict=True
+                ):
+                    assert_same_bits(result, expected, function.__name__, names)
+
+
+def test_ordinary_weights_go_the_short_way() -> None:
+    x, labels = batch(3, np.dtype("f4"), 0, fewest_rows=40)
+    rows = np.ones(len(x))
+
+    def is_short(weight: Any, sample_weight: Any, out: Any = None) -> bool:
+        results = (
+            execute.cross_entropy_fast(
+                x, labels, -1, weight, sample_weight, -100, 0.0, 0.0, 1.0, "mean", "nan",
+                out is not None, out, threads_for,
+            ),
+            execute.negative_log_fast(
+                x, labels, -1, weight, sample_weight, -100, "mean", "nan", True, threads_for
+            ),
+        )  # fmt: skip
+        return results[0] is not None and (out is not None or results[1] is not None)
+
+    for weight in (None, np.ones(3), np.float32([1, 0, 1e9]), np.array([1e-26, 1, 1e26])):
+        for sample_weight in (None, rows, rows.astype("f4"), rows.astype("f2")):
+            assert is_short(weight, sample_weight)
+    for weight in ([1.0] * 3, np.ones(2), np.ones((3, 1)), np.ones(3, int), np.ones(6)[::2],
+                   np.array([1e28, 1, 1]), np.array([1e-28, 1, 1]), np.array([np.nan, 1, 1]),
+                   np.ma.ones(3)):  # fmt: skip
+        assert not is_short(weight, None)
+    for sample_weight in (1.0, rows[:-1], rows[:, None], rows.astype("g"), rows[::-1]):
+        assert not is_short(None, sample_weight)
+    # They might share memory.
+    assert is_short(None, None, np.empty_like(x))
+    assert not is_short(np.ones(3), None, np.empty_like(x))

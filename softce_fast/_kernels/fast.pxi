@@ -143,9 +143,58 @@ cdef inline bint is_mean(values, target, axis, ignore_index, reduction, empty) n
         and is_word(empty, "nan") and takes_labels(target, <ndarray>values))
 
 
+cdef bint are_ordinary(weights) noexcept:
+    """Whether `weights` is an array of numbers around 1 and of zeros, one beside the other."""
+    cdef double[SCAN_BLOCK] block
+    cdef const char *start
+    cdef Py_ssize_t size, step, k, n, i = 0
+    cdef bint ordinary = True
+    cdef double number
+    if not (
+        is_small(weights) and is_float_kind(kind_of(<ndarray>weights))
+        and PyArray_ISCARRAY_RO(<ndarray>weights)
+    ):
+        return False
+    start, step = PyArray_BYTES(<ndarray>weights), PyArray_ITEMSIZE(<ndarray>weights)
+    size = PyArray_SIZE(<ndarray>weights)
+    while i < size:
+        n = min(<Py_ssize_t>SCAN_BLOCK, size - i)
+        numbers_read(block, start + i * step, step, n, kind_of(<ndarray>weights), False)
+        for k in range(n):
+            number = fabs(block[k])
+            ordinary &= (number == 0) | (1e-27 < number) & (number < 1e27)
+        i += n
+    return ordinary
+
+
+cdef inline bint takes_weights(weight, sample_weight, ndarray values, output) noexcept:
+    """Whether these are weights of the classes and of the rows, and share no memory with output."""
+    cdef int ndim = PyArray_NDIM(values) - 1
+    if weight is None and sample_weight is None:
+        return True
+    return output is None and (
+        weight is None or are_ordinary(weight) and PyArray_NDIM(<ndarray>weight) == 1
+        and PyArray_DIM(<ndarray>weight, 0) == PyArray_DIM(values, ndim)
+    ) and (
+        sample_weight is None or are_ordinary(sample_weight)
+        and PyArray_NDIM(<ndarray>sample_weight) == ndim
+        and same_shape(<ndarray>sample_weight, values, ndim))
+
+
+cdef ndarray fast_weights(Call *call, weight, sample_weight):
+    """Set what takes_weights() let pass; the arrays are all there then. Return what is to live on."""
+    if sample_weight is not None:
+        call_array(call, SAMPLE_WEIGHT, sample_weight, True)
+    call_close(call)
+    if weight is not None:
+        weight = weight.astype("d", copy=False)
+    set_class_weight(&call.problem, weight)
+    return weight
+
+
 def cross_entropy_fast(
-    logits, target, axis, ignore_index, label_smoothing, z_loss, temperature, reduction, empty,
-    bint with_grad, grad_out, threads_for,
+    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
+    temperature, reduction, empty, bint with_grad, grad_out, threads_for,
 ):
     """Return the mean loss and its gradient (or None), of an ordinary call."""
     cdef Call call
@@ -155,6 +204,7 @@ def cross_entropy_fast(
         and (is_float(z_loss, 0.0) or is_between(z_loss, 1e-9, 1e9))
         and is_between(temperature, 1e-9, 1e9)
         and (grad_out is None or takes_result(grad_out, <ndarray>logits))
+        and takes_weights(weight, sample_weight, <ndarray>logits, grad_out)
     ):
         return None
     fast_open(&call, CROSS_ENTROPY if label_smoothing == 0 else DENSE_CROSS_ENTROPY, logits)
@@ -166,7 +216,7 @@ def cross_entropy_fast(
         if grad_out is None:
             grad_out = empty_like(logits, PyArray_NDIM(<ndarray>logits))
         call_array(&call, OUTPUT, grad_out)
-    call_close(&call)
+    weight = fast_weights(&call, weight, sample_weight)
     if with_grad and not (
         (output_is_apart(&call, INPUT) or output_is_input(&call))
         and output_is_apart(&call, LABELS)
@@ -177,7 +227,8 @@ def cross_entropy_fast(
 
 
 def negative_log_fast(
-    values, target, axis, ignore_index, reduction, empty, bint logarithms, threads_for
+    values, target, axis, weight, sample_weight, ignore_index, reduction, empty, bint logarithms,
+    threads_for,
 ):
     """Return the mean loss of given (log-)probabilities, of an ordinary call.
 
@@ -186,11 +237,12 @@ def negative_log_fast(
     cdef Call call
     if not (
         holds_floats(values) and is_mean(values, target, axis, ignore_index, reduction, empty)
+        and takes_weights(weight, sample_weight, <ndarray>values, None)
     ):
         return None
     fast_open(&call, LABEL_LOSS, values)
     call_array(&call, LABELS, target, True)
-    call_close(&call)
+    weight = fast_weights(&call, weight, sample_weight)
     call.problem.options.logarithms = logarithms
     return mean_loss(&call, values, ignore_index, threads_for)
 
@@ -206,6 +258,7 @@ cdef object mean_loss(Call *call, ndarray values, ignore_index, threads_for):
     cdef float narrow
     cdef Scan scan
     set_ignored(&scan, problem, ignore_index)
+    scan.power = 0
     divisor = scan_rows(&scan, problem, kernels, n_threads, &bad)
     if bad or divisor == 0:
         return None
