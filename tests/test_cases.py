@@ -336,6 +336,15 @@ SIZES += [
     for logits in ([[0, 1e300], [1e299, 0]], [[700, 0], [0, 650]])
     for options in (FAR_APART, {"weight": [1e80, 1e-80], "sample_weight": [1e-80, 1e80]})
 ]
+# Probabilities next to nothing, which weights bring back.
+LEAST = [[0, -87, -87.3]]
+SIZES += [
+    ("f4", LEAST, target, {"sample_weight": [weight]} | more)
+    for target in ([0], [1], [[1.0, 0, 0]], [[0.5, 0, 0.5]])
+    for weight in (1e75, 7e75, 1.4e76, -1.3e76)
+    for more in ({"reduction": "sum"}, {"denominator": -0.9}, {"z_loss": 1e-30, "temperature": 1.1})
+    if target in ([0], [[1.0, 0, 0]]) or more.get("denominator")
+]
 # Smoothing gives all that it gives to the only class: what z_loss adds is the gradient.
 SIZES += [
     (dtype, [[-0.03], [0.13]], [0, 0], {"z_loss": 1e-51, "denominator": 1e-80} | more)
@@ -452,6 +461,17 @@ def test_subnormal_weights_beside_huge_ones(smallest: float, option: str, reduct
     )
     assert (loss if reduction != "none" else loss[1]) == np.copysign(INF, smallest)
     assert (hessian[1] == 0.25).all()
+
+
+@pytest.mark.parametrize("weight", [1e75, 7e75, 1.4e76])
+@pytest.mark.parametrize("target", [[0], [[1.0, 0, 0]], [[0.25, 0.5, 0.25]]], ids=str)
+def test_curvature_where_probabilities_are_next_to_nothing(target: Any, weight: float) -> None:
+    logits, target = np.float32(LEAST), np.asarray(target)
+    target = target.astype("f4") if target.dtype.kind == "f" else target
+    options: dict[str, Any] = {"sample_weight": [weight], "reduction": "sum"}
+    right = truth.cross_entropy_with_options(logits, target, **options)
+    _, _, hessian = sf.cross_entropy_with_grad_and_hessian(logits, target, **options)
+    assert_ulp(hessian, right.hessian, "hessian", logits.dtype)
 
 
 @pytest.mark.parametrize("sample_weight", [[1, 1e300, 1e-300], [1e-5, 1, 1e-250]])

@@ -772,16 +772,21 @@ def lost_below_normal(
 
     They are those whose probability, or what it misses of 1, may be 0 or have few digits: where
     not all of its digits are above the smallest normal number over 2**HEADROOM (numbers.pxd), also
-    where a large weight makes of it what the result can hold.
+    where a large weight makes of it what the result can hold; above the smallest normal number
+    where that is the largest number squared.
     """
     temperature = np.longdouble(options.get("temperature", 1.0))
     logarithms = truth.log_softmax(x, where=options.get("where", True), temperature=temperature)
     compute = np.finfo(_checks.compute_dtype(dtype))
     smallest = np.ldexp(np.longdouble(compute.tiny), -343 if compute.bits == 64 else -20)
-    is_tiny = np.exp(logarithms) < smallest
     # p (1 - p), times the weight of that in the gradient: the smaller of p and 1 - p is tiny.
     share = right.hessian * temperature
-    of_rest = np.where(-np.expm1(logarithms) < smallest, share, 0)
+    probabilities, rest = np.exp(logarithms), -np.expm1(logarithms)
+    weight = np.abs(share / (probabilities * rest)) * np.fmax(1, 1 / temperature)
+    is_huge = weight > np.ldexp(np.longdouble(1), 2 * compute.maxexp - 8)
+    smallest = np.where(is_huge, compute.tiny * np.longdouble(8), smallest)
+    is_tiny = probabilities < smallest
+    of_rest = np.where(rest < smallest, share, 0)
     loss = temperature * of_rest.sum(axis=-1)
     return replace(
         right,

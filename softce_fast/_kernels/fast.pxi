@@ -182,7 +182,7 @@ cdef inline bint takes_weights(weight, sample_weight, ndarray values, output) no
 
 
 cdef ndarray fast_weights(Call *call, weight, sample_weight):
-    """Set what takes_weights() let pass; the arrays are all there then. Return what is to live on."""
+    """Set what takes_weights() let pass, after the other arrays; return what is to live on."""
     if sample_weight is not None:
         call_array(call, SAMPLE_WEIGHT, sample_weight, True)
     call_close(call)

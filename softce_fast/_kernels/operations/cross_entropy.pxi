@@ -405,18 +405,20 @@ cdef inline int needed_power(double largest, int *left) noexcept nogil:
     return needed
 
 
-cdef inline Factor factor_for(Scaled scale, int power, int left, bint dense) noexcept nogil:
+cdef inline Factor factor_for(Scaled scale, int power, int left, bint rounded) noexcept nogil:
     """What multiplies numbers up to 2**left, once that power is out of them."""
     cdef int limit = EXPONENT_BIAS - 1
-    cdef int whole = power + scale.power - HEADROOM
+    cdef int of_number
+    cdef double number = power_split(scale.number, &of_number)
+    cdef int whole = power + scale.power + of_number - HEADROOM
     cdef int within = max(-limit, min(limit, whole))
     # What the power itself cannot hold, a smaller total does, as far as what the factor misses,
-    # times an exponential, is in range. Coefficients are multiplied by that, too. The number may
-    # be up to 2**4. What this cannot hold, either, is out of range.
-    cdef int most = limit - 4 - HEADROOM + min(20 - left, power if dense else limit)
+    # times an exponential, is in range; or coefficients times that, where there are any. What this
+    # cannot hold, either, is out of range, unless an exponential is next to nothing.
+    cdef int most = EXPONENT_BIAS - HEADROOM + min(20 - left, power if rounded else limit)
     cdef int lift = min(whole - within, most)
     cdef Factor factor
-    factor.number = power_apply(scale.number, HEADROOM + min(lift, 0))
+    factor.number = power_apply(number, HEADROOM + min(lift, 0))
     factor.missing = factor.number / scale.number * scale.rest
     factor.lift = power_apply(1, -max(lift, 0))
     factor.power = power_apply(1, within)
@@ -502,8 +504,7 @@ cdef CommonFactors common_factors(
     Sums of class probabilities are not the same; factors_by_sum() multiplies these by them.
     """
     cdef CommonFactors factors
-    cdef Factor factor = factor_for(
-        row_scale(scale, 1, rounded), 0, 1, is_dense(problem.operation))
+    cdef Factor factor = factor_for(row_scale(scale, 1, rounded), 0, 1, rounded)
     cdef Sum total = even_sum(
         problem, problem.layout.classes, 1 - problem.options.label_smoothing)
     cdef RowLanes lanes
@@ -575,7 +576,7 @@ cdef RowFactors factors_by_sum(
 cdef RowFactors factors_of(
     const Group *group, const Problem *problem, Scaled scale, bint rounded
 ) noexcept nogil:
-    """Those of any rows; `rounded`: what multiplies them is a single number."""
+    """Those of any rows; `rounded`: a single number, which multiplies coefficients as well."""
     cdef RowLanes lanes
     cdef double[16] weight
     cdef double[16] sums
@@ -604,13 +605,13 @@ cdef RowFactors factors_of(
             lanes.lost[k] = number_or_nothing(
                 lanes.lost[k] + sum_error(sums[k], label, lanes.target[k]))
     if alone == 0 and are_moderate(&lanes, weight, scale.power):
-        lanes_set(&lanes, weight, scale, rounded, dense)
+        lanes_set(&lanes, weight, scale, rounded)
         return factors_from(&lanes)
     for k in range(LANES):
         if alone >> k & 1:
             lanes.target[k] = lanes.lost[k] = 0
         lane_set_for(
-            &lanes, k, row_scale(scale, weight[k], rounded), dense and not alone >> k & 1)
+            &lanes, k, row_scale(scale, weight[k], rounded), rounded and not alone >> k & 1)
         if alone >> k & 1:
             lanes.coefficient[k] = 0
     return factors_from(&lanes)
@@ -642,13 +643,13 @@ cdef inline unsigned int rows_of_one_class(
 
 
 cdef inline void lane_set_for(
-    RowLanes *lanes, Py_ssize_t k, Scaled scale, bint dense
+    RowLanes *lanes, Py_ssize_t k, Scaled scale, bint rounded
 ) noexcept nogil:
     """Set what multiplies row k, whatever the size of its numbers."""
     cdef int left
     cdef int power = needed_power(
-        max(fabs(lanes.target[k]), max(fabs(lanes.from_z[k]), <double>dense)), &left)
-    lane_set(lanes, k, factor_for(scale, power, left, dense))
+        max(fabs(lanes.target[k]), max(fabs(lanes.from_z[k]), <double>rounded)), &left)
+    lane_set(lanes, k, factor_for(scale, power, left, rounded))
     if power != 0:
         lane_shift(lanes, k, -power)
 
@@ -677,7 +678,7 @@ cdef inline bint are_moderate(
 
 
 cdef inline void lanes_set(
-    RowLanes *lanes, const double *weight, Scaled scale, bint rounded, bint dense
+    RowLanes *lanes, const double *weight, Scaled scale, bint rounded
 ) noexcept nogil:
     """lane_set() and lane_shift() for all rows at once, where they are moderate."""
     cdef double headroom = power_apply(1, HEADROOM)
@@ -690,7 +691,7 @@ cdef inline void lanes_set(
         number = scale.number * mantissa
         rest = product_error(scale.number, mantissa) + scale.rest * mantissa
         needed = min(<int64_t>0, exponent_of(max(fabs(lanes.target[k]), fabs(lanes.from_z[k]))))
-        needed = 0 if dense else needed
+        needed = 0 if rounded else needed
         shift = two_to(-needed)
         lanes.number[k] = (number + rest if rounded else number) * headroom
         lanes.missing[k] = 0 if rounded else rest * headroom
