@@ -513,8 +513,9 @@ def right_result(case: Case, plain: Any) -> tuple[Any, float]:
     first, *others = case.arguments
     # A result of fewer digits than the input is rounded at the end.
     dtype = _checks.compute_dtype(np.asarray(first_of(plain)).dtype)
-    if np.asarray(first).dtype.newbyteorder("=") == np.float64:
-        dtype = np.promote_types(dtype, np.float64)
+    own = np.asarray(first).dtype
+    if own.kind == "f" and own.itemsize >= 8:
+        dtype = np.promote_types(dtype, own)
     floats = [wide(first, dtype)]
     for item in others:
         is_empty_list = isinstance(item, list) and not np.size(item)
