@@ -2,7 +2,8 @@
 
 It is what the compiled kernels are measured and tested against, and it serves ``longdouble``. The
 functions have the names, arguments, results and errors of those in :mod:`softce_fast`, whose
-docstrings describe them in full.
+docstrings describe them in full. Losses are computed in float64 at least; what leaves its range on
+the way, as products of extreme weights may, is infinite or 0 in the end.
 """
 
 from __future__ import annotations
