@@ -68,7 +68,8 @@ def loss_plan(
             logits, labels, options.get("probabilities"), None, options.get("losses"), gradient,
             None, logits.ndim - 1, options.get("class_weight"), options.get("sample_weight"),
             options.get("label_smoothing", 0.0), options.get("z_loss", 0.0), 1.0, 0.0, True,
-            options.get("denominator"), -100, 0, lambda _: threads, options.get("dtype"),
+            options.get("denominator"), -100, (0, 0, 0), lambda _: threads,
+            options.get("dtype"),
         )
     )  # fmt: skip
 
@@ -544,7 +545,7 @@ def test_tasks() -> None:
         assert softmax_plan(zeros(100, 9000), threads=threads)["rows_per_task"] == 3
     x = zeros(Threshold.LABELS_PER_TASK + 1, 3)
     labels = np.zeros(len(x), np.int64)
-    arguments = x, labels, None, None, 1, None, None, -100, True, 0, one_thread
+    arguments = x, labels, None, None, 1, None, None, -100, True, (0, 0, 0), one_thread
     assert plan_of(lambda: execute.negative_log(*arguments))["tasks"] == 2
 
 
