@@ -239,7 +239,7 @@ PLANTED = {
          "losses digits"),
         ("what weights bring back is some powers of two too small",
          "most = EXPONENT_BIAS - HEADROOM", "most = EXPONENT_BIAS - HEADROOM - 8",
-         "cases -k next_to_nothing"),
+         "cases -k test_sizes"),
         ("a label that is the maximum counts among the others",
          "apart[k] = group.labels[k] != group.recipe.top[k]", "apart[k] = 1",
          "digits -k test_losses"),
