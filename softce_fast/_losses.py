@@ -455,6 +455,16 @@ class Powers(NamedTuple):
         weights = taken if labelled else self.of_sample
         return taken - self.divisor, sum_power, weights - self.divisor
 
+    def taken_out_of(
+        self, weight: Array | None, sample_weight: Array | None, z_loss: float
+    ) -> tuple[Array | None, Array | None, float]:
+        """Return what is left of class weights, sample weights and z_loss."""
+        return (
+            None if weight is None else _without_power(weight, self.of_class),
+            None if sample_weight is None else _without_power(sample_weight, self.of_sample),
+            math.ldexp(z_loss, -self.of_class),
+        )
+
     def reduced(self, total: float, divisor: float, again: Callable[[int], float]) -> Reduced:
         """Return a sum of losses over a divisor.
 
@@ -538,15 +548,11 @@ def _balanced(call: LossArguments) -> tuple[LossArguments, Powers]:
             counts = call.labels != call.ignore_index
             of_label = None if weight is None else weight.take(call.labels, mode="clip")
         powers = divided(powers, counts, of_label, sample_weight)
-    if weight is not None:
-        weight = without_power(weight, powers.of_class)
-    if sample_weight is not None:
-        sample_weight = without_power(sample_weight, powers.of_sample)
-    z_loss = math.ldexp(call.z_loss, -powers.of_class)
+    weight, sample_weight, z_loss = powers.taken_out_of(weight, sample_weight, call.z_loss)
     return call._replace(weight=weight, sample_weight=sample_weight, z_loss=z_loss), powers
 
 
-def without_power(weights: Array, power: int) -> Array:
+def _without_power(weights: Array, power: int) -> Array:
     """Return weights less a power of two; none becomes 0: times an infinite loss, each counts."""
     weights = weights.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):

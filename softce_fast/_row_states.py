@@ -185,9 +185,15 @@ class Loss(NamedTuple):
         if self.sample_weight is not None:
             counts = (weights != 0) & (self.sample_weight != 0)
             sample_weight = self.sample_weight.astype(np.float64)
-            weights, of_rows = np.frexp(np.where(counts, weights, 0))
-            sample_weight, of_sample = np.frexp(np.where(counts, sample_weight, 0))
-            weights = np.ldexp(weights * sample_weight, of_rows + of_sample + power)
+            weights, sample_weight = (
+                np.where(counts, part, 0) for part in (weights, sample_weight)
+            )
+            if power:
+                weights, of_rows = np.frexp(weights)
+                sample_weight, of_sample = np.frexp(sample_weight)
+                weights = np.ldexp(weights * sample_weight, of_rows + of_sample + power)
+            else:
+                weights = weights * sample_weight
         elif power:
             weights = np.ldexp(weights, power)
         weights = weights[~self.ignored]

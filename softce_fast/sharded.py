@@ -23,7 +23,6 @@ in the order of the classes; with label smoothing they have its digits.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -333,20 +332,20 @@ def logsumexp(states: Array) -> Any:
 def _balanced(loss: Loss, class_weights: Array | None) -> tuple[Loss, _losses.Powers]:
     """Return a loss without the powers of two that leave its weights around 1.
 
-    `class_weights`: the sums of those of all classes, where these have a part in the loss.
+    `class_weights`: sums of those of all classes, where these have a part in the loss.
     """
     weights, sample_weight = loss.label_weight, loss.sample_weight
-    both = weights if class_weights is None else np.append(weights, class_weights)
-    powers = _losses.balance(both if loss.weighted else None, sample_weight, loss.z_loss)
+    of_classes = None
+    if loss.weighted:
+        of_classes = weights if class_weights is None else np.append(weights, class_weights)
+    powers = _losses.balance(of_classes, sample_weight, loss.z_loss)
     if powers.moderate:
         return loss, powers
     if loss.reduction == "mean" and loss.denominator is None:
         powers = _losses.divided(powers, ~loss.ignored, weights, sample_weight)
-    if sample_weight is not None:
-        sample_weight = _losses.without_power(sample_weight, powers.of_sample)
-    weights = _losses.without_power(weights, powers.of_class)
-    z_loss = math.ldexp(loss.z_loss, -powers.of_class)
-    loss = loss._replace(label_weight=weights, sample_weight=sample_weight, z_loss=z_loss)
+    left, sample_weight, z_loss = powers.taken_out_of(weights, sample_weight, loss.z_loss)
+    assert left is not None
+    loss = loss._replace(label_weight=left, sample_weight=sample_weight, z_loss=z_loss)
     return loss, powers
 
 
@@ -356,7 +355,7 @@ def _task_of(states: Array, loss: Loss) -> tuple[_Task, _losses.Powers]:
     class_weights, is_wide = None, False
     if smoothing:
         class_weights = states[sums]["weights"].sum(axis=-1) + states[sums]["own"]
-    loss, powers = _balanced(loss, None if class_weights is None else class_weights.sum(axis=-1))
+    loss, powers = _balanced(loss, class_weights)
     of_row, _, in_divisor = powers.factors(labelled=True)
     if class_weights is not None:
         share = np.ldexp(loss.share(), -powers.of_class)

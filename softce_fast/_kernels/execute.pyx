@@ -309,9 +309,10 @@ def cross_entropy(
     Of `labels` and `probabilities` one is None. `losses`, `gradient` and, beside a gradient,
     `hessian` are written where they are given, but not if a label is no class. The gradient is
     that of the sum, or with `mean` that of the mean, which divides by `denominator` if that is not
-    None. Dividing by 0 is left to the caller. `powers`, of two, multiply what is written, the
-    losses that are summed, and the weights that the mean divides by: weights are told without those
-    that would leave the range. `dtype` is that of the results, if it is not that of the logits.
+    None. Dividing by 0 is left to the caller. `powers` are exponents of two, for what weights have
+    been relieved of: the first multiplies what is written, the second each loss that is summed, the
+    third each weight that the mean divides by. `dtype` is that of the results, if it is not that of
+    the logits.
     """
     cdef Call call
     cdef Scan scan
