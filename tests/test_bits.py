@@ -269,6 +269,32 @@ def test_class_probabilities_of_any_size_beside_a_row(
             assert_same_bits(of_all[row], of_one[0], name, row)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
+def test_weights_of_any_size_beside_a_row(
+    isa: str, full_dtype: np.dtype, smoothing: float, z_loss: float
+) -> None:
+    """Rows are taken together where their numbers are near 1; that gives each the same digits."""
+    for classes in (3, 24, 29, 100):
+        random = np.random.default_rng(classes)
+        rows = 900
+        logits = random.normal(0, 3, (rows, classes)).astype(full_dtype)
+        labels = random.integers(0, classes, rows)
+        sample_weight = random.uniform(0.01, 1, rows)
+        alike = sample_weight.copy()
+        # Every fifth row is one that the others cannot be taken together with.
+        sample_weight[::5] *= random.choice([2.0**30, 2.0**-30], rows // 5)
+        options: dict[str, Any] = {
+            "weight": random.uniform(0.01, 1, classes), "label_smoothing": smoothing,
+            "z_loss": z_loss, "temperature": 0.7, "reduction": "none",
+        }  # fmt: skip
+        beside = sf.cross_entropy_with_grad(logits, labels, sample_weight=sample_weight, **options)
+        together = sf.cross_entropy_with_grad(logits, labels, sample_weight=alike, **options)
+        chosen = np.arange(rows) % 5 != 0
+        for name, of_some, of_all in zip(("loss", "gradient"), beside, together, strict=True):
+            assert_same_bits(of_some[chosen], of_all[chosen], name, classes)
+
+
 def check_layouts(logits: Array, labels: Array) -> None:
     for name, operation in OPERATIONS.items():
         expected = operation(logits, labels, -1)

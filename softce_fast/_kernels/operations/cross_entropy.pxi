@@ -625,7 +625,8 @@ cdef inline unsigned int rows_of_one_class(
     All probability is that of one class, and so are all coefficients.
     """
     cdef vector zero = vector_set(0.0)
-    cdef unsigned int rows = vector_mask_bits(vector_equal(group.whole.others.high, zero))
+    cdef unsigned int rows = vector_mask_bits(
+        vector_equal(group.whole.others.high, zero)) & (<unsigned int>1 << group.rows) - 1
     cdef double[16] others
     cdef double[16] lost
     cdef Py_ssize_t k
@@ -690,11 +691,16 @@ cdef inline void lanes_set(
         mantissa = weight[k] * two_to(-power)
         number = scale.number * mantissa
         rest = product_error(scale.number, mantissa) + scale.rest * mantissa
+        number += rest if rounded else 0
+        rest = 0 if rounded else rest
+        # Which of two factors is the larger one decides on digits: it is to be the same one.
+        power += exponent_of(number)
+        shift = headroom * two_to(-exponent_of(number))
+        lanes.number[k] = number * shift
+        lanes.missing[k] = rest * shift
         needed = min(<int64_t>0, exponent_of(max(fabs(lanes.target[k]), fabs(lanes.from_z[k]))))
         needed = 0 if rounded else needed
         shift = two_to(-needed)
-        lanes.number[k] = (number + rest if rounded else number) * headroom
-        lanes.missing[k] = 0 if rounded else rest * headroom
         lanes.coefficient[k] = lanes.number[k] * shift
         lanes.lift[k] = 1
         lanes.power[k] = two_to(power + needed + scale.power - HEADROOM)
