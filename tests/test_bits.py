@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -293,6 +294,38 @@ def test_weights_of_any_size_beside_a_row(
         chosen = np.arange(rows) % 5 != 0
         for name, of_some, of_all in zip(("loss", "gradient"), beside, together, strict=True):
             assert_same_bits(of_some[chosen], of_all[chosen], name, classes)
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("classes", [1, 3, 24, 300, 5000])
+def test_a_mask_that_excludes_nothing_of_a_row(
+    isa: str, full_dtype: np.dtype, classes: int, dense: bool
+) -> None:
+    """The row is the same as without a mask, whatever that excludes of others."""
+    random = np.random.default_rng(classes)
+    rows = max(40, 4000 // classes)
+    logits = random.normal(0, 3, (rows, classes)).astype(full_dtype)
+    target: Array = random.integers(0, classes, rows)
+    if dense:
+        target = random.dirichlet(np.ones(classes), rows).astype(full_dtype)
+    where = np.ones((rows, classes), bool)
+    where[::3] = random.random((len(where[::3]), classes)) < 0.5
+    whole = where.all(1)
+    weight = random.uniform(0.1, 2, classes)
+    functions = (sf.cross_entropy_with_grad, sf.cross_entropy_with_grad_and_hessian)
+    for function, name, value in itertools.product(
+        functions, ("temperature", "weight", "z_loss"), (0.0, 0.1, 1.0)
+    ):
+        if function is functions[1] and name == "z_loss":
+            continue
+        options = {"temperature": 0.7, "weight": weight, "z_loss": 1e-3}
+        options = {name: options[name], "label_smoothing": value, "reduction": "none"}
+        expected = function(logits, target, **options)
+        for mask in (where, np.ones(classes, bool)):
+            found = function(logits, target, where=mask, **options)
+            chosen = whole if mask is where else slice(None)
+            for one, other in zip(found, expected, strict=True):
+                assert_same_bits(one[chosen], other[chosen], function.__name__, name, value)
 
 
 def check_layouts(logits: Array, labels: Array) -> None:

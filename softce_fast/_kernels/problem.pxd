@@ -427,8 +427,8 @@ cdef inline bint weighs_alike(const Problem *problem) noexcept nogil:
     """Whether no row has a weight: what multiplies its gradient follows from its target alone."""
     return (
         problem.options.class_weight == NULL and not has(problem, SAMPLE_WEIGHT)
-        and problem.options.z_loss == 0 and not shares_by_row(problem)
-        and not problem.shard.given)
+        and problem.options.z_loss == 0 and not problem.shard.given
+        and (has(problem, SECOND) or not shares_by_row(problem)))
 
 
 cdef inline bint coefficients_by_row(const Problem *problem) noexcept nogil:

@@ -872,18 +872,17 @@ cdef inline void shares_of_others(
 ) noexcept nogil:
     """What smoothing gives to all classes but that of the maximum, and what that misses."""
     cdef Sum sum_ = even_sum(problem, problem.layout.classes - 1, 0)
+    cdef unsigned int known = 0 if problem.shard.given else ~<unsigned int>0
     cdef Py_ssize_t k
-    for k in range(LANES):
-        others[k] = sum_.total
-        lost[k] = sum_.rest
-    if shares_by_row(problem) or problem.shard.given:
-        numbers_store(others, group.whole.other_coefficients.high)
-        numbers_store(lost, group.whole.other_coefficients.low)
-    elif problem.options.other_sums != NULL:
-        for k in range(LANES):
+    if shares_by_row(problem):
+        known = group.weights.unmasked
+    numbers_store(others, group.whole.other_coefficients.high)
+    numbers_store(lost, group.whole.other_coefficients.low)
+    for k in range(LANES if known != 0 else 0):
+        if problem.options.other_sums != NULL:
             sum_ = sum_product(problem.even, problem.options.other_sums[top_of_row(group, k)])
-            others[k] = sum_.total
-            lost[k] = sum_.rest
+        others[k] = sum_.total if known >> k & 1 else others[k]
+        lost[k] = sum_.rest if known >> k & 1 else lost[k]
 
 
 cdef inline DoubleDouble other_coefficients_of_labels(

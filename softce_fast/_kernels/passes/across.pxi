@@ -1093,6 +1093,7 @@ cdef void tile_spread(
     if coefficients_by_row(problem):
         state.own_coefficient = tile_coefficients_lay(&coefficients, n, state.position, terms)
         state.other_coefficients = tile_sums(terms, n, False)
+        unmasked_coefficients(group, problem, chunk, state)
     else:
         state.other_coefficients = chunk_coefficients(problem, chunk)
 

@@ -979,6 +979,7 @@ cdef inline void dense_reduce(
     state.spread = double_double_rounded(rows_reduce(&dense.spread, group.rows, n))
     if coefficients_by_row(problem):
         state.other_coefficients = rows_reduce(&dense.coefficients, group.rows, n)
+        unmasked_coefficients(group, problem, chunk, state)
     else:
         state.other_coefficients = chunk_coefficients(problem, chunk)
 
@@ -988,6 +989,23 @@ cdef inline DoubleDouble chunk_coefficients(
 ) noexcept nogil:
     """The sum of what label smoothing gives to the classes of a chunk, of any row."""
     return double_double_of_sum(sum_product(problem.even, problem.options.chunk_sums[chunk]))
+
+
+cdef void unmasked_coefficients(
+    const Group *group, const Problem *problem, Py_ssize_t chunk, RowState *state
+) noexcept nogil:
+    """Give rows that a mask excludes nothing of the sums that they have without one."""
+    cdef real[16] unmasked
+    cdef mask here
+    cdef Py_ssize_t k
+    if has(problem, SECOND) or not shares_by_row(problem) or group.weights.unmasked == 0:
+        return
+    for k in range(LANES):
+        unmasked[k] = <real>(group.weights.unmasked >> k & 1)
+    here = vector_equal(vector_load(unmasked), vector_set(1.0))
+    state.own_coefficient = vector_select(here, vector_set(0.0), state.own_coefficient)
+    state.other_coefficients = double_double_select(
+        here, chunk_coefficients(problem, chunk), state.other_coefficients)
 
 
 # ---- emit ----------------------------------------------------------------------------------------

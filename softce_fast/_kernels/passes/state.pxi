@@ -93,7 +93,8 @@ cdef struct GroupWeights:
     bint given               # else none is set here: see weighs_alike()
     double[16] label         # class weight at the label, less what smoothing takes
     double[16] sample
-    double[16] even          # what smoothing gives to each class, where that depends on the row
+    double[16] even          # what smoothing gives to each class, where that depends on the row,
+    unsigned int unmasked    # and, bit k, whether it gives that to all classes of row k
 
 
 cdef struct PairSum:
@@ -336,13 +337,16 @@ cdef Py_ssize_t classes_allowed(
 
 
 cdef void group_shares(Group *group, const Problem *problem) noexcept nogil:
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, allowed
+    group.weights.unmasked = 0
     for k in range(LANES):
         group.weights.even[k] = group.weights.even[0]
         if k < group.rows and problem.shard.given:
             group.weights.even[k] = shard_share(problem, group.first + k)
         elif k < group.rows:
-            group.weights.even[k] = even_share(problem, classes_allowed(group, problem, k))
+            allowed = classes_allowed(group, problem, k)
+            group.weights.even[k] = even_share(problem, allowed)
+            group.weights.unmasked |= <unsigned int>(allowed == problem.layout.classes) << k
 
 
 cdef inline bint is_excluded(
