@@ -10,6 +10,7 @@
 #   passes/along, across    the two ways of walking through rows
 #   passes/state            what is known of rows meanwhile
 #   passes/panel, writer    where elements come from, and where they go
+#   passes/softcap          what is done to logits there, and to gradients
 #   numbers.pxd             double-double numbers, exp and log
 #   vector.h, element.h     instruction sets; conversions
 #
@@ -30,6 +31,7 @@ from .vector cimport *
 
 include "passes/panel.pxi"
 include "passes/writer.pxi"
+include "passes/softcap.pxi"
 include "passes/state.pxi"
 include "passes/along.pxi"
 include "passes/across.pxi"

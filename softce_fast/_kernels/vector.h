@@ -363,6 +363,13 @@ INLINE unsigned vector_mask_bits(mask m) {
     return word;
 }
 
+INLINE int any_lane(mask m) {
+    part_mask any = m.p[0];
+    for (int i = 1; i < PARTS; i++)
+        any |= m.p[i];
+    return vector_mask_bits((mask){{any}}) != 0;
+}
+
 INLINE vector vector_absolute(vector a) {
     const part_bits keep = (bits)(((uint64_t)1 << (8 * sizeof(real) - 1)) - 1) - (part_bits){0};
 #define E(i) (part)((part_bits)a.p[i] & keep)

@@ -40,6 +40,7 @@ cdef extern from "vector.h" nogil:
     mask vector_equal(vector a, vector b)
     mask mask_either(mask a, mask b)
     unsigned int vector_mask_bits(mask m)
+    bint any_lane(mask m)
     vector vector_select(mask m, vector a, vector b)      # m ? a : b
     vector vector_power_of_two(vector n)                  # 2**((n - POWER_ROUNDER) / STEPS)
     vector vector_exponent(vector a)
@@ -90,7 +91,3 @@ cdef inline vector vector_counting() noexcept nogil:
     for k in range(LANES):
         lane[k] = <real>k
     return vector_load(lane)
-
-
-cdef inline bint any_lane(mask m) noexcept nogil:
-    return vector_mask_bits(m) != 0

@@ -165,30 +165,6 @@ cdef inline void numbers_exclude(
         x[i] = x[i] if taken[i] != 0 else value
 
 
-cdef void numbers_cap(real *to, const real *x, Py_ssize_t n, const Softcap *cap) noexcept nogil:
-    """Cap n logits; it may be where they are."""
-    cdef Py_ssize_t i = 0
-    while i + LANES <= n:
-        vector_store(to + i, softcapped(vector_load(x + i), cap))
-        i += LANES
-    if i < n:
-        vector_store_first(to + i, softcapped(vector_load_first(x + i, n - i), cap), n - i)
-
-
-cdef void numbers_slope(
-    real *gradient, const real *x, Py_ssize_t n, const Softcap *cap
-) noexcept nogil:
-    """Turn n gradients by capped logits into those by the logits x."""
-    cdef Py_ssize_t i = 0
-    while i + LANES <= n:
-        vector_store(gradient + i, softcap_gradient(
-            vector_load(gradient + i), vector_load(x + i), cap))
-        i += LANES
-    if i < n:
-        vector_store_first(gradient + i, softcap_gradient(
-            vector_load_first(gradient + i, n - i), vector_load_first(x + i, n - i), cap), n - i)
-
-
 cdef void row_scatter(
     const Layout *layout, const Array *array, Py_ssize_t offset, Py_ssize_t start, Py_ssize_t n,
     const real *x, char *raw,
