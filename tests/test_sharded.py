@@ -18,6 +18,7 @@ import truth
 from layouts import assert_same_bits
 from shards import OF_LOGITS, Sharded
 from softce_fast import sharded
+from softce_fast._kernels import execute
 from test_digits import Digits, rows_with_gaps, target_for
 from truth import Array
 
@@ -29,6 +30,11 @@ OPTIONS: list[tuple[str, ...]] = [
     ("label_smoothing",), ("weight", "label_smoothing"), ("weight", "sample_weight", "z_loss"),
     ("softcap",), ("softcap", "temperature", "weight"), ("softcap", "label_smoothing"), ("where",),
     ("where", "label_smoothing"), ("where", "weight", "label_smoothing", "softcap", "z_loss"),
+]  # fmt: skip
+# Those that states are made with.
+OF_STATES: list[tuple[str, ...]] = [
+    (), ("where",), ("temperature",), ("target",), ("target", "weight"), ("target", "where"),
+    ("target", "where", "weight", "temperature"),
 ]  # fmt: skip
 VALUES = {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7, "softcap": 5.0}
 
@@ -124,6 +130,35 @@ def test_bits_do_not_depend_on_threads_axis_or_grouping(full_dtype: np.dtype) ->
         np.testing.assert_array_equal(sharded.cross_entropy(more, reduction="none"), loss)
         probabilities = sharded.softmax(logits.T, whole, 0)
     np.testing.assert_array_equal(probabilities.T, sf.softmax(logits))
+
+
+@pytest.mark.parametrize("names", OF_STATES, ids="-".join)
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 16, 17, 63, 65, 100, 200])
+def test_states_are_the_same_along_and_across(
+    dtype: np.dtype, classes: int, names: tuple[str, ...]
+) -> None:
+    """Those of rows that are not finite, and of labels elsewhere, too."""
+    random = np.random.default_rng(classes)
+    logits = random.normal(scale=5, size=(50, classes))
+    logits[random.random((50, classes)) < 0.02] = -np.inf
+    logits[0], logits[1], logits[2, -1], logits[3, 0] = -np.inf, np.nan, np.inf, np.nan
+    logits[4] = 1e4 + logits[4]
+    given: dict[str, Any] = {
+        "target": random.integers(-1, classes + 2, 50), "weight": random.uniform(0.1, 5, classes),
+        "where": random.random((50, classes)) < 0.7, "temperature": 0.7,
+    }  # fmt: skip
+    options = {name: given[name] for name in names}
+    for x in (logits.astype(dtype), np.asfortranarray(logits.astype(dtype))):
+        states = []
+        for passes in ("along", "across"):
+            with execute.forcing(passes=passes), execute.recording() as plans:
+                states.append(sharded.row_states(x, **options))
+            assert {plan["passes"] for plan in plans} == {passes}
+        for item in states:
+            # The sums of a row with +inf or NaN are none.
+            for name in {"chunks", "more_digits"} & set(item.dtype.names):
+                item[name][np.isnan(item[name]["all"][..., 0])] = 0
+        assert states[0].tobytes() == states[1].tobytes()
 
 
 # Digits, of any split

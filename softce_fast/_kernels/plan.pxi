@@ -97,7 +97,7 @@ cdef inline bint reads_in_place(
             and not notes_maximum(problem.operation) and has_neighbour_classes(problem, INPUT))
     return has_neighbour_classes(problem, INPUT) or (
         problem.plan.passes == ACROSS and has_neighbour_rows(problem, INPUT)
-        and not notes_maximum(problem.operation)
+        and not notes_maximum(problem.operation) and problem.shard.exported == NULL
         and (problem.layout.inner % lanes == 0 or problem.layout.inner >= WHOLE_RUN * lanes))
 
 
@@ -197,7 +197,7 @@ cdef inline Pass passes_for(const Problem *problem, int lanes) noexcept nogil:
     cdef bint neighbours = has_neighbour_classes(problem, INPUT)
     cdef Py_ssize_t most = classes_across(ACROSS_CLASSES, lanes)
     if (
-        problem.plan.by_chunks or problem.shard.given
+        problem.plan.by_chunks or problem.shard.imported != NULL
         or not can_go_across(problem.operation) or selects_along(problem)
     ):
         return ALONG
@@ -450,7 +450,7 @@ cdef int plan_check(const Problem *problem, const Kernels *kernels) except -1:
         for name, holds in (
             ("passes", plan.passes == ACROSS and (
                 plan.by_chunks or not can_go_across(problem.operation)
-                or selects_along(problem) or problem.shard.given)),
+                or selects_along(problem) or problem.shard.imported != NULL)),
             ("by_chunks", plan.by_chunks and plan.chunks == 1),
             ("rows_at_once", plan.rows_at_once > kernels.lanes),
             ("batch", plan.batch > (MOST_BATCH if plan.passes == ACROSS else 1)),

@@ -302,6 +302,10 @@ cdef void rows_across(
             if is_scored(problem.operation):
                 for k in range(tiles):
                     tile_compare(groups + k, problem, k, chunk, scratch)
+            for k in range(tiles if problem.shard.exported != NULL else 0):
+                tile_export(groups + k, problem, k, chunk, scratch)
+        if problem.shard.exported != NULL:
+            continue
         if problem.plan.chunks > 1 or notes_maximum(problem.operation):
             for k in range(tiles):
                 group_merge(

@@ -59,30 +59,51 @@ cdef inline void shard_export(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const RowState *state,
     const DenseSums *dense,
 ) noexcept nogil:
-    if problem.shard.exported != NULL:
-        shard_write(group, problem, chunk, state, dense)
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef bint few_digits = problem.plan.few_digits
+    cdef DoubleDouble all_, unlabelled
+    if problem.shard.exported == NULL:
+        return
+    all_ = unlabelled = rows_reduce(&dense.all, group.rows, n, few_digits)
+    if has(problem, LABELS):
+        unlabelled = rows_reduce(&dense.unlabelled, group.rows, n, few_digits)
+    shard_write(group, problem, chunk, state, all_, unlabelled)
+
+
+cdef void tile_export(
+    const Group *group, const Problem *problem, Py_ssize_t t, Py_ssize_t chunk, Scratch *scratch
+) noexcept nogil:
+    """The same of a tile whose exponentials are summed without the maximum: with that, too."""
+    cdef Py_ssize_t n = chunk_length(problem, chunk)
+    cdef bint few_digits = problem.plan.few_digits
+    cdef real *terms = tile_terms(problem, scratch.kept + t * scratch.kept_stride, n)
+    cdef const RowState *state = chunk_state(group, problem, t, chunk, scratch)
+    cdef DoubleDouble all_, unlabelled
+    tile_put(terms, n, state.position, exponential(
+        state.maximum, state.reference, &scratch.scale))
+    all_ = unlabelled = tile_sums(terms, n, few_digits)
+    if has(problem, LABELS):
+        tile_put(terms, n, classes_in_chunk(group.labels, chunk), vector_set(0.0))
+        unlabelled = tile_sums(terms, n, few_digits)
+    shard_write(group, problem, chunk, state, all_, unlabelled)
 
 
 cdef void shard_write(
     const Group *group, const Problem *problem, Py_ssize_t chunk, const RowState *state,
-    const DenseSums *dense,
+    DoubleDouble all_, DoubleDouble unlabelled,
 ) noexcept nogil:
     """Write what is known of a chunk of the rows of a group."""
-    cdef Py_ssize_t n = chunk_length(problem, chunk)
-    cdef bint few_digits = problem.plan.few_digits
     cdef Py_ssize_t k, i, count = SHARD_NUMBERS
     cdef double[SHARD_LABELLED_NUMBERS][16] numbers
     cdef double *row
     numbers_store(numbers[<int>SHARD_MAXIMUM], state.maximum)
     numbers_store(numbers[<int>SHARD_REFERENCE], state.reference.shift)
     numbers_store(numbers[<int>SHARD_REFERENCE + 1], state.reference.exponent)
-    sum_store(
-        &numbers[<int>SHARD_ALL], rows_reduce(&dense.all, group.rows, n, few_digits))
+    sum_store(&numbers[<int>SHARD_ALL], all_)
     sum_store(&numbers[<int>SHARD_REST], state.others)
     if has(problem, LABELS):
         count = SHARD_WEIGHTS
-        sum_store(
-            &numbers[<int>SHARD_OTHERS], rows_reduce(&dense.unlabelled, group.rows, n, few_digits))
+        sum_store(&numbers[<int>SHARD_OTHERS], unlabelled)
     if is_dense(problem.operation):
         count = SHARD_LABELLED_NUMBERS
         shard_weights(numbers, problem, state)

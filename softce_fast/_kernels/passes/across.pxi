@@ -525,7 +525,8 @@ cdef inline Py_ssize_t runs_of(Py_ssize_t n) noexcept nogil:
 cdef inline bint sums_by_run(const Problem *problem) noexcept nogil:
     """Whether what is added up of a run is, before the next one's is made."""
     return is_pair(problem.operation) or (
-        problem.layout.classes > TILE_RUN and not is_weighted(problem))
+        problem.layout.classes > TILE_RUN and not is_weighted(problem)
+        and problem.shard.exported == NULL)
 
 
 cdef inline bint lays_pairs_by_class(const Problem *problem) noexcept nogil:
