@@ -305,9 +305,10 @@ WAYS = {
     "dtype= the input's own": Way(1.6, own_dtype, FORWARD),
     "half type to float32": Way(1.6, wider, FORWARD, dtypes=HALF_DTYPES),
     "float32 to float64": Way(2.5, wider, FORWARD, dtypes=("float32",)),
+    # The results of int32 are float64.
     **{
-        dtype: Way(1.6, partial(integers, dtype=dtype), FORWARD, dtypes=("float32", "float64"))
-        for dtype in ("int32", "uint8")
+        dtype: Way(most, partial(integers, dtype=dtype), FORWARD, dtypes=("float32", "float64"))
+        for dtype, most in {"int32": 2.5, "uint8": 1.6}.items()
     },
     "other byte order": Way(
         1.6, inputs_as(lambda x: x.astype(x.dtype.newbyteorder())),

@@ -210,6 +210,9 @@ PLANTED = {
          "FIRST_LANES(bits, last * step + 1 - LANES_OF", "plan -k picked"),
     ),
     f"{KERNELS}/passes/state.pxi": (
+        ("coefficients are summed where a mask excludes nothing",
+         "<unsigned int>(allowed == problem.layout.classes) << k", "<unsigned int>False << k",
+         "bits -k excludes_nothing"),
         ("rows are evenly spaced past the end of an axis",
          "if rows == LANES and within + rows <= layout.inner else 0", "if rows == LANES else 0",
          "bits -k four_dimensions"),
@@ -243,6 +246,9 @@ PLANTED = {
         ("a label that is the maximum counts among the others",
          "apart[k] = group.labels[k] != group.recipe.top[k]", "apart[k] = 1",
          "digits -k test_losses"),
+        ("rows that are taken together have factors of another size",
+         "power += exponent_of(number)\n        shift = headroom * two_to(-exponent_of(number))",
+         "shift = headroom", "bits -k weights_of_any_size_beside"),
     ),
     f"{KERNELS}/fast.pxi": (
         ("the short way leaves sample weights out",
@@ -265,6 +271,9 @@ PLANTED = {
         ("the label stays in the sums of its shard",
          "stretch.label = label_place(group, problem, chunk, k)", "stretch.label = -1",
          "sharded -k test_digits"),
+        ("the maximum is left out of all sums of a tile's state",
+         "tile_put(terms, n, state.position, exponential(",
+         "tile_put(terms, n, vector_set(-1.0), exponential(", "sharded -k across"),
     ),
     f"{KERNELS}/share.h": (
         ("a counter that two threads may read at once",
